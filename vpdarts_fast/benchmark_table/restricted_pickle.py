@@ -1,0 +1,64 @@
+"""Reads pickles of plain data, and refuses every pickle that asks for anything else.
+
+A pickle may name any importable function and have it called. The official benchmark files need only
+containers, numbers, strings, `collections.OrderedDict` and, for latencies, numpy scalars; nothing
+else can be reached from here.
+"""
+
+from __future__ import annotations
+
+import bz2
+import pickle
+import struct
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, BinaryIO
+
+_STRUCT_CODES = {"f4": "f", "f8": "d", "i4": "i", "i8": "q", "u4": "I", "u8": "Q", "b1": "?"}
+
+
+class _ScalarType:
+    """Stands in for `numpy.dtype`, whose own unpickling trusts the sizes and flags that it is given."""
+
+    def __init__(self, code: str, align: bool = False, copy: bool = False) -> None:
+        if code not in _STRUCT_CODES:
+            raise pickle.UnpicklingError(f"numpy type {code!r} is not a plain number")
+        self.layout = "<" + _STRUCT_CODES[code]
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        byte_order = {"<": "<", ">": ">", "|": "<"}[state[1]]
+        self.layout = byte_order + self.layout[1:]
+
+    @classmethod
+    def scalar(cls, kind: _ScalarType, data: bytes) -> float:
+        """Stands in for numpy's scalar constructor; a Python number."""
+        (value,) = struct.unpack(kind.layout, data)
+        return float(value)
+
+
+SAFE_GLOBALS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): OrderedDict,
+    ("numpy", "dtype"): _ScalarType,
+    ("numpy.core.multiarray", "scalar"): _ScalarType.scalar,
+    ("numpy._core.multiarray", "scalar"): _ScalarType.scalar,
+}
+"""Everything a pickle may name: (module, name) -> what it gets instead."""
+
+
+class _RestrictedUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Callable[..., Any]:
+        try:
+            return SAFE_GLOBALS[module, name]
+        except KeyError:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain data") from None
+
+
+def load_bz2_pickle(file: BinaryIO) -> Any:
+    """The object in a bz2-compressed pickle.
+
+    Raises:
+        pickle.UnpicklingError: the pickle names something outside `SAFE_GLOBALS`; nothing was called.
+        Exception: of nearly any type, for damaged data.
+    """
+    with bz2.BZ2File(file) as decompressed:
+        return _RestrictedUnpickler(decompressed).load()

@@ -1,0 +1,209 @@
+"""NAS-Bench-201: its supernet, and the network of a single architecture.
+
+Skeleton (Dong and Yang, 2020): stem, N cells at C channels, residual block to 2C, N cells, residual
+block to 4C, N cells, batch norm and ReLU, global average pool, linear classifier.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.nn import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES, OPS, Genotype, all_genotypes
+
+__all__ = [
+    "EDGES",
+    "NUM_ARCHITECTURES",
+    "NUM_NODES",
+    "OPS",
+    "DiscreteCell",
+    "DiscreteNetwork",
+    "Genotype",
+    "Supernet",
+    "all_genotypes",
+    "build_network",
+]
+
+
+class Skeleton(nn.Module):
+    """Everything of the network but what is inside a cell.
+
+    Args:
+        channels: C, of the first stage.
+        cells_per_stage: N.
+        num_classes: of the classifier.
+        make_cell: channels -> a cell that keeps them.
+    """
+
+    def __init__(
+        self, channels: int, cells_per_stage: int, num_classes: int, make_cell: Callable[[int], nn.Module]
+    ) -> None:
+        super().__init__()
+        for name, value, least in (
+            ("channels", channels, 1),
+            ("cells_per_stage", cells_per_stage, 1),
+            ("num_classes", num_classes, 2),
+        ):
+            if value < least:
+                raise UserError(f"{name} must be at least {least}; got {value}")
+        self.channels, self.cells_per_stage, self.num_classes = channels, cells_per_stage, num_classes
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.cells = nn.ModuleList()
+        for stage in range(3):
+            width = channels * 2**stage
+            if stage:
+                self.cells.append(ResidualBlock(width // 2, width))
+            self.cells.extend(make_cell(width) for _ in range(cells_per_stage))
+        self.lastact = nn.Sequential(nn.BatchNorm2d(4 * channels), nn.ReLU())
+        self.global_pooling = nn.AdaptiveAvgPool2d(1)
+        self.classifier = nn.Linear(4 * channels, num_classes)
+
+    def check_images(self, images: Tensor) -> None:
+        if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1:
+            raise UserError(f"images must have shape [N, 3, H, W]; got {list(images.shape)}")
+
+    def classify(self, x: Tensor) -> Tensor:
+        """The last cell's output [N, 4C, H, W] -> logits [N, classes]."""
+        logits: Tensor = self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
+        return logits
+
+
+class Supernet(Skeleton):
+    """The over-parameterised network that holds every operation on every edge.
+
+    Alpha is not part of it: `forward` takes the table, so that one supernet serves any of them.
+
+    Args:
+        channels: C; the paper uses 16.
+        cells_per_stage: N; the paper uses 5.
+        num_classes: of the classifier.
+        skip_dropout: probability of the dropout behind every skip connection while training.
+        fused: train through the fused operations; the same function.
+
+    Raises:
+        UserError: a size below its minimum, a probability outside 0..1.
+    """
+
+    def __init__(
+        self,
+        channels: int = 16,
+        cells_per_stage: int = 5,
+        num_classes: int = 10,
+        *,
+        skip_dropout: float = 0.2,
+        fused: bool = False,
+    ) -> None:
+        if not 0 <= skip_dropout < 1:
+            raise UserError(f"skip_dropout must be in [0, 1); got {skip_dropout}")
+        super().__init__(
+            channels,
+            cells_per_stage,
+            num_classes,
+            lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
+        )
+        for cell in self.search_cells():
+            cell.fused = fused
+
+    def search_cells(self) -> list[SearchCell]:
+        return [cell for cell in self.cells if isinstance(cell, SearchCell)]
+
+    def new_alpha(self) -> Tensor:
+        """A table [E, O] of 1/O, where the search starts."""
+        weight = self.classifier.weight
+        return torch.full((len(EDGES), len(OPS)), 1 / len(OPS), dtype=weight.dtype, device=weight.device)
+
+    def forward(self, images: Tensor, alpha: Tensor) -> Tensor:
+        """images [N, 3, H, W], alpha [E, O] -> logits [N, classes].
+
+        Raises:
+            UserError: a tensor of another shape.
+        """
+        self.check_images(images)
+        check_alpha(alpha)
+        x = self.stem(images)
+        for cell in self.cells:
+            x = cell(x, alpha) if isinstance(cell, SearchCell) else cell(x)
+        return self.classify(x)
+
+    def load_public_checkpoint(self, state: Mapping[str, Any]) -> Tensor | None:
+        """Loads the state dict of a public NAS-Bench-201 search network and returns its alpha, if it has one.
+
+        A ``module.`` prefix is dropped; the architecture parameters may be called ``arch_parameters``,
+        ``_arch_parameters`` or ``alphas``.
+
+        Raises:
+            UserError: keys or shapes that do not fit this supernet.
+        """
+        tensors = {key.removeprefix("module."): value for key, value in state.items()}
+        alphas = [
+            tensors.pop(key) for key in ("arch_parameters", "_arch_parameters", "alphas") if key in tensors
+        ]
+        try:
+            self.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise UserError(f"the checkpoint does not fit this supernet: {error}") from error
+        if not alphas:
+            return None
+        check_alpha(alphas[0])
+        alpha: Tensor = alphas[0].detach().clone()
+        return alpha
+
+
+def check_alpha(alpha: Tensor) -> None:
+    """Raises `UserError` unless alpha is a floating table [E, O]."""
+    expected = (len(EDGES), len(OPS))
+    if tuple(alpha.shape) != expected or not alpha.is_floating_point():
+        raise UserError(
+            f"alpha must be a floating-point table [edges, ops] = {list(expected)}; "
+            f"got {list(alpha.shape)} of {alpha.dtype}"
+        )
+
+
+class DiscreteCell(nn.Module):
+    """A cell with one operation per edge; names as in the public networks that train an architecture."""
+
+    def __init__(self, genotype: Genotype, channels: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(OPERATIONS[op](channels, 0.0, True) for op in genotype.ops)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> the same shape."""
+        nodes = [x]
+        layers = iter(self.layers)
+        for i in range(1, NUM_NODES):
+            nodes.append(torch.stack([next(layers)(nodes[j]) for j in range(i)]).sum(0))
+        return nodes[-1]
+
+
+class DiscreteNetwork(Skeleton):
+    """The network of one architecture, batch norms affine, ready to be trained from scratch."""
+
+    def __init__(
+        self, genotype: Genotype, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+    ) -> None:
+        super().__init__(channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width))
+        self.genotype = genotype
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images [N, 3, H, W] -> logits [N, classes]."""
+        self.check_images(images)
+        x = self.stem(images)
+        for cell in self.cells:
+            x = cell(x)
+        return self.classify(x)
+
+
+def build_network(
+    architecture: Genotype | str | int, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+) -> DiscreteNetwork:
+    """The network of an architecture, given as genotype, string or `Genotype.index`."""
+    if isinstance(architecture, str):
+        architecture = Genotype.from_string(architecture)
+    elif isinstance(architecture, int):
+        architecture = Genotype.from_index(architecture)
+    return DiscreteNetwork(architecture, channels, cells_per_stage, num_classes)
