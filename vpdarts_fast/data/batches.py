@@ -1,0 +1,155 @@
+"""Normalised float batches from uint8 images, augmented a whole batch at a time.
+
+The arithmetic is NumPy's, on the calling thread. Split over threads, operations this short lose more
+to waiting for a thread that the machine has given to somebody else than they gain.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from numpy.lib.stride_tricks import sliding_window_view
+from torch import Tensor
+
+from vpdarts_fast.data.images import Augmentation, ImageData, check_images, describe
+from vpdarts_fast.errors import UserError
+
+Images = npt.NDArray[np.uint8]
+Indices = npt.NDArray[np.int64]
+
+
+class ImageSet:
+    """The images and labels of one subset, in memory as uint8, handed out as normalised batches.
+
+    Args:
+        images: uint8 [N, H, W, 3].
+        labels: int64 [N].
+        mean: subtracted from each channel, float32 [3] in units of 0..255.
+        std: then divides each channel, float32 [3] in units of 0..255, above 0.
+        augmentation: what the images go through in `batch` when it is given a generator.
+
+    Raises:
+        UserError: an argument is not as described.
+    """
+
+    def __init__(
+        self, images: Tensor, labels: Tensor, mean: Tensor, std: Tensor, augmentation: Augmentation
+    ) -> None:
+        check_images(images, labels)
+        for name, statistic in (("mean", mean), ("std", std)):
+            if statistic.dtype != torch.float32 or statistic.shape != (3,):
+                raise UserError(f"{name} must be float32 [3]; got {describe(statistic)}")
+        if not (std > 0).all():
+            raise UserError(f"std must be above 0 in every channel; got {std.tolist()}")
+        self.images = images
+        self.labels = labels
+        self.augmentation = augmentation
+        # One value for each of an image's H*W*3 numbers: broadcasting over three numbers at a time
+        # instead takes several times as long.
+        pixels = images.shape[1] * images.shape[2]
+        self._mean = mean.repeat(pixels).numpy()
+        self._std = std.repeat(pixels).numpy()
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Gathers, augments if a generator is given, and normalises the images at ``indices``.
+
+        The result depends on the generator's state and on nothing else, the thread count included.
+
+        Args:
+            indices: int64 [B], each in 0..len(self)-1.
+            generator: a CPU generator that decides the crops and flips; None leaves images as they are.
+
+        Returns:
+            ``(image - mean) / std``, float32 [B, 3, H, W] in channels_last memory, and labels, int64 [B].
+
+        Raises:
+            UserError: ``indices`` is not int64 [B].
+            IndexError: an index is out of range.
+        """
+        if indices.dtype != torch.int64 or indices.ndim != 1:
+            raise UserError(f"indices must be int64 [B]; got {describe(indices)}")
+        if ((indices < 0) | (indices >= len(self))).any():
+            raise IndexError(
+                f"indices must be in 0..{len(self) - 1}; got {int(indices.min())}..{int(indices.max())}"
+            )
+        pixels = self.images.numpy()[indices.numpy()]
+        if generator is not None:
+            pixels = self._augment(pixels, generator)
+        normalised = pixels.reshape(len(pixels), self._mean.size).astype(np.float32)
+        normalised -= self._mean
+        normalised /= self._std
+        images = torch.from_numpy(normalised.reshape(pixels.shape)).permute(0, 3, 1, 2)
+        return images, self.labels[indices]
+
+    def _augment(self, images: Images, generator: torch.Generator) -> Images:
+        count = len(images)
+        padding = self.augmentation.padding
+        tops, lefts = torch.randint(2 * padding + 1, (2, count), generator=generator).numpy()
+        images = crop(images, tops, lefts, padding)
+        if self.augmentation.flip:
+            mirrored = torch.randint(2, (count,), generator=generator).bool().numpy()
+            images[mirrored] = images[mirrored, :, ::-1]
+        return images
+
+
+def crop(images: Images, tops: Indices, lefts: Indices, padding: int) -> Images:
+    """Crops each image at its own place out of the image with a black border around it.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        tops: int64 [B], the crop's first row within the padded image, in 0..2*padding.
+        lefts: int64 [B], its first column.
+        padding: width of the border in pixels.
+
+    Returns:
+        uint8 [B, H, W, 3], a copy.
+    """
+    count, height, width, _ = images.shape
+    border = (padding, padding)
+    padded = np.pad(images, ((0, 0), border, border, (0, 0)))
+    pixels = padded.view("V3")[..., 0]  # [B, H+2p, W+2p]: moving a pixel as one item is faster than as three
+    windows = sliding_window_view(pixels, (height, width), axis=(1, 2))  # [B, 2p+1, 2p+1, H, W], no copy
+    return windows[np.arange(count), tops, lefts][..., None].view(np.uint8)
+
+
+def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Splits the training images at random into a training and a validation half.
+
+    The halves depend on the seed and on the number of images alone; of an odd number the validation
+    half gets one more. Both are normalised with the statistics of all training images.
+
+    Raises:
+        UserError: fewer than two training images.
+    """
+    count = len(data.train_images)
+    if count < 2:
+        raise UserError(f"{data.name}: two halves need at least 2 training images; got {count}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    training, validation = (
+        ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
+        for half in (order[: count // 2], order[count // 2 :])
+    )
+    return training, validation
+
+
+def epoch_order(count: int, batch_size: int, generator: torch.Generator, drop_last: bool) -> list[Tensor]:
+    """Shuffles 0..count-1 into index batches, int64 [batch_size], that visit every image once.
+
+    Args:
+        drop_last: leave out the last batch if it is smaller than the others, rather than return it.
+
+    Raises:
+        UserError: count or batch_size below 1, or no batch is left.
+    """
+    if count < 1 or batch_size < 1:
+        raise UserError(f"an epoch needs count >= 1 and batch_size >= 1; got {count} and {batch_size}")
+    if drop_last and batch_size > count:
+        raise UserError(f"batch_size must be at most {count}, the number of images; got {batch_size}")
+    order = torch.randperm(count, generator=generator)
+    if drop_last:
+        order = order[: count - count % batch_size]
+    return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

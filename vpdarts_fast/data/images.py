@@ -1,0 +1,145 @@
+"""What a loaded data set is: uint8 images, labels, class names and how to augment."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """What a training image goes through.
+
+    Attributes:
+        padding: pixels of black added on each side before a random crop back to the image's size.
+        flip: whether half of the images, chosen at random, are mirrored left to right.
+
+    Raises:
+        UserError: negative padding.
+    """
+
+    padding: int
+    flip: bool
+
+    def __post_init__(self) -> None:
+        if self.padding < 0:
+            raise UserError(f"augmentation padding must be 0 pixels or more; got {self.padding}")
+
+
+@dataclass(frozen=True, eq=False)
+class ImageData:
+    """A data set in memory.
+
+    Attributes:
+        name: as shown to people.
+        train_images: uint8 [N, H, W, 3], at least one image; the search takes both its halves from here.
+        train_labels: int64 [N], each in 0..len(classes)-1.
+        test_images: uint8 [M, H, W, 3], at least one image.
+        test_labels: int64 [M], each in 0..len(classes)-1.
+        classes: the name of each class.
+        augmentation: what training images of this data set go through.
+
+    Raises:
+        UserError: a tensor is not as described above.
+    """
+
+    name: str
+    train_images: Tensor
+    train_labels: Tensor
+    test_images: Tensor
+    test_labels: Tensor
+    classes: tuple[str, ...]
+    augmentation: Augmentation
+
+    def __post_init__(self) -> None:
+        if not self.classes:
+            raise UserError("classes must name at least one class; got none")
+        for split, images, labels in (
+            ("train_", self.train_images, self.train_labels),
+            ("test_", self.test_images, self.test_labels),
+        ):
+            check_images(images, labels, prefix=split)
+            low, high = int(labels.min()), int(labels.max())
+            if low < 0 or high >= self.num_classes:
+                raise UserError(
+                    f"{split}labels must be in 0..{self.num_classes - 1}, one number for each of the "
+                    f"{self.num_classes} classes; got {low}..{high}"
+                )
+        if self.test_images.shape[1:] != self.train_images.shape[1:]:
+            raise UserError(
+                f"test_images must be as large as train_images, [M, {self.image_size[0]}, "
+                f"{self.image_size[1]}, 3]; got {list(self.test_images.shape)}"
+            )
+
+    @property
+    def num_classes(self) -> int:
+        """How many classes there are."""
+        return len(self.classes)
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.train_images.shape[1], self.train_images.shape[2]
+
+    @property
+    def mean(self) -> Tensor:
+        """Mean of each channel over the training images: float32 [3], in units of 0..255."""
+        return self._statistics[0]
+
+    @property
+    def std(self) -> Tensor:
+        """Population standard deviation of each channel over the training images: float32 [3], 0..255.
+
+        1 for a channel that never changes: it has nothing to scale, and normalises to zeros.
+        """
+        return self._statistics[1]
+
+    @cached_property
+    def _statistics(self) -> tuple[Tensor, Tensor]:
+        # Counting the 256 values first makes the sums short, and so exact for any data set size and
+        # the same for any thread count.
+        channels = self.train_images.flatten(0, 2).unbind(1)
+        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
+        share = counts / counts.sum(dim=1, keepdim=True)
+        values = torch.arange(256, dtype=torch.float64)
+        mean = (share * values).sum(dim=1)
+        std = (share * (values - mean[:, None]).square()).sum(dim=1).sqrt()
+        std = torch.where((counts > 0).sum(dim=1) > 1, std, 1.0)
+        return mean.float(), std.float()
+
+
+def check_images(images: Tensor, labels: Tensor, *, prefix: str = "") -> None:
+    """Checks that images are uint8 [N, H, W, 3] with N, H, W >= 1, and labels int64 [N].
+
+    Args:
+        prefix: put before "images" and "labels" in the message, as in ``train_``.
+
+    Raises:
+        UserError: they are not.
+    """
+    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
+        raise UserError(f"{prefix}images must be uint8 [N, H, W, 3]; got {describe(images)}")
+    if images.numel() == 0:
+        raise UserError(f"{prefix}images must hold at least one image; got {describe(images)}")
+    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
+        raise UserError(
+            f"{prefix}labels must be int64 [{len(images)}], one for each image; got {describe(labels)}"
+        )
+
+
+def describe(tensor: Tensor) -> str:
+    """Dtype and shape for an error message, as in ``uint8 [5, 8, 8, 3]``."""
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def not_found(dataset: str, looked_for: str, remedy: str) -> UserError:
+    """The error for a data set that is not there: what was looked for and where, and how to get it."""
+    return UserError(
+        f"data set {dataset} not found: looked for {looked_for}; {remedy}. "
+        "To try the program without any download use `--dataset digits`"
+    )
