@@ -1,0 +1,84 @@
+"""Which implementation serves a call of an op, and why the others do not.
+
+Backends are data: adding one is a record in `BACKENDS` and one function per op.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast import pytorch, reference
+from vpdarts_fast.errors import UserError
+
+OPS = ("relu_conv", "mixed_sum", "masked_cell")
+"""Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """One set of implementations.
+
+    Attributes:
+        name: as the user writes it.
+        implementations: op -> function with the signature of `vpdarts_fast.reference`.
+        device_types: torch device types it runs on; empty means any.
+        dtypes: it computes in.
+    """
+
+    name: str
+    implementations: Mapping[str, Callable[..., Any]]
+    device_types: frozenset[str]
+    dtypes: frozenset[torch.dtype]
+
+    def unsupported(self, op: str, tensors: Sequence[Tensor]) -> list[str]:
+        """The reasons why this backend cannot serve the call; none if it can."""
+        reasons = []
+        if op not in self.implementations:
+            reasons.append(f"has no {op}")
+        devices = {tensor.device.type for tensor in tensors}
+        if len(devices) > 1:
+            reasons.append(f"all tensors must be on one device; got {', '.join(sorted(devices))}")
+        if self.device_types and not devices <= self.device_types:
+            reasons.append(
+                f"runs on {', '.join(sorted(self.device_types))}; got {', '.join(sorted(devices))}"
+            )
+        dtypes = {tensor.dtype for tensor in tensors}
+        if len(dtypes) > 1:
+            reasons.append(f"all tensors must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
+        if not dtypes <= self.dtypes:
+            reasons.append(
+                f"computes in {', '.join(sorted(map(str, self.dtypes)))}; got {', '.join(sorted(map(str, dtypes)))}"
+            )
+        return reasons
+
+
+_FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+
+BACKENDS = (
+    Backend("pytorch", {op: getattr(pytorch, op) for op in OPS}, frozenset(), _FLOATS),
+    Backend("reference", {op: getattr(reference, op) for op in OPS}, frozenset(), _FLOATS),
+)
+"""Best first: `auto` takes the first that can serve the call."""
+
+
+def select(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Callable[..., Any]:
+    """The implementation of `op` for these arguments.
+
+    Raises:
+        UserError: an unknown backend, or none that serves the call, with every backend's reasons.
+    """
+    candidates = [b for b in BACKENDS if backend in ("auto", b.name)]
+    if not candidates:
+        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
+    complaints = []
+    for candidate in candidates:
+        reasons = candidate.unsupported(op, tensors)
+        if not reasons:
+            return candidate.implementations[op]
+        complaints.append(f"{candidate.name}: {'; '.join(reasons)}")
+    raise UserError(f"no backend can serve {op}\n  " + "\n  ".join(complaints))

@@ -1,0 +1,221 @@
+"""Leave-one-out evaluation: the supernet validated once per (edge, op), without that op (paper, section 3.3).
+
+`leave_one_out` is orchestration over the ops. Its plain implementation is the loop of E*O passes; the
+fused one evaluates all distinct variants together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.fused_evaluation import variant_logits
+from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha
+
+Batch = tuple[Tensor, Tensor]
+"""Images [N, 3, H, W], floating, and labels [N], int64."""
+
+BatchNorm = Literal["recalibrated", "running", "batch"]
+
+CALIBRATION_IMAGES = 250
+"""`recalibrated` re-estimates the statistics on at least so many images."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What leave-one-out evaluation measured, all of it on the same images.
+
+    Attributes:
+        accuracy: [E, O] float64, per cent, of the supernet without the op.
+        loss: [E, O] float64, mean cross-entropy without the op.
+        base_accuracy: of the unmodified supernet, per cent.
+        base_loss: likewise.
+        images: how many were evaluated.
+    """
+
+    accuracy: Tensor
+    loss: Tensor
+    base_accuracy: float
+    base_loss: float
+    images: int
+
+
+def removals(alpha: Tensor) -> Tensor:
+    """Alpha [E, O] -> [E*O, E, O]: in table e*O + o, entry (e, o) is zero."""
+    edges, ops = alpha.shape
+    tables = alpha.detach().repeat(edges * ops, 1, 1)
+    tables.view(edges * ops, -1).fill_diagonal_(0)
+    return tables
+
+
+def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """The base and every removal that differs from it.
+
+    Removing `none`, or an op whose alpha is zero, changes nothing: it is the base.
+
+    Returns:
+        tables [V, E, O], the base first, convolution removals last and the rest ordered by edge; for
+        each of the E*O removals, the number of its table.
+    """
+    edges, ops = alpha.shape
+    order = [e * ops + o for o in (1, 4, 2, 3) for e in range(edges) if alpha[e, o] != 0]
+    number = torch.zeros(edges * ops, dtype=torch.int64)
+    number[order] = torch.arange(1, len(order) + 1)
+    return torch.cat([alpha.detach()[None], removed[order]]), number
+
+
+@torch.no_grad()
+def leave_one_out(
+    supernet: Supernet,
+    batches: Iterable[Batch],
+    alpha: Tensor,
+    *,
+    batch_norm: BatchNorm = "recalibrated",
+    fused: bool = True,
+    memory_budget: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+) -> LeaveOneOut:
+    """Validates the supernet without each op in turn; its parameters, buffers and modes stay as they are.
+
+    Args:
+        supernet: any mode; dropout is off while it is evaluated.
+        batches: images [N, 3, H, W] and labels [N]; iterated once. Every variant sees all of them.
+        alpha: [E, O].
+        batch_norm: `running` uses the stored statistics; `recalibrated` re-estimates them first for the
+            unmodified supernet, as the average over the first batches with 250 images or more; `batch`
+            uses each batch's own, per variant.
+        fused: evaluate all variants together instead of in a loop; the same results.
+        memory_budget: bytes that the activations of the variants evaluated together may take; None
+            picks what is fast.
+        on_batch: called with the number of images done after each batch; may raise to stop.
+
+    Raises:
+        UserError: no images, wrong shapes or dtypes, labels out of range, an unknown `batch_norm`, or
+            `running` for a supernet that keeps no running statistics.
+    """
+    check_alpha(alpha)
+    if batch_norm not in get_args(BatchNorm):
+        raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
+    if memory_budget is not None and memory_budget <= 0:
+        raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
+    alpha = alpha.detach()
+    removed = removals(alpha)
+    if fused:
+        tables, number = distinct_variants(alpha, removed)
+    else:
+        tables = torch.cat([alpha[None], removed])
+        number = torch.arange(1, len(tables))
+    stream = (_checked(batch, supernet.num_classes) for batch in batches)
+    calibration = _calibration_batches(stream) if batch_norm == "recalibrated" else []
+    correct = torch.zeros(len(tables), dtype=torch.int64)
+    loss = torch.zeros(len(tables), dtype=torch.float64)
+    images = 0
+    with _evaluation(supernet, batch_norm, calibration, alpha):
+        for inputs, labels in chain(calibration, stream):
+            if fused:
+                parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
+            else:
+                parts = (
+                    (slice(v, v + 1), slice(None), supernet(inputs, table)[None])
+                    for v, table in enumerate(tables)
+                )
+            for variants, some, logits in parts:
+                _count(logits, labels[some], correct[variants], loss[variants])
+            images += len(labels)
+            if on_batch is not None:
+                on_batch(images)
+    if images == 0:
+        raise UserError("leave_one_out: no images; `batches` was empty")
+    accuracy = correct.double() * (100 / images)
+    loss /= images
+    return LeaveOneOut(
+        accuracy[number].view(alpha.shape),
+        loss[number].view(alpha.shape),
+        float(accuracy[0]),
+        float(loss[0]),
+        images,
+    )
+
+
+def _count(logits: Tensor, labels: Tensor, correct: Tensor, loss: Tensor) -> None:
+    """Adds the right predictions and the losses of logits [V, N, classes] to correct [V] and loss [V]."""
+    variants, count = logits.shape[:2]
+    correct += (logits.argmax(2) == labels).sum(1).cpu()
+    losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(variants), reduction="none")
+    loss += losses.view(variants, count).sum(1).cpu()
+
+
+def _checked(batch: Batch, classes: int) -> Batch:
+    images, labels = batch
+    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != 3:
+        raise UserError(
+            f"images must be floating-point [N, 3, H, W]; got {list(images.shape)} of {images.dtype}"
+        )
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise UserError(
+            f"labels must be int64 [N] = [{len(images)}]; got {list(labels.shape)} of {labels.dtype}"
+        )
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
+        raise UserError(
+            f"labels must be in 0..{classes - 1}; got {int(labels.min())}..{int(labels.max())}: "
+            "the supernet has fewer classes than the data, or the labels are wrong"
+        )
+    return batch
+
+
+def _calibration_batches(stream: Iterator[Batch]) -> list[Batch]:
+    """Takes the first batches that together hold enough images."""
+    taken: list[Batch] = []
+    count = 0
+    for batch in stream:
+        taken.append(batch)
+        count += len(batch[1])
+        if count >= CALIBRATION_IMAGES:
+            break
+    return taken
+
+
+@contextmanager
+def _evaluation(
+    supernet: Supernet, batch_norm: BatchNorm, calibration: Sequence[Batch], alpha: Tensor
+) -> Iterator[None]:
+    """Dropout off and the batch norms as asked, restored on exit."""
+    modes = [(module, module.training) for module in supernet.modules()]
+    norms = [module for module in supernet.modules() if isinstance(module, nn.BatchNorm2d)]
+    saved = [
+        (norm, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum) for norm in norms
+    ]
+    if batch_norm == "running" and any(norm.running_mean is None for norm in norms):
+        raise UserError("batch_norm='running' needs running statistics, and this supernet keeps none; "
+                        "use 'recalibrated' or 'batch'")  # fmt: skip
+    supernet.eval()
+    try:
+        if batch_norm == "batch":
+            for norm in norms:  # a batch norm without buffers uses the batch's own statistics
+                norm.running_mean = norm.running_var = None
+        elif batch_norm == "recalibrated":
+            for norm in norms:
+                weight = supernet.classifier.weight
+                norm.running_mean = weight.new_zeros(norm.num_features)
+                norm.running_var = weight.new_ones(norm.num_features)
+                norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
+                norm.momentum = None  # cumulative average
+                norm.train()
+            for images, _ in calibration:
+                supernet(images, alpha)
+            for norm in norms:
+                norm.eval()
+        yield
+    finally:
+        for norm, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum in saved:
+            pass
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,62 @@
+"""`masked_cell`: a whole cell for many alpha tables, batch norms with fixed statistics."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vpdarts_fast import backends
+from vpdarts_fast.errors import UserError
+
+
+def masked_cell(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    alpha: Tensor,
+    eps: float = 1e-5,
+    *,
+    backend: str = "auto",
+) -> Tensor:
+    """The cell's output for V variants. For inference: not differentiable.
+
+    Fast where most variants share most of their alphas, as in leave-one-out evaluation; right for any.
+
+    Args:
+        x: [V, N, C, H, W], or [1, N, C, H, W] shared by all variants.
+        weight_1x1: [E, C, C, 1, 1], edges in the order 0->1, 0->2, 1->2, ...
+        weight_3x3: [E, C, C, 3, 3].
+        mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
+        variance: [E, 2, C].
+        alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool.
+        eps: batch norm's epsilon.
+        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+
+    Returns:
+        [V, N, C, H, W].
+
+    Raises:
+        UserError: shapes that do not fit, or no backend for the dtype and device.
+    """
+    if x.dim() != 5:
+        raise UserError(f"masked_cell: x must be [V, N, C, H, W]; got {list(x.shape)}")
+    if alpha.dim() != 3 or alpha.shape[2] != 5 or alpha.shape[1] not in (1, 3, 6, 10, 15):
+        raise UserError(
+            f"masked_cell: alpha must be [V, E, 5], E the edges of a full cell; got {list(alpha.shape)}"
+        )
+    variants, edges, _ = alpha.shape
+    channels = x.shape[2]
+    if x.shape[0] not in (1, variants) or variants == 0:
+        raise UserError(f"masked_cell: x must hold 1 or V = {variants} variants; got {x.shape[0]}")
+    for name, tensor, expected in (
+        ("weight_1x1", weight_1x1, (edges, channels, channels, 1, 1)),
+        ("weight_3x3", weight_3x3, (edges, channels, channels, 3, 3)),
+        ("mean", mean, (edges, 2, channels)),
+        ("variance", variance, (edges, 2, channels)),
+    ):
+        if tuple(tensor.shape) != expected:
+            raise UserError(f"masked_cell: {name} must be {list(expected)}; got {list(tensor.shape)}")
+    tensors = (x, weight_1x1, weight_3x3, mean, variance, alpha)
+    output: Tensor = backends.select("masked_cell", tensors, backend)(*tensors, eps)
+    return output

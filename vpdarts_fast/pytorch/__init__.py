@@ -1,0 +1,7 @@
+"""The PyTorch backend: the fused ops through exact algebra, on any device PyTorch has."""
+
+from vpdarts_fast.pytorch.masked_cell import masked_cell
+from vpdarts_fast.pytorch.mixed_sum import mixed_sum
+from vpdarts_fast.pytorch.relu_conv import relu_conv
+
+__all__ = ["masked_cell", "mixed_sum", "relu_conv"]

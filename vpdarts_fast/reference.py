@@ -1,0 +1,124 @@
+"""The specification of every fused op: textbook PyTorch, any floating dtype, differentiable.
+
+Every backend is held against these functions by the tests; none of them is fast. Variants share one
+leading axis V (the supernet under V alpha tables), images the next one N. Alpha's columns are
+`none`, `skip_connect`, `nor_conv_1x1`, `nor_conv_3x3`, `avg_pool_3x3`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def avg_pool_3x3(x: Tensor) -> Tensor:
+    """3x3 average pool, stride 1, the padding not counted. x [N, C, H, W] -> the same shape."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+
+
+def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """The convolutions of all k edges that leave a node, before batch norm: conv_e(relu(x)).
+
+    Args:
+        x: [N, C, H, W], the node.
+        weight_1x1: [k, C, C, 1, 1].
+        weight_3x3: [k, C, C, 3, 3].
+
+    Returns:
+        The raw outputs of the k 1x1 and of the k 3x3 convolutions, each [N, C, H, W].
+    """
+    rectified = F.relu(x)
+    raw_1x1 = [F.conv2d(rectified, weight) for weight in weight_1x1]
+    raw_3x3 = [F.conv2d(rectified, weight, padding=1) for weight in weight_3x3]
+    return raw_1x1, raw_3x3
+
+
+def mixed_sum(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_scale: Sequence[Tensor] = (),
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A node from its k incoming edges, convolutions normalised with the batch's own statistics.
+
+    node = sum_e alpha[e, skip] * skip_scale_e * x_e + alpha[e, 1x1] * norm(raw_1x1_e)
+               + alpha[e, 3x3] * norm(raw_3x3_e) + alpha[e, pool] * pool(x_e)      (paper, Eq. 3)
+
+    Args:
+        xs: k source nodes, each [V, N, C, H, W].
+        raw_1x1: k raw convolution outputs of `relu_conv`, each [V, N, C, H, W].
+        raw_3x3: likewise.
+        alpha: [V, k, 5].
+        skip_scale: none, or k factors on the skip connections (dropout), each [V, N, C, H, W].
+        eps: batch norm's epsilon.
+
+    Returns:
+        node [V, N, C, H, W]; mean [V, k, 2, C] and biased variance [V, k, 2, C] of the raw outputs
+        (1x1 first), over N, H and W.
+    """
+    node = torch.zeros_like(xs[0])
+    means, variances = [], []
+    for e, x in enumerate(xs):
+        _, skip, conv_1x1, conv_3x3, pool = alpha[:, e, :, None, None, None, None].unbind(1)
+        node = node + skip * (x * skip_scale[e] if skip_scale else x)
+        node = node + pool * avg_pool_3x3(x.flatten(0, 1)).view_as(x)
+        for weight, raw in ((conv_1x1, raw_1x1[e]), (conv_3x3, raw_3x3[e])):
+            variance, mean = torch.var_mean(raw, dim=(1, 3, 4), correction=0, keepdim=True)
+            node = node + weight * (raw - mean) / torch.sqrt(variance + eps)
+            means.append(mean.flatten(1))
+            variances.append(variance.flatten(1))
+    variants, k = alpha.shape[:2]
+    shape = (variants, k, 2, xs[0].shape[2])
+    return node, torch.stack(means, dim=1).view(shape), torch.stack(variances, dim=1).view(shape)
+
+
+def masked_cell(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    alpha: Tensor,
+    eps: float = 1e-5,
+) -> Tensor:
+    """A whole cell for V alpha tables, batch norms with fixed statistics.
+
+    Args:
+        x: the cell's input, [V, N, C, H, W], or [1, N, C, H, W] shared by all variants.
+        weight_1x1: [E, C, C, 1, 1]; edges in the order 0->1, 0->2, 1->2, ... of a cell in which every
+            node feeds every later one.
+        weight_3x3: [E, C, C, 3, 3].
+        mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
+        variance: [E, 2, C].
+        alpha: [V, E, 5].
+        eps: batch norm's epsilon.
+
+    Returns:
+        The last node, [V, N, C, H, W].
+    """
+    outputs = []
+    for v, table in enumerate(alpha):
+        nodes = [x[v if len(x) > 1 else 0]]
+        e = 0
+        while e < len(table):
+            node = torch.zeros_like(nodes[0])
+            for source in list(nodes):
+                rectified = F.relu(source)
+                raw_1x1 = F.conv2d(rectified, weight_1x1[e])
+                raw_3x3 = F.conv2d(rectified, weight_3x3[e], padding=1)
+                node = (
+                    node
+                    + table[e, 1] * source
+                    + table[e, 2] * F.batch_norm(raw_1x1, mean[e, 0], variance[e, 0], eps=eps)
+                    + table[e, 3] * F.batch_norm(raw_3x3, mean[e, 1], variance[e, 1], eps=eps)
+                    + table[e, 4] * avg_pool_3x3(source)
+                )
+                e += 1
+            nodes.append(node)
+        outputs.append(nodes[-1])
+    return torch.stack(outputs)
