@@ -1,0 +1,241 @@
+"""`python -m vpdarts_fast.search`: the command line of the search."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import shlex
+import signal
+import sys
+import textwrap
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Annotated, Any
+
+import torch
+import tyro
+
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.report import TensorBoardLog, draw_pictures
+from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
+from vpdarts_fast.search.console import Console, benchmark_text
+from vpdarts_fast.search.driver import Interrupted, Search
+from vpdarts_fast.search.run_folder import RunFolder
+from vpdarts_fast.search.seeds import (
+    SUMMARY_FILE,
+    read_seeds,
+    seed_folder,
+    summarise,
+    summary_lines,
+    write_seeds,
+)
+
+
+@dataclass(frozen=True)
+class Command:
+    """Searches a NAS-Bench-201 cell with VP-DARTS. Without any flag: the quick preset on embedded data."""
+
+    config: SearchConfig
+    out: Path | None = None
+    """Folder of the run; it must not exist or be empty. Default: a new one under ./runs."""
+    resume: Path | None = None
+    """Continue the run in this folder, bit for bit; no other setting may change."""
+    seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
+    """One search per seed; several seeds are summed up by mean, standard deviation and variance."""
+
+
+class StopRequest:
+    """Turns the first SIGINT or SIGTERM into a polite request; a second one kills."""
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+
+    def install(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.signal = number
+        signal.signal(number, signal.SIG_DFL)
+        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+    def __call__(self) -> bool:
+        return self.signal is not None
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
+    stop = StopRequest()
+    try:
+        command = parse(sys.argv[1:] if arguments is None else list(arguments))
+        stop.install()
+        return run_command(command, stop)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        return 128 + (stop.signal or signal.SIGINT)
+
+
+def parse(arguments: list[str]) -> Command:
+    """Flags over the defaults of --preset or, with --resume, the run's own settings."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset", default="quick")
+    early.add_argument("--resume", type=Path)
+    try:
+        known, _ = early.parse_known_args(arguments)
+    except argparse.ArgumentError:  # the full parser below explains it
+        known = argparse.Namespace(preset="quick", resume=None)
+    default = Command(PRESETS.get(known.preset, PRESETS["quick"]))
+    if known.resume is not None:
+        default = resumed(known.resume)
+    command = tyro.cli(
+        Command,
+        args=arguments,
+        default=default,
+        prog="python -m vpdarts_fast.search",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    if not command.seeds or len(set(command.seeds)) != len(command.seeds) or min(command.seeds) < 0:
+        raise UserError(f"--seeds must be different whole numbers from 0; got {command.seeds}")
+    if command.resume is not None:
+        changed = contradictions(default.config, command.config)
+        if command.seeds != default.seeds:
+            changed.append(f"--seeds: the run has {default.seeds}, asked for {command.seeds}")
+        if command.out is not None:
+            changed.append("--out: a resumed run stays in its folder")
+        if changed:
+            raise UserError(
+                f"cannot change a run that has begun ({command.resume}):\n  " + "\n  ".join(changed)
+                + "\nleave these flags out to resume, or start a new run without --resume"
+            )  # fmt: skip
+    return command
+
+
+def resumed(folder: Path) -> Command:
+    """The command that began the run in `folder`."""
+    several = read_seeds(folder)
+    if several is not None:
+        seeds, values = several
+        return Command(SearchConfig.from_json(values, str(folder)), seeds=seeds)
+    _, config = RunFolder.open(folder)
+    return Command(config, seeds=(config.seed,))
+
+
+def run_command(command: Command, stop: StopRequest) -> int:
+    """One search per seed."""
+    config = command.config
+    if config.threads is not None:
+        torch.set_num_threads(config.threads)
+    table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
+    data = load(config.dataset, config.data, download=config.download)
+    root = command.resume or command.out or new_folder(config)
+    resuming = command.resume is not None
+    several = len(command.seeds) > 1
+    if several and not resuming:
+        write_seeds(root, command.seeds, config.to_json())
+    results = {}
+    for seed in command.seeds:
+        folder = root / seed_folder(seed) if several else root
+        seed_config = dataclasses.replace(config, seed=seed)
+        results[seed] = run_seed(seed_config, data, table, folder, stop, root, resuming)
+    if not several:
+        return 0
+    summary = summarise(results)
+    write_atomically(root / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
+    print("\n".join(["", *summary_lines(summary), f"summary: {root / SUMMARY_FILE}"]))
+    return 0
+
+
+def new_folder(config: SearchConfig) -> Path:
+    """A folder under ./runs that does not exist yet."""
+    name = time.strftime("%Y%m%d-%H%M%S") + f"-{config.preset}-{config.dataset}"
+    folder = Path("runs") / name
+    suffix = 1
+    while folder.exists():
+        suffix += 1
+        folder = Path("runs") / f"{name}-{suffix}"
+    return folder
+
+
+def run_seed(
+    config: SearchConfig,
+    data: ImageData,
+    table: BenchmarkTable | None,
+    folder: Path,
+    stop: StopRequest,
+    root: Path,
+    resuming: bool,
+) -> dict[str, Any]:
+    """One search in its folder, new or continued, to its result and pictures; `root` is what to resume."""
+    if (folder / "config.json").exists() and resuming:
+        run, saved = RunFolder.open(folder)
+        if changed := contradictions(saved, config):
+            raise UserError(f"cannot change a run that has begun ({folder}):\n  " + "\n  ".join(changed))
+    else:
+        run = RunFolder.create(folder, config)
+    result = run.result()
+    if result is not None:
+        print("\n".join([f"this run is finished: {folder}", *result_lines(result, folder)]), flush=True)
+        return result
+    tensorboard = TensorBoardLog(folder / "tensorboard") if config.tensorboard else None
+    console = Console(run, config.epochs, tensorboard)
+    search = Search(config, data, run, console, table, stop)
+    if run.checkpoint.exists():
+        search.resume()
+    with console:
+        for line in header_lines(config, data, search, folder):
+            console.line(line)
+        try:
+            result = search.search()
+        except Interrupted:
+            console.line(
+                f"stopped in epoch {search.state.epoch + 1}, step {search.state.step}; nothing is lost"
+            )
+            console.line(f"continue with: python -m vpdarts_fast.search --resume {shlex.quote(str(root))}")
+            raise
+        draw_pictures(folder)
+        for line in result_lines(result, folder):
+            console.line(line)
+    if tensorboard:
+        tensorboard.add_result(result)
+        tensorboard.close()
+    return result
+
+
+def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: Path) -> list[str]:
+    """What is about to run: the resolved settings, the images and the device."""
+    settings = "  ".join(f"{name}={value}" for name, value in config.to_json().items())
+    position = f", continued at epoch {search.state.epoch + 1}, step {search.state.step}" * bool(
+        search.state.epoch or search.state.step or search.state.record.began
+    )
+    height, width = data.image_size
+    return [
+        f"VP-DARTS search{position}",
+        *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False),
+        f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
+        f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads",
+        f"run folder: {folder}",
+    ]
+
+
+def result_lines(result: dict[str, Any], folder: Path) -> list[str]:
+    """What was found."""
+    lines = [f"found: {result['architecture']}", f"index: {result['index']}"]
+    if result["base_accuracy"] is not None:
+        lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
+    if result["benchmark"] is not None:
+        lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
+    seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
+    return [*lines, seconds, f"result, pictures and metrics: {folder}"]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

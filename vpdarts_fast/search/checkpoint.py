@@ -1,0 +1,59 @@
+"""Checkpoints: written whole or not at all, read without running what is in them."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vpdarts_fast.errors import UserError
+
+FORMAT = "vpdarts_fast search checkpoint, version 1"
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replaces `path` by a file with this content; whatever happens, the old or the new one is there, whole.
+
+    Raises:
+        UserError: the disk is full or not writable; the old file is intact.
+    """
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise UserError(
+            f"cannot write {path} ({len(content):,} bytes): {error.strerror or error}. What was there before is "
+            f"intact: make room or the folder writable, then continue with --resume {path.parent}"
+        ) from error
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes a checkpoint atomically; tensors and plain values only."""
+    buffer = io.BytesIO()
+    torch.save({"format": FORMAT, **content}, buffer)
+    write_atomically(path, buffer.getvalue())
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a checkpoint; `UserError` if it is missing, damaged or something else."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError as error:
+        raise UserError(
+            f"no checkpoint at {path}; was the run stopped in its first epoch? Start it again"
+        ) from error
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        raise UserError(
+            f"{path} is damaged or not a checkpoint of a search: {str(error).splitlines()[0]}"
+        ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise UserError(f"{path} is not a checkpoint of a search by this version; expected format {FORMAT!r}")
+    return content

@@ -1,0 +1,200 @@
+"""The settings of a search: one frozen dataclass is the only home of defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, get_args, get_type_hints
+
+import tyro
+
+from vpdarts_fast.errors import UserError
+
+Preset = Literal["quick", "cpu", "paper"]
+Dataset = Literal["digits", "cifar10", "cifar100", "imagenet16-120", "npz"]
+Pruning = Literal["soft", "hard", "progressive"]
+Decay = Literal["adjustable", "fixed"]
+Criterion = Literal["accuracy", "loss", "alpha"]
+BatchNorm = Literal["recalibrated", "running", "batch"]
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """A VP-DARTS search on NAS-Bench-201. The defaults are the paper's (sections 3 and 4.2)."""
+
+    preset: Preset = "paper"
+    """Where the defaults of all other settings come from: quick (embedded digits, a minute or two), cpu (CIFAR-10,
+    N=1) or paper."""
+
+    # Data
+    dataset: Dataset = "cifar10"
+    """digits is embedded; the others read files from --data."""
+    data: Path | None = None
+    """Folder of the data set, or the .npz file for --dataset npz. Default: ./data."""
+    download: bool = False
+    """Fetch CIFAR-10 or CIFAR-100 into the --data folder if it is not there."""
+    max_images: int | None = None
+    """Use only so many training images, drawn at random and then split in halves."""
+
+    # Supernet
+    channels: int = 16
+    """C, the channels of the first stage."""
+    cells_per_stage: int = 5
+    """N, the cells of each of the three stages."""
+    skip_dropout: float = 0.2
+    """Probability of the dropout behind every skip connection while training."""
+    alpha_start: float = 0.2
+    """Where every alpha starts; 1/O."""
+
+    # Search
+    warmup_epochs: int = 20
+    """Epochs with alpha frozen."""
+    pruning_epochs: int = 30
+    """Epochs after that, each begun by an evaluation and a pruning."""
+    pruning: Pruning = "soft"
+    """soft (the paper), hard (once, at the end) or progressive (5, 3, 2, 1 ops in stages; hard)."""
+    decay: Decay = "adjustable"
+    """Soft pruning's K: adjustable (the pruning epoch) or fixed (pruned alphas become 0)."""
+    criterion: Criterion = "accuracy"
+    """What makes an op important: the accuracy or loss without it, or the magnitude of its alpha."""
+    validation_proportion: float = 0.5
+    """Share of the validation images drawn for each evaluation."""
+    batch_norm: BatchNorm = "recalibrated"
+    """Batch norm's statistics during leave-one-out evaluation."""
+
+    # Optimisers
+    batch_size: int = 64
+    """Images in a training step."""
+    evaluation_batch_size: int = 256
+    """Images in an evaluation batch, at most."""
+    learning_rate: float = 0.025
+    """Of the weights (SGD, Nesterov), at the start of a cosine schedule."""
+    learning_rate_end: float = 0.001
+    """Of the weights, at its end."""
+    momentum: float = 0.9
+    """Of the weights' optimiser."""
+    weight_decay: float = 5e-4
+    """Of the weights."""
+    gradient_clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    alpha_learning_rate: float = 3e-4
+    """Of alpha (Adam)."""
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's betas for alpha."""
+    alpha_weight_decay: float = 1e-3
+    """Of alpha."""
+
+    # Execution
+    fused: bool = True
+    """Train and evaluate through the fused operations; the same numbers, faster."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's."""
+    memory_budget_mib: int | None = None
+    """Memory for the variants that are evaluated together, in MiB. Default: what is fast."""
+    seed: Annotated[int, tyro.conf.Suppress] = 0
+    """Of every random number; --seeds sets it."""
+
+    # Reporting
+    benchmark_table: Path | None = None
+    """NAS-Bench-201 accuracies (csv or csv.gz): look up each epoch's cell and the final one."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder too."""
+
+    def __post_init__(self) -> None:
+        least = {
+            "channels": 1, "cells_per_stage": 1, "warmup_epochs": 0, "pruning_epochs": 0, "batch_size": 1,
+            "evaluation_batch_size": 1, "max_images": 4, "threads": 1, "memory_budget_mib": 1, "seed": 0,
+            "learning_rate": 0, "learning_rate_end": 0, "momentum": 0, "weight_decay": 0, "gradient_clip": 0,
+            "alpha_learning_rate": 0, "alpha_weight_decay": 0,
+        }  # fmt: skip
+        for name, minimum in least.items():
+            value = getattr(self, name)
+            if value is not None and not (value >= minimum and math.isfinite(value)):
+                raise UserError(f"{flag(name)} must be at least {minimum}; got {value}")
+        if not math.isfinite(self.alpha_start):
+            raise UserError(f"--alpha-start must be a finite number; got {self.alpha_start}")
+        if not 0 <= self.skip_dropout < 1:
+            raise UserError(f"--skip-dropout must be in [0, 1); got {self.skip_dropout}")
+        if not 0 < self.validation_proportion <= 1:
+            raise UserError(f"--validation-proportion must be in (0, 1]; got {self.validation_proportion}")
+        if not all(0 <= beta < 1 for beta in self.alpha_betas):
+            raise UserError(f"--alpha-betas must be in [0, 1); got {self.alpha_betas}")
+        if self.warmup_epochs + self.pruning_epochs == 0:
+            raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
+
+    @property
+    def epochs(self) -> int:
+        return self.warmup_epochs + self.pruning_epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values for config.json and the checkpoint."""
+        values = dataclasses.asdict(self)
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+    @classmethod
+    def from_json(cls, values: Any, source: str) -> SearchConfig:
+        """The inverse of `to_json`; `UserError` naming `source` if it is anything else."""
+        if not isinstance(values, dict):
+            raise UserError(f"{source} does not hold the settings of a search")
+        hints = get_type_hints(cls)
+        if set(values) != set(hints):
+            odd = sorted(set(values) ^ set(hints))
+            raise UserError(f"{source} has missing or unknown settings: {', '.join(odd)}; "
+                            "it was written by another version")  # fmt: skip
+        converted: dict[str, Any] = {}
+        for name, value in values.items():
+            hint = hints[name]
+            if Path in get_args(hint) and isinstance(value, str):
+                value = Path(value)
+            if isinstance(value, list):
+                value = tuple(value)
+            allowed = get_args(hint) if hint in _CHOICES else None
+            if allowed and value not in allowed:
+                raise UserError(f"{source}: {name} must be one of {', '.join(allowed)}; got {value!r}")
+            converted[name] = value
+        try:
+            return cls(**converted)
+        except TypeError as error:
+            raise UserError(f"{source}: a setting has the wrong type: {error}") from error
+
+
+_CHOICES = (Preset, Dataset, Pruning, Decay, Criterion, BatchNorm)
+
+REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "download"})
+"""Settings that do not change the search, so that a resumed run may set them anew."""
+
+PRESETS: dict[str, SearchConfig] = {
+    "quick": SearchConfig(
+        preset="quick", dataset="digits", channels=8, cells_per_stage=1, warmup_epochs=10, pruning_epochs=15
+    ),
+    "cpu": SearchConfig(preset="cpu", cells_per_stage=1),
+    "paper": SearchConfig(),
+}
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
+
+
+def load_config(path: Path) -> SearchConfig:
+    """Reads config.json of a run."""
+    try:
+        values = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    return SearchConfig.from_json(values, str(path))
+
+
+def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
+    """Settings of a resumed run that differ and matter, as `--flag: saved, asked`."""
+    return [
+        f"{flag(name)}: the run has {value}, asked for {getattr(asked, name)}"
+        for name, value in vars(saved).items()
+        if name not in REPORTING_ONLY and getattr(asked, name) != value
+    ]

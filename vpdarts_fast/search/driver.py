@@ -1,0 +1,287 @@
+"""VP-DARTS, the loop (paper, section 3.4)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.data import ImageData, ImageSet, epoch_order, split_halves
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.leave_one_out import Batch, LeaveOneOut, leave_one_out
+from vpdarts_fast.search import checkpoint
+from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.pruning import make_criterion, make_pruning
+from vpdarts_fast.search.run_folder import RunFolder
+from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers
+from vpdarts_fast.search.step import alpha_step, weights_step
+from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.spaces.genotype import Genotype
+
+
+class Interrupted(Exception):
+    """The search was asked to stop; everything is in the checkpoint."""
+
+
+class Observer(Protocol):
+    """Who watches a search."""
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        """A phase of an epoch begins, with so many units of work."""
+
+    def advance(self, done: int) -> None:
+        """So many units of the phase are done."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """An epoch is over; its line of metrics.jsonl."""
+
+
+class Search:
+    """One search, from the first epoch or from a checkpoint to the found cell.
+
+    Args:
+        config: the settings.
+        data: the images; `config.max_images` of them are used.
+        run: where metrics, checkpoints and the result go.
+        observer: hears of progress.
+        table: where to look the epochs' cells up.
+        stop: asked after every step and evaluation batch; True saves and raises `Interrupted`.
+    """
+
+    def __init__(
+        self,
+        config: SearchConfig,
+        data: ImageData,
+        run: RunFolder,
+        observer: Observer,
+        table: BenchmarkTable | None = None,
+        stop: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.config, self.run_folder, self.observer, self.table, self.stop = (
+            config,
+            run,
+            observer,
+            table,
+            stop,
+        )
+        self.device = choose_device(config.device)
+        self.training, self.validation = split_halves(limited(data, config), config.seed)
+        self.criterion, self.pruning = make_criterion(config), make_pruning(config)
+        self.state = SearchState(config, data.num_classes, self.device)
+
+    def resume(self) -> None:
+        """Continues from the run's checkpoint."""
+        path = self.run_folder.checkpoint
+        self.state.load_state_dict(checkpoint.load(path), str(path))
+
+    def search(self) -> dict[str, Any]:
+        """Runs to the end and returns what result.json holds.
+
+        Raises:
+            Interrupted: `stop` said so.
+            UserError: a loss is not finite, or a file cannot be written.
+        """
+        while self.state.epoch < self.config.epochs:
+            self._begin_epoch()
+            self._train_epoch()
+            self._end_epoch()
+        return self._select()
+
+    def _begin_epoch(self) -> None:
+        """Evaluates the ops and prunes, at the beginning of every pruning epoch."""
+        state, pruning_epoch = self.state, self.state.epoch - self.config.warmup_epochs
+        if pruning_epoch < 0 or state.record.began:
+            return
+        if self.pruning.due(pruning_epoch):
+            ranking = self._rank_ops()
+            state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
+        state.record.began = True
+
+    def _train_epoch(self) -> None:
+        """Alternates a weight step on a training batch with an alpha step on a validation batch."""
+        state, config, pruning = self.state, self.config, self.state.epoch >= self.config.warmup_epochs
+        training = self._order(self.training, "training order")
+        validation = self._order(self.validation, "validation order")
+        self.observer.phase("pruning" if pruning else "warm-up", len(training), state.step)
+        while state.step < len(training):
+            started = time.perf_counter()
+            torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
+            batch = self._batch(self.training, training[state.step], "training")
+            loss, correct = weights_step(
+                state.supernet, state.alpha, batch, state.weights_optimizer, config.gradient_clip
+            )
+            self._check_finite(loss, "weights")
+            state.record.weights.add(loss, correct, len(batch[1]))
+            if pruning:
+                batch = self._batch(self.validation, validation[state.step], "validation")
+                loss, correct = alpha_step(
+                    state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer
+                )
+                self._check_finite(loss, "alpha")
+                state.record.alpha.add(loss, correct, len(batch[1]))
+            state.step += 1
+            state.record.seconds["train"] += time.perf_counter() - started
+            self.observer.advance(state.step)
+            self._stop_if_asked()
+
+    def _end_epoch(self) -> None:
+        """Writes the epoch's metrics and the checkpoint."""
+        state = self.state
+        metrics = self._metrics()
+        state.schedule.step()
+        for phase, seconds in state.record.seconds.items():
+            state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
+        state.epoch, state.step, state.record = state.epoch + 1, 0, EpochRecord()
+        self.run_folder.append_metrics(metrics)
+        self._save()
+        self.observer.epoch(metrics)
+        self._stop_if_asked()
+
+    def _select(self) -> dict[str, Any]:
+        """Evaluates once more and takes the most important op of each edge."""
+        state = self.state
+        ranking = self._rank_ops()
+        genotype = Genotype.from_choices(ranking[:, 0].tolist())
+        state.seconds["leave_one_out"] = (
+            state.seconds.get("leave_one_out", 0.0) + state.record.seconds["leave_one_out"]
+        )
+        evaluation = state.record.evaluation
+        result = {
+            "architecture": str(genotype),
+            "index": genotype.index,
+            "criterion": self.config.criterion,
+            "base_accuracy": evaluation["base_accuracy"] if evaluation else None,
+            "benchmark": self._look_up(genotype),
+            "importance": evaluation,
+            "alpha": numbers(state.alpha),
+            "seconds": state.seconds,
+            "seed": self.config.seed,
+            "warmup_epochs": self.config.warmup_epochs,
+            "pruning_epochs": self.config.pruning_epochs,
+        }
+        self.run_folder.write_result(result)
+        return result
+
+    def _rank_ops(self) -> Tensor:
+        """Op numbers [E, O] from the most to the least important; notes the evaluation in the epoch's record."""
+        state = self.state
+        evaluation = self._evaluate() if self.criterion.needs_evaluation else None
+        if evaluation is not None:
+            state.record.evaluation = evaluation_to_json(evaluation, self.config.batch_norm)
+        ranking = self.criterion.importance(state.alpha, evaluation).ranking(state.alive.cpu())
+        state.record.choices = ranking[:, 0].tolist()
+        return ranking
+
+    def _evaluate(self) -> LeaveOneOut:
+        """Leave-one-out on a fresh random share of the validation set."""
+        state, config = self.state, self.config
+        started = time.perf_counter()
+        generator = stream(config.seed, "evaluation images", state.epoch)
+        count = max(1, round(len(self.validation) * config.validation_proportion))
+        drawn = torch.randperm(len(self.validation), generator=generator)[:count]
+        parts = math.ceil(count / config.evaluation_batch_size)
+        self.observer.phase("leave-one-out", count)
+
+        def on_batch(done: int) -> None:
+            self.observer.advance(done)
+            self._stop_if_asked()
+
+        evaluation = leave_one_out(
+            state.supernet,
+            (self._batch(self.validation, indices) for indices in drawn.tensor_split(parts)),
+            state.alpha,
+            batch_norm=config.batch_norm,
+            fused=config.fused,
+            memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
+            on_batch=on_batch,
+        )
+        if not evaluation.loss.isfinite().all():
+            self._check_finite(math.nan, "leave-one-out")
+        state.record.seconds["leave_one_out"] += time.perf_counter() - started
+        return evaluation
+
+    def _order(self, images: ImageSet, purpose: str) -> list[Tensor]:
+        generator = stream(self.config.seed, purpose, self.state.epoch)
+        return epoch_order(len(images), self.config.batch_size, generator, drop_last=False)
+
+    def _batch(self, images: ImageSet, indices: Tensor, augment: str = "") -> Batch:
+        """A batch on the device; augmented, by this stream, if one is named."""
+        position = (self.state.epoch, self.state.step)
+        generator = stream(self.config.seed, augment + " augmentation", *position) if augment else None
+        inputs, labels = images.batch(indices, generator)
+        return inputs.to(self.device), labels.to(self.device)
+
+    def _metrics(self) -> dict[str, Any]:
+        state, record = self.state, self.state.record
+        genotype = Genotype.from_choices(record.choices) if record.choices else None
+        weights_loss, weights_accuracy = record.weights.summary()
+        alpha_loss, alpha_accuracy = record.alpha.summary()
+        return {
+            "epoch": state.epoch,
+            "phase": "warm-up" if state.epoch < self.config.warmup_epochs else "pruning",
+            "learning_rate": state.schedule.get_last_lr()[0],
+            "weights_loss": weights_loss,
+            "weights_accuracy": weights_accuracy,
+            "alpha_loss": alpha_loss,
+            "alpha_accuracy": alpha_accuracy,
+            "alpha": numbers(state.alpha),
+            "importance": record.evaluation,
+            "genotype": str(genotype) if genotype else None,
+            "index": genotype.index if genotype else None,
+            "decay": record.decay,
+            "benchmark": self._look_up(genotype) if genotype else None,
+            "seconds": {phase: round(seconds, 3) for phase, seconds in record.seconds.items()},
+        }
+
+    def _look_up(self, genotype: Genotype) -> dict[str, float] | None:
+        return self.table.accuracy(genotype) if self.table else None
+
+    def _save(self) -> None:
+        checkpoint.save(
+            self.run_folder.checkpoint, {"config": self.config.to_json(), **self.state.state_dict()}
+        )
+
+    def _stop_if_asked(self) -> None:
+        if self.stop():
+            self._save()
+            raise Interrupted
+
+    def _check_finite(self, loss: float, phase: str) -> None:
+        if not math.isfinite(loss):
+            raise UserError(
+                f"the {phase} loss is {loss} in epoch {self.state.epoch}, step {self.state.step}: the search "
+                "diverged. The last checkpoint is from before; try a smaller --learning-rate or "
+                "--gradient-clip"
+            )
+
+
+def limited(data: ImageData, config: SearchConfig) -> ImageData:
+    """`config.max_images` training images, drawn at random."""
+    if config.max_images is None or config.max_images >= len(data.train_images):
+        return data
+    generator = stream(config.seed, "images used")
+    kept = torch.randperm(len(data.train_images), generator=generator)[: config.max_images]
+    return dataclasses.replace(
+        data, train_images=data.train_images[kept], train_labels=data.train_labels[kept]
+    )
+
+
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch finds no usable CUDA device here; use cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}")
+    return device

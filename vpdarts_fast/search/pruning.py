@@ -1,0 +1,166 @@
+"""What varies between VP-DARTS and its ablations, as small objects: importance, decay and pruning."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vpdarts_fast.leave_one_out import LeaveOneOut
+from vpdarts_fast.search.config import SearchConfig
+
+
+@dataclass(frozen=True)
+class Importance:
+    """How important each op is on its edge.
+
+    Attributes:
+        score: [E, O], the higher the more important.
+        tie_break: [E, O], decides between equal scores; the lower op number wins what is left.
+    """
+
+    score: Tensor
+    tie_break: Tensor
+
+    def ranking(self, alive: Tensor) -> Tensor:
+        """Op numbers [E, O] int64 from the most to the least important; ops not `alive` [E, O] come last."""
+        keys = (-self.tie_break.numpy(), -self.score.numpy(), ~alive.numpy())
+        return torch.from_numpy(np.lexsort(keys, axis=-1))
+
+
+class Criterion(Protocol):
+    """What makes an op important."""
+
+    needs_evaluation: bool
+
+    def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance: ...
+
+
+class AccuracyCriterion:
+    """The lower the accuracy without an op, the more important it is (paper, Algorithm 1); ties by loss."""
+
+    needs_evaluation = True
+
+    def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
+        assert evaluation is not None
+        return Importance(-evaluation.accuracy, evaluation.loss)
+
+
+class LossCriterion:
+    """The higher the loss without an op, the more important it is; ties by accuracy."""
+
+    needs_evaluation = True
+
+    def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
+        assert evaluation is not None
+        return Importance(evaluation.loss, -evaluation.accuracy)
+
+
+class AlphaCriterion:
+    """The magnitude of alpha (the ablation of the paper's section 5.2)."""
+
+    needs_evaluation = False
+
+    def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
+        magnitude = alpha.detach().abs().double().cpu()
+        return Importance(magnitude, torch.zeros_like(magnitude))
+
+
+class Decay(Protocol):
+    """K of the paper's Eq. 2, alpha <- alpha * (1 - K / max_epoch)."""
+
+    def factor(self, epoch: int, max_epoch: int) -> float: ...
+
+
+class FixedDecay:
+    """K = max_epoch: pruned alphas become zero."""
+
+    def factor(self, epoch: int, max_epoch: int) -> float:
+        return 0.0
+
+
+class AdjustableDecay:
+    """K = the index of the pruning epoch, from 0: linear decay."""
+
+    def factor(self, epoch: int, max_epoch: int) -> float:
+        return 1.0 - epoch / max_epoch
+
+
+class Pruning(Protocol):
+    """What happens to alpha at the beginning of a pruning epoch."""
+
+    def due(self, epoch: int) -> bool:
+        """Whether pruning epoch `epoch`, from 0, prunes by importance."""
+
+    def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
+        """Changes alpha [E, O] and alive [E, O] in place; returns the decay factor, if there is one."""
+
+
+@dataclass(frozen=True)
+class SoftPruning:
+    """Decays all ops but the most important one of each edge; none is removed (paper, section 3.2)."""
+
+    decay: Decay
+    max_epoch: int
+
+    def due(self, epoch: int) -> bool:
+        return True
+
+    def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
+        factor = self.decay.factor(epoch, self.max_epoch)
+        pruned = torch.ones_like(alive).scatter_(1, ranking[:, :1], False)
+        with torch.no_grad():
+            alpha[pruned.to(alpha.device)] *= factor
+        return factor
+
+
+class HardPruning:
+    """Nothing until the end, where the selection prunes once (section 5.1)."""
+
+    def due(self, epoch: int) -> bool:
+        return False
+
+    def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
+        return None
+
+
+@dataclass(frozen=True)
+class ProgressivePruning:
+    """Removes ops for good in stages, sizes[s] ops an edge live in stage s (section 5.1)."""
+
+    max_epoch: int
+    sizes: tuple[int, ...] = (5, 3, 2)
+
+    def due(self, epoch: int) -> bool:
+        return epoch > 0 and self._stage(epoch) != self._stage(epoch - 1)
+
+    def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
+        alive.scatter_(1, ranking[:, self.sizes[self._stage(epoch)] :], False)
+        with torch.no_grad():
+            alpha[~alive.to(alpha.device)] = 0
+        return None
+
+    def _stage(self, epoch: int) -> int:
+        return epoch * len(self.sizes) // self.max_epoch
+
+
+def make_criterion(config: SearchConfig) -> Criterion:
+    criteria: dict[str, Criterion] = {
+        "accuracy": AccuracyCriterion(),
+        "loss": LossCriterion(),
+        "alpha": AlphaCriterion(),
+    }
+    return criteria[config.criterion]
+
+
+def make_pruning(config: SearchConfig) -> Pruning:
+    decays: dict[str, Decay] = {"fixed": FixedDecay(), "adjustable": AdjustableDecay()}
+    prunings: dict[str, Pruning] = {
+        "soft": SoftPruning(decays[config.decay], config.pruning_epochs),
+        "hard": HardPruning(),
+        "progressive": ProgressivePruning(config.pruning_epochs),
+    }
+    return prunings[config.pruning]

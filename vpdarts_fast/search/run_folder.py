@@ -1,0 +1,86 @@
+"""A run is a folder: settings, one JSON line per epoch, checkpoint, result, pictures and log."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.search.config import SearchConfig, load_config
+
+
+class RunFolder:
+    """Where a search keeps what it made.
+
+    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.checkpoint = path / "checkpoint.pt"
+        self.log = path / "log.txt"
+        self._metrics = path / "metrics.jsonl"
+        self._result = path / "result.json"
+
+    @classmethod
+    def create(cls, path: Path, config: SearchConfig) -> RunFolder:
+        """Makes the folder; `UserError` if there is something in it already."""
+        run = cls(path)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            if any(path.iterdir()):
+                raise UserError(
+                    f"{path} exists and is not empty: continue that run with --resume {path}, or name another "
+                    "folder with --out"
+                )
+        except OSError as error:
+            raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
+        write_atomically(path / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> tuple[RunFolder, SearchConfig]:
+        """A run that exists, and its settings."""
+        if not (path / "config.json").is_file():
+            raise UserError(f"{path} is not the folder of a run: it holds no config.json")
+        return cls(path), load_config(path / "config.json")
+
+    def append_metrics(self, line: dict[str, Any]) -> None:
+        """Adds an epoch, replacing lines of the same or later epochs that an interrupted run left."""
+        kept = [earlier for earlier in self.metrics() if earlier["epoch"] < line["epoch"]]
+        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in (*kept, line))
+        write_atomically(self._metrics, text.encode())
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The epochs written so far."""
+        if not self._metrics.exists():
+            return []
+        try:
+            return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise UserError(f"{self._metrics} is damaged: {error}") from error
+
+    def write_result(self, result: dict[str, Any]) -> None:
+        write_atomically(self._result, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+
+    def result(self) -> dict[str, Any] | None:
+        """result.json of a finished run."""
+        if not self._result.exists():
+            return None
+        try:
+            result: dict[str, Any] = json.loads(self._result.read_text())
+        except (OSError, ValueError) as error:
+            raise UserError(
+                f"{self._result} is damaged: {error}; remove it and run --resume {self.path}"
+            ) from error
+        return result
+
+    def write_log(self, text: str) -> None:
+        """Adds lines to log.txt."""
+        with self.log.open("a") as file:
+            file.write(text + "\n")
+            file.flush()
+            os.fsync(file.fileno())

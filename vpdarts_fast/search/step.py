@@ -1,0 +1,38 @@
+"""One training step of each phase (paper, section 3; first order)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+
+def weights_step(
+    supernet: Supernet, alpha: Tensor, batch: Batch, optimizer: torch.optim.Optimizer, gradient_clip: float
+) -> tuple[float, int]:
+    """Trains the weights on a training batch, alpha fixed; returns the mean loss and how many were right."""
+    images, labels = batch
+    logits = supernet(images, alpha.detach())
+    loss = F.cross_entropy(logits, labels)
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()  # type: ignore[no-untyped-call]
+    torch.nn.utils.clip_grad_norm_(supernet.parameters(), gradient_clip)
+    optimizer.step()
+    return float(loss.detach()), int((logits.argmax(1) == labels).sum())
+
+
+def alpha_step(
+    supernet: Supernet, alpha: Tensor, alive: Tensor, batch: Batch, optimizer: torch.optim.Optimizer
+) -> tuple[float, int]:
+    """Trains alpha [E, O] on a validation batch, the weights fixed; removed ops (not `alive` [E, O]) stay at 0."""
+    images, labels = batch
+    logits = supernet(images, alpha)
+    loss = F.cross_entropy(logits, labels)
+    (alpha.grad,) = torch.autograd.grad(loss, alpha)  # of alpha alone: no weight gradient is computed
+    optimizer.step()
+    with torch.no_grad():
+        alpha *= alive
+    return float(loss.detach()), int((logits.argmax(1) == labels).sum())
