@@ -51,9 +51,8 @@ class Backend:
         if len(dtypes) > 1:
             reasons.append(f"all tensors must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
         if not dtypes <= self.dtypes:
-            reasons.append(
-                f"computes in {', '.join(sorted(map(str, self.dtypes)))}; got {', '.join(sorted(map(str, dtypes)))}"
-            )
+            computes, got = (", ".join(sorted(map(str, some))) for some in (self.dtypes, dtypes))
+            reasons.append(f"computes in {computes}; got {got}")
         return reasons
 
 

@@ -179,7 +179,7 @@ def skip_scale(mixed_op: MixedOp, x: Tensor) -> Tensor | None:
 
 @torch.no_grad()
 def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, x: Tensor) -> None:
-    """What a training-mode forward of `norm` does to its buffers; mean and biased variance [C] of x's batch."""
+    """What a training-mode forward of `norm` does to its buffers. mean, biased variance [C], of x's batch."""
     if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
         return
     norm.num_batches_tracked += 1
@@ -192,7 +192,10 @@ def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tens
 
 
 class ResidualBlock(nn.Module):
-    """Two 3x3 convolutions and a pooled 1x1 shortcut, stride 2. [N, C, H, W] -> [N, 2C, ceil(H/2), ceil(W/2)]."""
+    """Two 3x3 convolutions and a pooled 1x1 shortcut, stride 2.
+
+    [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
+    """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()

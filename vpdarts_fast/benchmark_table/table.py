@@ -35,7 +35,7 @@ def _official_indices() -> dict[str, int]:
 
 
 def _official_index(architecture: str) -> int:
-    """`Genotype.index` of an architecture string by look-up; `UserError` says what is wrong with a bad one."""
+    """`Genotype.index` of an architecture string by look-up; `UserError` for a bad one."""
     index = _official_indices().get(architecture)
     return Genotype.from_string(architecture).index if index is None else index
 

@@ -17,7 +17,8 @@ def draw_pictures(run: Path) -> list[Path]:
     ``cell.png`` and ``cell.svg`` show the architecture (so far), ``alpha.png`` the alphas over the
     epochs, ``importance.png`` what leave-one-out evaluation said of every op, ``curves.png`` losses
     and accuracies. During the warm-up there is no cell yet, and without any evaluation no
-    ``importance.png``. Existing pictures are replaced. Read are ``metrics.jsonl`` and, once it is there, ``result.json``.
+    ``importance.png``. Existing pictures are replaced. Read are
+    ``metrics.jsonl`` and, once it is there, ``result.json``.
 
     Returns:
         The paths of the pictures drawn.

@@ -87,7 +87,7 @@ class Run:
 
     @property
     def genotype(self) -> Genotype | None:
-        """The architecture found or, while the search goes on, that of the last epoch; None in the warm-up."""
+        """The architecture found or, while the search goes on, the last epoch's; None in the warm-up."""
         return self.result.genotype if self.result else self.epochs[-1].genotype
 
     @property
