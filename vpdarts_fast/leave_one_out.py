@@ -118,7 +118,7 @@ def leave_one_out(
     correct = torch.zeros(len(tables), dtype=torch.int64)
     loss = torch.zeros(len(tables), dtype=torch.float64)
     images = 0
-    with _evaluation(supernet, batch_norm, calibration, alpha):
+    with evaluation_mode(supernet, batch_norm, calibration, alpha):
         for inputs, labels in chain(calibration, stream):
             if fused:
                 parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
@@ -184,15 +184,14 @@ def _calibration_batches(stream: Iterator[Batch]) -> list[Batch]:
 
 
 @contextmanager
-def _evaluation(
+def evaluation_mode(
     supernet: Supernet, batch_norm: BatchNorm, calibration: Sequence[Batch], alpha: Tensor
 ) -> Iterator[None]:
     """Dropout off and the batch norms as asked, restored on exit."""
     modes = [(module, module.training) for module in supernet.modules()]
     norms = [module for module in supernet.modules() if isinstance(module, nn.BatchNorm2d)]
-    saved = [
-        (norm, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum) for norm in norms
-    ]
+    changing = ("running_mean", "running_var", "num_batches_tracked", "momentum")
+    saved = [(norm, {name: getattr(norm, name) for name in changing}) for norm in norms]
     if batch_norm == "running" and any(norm.running_mean is None for norm in norms):
         raise UserError("batch_norm='running' needs running statistics, and this supernet keeps none; "
                         "use 'recalibrated' or 'batch'")  # fmt: skip
@@ -215,7 +214,8 @@ def _evaluation(
                 norm.eval()
         yield
     finally:
-        for norm, norm.running_mean, norm.running_var, norm.num_batches_tracked, norm.momentum in saved:
-            pass
+        for norm, attributes in saved:
+            for name, value in attributes.items():
+                setattr(norm, name, value)
         for module, mode in modes:
             module.training = mode

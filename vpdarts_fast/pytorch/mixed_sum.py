@@ -26,28 +26,31 @@ def mixed_sum(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_sum`."""
-    weights = alpha[..., None, None, None, None]  # [V, k, O, 1, 1, 1, 1]
-    node = torch.zeros_like(xs[0])
-    pooled = torch.zeros_like(xs[0])
-    means, variances = [], []
-    for e, x in enumerate(xs):
-        node = torch.addcmul(node, x * skip_scale[e] if skip_scale else x, weights[:, e, 1])
-        pooled = torch.addcmul(pooled, x, weights[:, e, 4])
-        for raw, weight in ((raw_1x1[e], alpha[:, e, 2]), (raw_3x3[e], alpha[:, e, 3])):
-            normalised = [_norm(slab, a, eps) for slab, a in zip(raw, weight, strict=True)]
-            node = node + torch.stack([out for out, _, _ in normalised])
-            means.append(torch.stack([mean for _, mean, _ in normalised]))
-            variances.append(torch.stack([variance for _, _, variance in normalised]))
-    node = node + avg_pool_3x3(pooled.flatten(0, 1)).view_as(node)
-    shape = (*alpha.shape[:2], 2, xs[0].shape[2])
-    return node, torch.stack(means, dim=1).view(shape), torch.stack(variances, dim=1).view(shape)
+    nodes, statistics = [], []
+    for v, table in enumerate(alpha):
+        skips = [x[v] * skip_scale[e][v] if skip_scale else x[v] for e, x in enumerate(xs)]
+        node = skips[0] * table[0, 1]
+        pooled = xs[0][v] * table[0, 4]
+        for e in range(1, len(xs)):
+            node = torch.addcmul(node, skips[e], table[e, 1])
+            pooled = torch.addcmul(pooled, xs[e][v], table[e, 4])
+        node += avg_pool_3x3(pooled)
+        for e in range(len(xs)):
+            for raw, weight in ((raw_1x1[e][v], table[e, 2]), (raw_3x3[e][v], table[e, 3])):
+                term, mean, variance = _norm(raw, weight, eps)
+                node += term
+                statistics.append(torch.stack([mean, variance]))
+        nodes.append(node)
+    shape = (*alpha.shape[:2], 2, 2, xs[0].shape[2])
+    mean, variance = torch.stack(statistics).view(shape).unbind(3)
+    return nodes[0][None] if len(nodes) == 1 else torch.stack(nodes), mean, variance
 
 
 def _norm(raw: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """weight * batch_norm(raw), and raw's mean and biased variance. raw [N, C, H, W], weight []."""
     channels = raw.shape[1]
     mean, variance = raw.new_zeros(channels), raw.new_zeros(channels)
-    scale = weight.expand(channels)
+    scale = weight.expand(channels).contiguous()  # batch norm is slow with strides of 0
     count = raw.numel() // channels
     out = F.batch_norm(raw, mean, variance, weight=scale, training=True, momentum=1.0, eps=eps)
     return out, mean, variance * ((count - 1) / count)

@@ -25,8 +25,12 @@ class TensorBoardLog:
     picture of the ``cell``. Values that the search does not have are left out.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, first_step: int = 0) -> None:
         """Opens an event file in the folder, which is made where it does not exist.
+
+        Args:
+            first_step: the epoch that comes first; a resumed search repeats the later ones, and
+                TensorBoard then hides what an earlier event file says of them.
 
         Raises:
             UserError: the package ``tensorboard`` is not installed.
@@ -38,8 +42,8 @@ class TensorBoardLog:
                 f"a TensorBoard log needs the package tensorboard ({error}); "
                 "install it with: pip install 'vpdarts-fast[tensorboard]'"
             ) from error
-        self._writer: Any = SummaryWriter(str(folder))
-        self._next_step = 0
+        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
+        self._next_step = first_step
 
     def add_epoch(self, metrics: Mapping[str, Any]) -> None:
         """Adds one line of ``metrics.jsonl``.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import shlex
@@ -10,7 +11,7 @@ import signal
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -22,10 +23,10 @@ import tyro
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report import TensorBoardLog, draw_pictures
+from vpdarts_fast.report import draw_pictures
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
-from vpdarts_fast.search.console import Console, benchmark_text
+from vpdarts_fast.search.console import Console, result_lines, warn
 from vpdarts_fast.search.driver import Interrupted, Search
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
@@ -52,35 +53,59 @@ class Command:
 
 
 class StopRequest:
-    """Turns the first SIGINT or SIGTERM into a polite request; a second one kills."""
+    """Makes SIGINT and SIGTERM end the program in order, while it is entered.
+
+    Inside `deferred` the first one is a request to stop after the step, and a second one ends it at
+    once; outside, where nothing needs to be saved, the first one does. A third one kills.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
 
-    def install(self) -> None:
+    def __enter__(self) -> StopRequest:
         for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._handle)
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
 
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
-        signal.signal(number, signal.SIG_DFL)
-        print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
 
     def __call__(self) -> bool:
         return self.signal is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, number
+        if again or not self._deferred:
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        with contextlib.suppress(RuntimeError):  # the signal came while something was being printed
+            print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
     stop = StopRequest()
     try:
-        command = parse(sys.argv[1:] if arguments is None else list(arguments))
-        stop.install()
-        return run_command(command, stop)
+        with stop:
+            return run_command(parse(sys.argv[1:] if arguments is None else list(arguments)), stop)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     except Interrupted:
+        return 128 + (stop.signal or signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped at once", file=sys.stderr)
         return 128 + (stop.signal or signal.SIGINT)
 
 
@@ -132,6 +157,7 @@ def resumed(folder: Path) -> Command:
 def run_command(command: Command, stop: StopRequest) -> int:
     """One search per seed."""
     config = command.config
+    torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
@@ -175,47 +201,50 @@ def run_seed(
     resuming: bool,
 ) -> dict[str, Any]:
     """One search in its folder, new or continued, to its result and pictures; `root` is what to resume."""
-    if (folder / "config.json").exists() and resuming:
-        run, saved = RunFolder.open(folder)
-        if changed := contradictions(saved, config):
-            raise UserError(f"cannot change a run that has begun ({folder}):\n  " + "\n  ".join(changed))
-    else:
-        run = RunFolder.create(folder, config)
+    run = open_run(config, folder, resuming)
     result = run.result()
     if result is not None:
-        print("\n".join([f"this run is finished: {folder}", *result_lines(result, folder)]), flush=True)
+        print("\n".join([f"this run is finished: {folder}", *result_lines(result, run)]), flush=True)
         return result
-    tensorboard = TensorBoardLog(folder / "tensorboard") if config.tensorboard else None
-    console = Console(run, config.epochs, tensorboard)
-    search = Search(config, data, run, console, table, stop)
-    if run.checkpoint.exists():
-        search.resume()
-    with console:
+    with Console(run, config) as console:
+        search = Search(config, data, run, console, table, stop)
+        if run.has_begun():
+            search.resume()
+        console.begin(search.state.epoch)
         for line in header_lines(config, data, search, folder):
             console.line(line)
         try:
-            result = search.search()
+            with stop.deferred():
+                result = search.search()
         except Interrupted:
-            console.line(
-                f"stopped in epoch {search.state.epoch + 1}, step {search.state.step}; nothing is lost"
-            )
+            console.line(f"stopped in {search.position}; nothing is lost")
             console.line(f"continue with: python -m vpdarts_fast.search --resume {shlex.quote(str(root))}")
             raise
+        console.result(result)
+    try:
         draw_pictures(folder)
-        for line in result_lines(result, folder):
-            console.line(line)
-    if tensorboard:
-        tensorboard.add_result(result)
-        tensorboard.close()
+    except (UserError, OSError) as error:
+        warn(f"no pictures: {error}. The result is complete; draw them with: "
+             f"python -m vpdarts_fast.report {shlex.quote(str(folder))}")  # fmt: skip
     return result
+
+
+def open_run(config: SearchConfig, folder: Path, resuming: bool) -> RunFolder:
+    """The folder of a new run or of one to continue; of a stopped group, a seed may have none yet."""
+    if not (resuming and (folder / "config.json").exists()):
+        return RunFolder.create(folder, config)
+    run, saved = RunFolder.open(folder)
+    if changed := contradictions(saved, config):
+        raise UserError(f"cannot change a run that has begun ({folder}):\n  " + "\n  ".join(changed))
+    return run
 
 
 def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: Path) -> list[str]:
     """What is about to run: the resolved settings, the images and the device."""
     settings = "  ".join(f"{name}={value}" for name, value in config.to_json().items())
-    position = f", continued at epoch {search.state.epoch + 1}, step {search.state.step}" * bool(
-        search.state.epoch or search.state.step or search.state.record.began
-    )
+    state = search.state
+    begun = state.epoch or state.step or state.record.began
+    position = f", continued at {search.position}" if begun else ""
     height, width = data.image_size
     return [
         f"VP-DARTS search{position}",
@@ -224,17 +253,6 @@ def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: 
         f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads",
         f"run folder: {folder}",
     ]
-
-
-def result_lines(result: dict[str, Any], folder: Path) -> list[str]:
-    """What was found."""
-    lines = [f"found: {result['architecture']}", f"index: {result['index']}"]
-    if result["base_accuracy"] is not None:
-        lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
-    if result["benchmark"] is not None:
-        lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
-    seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
-    return [*lines, seconds, f"result, pictures and metrics: {folder}"]
 
 
 if __name__ == "__main__":

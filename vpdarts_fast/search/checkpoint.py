@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 from pathlib import Path
@@ -28,11 +29,14 @@ def write_atomically(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise UserError(
-            f"cannot write {path} ({len(content):,} bytes): {error.strerror or error}. What was there before is "
-            f"intact: make room or the folder writable, then continue with --resume {path.parent}"
+            f"cannot write {path} ({len(content):,} bytes): {error.strerror or error}. What was there before "
+            "is intact: make room or the folder writable, then run the same again (a search that had begun: "
+            f"with --resume {path.parent})"
         ) from error
+    finally:  # there is one only if this failed or was interrupted
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
 
 
 def save(path: Path, content: dict[str, Any]) -> None:

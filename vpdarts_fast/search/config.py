@@ -7,18 +7,23 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 import tyro
 
+from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.leave_one_out import BatchNorm
+
+if TYPE_CHECKING:
+    Dataset = str
+else:  # what `load` knows is only known at run time
+    Dataset = Literal[DATASETS]
 
 Preset = Literal["quick", "cpu", "paper"]
-Dataset = Literal["digits", "cifar10", "cifar100", "imagenet16-120", "npz"]
 Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
 Criterion = Literal["accuracy", "loss", "alpha"]
-BatchNorm = Literal["recalibrated", "running", "batch"]
 
 
 @dataclass(frozen=True)
@@ -26,8 +31,8 @@ class SearchConfig:
     """A VP-DARTS search on NAS-Bench-201. The defaults are the paper's (sections 3 and 4.2)."""
 
     preset: Preset = "paper"
-    """Where the defaults of all other settings come from: quick (embedded digits, a minute or two), cpu (CIFAR-10,
-    N=1) or paper."""
+    """Where the defaults of all other settings come from: quick (embedded digits, a minute or two), cpu
+    (CIFAR-10, N=1) or paper."""
 
     # Data
     dataset: Dataset = "cifar10"
@@ -109,7 +114,7 @@ class SearchConfig:
         least = {
             "channels": 1, "cells_per_stage": 1, "warmup_epochs": 0, "pruning_epochs": 0, "batch_size": 1,
             "evaluation_batch_size": 1, "max_images": 4, "threads": 1, "memory_budget_mib": 1, "seed": 0,
-            "learning_rate": 0, "learning_rate_end": 0, "momentum": 0, "weight_decay": 0, "gradient_clip": 0,
+            "learning_rate": 0, "learning_rate_end": 0, "momentum": 0, "weight_decay": 0,
             "alpha_learning_rate": 0, "alpha_weight_decay": 0,
         }  # fmt: skip
         for name, minimum in least.items():
@@ -118,6 +123,8 @@ class SearchConfig:
                 raise UserError(f"{flag(name)} must be at least {minimum}; got {value}")
         if not math.isfinite(self.alpha_start):
             raise UserError(f"--alpha-start must be a finite number; got {self.alpha_start}")
+        if not 0 < self.gradient_clip < math.inf:
+            raise UserError(f"--gradient-clip must be above 0; got {self.gradient_clip}")
         if not 0 <= self.skip_dropout < 1:
             raise UserError(f"--skip-dropout must be in [0, 1); got {self.skip_dropout}")
         if not 0 < self.validation_proportion <= 1:
@@ -146,24 +153,42 @@ class SearchConfig:
             odd = sorted(set(values) ^ set(hints))
             raise UserError(f"{source} has missing or unknown settings: {', '.join(odd)}; "
                             "it was written by another version")  # fmt: skip
-        converted: dict[str, Any] = {}
-        for name, value in values.items():
-            hint = hints[name]
-            if Path in get_args(hint) and isinstance(value, str):
-                value = Path(value)
-            if isinstance(value, list):
-                value = tuple(value)
-            allowed = get_args(hint) if hint in _CHOICES else None
-            if allowed and value not in allowed:
-                raise UserError(f"{source}: {name} must be one of {', '.join(allowed)}; got {value!r}")
-            converted[name] = value
+        converted = {name: _converted(value, hints[name]) for name, value in values.items()}
+        for name, value in converted.items():
+            if not _fits(value, hints[name]):
+                raise UserError(f"{source}: {name} must be {_described(hints[name])}; got {value!r}")
         try:
             return cls(**converted)
-        except TypeError as error:
-            raise UserError(f"{source}: a setting has the wrong type: {error}") from error
+        except UserError as error:
+            raise UserError(f"{source}: {error}") from error
 
 
-_CHOICES = (Preset, Dataset, Pruning, Decay, Criterion, BatchNorm)
+def _converted(value: Any, hint: Any) -> Any:
+    """JSON knows neither paths nor tuples."""
+    if Path in get_args(hint) and isinstance(value, str):
+        return Path(value)
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value is of a setting's type; a whole number will do for a float, a bool for no number."""
+    parts = get_args(hint)
+    if get_origin(hint) is Literal:
+        return value in parts
+    if get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
+    if parts:
+        return any(_fits(value, part) for part in parts)
+    kind = (int, float) if hint is float else hint
+    return isinstance(value, kind) and isinstance(value, bool) == (hint is bool)
+
+
+def _described(hint: Any) -> str:
+    """A setting's type for people."""
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
+
 
 REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "download"})
 """Settings that do not change the search, so that a resumed run may set them anew."""

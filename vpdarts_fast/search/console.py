@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import sys
+from collections.abc import Callable
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -15,18 +18,22 @@ from rich.progress import (
 )
 
 from vpdarts_fast.report import TensorBoardLog
+from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.run_folder import RunFolder
 
 
 class Console:
-    """The observer of one search; use it as a context manager.
+    """The observer of one search; use it as a context manager, and `begin` before the search does.
 
     Lines go to the standard output and to the run's log.txt. Progress bars with the time left are
-    drawn on a terminal only.
+    drawn on a terminal only. Neither a full disk nor TensorBoard can end a search from here.
     """
 
-    def __init__(self, run: RunFolder, epochs: int, tensorboard: TensorBoardLog | None = None) -> None:
-        self._run, self._epochs, self._tensorboard = run, epochs, tensorboard
+    def __init__(self, run: RunFolder, config: SearchConfig) -> None:
+        self._run, self._epochs = run, config.epochs
+        self._wants_tensorboard = config.tensorboard
+        self._tensorboard: TensorBoardLog | None = None
+        self._warned = False
         self._progress = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(),
@@ -36,18 +43,32 @@ class Console:
             TimeRemainingColumn(),
             console=RichConsole(highlight=False, soft_wrap=True),
             transient=True,
+            speed_estimate_period=math.inf,  # a step, or the evaluation between two, can take minutes
         )
-        self._interactive = self._progress.console.is_terminal
-        self._search = self._progress.add_task("search", total=epochs)
+        # Not by the environment alone, which can ask for colours in a pipe.
+        self._interactive = sys.stdout.isatty() and self._progress.console.is_terminal
+        self._search = self._progress.add_task("search", total=self._epochs)
         self._phase = self._progress.add_task("", total=1, visible=False)
 
     def __enter__(self) -> Console:
-        if self._interactive:
-            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._progress.stop()
+        if self._tensorboard:
+            self._guarded("TensorBoard events", self._tensorboard.close)
+
+    def begin(self, epoch: int) -> None:
+        """Opens what is to be open while the search runs; `epoch` is the one that it begins with.
+
+        Raises:
+            UserError: TensorBoard is wanted and not installed.
+        """
+        if self._wants_tensorboard:
+            self._tensorboard = TensorBoardLog(self._run.path / "tensorboard", first_step=epoch)
+        self._progress.reset(self._search, total=self._epochs, completed=epoch)
+        if self._interactive:
+            self._progress.start()
 
     def line(self, text: str) -> None:
         """Prints and logs a line."""
@@ -55,19 +76,40 @@ class Console:
             self._progress.console.print(text, markup=False)
         else:
             print(text, flush=True)
-        self._run.write_log(text)
+        self._guarded(str(self._run.log), lambda: self._run.write_log(text))
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
         self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
 
-    def advance(self, done: int) -> None:
+    def advance(self, done: int, epochs: float) -> None:
         self._progress.update(self._phase, completed=done)
+        self._progress.update(self._search, completed=epochs)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
-        self._progress.update(self._search, completed=metrics["epoch"] + 1)
         self.line(epoch_line(metrics, self._epochs))
-        if self._tensorboard:
-            self._tensorboard.add_epoch(metrics)
+        if tensorboard := self._tensorboard:
+            self._guarded("TensorBoard events", lambda: tensorboard.add_epoch(metrics))
+
+    def result(self, result: dict[str, Any]) -> None:
+        """The search is over."""
+        self._progress.stop()
+        for text in result_lines(result, self._run):
+            self.line(text)
+        if tensorboard := self._tensorboard:
+            self._guarded("TensorBoard events", lambda: tensorboard.add_result(result))
+
+    def _guarded(self, what: str, write: Callable[[], None]) -> None:
+        """Writes what the search does not depend on: a full disk is worth a warning, not the search."""
+        try:
+            write()
+        except OSError as error:
+            if not self._warned:
+                warn(f"cannot write {what}: {error.strerror or error}; the search goes on without")
+            self._warned = True
+
+
+def warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
@@ -87,6 +129,17 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     if seconds["leave_one_out"]:
         parts.append(f"leave-one-out {seconds['leave_one_out']:.1f} s")
     return "  ".join(parts)
+
+
+def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
+    """What was found."""
+    lines = [f"found: {result['architecture']}", f"index: {result['index']}"]
+    if result["base_accuracy"] is not None:
+        lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
+    if result["benchmark"] is not None:
+        lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
+    seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
+    return [*lines, seconds, f"result, metrics and pictures: {run.path}"]
 
 
 def benchmark_text(accuracies: dict[str, float]) -> str:

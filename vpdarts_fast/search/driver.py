@@ -16,7 +16,7 @@ from vpdarts_fast.data import ImageData, ImageSet, epoch_order, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import Batch, LeaveOneOut, leave_one_out
 from vpdarts_fast.search import checkpoint
-from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers
@@ -35,8 +35,8 @@ class Observer(Protocol):
     def phase(self, description: str, total: int, done: int = 0) -> None:
         """A phase of an epoch begins, with so many units of work."""
 
-    def advance(self, done: int) -> None:
-        """So many units of the phase are done."""
+    def advance(self, done: int, epochs: float) -> None:
+        """So many units of the phase are done, and so many epochs of the search."""
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """An epoch is over; its line of metrics.jsonl."""
@@ -63,22 +63,27 @@ class Search:
         table: BenchmarkTable | None = None,
         stop: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.config, self.run_folder, self.observer, self.table, self.stop = (
-            config,
-            run,
-            observer,
-            table,
-            stop,
-        )
+        self.config, self.run_folder, self.observer = config, run, observer
+        self.table, self.stop = table, stop
         self.device = choose_device(config.device)
         self.training, self.validation = split_halves(limited(data, config), config.seed)
         self.criterion, self.pruning = make_criterion(config), make_pruning(config)
         self.state = SearchState(config, data.num_classes, self.device)
 
     def resume(self) -> None:
-        """Continues from the run's checkpoint."""
+        """Continues from the run's checkpoint; `UserError` unless a search with these settings wrote it."""
         path = self.run_folder.checkpoint
-        self.state.load_state_dict(checkpoint.load(path), str(path))
+        content = checkpoint.load(path)
+        if changed := contradictions(SearchConfig.from_json(content.get("config"), str(path)), self.config):
+            raise UserError(f"{path} contradicts config.json:\n  " + "\n  ".join(changed))
+        self.state.load_state_dict(content, str(path))
+
+    @property
+    def position(self) -> str:
+        """Where the search is, for people."""
+        if self.state.epoch == self.config.epochs:
+            return "the final evaluation"
+        return f"epoch {self.state.epoch + 1}, step {self.state.step}"
 
     def search(self) -> dict[str, Any]:
         """Runs to the end and returns what result.json holds.
@@ -127,7 +132,7 @@ class Search:
                 state.record.alpha.add(loss, correct, len(batch[1]))
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
-            self.observer.advance(state.step)
+            self.observer.advance(state.step, state.epoch + state.step / len(training))
             self._stop_if_asked()
 
     def _end_epoch(self) -> None:
@@ -169,14 +174,14 @@ class Search:
         return result
 
     def _rank_ops(self) -> Tensor:
-        """Op numbers [E, O] from the most to the least important; notes the evaluation in the epoch's record."""
+        """Op numbers [E, O], the most important first; notes the evaluation in the epoch's record."""
         state = self.state
         evaluation = self._evaluate() if self.criterion.needs_evaluation else None
         if evaluation is not None:
             state.record.evaluation = evaluation_to_json(evaluation, self.config.batch_norm)
         ranking = self.criterion.importance(state.alpha, evaluation).ranking(state.alive.cpu())
         state.record.choices = ranking[:, 0].tolist()
-        return ranking
+        return ranking.to(self.device)
 
     def _evaluate(self) -> LeaveOneOut:
         """Leave-one-out on a fresh random share of the validation set."""
@@ -189,7 +194,7 @@ class Search:
         self.observer.phase("leave-one-out", count)
 
         def on_batch(done: int) -> None:
-            self.observer.advance(done)
+            self.observer.advance(done, state.epoch)
             self._stop_if_asked()
 
         evaluation = leave_one_out(
@@ -255,9 +260,8 @@ class Search:
     def _check_finite(self, loss: float, phase: str) -> None:
         if not math.isfinite(loss):
             raise UserError(
-                f"the {phase} loss is {loss} in epoch {self.state.epoch}, step {self.state.step}: the search "
-                "diverged. The last checkpoint is from before; try a smaller --learning-rate or "
-                "--gradient-clip"
+                f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
+                "smaller --learning-rate, --gradient-clip or --alpha-start"
             )
 
 

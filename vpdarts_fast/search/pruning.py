@@ -96,7 +96,10 @@ class Pruning(Protocol):
         """Whether pruning epoch `epoch`, from 0, prunes by importance."""
 
     def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
-        """Changes alpha [E, O] and alive [E, O] in place; returns the decay factor, if there is one."""
+        """Changes alpha [E, O] and alive [E, O] in place, by a ranking [E, O] on the same device.
+
+        Returns the decay factor, if there is one.
+        """
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,7 @@ class SoftPruning:
         factor = self.decay.factor(epoch, self.max_epoch)
         pruned = torch.ones_like(alive).scatter_(1, ranking[:, :1], False)
         with torch.no_grad():
-            alpha[pruned.to(alpha.device)] *= factor
+            alpha[pruned] *= factor
         return factor
 
 
@@ -129,7 +132,11 @@ class HardPruning:
 
 @dataclass(frozen=True)
 class ProgressivePruning:
-    """Removes ops for good in stages, sizes[s] ops an edge live in stage s (section 5.1)."""
+    """Removes ops for good in stages, sizes[s] ops an edge live in stage s (section 5.1).
+
+    The stages are as long as each other, up to an epoch. With fewer epochs than stages the last stages
+    are left out: the selection at the end goes to one op from wherever it is.
+    """
 
     max_epoch: int
     sizes: tuple[int, ...] = (5, 3, 2)
@@ -140,7 +147,7 @@ class ProgressivePruning:
     def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int) -> float | None:
         alive.scatter_(1, ranking[:, self.sizes[self._stage(epoch)] :], False)
         with torch.no_grad():
-            alpha[~alive.to(alpha.device)] = 0
+            alpha[~alive] = 0
         return None
 
     def _stage(self, epoch: int) -> int:

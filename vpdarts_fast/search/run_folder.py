@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import SearchConfig, load_config
+
+RESULT_ENTRIES = frozenset({"architecture", "index", "base_accuracy", "benchmark", "seconds"})
+"""What the program reads back from result.json."""
 
 
 class RunFolder:
@@ -31,10 +33,10 @@ class RunFolder:
         run = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(path.iterdir()):
+            if any(entry.suffix != ".partial" for entry in path.iterdir()):  # left when killed in a write
                 raise UserError(
-                    f"{path} exists and is not empty: continue that run with --resume {path}, or name another "
-                    "folder with --out"
+                    f"{path} exists and is not empty: continue that run with --resume {path}, or name "
+                    "another folder with --out"
                 )
         except OSError as error:
             raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
@@ -48,6 +50,17 @@ class RunFolder:
             raise UserError(f"{path} is not the folder of a run: it holds no config.json")
         return cls(path), load_config(path / "config.json")
 
+    def has_begun(self) -> bool:
+        """Whether there is a checkpoint to continue from; `UserError` if there should be one."""
+        epochs = len(self.metrics())
+        # The first epoch's line is written just before the first checkpoint.
+        if epochs > 1 and not self.checkpoint.exists():
+            raise UserError(
+                f"{self.checkpoint} is missing, but {self._metrics.name} has {epochs} epochs: put it back, "
+                "or start a new run with another --out"
+            )
+        return self.checkpoint.exists()
+
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds an epoch, replacing lines of the same or later epochs that an interrupted run left."""
         kept = [earlier for earlier in self.metrics() if earlier["epoch"] < line["epoch"]]
@@ -59,9 +72,12 @@ class RunFolder:
         if not self._metrics.exists():
             return []
         try:
-            return [json.loads(line) for line in self._metrics.read_text().splitlines()]
+            lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
         except (OSError, ValueError) as error:
-            raise UserError(f"{self._metrics} is damaged: {error}") from error
+            raise UserError(f"{self._metrics} is damaged: {error}; restore or remove it") from error
+        if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
+            raise UserError(f"{self._metrics} is damaged: a line is not of an epoch; restore or remove it")
+        return lines
 
     def write_result(self, result: dict[str, Any]) -> None:
         write_atomically(self._result, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
@@ -71,7 +87,9 @@ class RunFolder:
         if not self._result.exists():
             return None
         try:
-            result: dict[str, Any] = json.loads(self._result.read_text())
+            result = json.loads(self._result.read_text())
+            if not isinstance(result, dict) or not set(result) >= RESULT_ENTRIES:
+                raise ValueError(f"it must hold {', '.join(sorted(RESULT_ENTRIES))}")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"{self._result} is damaged: {error}; remove it and run --resume {self.path}"
@@ -79,8 +97,6 @@ class RunFolder:
         return result
 
     def write_log(self, text: str) -> None:
-        """Adds lines to log.txt."""
+        """Adds lines to log.txt; raises `OSError` where that is impossible."""
         with self.log.open("a") as file:
             file.write(text + "\n")
-            file.flush()
-            os.fsync(file.fileno())

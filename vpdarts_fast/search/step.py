@@ -27,7 +27,10 @@ def weights_step(
 def alpha_step(
     supernet: Supernet, alpha: Tensor, alive: Tensor, batch: Batch, optimizer: torch.optim.Optimizer
 ) -> tuple[float, int]:
-    """Trains alpha [E, O] on a validation batch, the weights fixed; removed ops (not `alive` [E, O]) stay at 0."""
+    """Trains alpha [E, O] on a validation batch, the weights fixed; ops not `alive` [E, O] stay at 0.
+
+    Returns the mean loss and how many were right.
+    """
     images, labels = batch
     logits = supernet(images, alpha)
     loss = F.cross_entropy(logits, labels)
