@@ -162,7 +162,7 @@ class SearchCell(nn.Module):
             for e, edge_mean, edge_variance in zip(incoming, mean[0], variance[0], strict=True):
                 for o in (0, 1):
                     update_running_statistics(convolutions[e][o].norm, edge_mean[o], edge_variance[o], x)
-            nodes.append(node[0])
+            nodes.append(node.squeeze(0))
         return nodes[-1]
 
 

@@ -27,23 +27,30 @@ def mixed_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_sum`."""
     nodes, statistics = [], []
-    for v, table in enumerate(alpha):
-        skips = [x[v] * skip_scale[e][v] if skip_scale else x[v] for e, x in enumerate(xs)]
+    by_variant = zip(*(zip(*map(_slabs, some), strict=True) for some in (xs, raw_1x1, raw_3x3)), strict=True)
+    scales = list(zip(*map(_slabs, skip_scale), strict=True)) or [()] * len(alpha)
+    for table, (sources, raws_1x1, raws_3x3), scale in zip(alpha, by_variant, scales, strict=True):
+        skips = [x * s for x, s in zip(sources, scale, strict=True)] if scale else sources
         node = skips[0] * table[0, 1]
-        pooled = xs[0][v] * table[0, 4]
+        pooled = sources[0] * table[0, 4]
         for e in range(1, len(xs)):
             node = torch.addcmul(node, skips[e], table[e, 1])
-            pooled = torch.addcmul(pooled, xs[e][v], table[e, 4])
+            pooled = torch.addcmul(pooled, sources[e], table[e, 4])
         node += avg_pool_3x3(pooled)
-        for e in range(len(xs)):
-            for raw, weight in ((raw_1x1[e][v], table[e, 2]), (raw_3x3[e][v], table[e, 3])):
+        for row, *raws in zip(table, raws_1x1, raws_3x3, strict=True):
+            for raw, weight in zip(raws, row[2:4], strict=True):
                 term, mean, variance = _norm(raw, weight, eps)
                 node += term
                 statistics.append(torch.stack([mean, variance]))
         nodes.append(node)
     shape = (*alpha.shape[:2], 2, 2, xs[0].shape[2])
     mean, variance = torch.stack(statistics).view(shape).unbind(3)
-    return nodes[0][None] if len(nodes) == 1 else torch.stack(nodes), mean, variance
+    return nodes[0].unsqueeze(0) if len(nodes) == 1 else torch.stack(nodes), mean, variance
+
+
+def _slabs(x: Tensor) -> Sequence[Tensor]:
+    """[V, N, C, H, W] -> V tensors [N, C, H, W]; for V = 1 a view whose gradient is a view too."""
+    return (x.squeeze(0),) if len(x) == 1 else x.unbind(0)
 
 
 def _norm(raw: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:

@@ -51,7 +51,8 @@ class Search:
         run: where metrics, checkpoints and the result go.
         observer: hears of progress.
         table: where to look the epochs' cells up.
-        stop: asked after every step and evaluation batch; True saves and raises `Interrupted`.
+        stop: asked before every step and after every evaluation batch and epoch; True saves and raises
+            `Interrupted`.
     """
 
     def __init__(
@@ -92,11 +93,15 @@ class Search:
             Interrupted: `stop` said so.
             UserError: a loss is not finite, or a file cannot be written.
         """
-        while self.state.epoch < self.config.epochs:
-            self._begin_epoch()
-            self._train_epoch()
-            self._end_epoch()
-        return self._select()
+        try:
+            while self.state.epoch < self.config.epochs:
+                self._begin_epoch()
+                self._train_epoch()
+                self._end_epoch()
+            return self._select()
+        except Interrupted:
+            self._save()  # not before: an evaluation changes the batch norms while it lasts
+            raise
 
     def _begin_epoch(self) -> None:
         """Evaluates the ops and prunes, at the beginning of every pruning epoch."""
@@ -115,6 +120,7 @@ class Search:
         validation = self._order(self.validation, "validation order")
         self.observer.phase("pruning" if pruning else "warm-up", len(training), state.step)
         while state.step < len(training):
+            self._stop_if_asked()
             started = time.perf_counter()
             torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
             batch = self._batch(self.training, training[state.step], "training")
@@ -133,7 +139,6 @@ class Search:
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
             self.observer.advance(state.step, state.epoch + state.step / len(training))
-            self._stop_if_asked()
 
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
@@ -254,7 +259,6 @@ class Search:
 
     def _stop_if_asked(self) -> None:
         if self.stop():
-            self._save()
             raise Interrupted
 
     def _check_finite(self, loss: float, phase: str) -> None:
