@@ -6,6 +6,7 @@ and says so. on: that is an error. off: the extension is not built.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 import subprocess
@@ -35,6 +36,14 @@ def find_tool(name: str) -> str:
     return tool
 
 
+def find_torch() -> str:
+    """The folder of the package torch, found without importing it."""
+    spec = importlib.util.find_spec("torch")
+    if spec is None or spec.origin is None:
+        raise CompileError("PyTorch is not installed here; install it first, then use --no-build-isolation")
+    return str(Path(spec.origin).parent)
+
+
 class CMakeBuild(build_ext):
     """Configures, builds and copies one CMake target per extension."""
 
@@ -52,6 +61,7 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "Python_EXECUTABLE": sys.executable,
             "VPDARTS_WERROR": os.environ.get("VPDARTS_WERROR") or "OFF",
+            "VPDARTS_TORCH_DIR": find_torch(),
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         configure += [f"-D{name}={value}" for name, value in options.items()]

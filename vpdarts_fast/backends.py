@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import pytorch, reference
+from vpdarts_fast import native, pytorch, reference
 from vpdarts_fast.errors import UserError
 
 OPS = ("relu_conv", "mixed_sum", "masked_cell")
@@ -28,15 +28,19 @@ class Backend:
         implementations: op -> function with the signature of `vpdarts_fast.reference`.
         device_types: torch device types it runs on; empty means any.
         dtypes: it computes in.
+        missing: why it is not there at all, or None.
     """
 
     name: str
     implementations: Mapping[str, Callable[..., Any]]
     device_types: frozenset[str]
     dtypes: frozenset[torch.dtype]
+    missing: str | None = None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor]) -> list[str]:
         """The reasons why this backend cannot serve the call; none if it can."""
+        if self.missing is not None:
+            return [self.missing]
         reasons = []
         if op not in self.implementations:
             reasons.append(f"has no {op}")
@@ -59,6 +63,7 @@ class Backend:
 _FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
 BACKENDS = (
+    Backend("cpu", native.OPS, frozenset({"cpu"}), frozenset({torch.float32}), native.why_not()),
     Backend("pytorch", {op: getattr(pytorch, op) for op in OPS}, frozenset(), _FLOATS),
     Backend("reference", {op: getattr(reference, op) for op in OPS}, frozenset(), _FLOATS),
 )

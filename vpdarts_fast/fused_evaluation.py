@@ -18,10 +18,13 @@ from vpdarts_fast.nn import SearchCell, edge_index
 from vpdarts_fast.sharing import alpha_rows, combinations, pick
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
-NODE_VALUES_ALIVE = 10
-"""Tensors of a node's size that a cell holds at once, at the peak."""
+NODE_VALUES_ALIVE = {"fixed": 6, "batch": 15}
+"""Tensors of a node's size that the first cell holds at once, at the peak, measured with the PyTorch backend.
 
-DEFAULT_BUDGET = {"fixed": 1 << 26, "batch": 1 << 28}
+With batch statistics these are also raw outputs, and copies where variants share them.
+"""
+
+DEFAULT_BUDGET = {"fixed": 40 << 20, "batch": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
 
 
@@ -40,9 +43,10 @@ def variant_logits(
     Yields:
         Which variants, which images, and their logits [variants, images, classes].
     """
-    budget = memory_budget or DEFAULT_BUDGET["batch" if batch_statistics else "fixed"]
+    kind = "batch" if batch_statistics else "fixed"
+    budget = memory_budget or DEFAULT_BUDGET[kind]
     count, _, height, width = images.shape
-    per_image = NODE_VALUES_ALIVE * supernet.channels * height * width * images.element_size()
+    per_image = NODE_VALUES_ALIVE[kind] * supernet.channels * height * width * images.element_size()
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
     if batch_statistics:
         variants_together, images_together = max(1, budget // (per_image * max(count, 1))), count
@@ -116,10 +120,11 @@ def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
         incoming = range(edge_index(0, i), edge_index(0, i) + i)
         distinct, numbers = combinations(of, tables, incoming)
         sources = [[c.sources[j] for c in distinct] for j in range(i)]
+        pairs = [raw.pop(e) for e in incoming]
         node, _, _ = ops.mixed_sum(
             [pick(node, sources[j]) for j, node in enumerate(nodes)],
-            [pick(raw[e][0], sources[j]) for j, e in enumerate(incoming)],
-            [pick(raw[e][1], sources[j]) for j, e in enumerate(incoming)],
+            [pick(pair[0], sources[j]) for j, pair in enumerate(pairs)],
+            [pick(pair[1], sources[j]) for j, pair in enumerate(pairs)],
             alpha.new_tensor([c.rows for c in distinct]),
             eps=convolutions[0][0].norm.eps,
         )

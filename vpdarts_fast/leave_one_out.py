@@ -98,22 +98,25 @@ def leave_one_out(
         on_batch: called with the number of images done after each batch; may raise to stop.
 
     Raises:
-        UserError: no images, wrong shapes or dtypes, labels out of range, an unknown `batch_norm`, or
-            `running` for a supernet that keeps no running statistics.
+        UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
+            unknown `batch_norm`, or `running` for a supernet that keeps no running statistics.
     """
     check_alpha(alpha)
     if batch_norm not in get_args(BatchNorm):
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
     if memory_budget is not None and memory_budget <= 0:
         raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
-    alpha = alpha.detach()
+    if not alpha.isfinite().all():
+        raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
+    alpha = alpha.detach().to(supernet.classifier.weight.dtype)
     removed = removals(alpha)
     if fused:
         tables, number = distinct_variants(alpha, removed)
     else:
         tables = torch.cat([alpha[None], removed])
         number = torch.arange(1, len(tables))
-    stream = (_checked(batch, supernet.num_classes) for batch in batches)
+    checked = (_checked(batch, supernet) for batch in batches)
+    stream = (batch for batch in checked if len(batch[1]))
     calibration = _calibration_batches(stream) if batch_norm == "recalibrated" else []
     correct = torch.zeros(len(tables), dtype=torch.int64)
     loss = torch.zeros(len(tables), dtype=torch.float64)
@@ -153,16 +156,17 @@ def _count(logits: Tensor, labels: Tensor, correct: Tensor, loss: Tensor) -> Non
     loss += losses.view(variants, count).sum(1).cpu()
 
 
-def _checked(batch: Batch, classes: int) -> Batch:
+def _checked(batch: Batch, supernet: Supernet) -> Batch:
     images, labels = batch
-    if not images.is_floating_point() or images.dim() != 4 or images.shape[1] != 3:
-        raise UserError(
-            f"images must be floating-point [N, 3, H, W]; got {list(images.shape)} of {images.dtype}"
-        )
+    supernet.check_images(images)
+    dtype = supernet.classifier.weight.dtype
+    if images.dtype != dtype:
+        raise UserError(f"images must be {dtype}, like the supernet; got {images.dtype}")
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise UserError(
             f"labels must be int64 [N] = [{len(images)}]; got {list(labels.shape)} of {labels.dtype}"
         )
+    classes = supernet.num_classes
     if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
         raise UserError(
             f"labels must be in 0..{classes - 1}; got {int(labels.min())}..{int(labels.max())}: "
@@ -190,7 +194,7 @@ def evaluation_mode(
     """Dropout off and the batch norms as asked, restored on exit."""
     modes = [(module, module.training) for module in supernet.modules()]
     norms = [module for module in supernet.modules() if isinstance(module, nn.BatchNorm2d)]
-    changing = ("running_mean", "running_var", "num_batches_tracked", "momentum")
+    changing = ("running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats")
     saved = [(norm, {name: getattr(norm, name) for name in changing}) for norm in norms]
     if batch_norm == "running" and any(norm.running_mean is None for norm in norms):
         raise UserError("batch_norm='running' needs running statistics, and this supernet keeps none; "
@@ -207,6 +211,7 @@ def evaluation_mode(
                 norm.running_var = weight.new_ones(norm.num_features)
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
                 norm.momentum = None  # cumulative average
+                norm.track_running_stats = True
                 norm.train()
             for images, _ in calibration:
                 supernet(images, alpha)

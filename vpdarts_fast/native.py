@@ -6,7 +6,10 @@ Importing this module never compiles, never prints and never fails for want of t
 from __future__ import annotations
 
 import sys
-from typing import TypedDict
+from collections.abc import Callable, Mapping
+from typing import Any, TypedDict
+
+import torch  # before the extension, which links to the libraries that this loads
 
 from vpdarts_fast.errors import UserError
 
@@ -15,6 +18,12 @@ try:
     import vpdarts_fast._C as _C
 except ImportError as error:
     _load_error = error
+
+
+OPS: Mapping[str, Callable[..., Any]] = {}
+"""The ops that the extension has for CPU tensors, with the signatures of `vpdarts_fast.reference`."""
+if _load_error is None:
+    OPS = {"masked_cell": torch.ops.vpdarts_fast.masked_cell}
 
 
 class BuildInfo(TypedDict):

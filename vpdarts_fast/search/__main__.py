@@ -27,7 +27,7 @@ from vpdarts_fast.report import draw_pictures
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console, result_lines, warn
-from vpdarts_fast.search.driver import Interrupted, Search
+from vpdarts_fast.search.driver import Interrupted, Search, choose_device
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
     SUMMARY_FILE,
@@ -160,6 +160,7 @@ def run_command(command: Command, stop: StopRequest) -> int:
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.threads is not None:
         torch.set_num_threads(config.threads)
+    choose_device(config.device)  # complains before there is a folder
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
     root = command.resume or command.out or new_folder(config)

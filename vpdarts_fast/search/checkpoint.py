@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -54,10 +55,13 @@ def load(path: Path) -> dict[str, Any]:
         raise UserError(
             f"no checkpoint at {path}; was the run stopped in its first epoch? Start it again"
         ) from error
-    except Exception as error:  # torch.load raises many kinds on a damaged file
+    except pickle.UnpicklingError as error:  # PyTorch's own words advise to read it by running it
         raise UserError(
-            f"{path} is damaged or not a checkpoint of a search: {str(error).splitlines()[0]}"
+            f"{path} is damaged or not a checkpoint of a search: it holds more than tensors and plain values"
         ) from error
+    except Exception as error:  # torch.load raises many kinds on a damaged file
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"{path} is damaged or not a checkpoint of a search: {reason}") from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         raise UserError(f"{path} is not a checkpoint of a search by this version; expected format {FORMAT!r}")
     return content

@@ -82,7 +82,7 @@ class SearchConfig:
     momentum: float = 0.9
     """Of the weights' optimiser."""
     weight_decay: float = 5e-4
-    """Of the weights."""
+    """Of the weights (SGD's L2 penalty)."""
     gradient_clip: float = 5.0
     """Largest norm of the weights' gradient."""
     alpha_learning_rate: float = 3e-4
@@ -90,7 +90,7 @@ class SearchConfig:
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     """Adam's betas for alpha."""
     alpha_weight_decay: float = 1e-3
-    """Of alpha."""
+    """Of alpha (Adam's L2 penalty)."""
 
     # Execution
     fused: bool = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -33,7 +34,7 @@ class Console:
         self._run, self._epochs = run, config.epochs
         self._wants_tensorboard = config.tensorboard
         self._tensorboard: TensorBoardLog | None = None
-        self._warned = False
+        self._warned: set[str] = set()
         self._progress = Progress(
             TextColumn("{task.description:<14}"),
             BarColumn(),
@@ -54,7 +55,7 @@ class Console:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        self._stop_bars()
         if self._tensorboard:
             self._guarded("TensorBoard events", self._tensorboard.close)
 
@@ -72,11 +73,19 @@ class Console:
 
     def line(self, text: str) -> None:
         """Prints and logs a line."""
+        self._guarded("the standard output", lambda: self._print(text))
+        self._guarded(str(self._run.log), lambda: self._run.write_log(text))
+
+    def _print(self, text: str) -> None:
         if self._interactive:
             self._progress.console.print(text, markup=False)
-        else:
+            return
+        try:
             print(text, flush=True)
-        self._guarded(str(self._run.log), lambda: self._run.write_log(text))
+        except OSError:  # the reader of a pipe has gone, or the disk is full
+            # The text waits in a buffer and would fail again, at the latest at the end of the program.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            raise
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
         self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
@@ -92,20 +101,24 @@ class Console:
 
     def result(self, result: dict[str, Any]) -> None:
         """The search is over."""
-        self._progress.stop()
+        self._stop_bars()
         for text in result_lines(result, self._run):
             self.line(text)
         if tensorboard := self._tensorboard:
             self._guarded("TensorBoard events", lambda: tensorboard.add_result(result))
 
+    def _stop_bars(self) -> None:
+        if self._interactive:  # elsewhere it would print an empty line
+            self._progress.stop()
+
     def _guarded(self, what: str, write: Callable[[], None]) -> None:
-        """Writes what the search does not depend on: a full disk is worth a warning, not the search."""
+        """Writes what the search does not depend on: a full disk is worth one warning, not the search."""
         try:
             write()
         except OSError as error:
-            if not self._warned:
+            if what not in self._warned:
                 warn(f"cannot write {what}: {error.strerror or error}; the search goes on without")
-            self._warned = True
+            self._warned.add(what)
 
 
 def warn(text: str) -> None:

@@ -108,7 +108,7 @@ class Search:
         state, pruning_epoch = self.state, self.state.epoch - self.config.warmup_epochs
         if pruning_epoch < 0 or state.record.began:
             return
-        if self.pruning.due(pruning_epoch):
+        if self.pruning.due(pruning_epoch) and pruning_epoch >= self.criterion.first_epoch:
             ranking = self._rank_ops()
             state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
         state.record.began = True

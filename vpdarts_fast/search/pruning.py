@@ -32,9 +32,15 @@ class Importance:
 
 
 class Criterion(Protocol):
-    """What makes an op important."""
+    """What makes an op important.
+
+    Attributes:
+        needs_evaluation: whether `importance` needs leave-one-out evaluation.
+        first_epoch: the pruning epoch from which on it tells the ops apart.
+    """
 
     needs_evaluation: bool
+    first_epoch: int
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance: ...
 
@@ -43,6 +49,7 @@ class AccuracyCriterion:
     """The lower the accuracy without an op, the more important it is (paper, Algorithm 1); ties by loss."""
 
     needs_evaluation = True
+    first_epoch = 0
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
@@ -53,6 +60,7 @@ class LossCriterion:
     """The higher the loss without an op, the more important it is; ties by accuracy."""
 
     needs_evaluation = True
+    first_epoch = 0
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
@@ -63,6 +71,7 @@ class AlphaCriterion:
     """The magnitude of alpha (the ablation of the paper's section 5.2)."""
 
     needs_evaluation = False
+    first_epoch = 1  # alpha is frozen in the warm-up: until an epoch has trained it, all ops are equal
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         magnitude = alpha.detach().abs().double().cpu()

@@ -140,18 +140,16 @@ class Supernet(Skeleton):
             UserError: keys or shapes that do not fit this supernet.
         """
         tensors = {key.removeprefix("module."): value for key, value in state.items()}
-        alphas = [
+        alphas: list[Tensor] = [
             tensors.pop(key) for key in ("arch_parameters", "_arch_parameters", "alphas") if key in tensors
         ]
+        for alpha in alphas:
+            check_alpha(alpha)
         try:
             self.load_state_dict(tensors)
         except RuntimeError as error:
             raise UserError(f"the checkpoint does not fit this supernet: {error}") from error
-        if not alphas:
-            return None
-        check_alpha(alphas[0])
-        alpha: Tensor = alphas[0].detach().clone()
-        return alpha
+        return alphas[0].detach().clone() if alphas else None
 
 
 def check_alpha(alpha: Tensor) -> None:

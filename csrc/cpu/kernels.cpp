@@ -1,0 +1,23 @@
+#include "cpu/kernels.h"
+
+namespace vpdarts::cpu {
+
+const Kernels& active_kernels() {
+#if defined(__x86_64__)
+  static const Kernels avx512_kernels{avx512::masked_cell_kernels()};
+  static const Kernels avx2_kernels{avx2::masked_cell_kernels()};
+#endif
+  static const Kernels baseline_kernels{baseline::masked_cell_kernels()};
+  switch (active_isa()) {
+#if defined(__x86_64__)
+    case Isa::avx512:
+      return avx512_kernels;
+    case Isa::avx2:
+      return avx2_kernels;
+#endif
+    default:
+      return baseline_kernels;
+  }
+}
+
+}  // namespace vpdarts::cpu

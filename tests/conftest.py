@@ -1,0 +1,38 @@
+"""What all tests share: how far a result may be from its reference."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+# Read by OpenMP as torch is loaded. Tests run many tiny operations; where other processes keep the cores
+# busy, threads that wait for each other in a loop make them fifty times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import pytest
+import torch
+from torch import Tensor
+
+TOLERANCES = {
+    torch.float64: 1e-12,
+    torch.float32: 1e-5,
+    torch.float16: 1e-2,
+    torch.bfloat16: 6e-2,
+}
+"""Greatest error of a result in a dtype, relative to the largest element of the expected tensor."""
+
+
+@pytest.fixture(scope="session")
+def assert_close() -> Callable[[Tensor, Tensor], None]:
+    """(actual, expected) -> None: same shape, and as close as the dtype of `actual` allows.
+
+    `expected` is best computed in float64; errors are measured against its largest element, since a
+    sum that cancels to nearly zero is as uncertain as its terms.
+    """
+
+    def check(actual: Tensor, expected: Tensor) -> None:
+        scale = float(expected.detach().abs().max()) if expected.numel() else 0.0
+        tolerance = TOLERANCES[actual.dtype] * max(scale, 1e-30)
+        torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance)
+
+    return check

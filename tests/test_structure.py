@@ -1,0 +1,74 @@
+"""Mirror symmetry: each op has the same name in every layer, its documentation and its tests."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import vpdarts_fast
+from vpdarts_fast import backends, ops, pytorch, reference
+from vpdarts_fast.backends import BACKENDS
+
+PACKAGE = Path(vpdarts_fast.__file__).parent
+TESTS = Path(__file__).parent
+
+
+def parameters(function: object) -> list[str]:
+    assert callable(function)
+    return list(inspect.signature(function).parameters)
+
+
+def test_the_ops_are_those_of_the_registry() -> None:
+    assert set(ops.__all__) == set(pytorch.__all__) == set(backends.OPS)
+    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {*backends.OPS, "__init__"}
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("layer", ["ops", "pytorch"])
+def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
+    module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
+    assert isinstance(module, ModuleType)
+    assert callable(getattr(module, op))
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) -> None:
+    expected = parameters(getattr(reference, op))
+    assert parameters(getattr(ops, op)) == [*expected, "backend"]
+    for backend in BACKENDS:
+        if op in backend.implementations:
+            assert parameters(backend.implementations[op]) == expected, backend.name
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("module", [ops, reference], ids=lambda module: module.__name__)
+def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleType) -> None:
+    function = getattr(module, op)
+    text = inspect.getdoc(function)
+    assert text is not None
+    assert "Args:" in text and "Returns:" in text
+    returns = text.partition("Returns:")[2]
+    assert "[" in returns
+    lines = {line.split(":")[0].strip(): line for line in text.splitlines() if ":" in line}
+    for name, parameter in inspect.signature(function).parameters.items():
+        assert name in lines, f"{name} is not documented"
+        if "Tensor" in str(parameter.annotation):
+            assert "[" in lines[name] or "likewise" in lines[name], f"{name} has no shape"
+    if module is ops:
+        assert "Raises:" in text and "UserError" in text
+
+
+@pytest.mark.parametrize("op", backends.OPS)
+def test_every_op_has_its_tests(op: str) -> None:
+    assert f"def test_{op}_" in (TESTS / "test_ops.py").read_text()
+
+
+def test_every_backend_has_the_reference_to_fall_back_on() -> None:
+    assert BACKENDS[-1].name == "reference"
+    assert {b.name for b in BACKENDS} == {b.name.lower() for b in BACKENDS}
+    assert len({b.name for b in BACKENDS}) == len(BACKENDS)
+    assert set(BACKENDS[-1].implementations) == set(backends.OPS)
