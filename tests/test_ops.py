@@ -22,13 +22,21 @@ CHANNELS = (1, 3, 8, 16)
 SIZES = ((1, 1), (1, 6), (2, 2), (5, 7), (16, 16))
 EDGES_OF_NODES = {2: 1, 3: 3, 4: 6, 5: 10}
 
-every_backend = pytest.mark.parametrize("backend", [backend.name for backend in BACKENDS])
-both_dtypes = pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-all_dtypes = pytest.mark.parametrize(
-    "dtype",
-    [torch.float32, torch.float64, torch.bfloat16, torch.float16],
-    ids=["float32", "float64", "bfloat16", "float16"],
-)
+BOTH = (torch.float32, torch.float64)
+ALL = (*BOTH, torch.bfloat16, torch.float16)
+
+
+def served(op: str, dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
+    """Every (backend, dtype) that the registry serves for this op."""
+    pairs = [(b.name, d) for b in BACKENDS if op in b.implementations for d in dtypes if d in b.dtypes]
+    ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
+    return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
+
+
+def backends_in(op: str, dtype: torch.dtype) -> pytest.MarkDecorator:
+    """Every backend that serves this op in this dtype."""
+    names = [b.name for b in BACKENDS if op in b.implementations and dtype in b.dtypes]
+    return pytest.mark.parametrize("backend", names)
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
@@ -129,21 +137,19 @@ def relu_conv_args(
     )
 
 
-@every_backend
-@both_dtypes
+@served("relu_conv", BOTH)
 @pytest.mark.parametrize("c", CHANNELS)
 def test_relu_conv_values(backend: str, dtype: torch.dtype, c: int, assert_close: Close) -> None:
     for k, n, size in product((1, 3), (0, 1, 4), SIZES):
         check_against_reference("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
 
 
-@every_backend
-@all_dtypes
+@served("relu_conv", ALL)
 def test_relu_conv_dtypes(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
     check_against_reference("relu_conv", relu_conv_args(c=8, dtype=dtype), backend, assert_close)
 
 
-@every_backend
+@backends_in("relu_conv", torch.float64)
 @every_layout
 def test_relu_conv_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
     x, weight_1x1, weight_3x3 = relu_conv_args()
@@ -152,8 +158,7 @@ def test_relu_conv_layouts(backend: str, layout: Callable[[Tensor], Tensor], ass
     check_gradients("relu_conv", args, backend, assert_close)
 
 
-@every_backend
-@both_dtypes
+@served("relu_conv", BOTH)
 @pytest.mark.parametrize("size", SIZES)
 def test_relu_conv_gradients(
     backend: str, dtype: torch.dtype, size: tuple[int, int], assert_close: Close
@@ -162,13 +167,13 @@ def test_relu_conv_gradients(
         check_gradients("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
 
 
-@every_backend
+@backends_in("relu_conv", torch.float64)
 def test_relu_conv_gradcheck(backend: str) -> None:
     args = [arg.requires_grad_() for arg in relu_conv_args(k=2, n=2, c=2, size=(3, 4))]
     assert torch.autograd.gradcheck(lambda *a: tuple(flat(ops.relu_conv(*a, backend=backend))), args)
 
 
-@every_backend
+@backends_in("relu_conv", torch.float64)
 @pytest.mark.parametrize("wanted", range(3))
 def test_relu_conv_gives_only_the_gradients_asked_for(backend: str, wanted: int, assert_close: Close) -> None:
     args = list(relu_conv_args())
@@ -224,8 +229,7 @@ def mixed_sum_args(
     return [xs, raw_1x1, raw_3x3, normal(v, k, 5, dtype=dtype, seed=500), skip_scale]
 
 
-@every_backend
-@both_dtypes
+@served("mixed_sum", BOTH)
 @pytest.mark.parametrize("c", CHANNELS)
 def test_mixed_sum_values(backend: str, dtype: torch.dtype, c: int, assert_close: Close) -> None:
     for v, n, size in product((1, 3), (1, 4), SIZES):
@@ -234,21 +238,19 @@ def test_mixed_sum_values(backend: str, dtype: torch.dtype, c: int, assert_close
             check_against_reference("mixed_sum", args, backend, assert_close)
 
 
-@every_backend
-@both_dtypes
+@served("mixed_sum", BOTH)
 @pytest.mark.parametrize(("v", "k"), [(25, 1), (25, 3), (1, 5)])
 def test_mixed_sum_of_many(backend: str, dtype: torch.dtype, v: int, k: int, assert_close: Close) -> None:
     check_against_reference("mixed_sum", mixed_sum_args(v, k, dtype=dtype), backend, assert_close)
 
 
-@every_backend
-@all_dtypes
+@served("mixed_sum", ALL)
 def test_mixed_sum_dtypes(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
     args = mixed_sum_args(c=8, size=(8, 8), dtype=dtype)
     check_against_reference("mixed_sum", args, backend, assert_close)
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 @every_layout
 def test_mixed_sum_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
     xs, raw_1x1, raw_3x3, alpha, skip_scale = mixed_sum_args()
@@ -260,7 +262,7 @@ def test_mixed_sum_layouts(backend: str, layout: Callable[[Tensor], Tensor], ass
         check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 @pytest.mark.parametrize(
     "alpha",
     [torch.zeros(5), torch.full((5,), 0.2), torch.tensor([3.0, -1.0, 0.0, -0.5, 0.25])],
@@ -273,7 +275,7 @@ def test_mixed_sum_alphas(backend: str, alpha: Tensor, assert_close: Close) -> N
     check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 def test_mixed_sum_normalises_with_its_own_statistics(backend: str, assert_close: Close) -> None:
     v, k, c = 2, 2, 3
     args = mixed_sum_args(v=v, k=k, c=c, dropout=False)
@@ -284,7 +286,7 @@ def test_mixed_sum_normalises_with_its_own_statistics(backend: str, assert_close
         assert_close(variance[variant, e, o], values.var(1, correction=0))
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 def test_mixed_sum_eps(backend: str, assert_close: Close) -> None:
     args = [*mixed_sum_args(), 0.3]
     node, _, _ = ops.mixed_sum(*args, backend=backend)
@@ -292,8 +294,7 @@ def test_mixed_sum_eps(backend: str, assert_close: Close) -> None:
     assert not torch.allclose(node, reference.mixed_sum(*args[:-1])[0])
 
 
-@every_backend
-@both_dtypes
+@served("mixed_sum", BOTH)
 @pytest.mark.parametrize("size", [(1, 6), (2, 2), (5, 7), (16, 16)])
 def test_mixed_sum_gradients(
     backend: str, dtype: torch.dtype, size: tuple[int, int], assert_close: Close
@@ -304,7 +305,7 @@ def test_mixed_sum_gradients(
             check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 @pytest.mark.parametrize("dropout", [False, True])
 def test_mixed_sum_gradcheck(backend: str, dropout: bool) -> None:
     args = mixed_sum_args(v=2, k=2, n=2, c=2, size=(2, 3), dropout=dropout)
@@ -317,7 +318,7 @@ def test_mixed_sum_gradcheck(backend: str, dropout: bool) -> None:
     assert torch.autograd.gradcheck(node, leaves)
 
 
-@every_backend
+@backends_in("mixed_sum", torch.float64)
 @pytest.mark.parametrize("which", ["alpha", "all but alpha"])
 def test_mixed_sum_gives_only_the_gradients_asked_for(backend: str, which: str, assert_close: Close) -> None:
     args = mixed_sum_args()
@@ -400,8 +401,7 @@ def leave_one_out_tables(edges: int) -> Tensor:
     return tables
 
 
-@every_backend
-@both_dtypes
+@served("masked_cell", BOTH)
 @pytest.mark.parametrize("c", CHANNELS)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_masked_cell_values(
@@ -412,14 +412,12 @@ def test_masked_cell_values(
         check_against_reference("masked_cell", args, backend, assert_close)
 
 
-@every_backend
-@all_dtypes
+@served("masked_cell", ALL)
 def test_masked_cell_dtypes(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
     check_against_reference("masked_cell", masked_cell_args(c=8, dtype=dtype), backend, assert_close)
 
 
-@every_backend
-@both_dtypes
+@served("masked_cell", BOTH)
 @pytest.mark.parametrize("nodes", EDGES_OF_NODES)
 @pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
 def test_masked_cell_leaves_one_out(
@@ -431,11 +429,13 @@ def test_masked_cell_leaves_one_out(
     check_against_reference("masked_cell", args, backend, assert_close)
 
 
-@every_backend
+@served("masked_cell", BOTH)
 @every_layout
-def test_masked_cell_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
+def test_masked_cell_layouts(
+    backend: str, dtype: torch.dtype, layout: Callable[[Tensor], Tensor], assert_close: Close
+) -> None:
     for shared in (True, False):
-        x, *weights, mean, variance, alpha = masked_cell_args(shared=shared)
+        x, *weights, mean, variance, alpha = masked_cell_args(dtype=dtype, shared=shared)
         args = [
             layout(x),
             *(weight.transpose(1, 2).contiguous().transpose(1, 2) for weight in weights),
@@ -446,31 +446,31 @@ def test_masked_cell_layouts(backend: str, layout: Callable[[Tensor], Tensor], a
         check_against_reference("masked_cell", args, backend, assert_close)
 
 
-@every_backend
-def test_masked_cell_takes_an_expanded_input(backend: str, assert_close: Close) -> None:
-    args = masked_cell_args()
+@served("masked_cell", BOTH)
+def test_masked_cell_takes_an_expanded_input(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    args = masked_cell_args(dtype=dtype)
     args[0] = args[0].expand(3, -1, -1, -1, -1)
     check_against_reference("masked_cell", args, backend, assert_close)
 
 
-@every_backend
+@served("masked_cell", BOTH)
 @pytest.mark.parametrize(
     "row",
     [[0.0] * 5, [0.2] * 5, [9.0, 0, 0, 0, 0], [0, -1, -0.5, 0, 2]],
     ids=["zero", "equal", "none", "mixed"],
 )
-def test_masked_cell_alphas(backend: str, row: list[float], assert_close: Close) -> None:
-    *others, _ = masked_cell_args()
-    alpha = torch.tensor(row, dtype=torch.float64).expand(3, 6, 5)
+def test_masked_cell_alphas(backend: str, dtype: torch.dtype, row: list[float], assert_close: Close) -> None:
+    *others, _ = masked_cell_args(dtype=dtype)
+    alpha = torch.tensor(row, dtype=dtype).expand(3, 6, 5)
     check_against_reference("masked_cell", [*others, alpha], backend, assert_close)
     x, w1, w3, mean, variance = others
     out = ops.masked_cell(x, w1, w3, mean, variance, alpha, backend=backend)
     assert bool(out.any()) == any(row[1:])
 
 
-@every_backend
-def test_masked_cell_eps(backend: str, assert_close: Close) -> None:
-    x, w1, w3, mean, variance, alpha = masked_cell_args()
+@served("masked_cell", BOTH)
+def test_masked_cell_eps(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    x, w1, w3, mean, variance, alpha = masked_cell_args(dtype=dtype)
     expected = reference.masked_cell(x, w1, w3, mean, variance, alpha, 0.3)
     assert_close(ops.masked_cell(x, w1, w3, mean, variance, alpha, 0.3, backend=backend), expected)
     assert not torch.allclose(expected, reference.masked_cell(x, w1, w3, mean, variance, alpha))
@@ -488,15 +488,15 @@ def sharing_patterns(draw: st.DrawFn) -> tuple[int, bool, Tensor]:
     return nodes, draw(st.booleans()), torch.tensor(tables, dtype=torch.float64)
 
 
-@every_backend
+@served("masked_cell", BOTH)
 @settings(max_examples=60, deadline=None)
 @given(pattern=sharing_patterns())
 def test_masked_cell_shares_what_is_shared(
-    backend: str, pattern: tuple[int, bool, Tensor], assert_close: Close
+    backend: str, dtype: torch.dtype, pattern: tuple[int, bool, Tensor], assert_close: Close
 ) -> None:
     nodes, shared, tables = pattern
-    args = masked_cell_args(len(tables), n=1, c=2, size=(3, 4), nodes=nodes, shared=shared)
-    args[5] = tables
+    args = masked_cell_args(len(tables), n=1, c=2, size=(3, 4), dtype=dtype, nodes=nodes, shared=shared)
+    args[5] = tables.to(dtype)
     check_against_reference("masked_cell", args, backend, assert_close)
 
 

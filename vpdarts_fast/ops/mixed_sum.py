@@ -46,6 +46,8 @@ def mixed_sum(
     shape = xs[0].shape
     if len(shape) != 5:
         raise UserError(f"mixed_sum: xs must be [V, N, C, H, W]; got {list(shape)}")
+    if shape[0] == 0 or shape[1] * shape[3] * shape[4] < 2:
+        raise UserError(f"mixed_sum: xs must hold a variant, and two values per channel; got {list(shape)}")
     for name, tensors in (("xs", xs), ("raw_1x1", raw_1x1), ("raw_3x3", raw_3x3), ("skip_scale", skip_scale)):
         for e, tensor in enumerate(tensors):
             if tensor.shape != shape:

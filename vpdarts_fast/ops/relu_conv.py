@@ -29,7 +29,7 @@ def relu_conv(
         raise UserError(f"relu_conv: x must be [N, C, H, W]; got {list(x.shape)}")
     channels = x.shape[1]
     for name, weight, kernel in (("weight_1x1", weight_1x1, 1), ("weight_3x3", weight_3x3, 3)):
-        expected = (weight_1x1.shape[0], channels, channels, kernel, kernel)
+        expected = (*weight_1x1.shape[:1], channels, channels, kernel, kernel)
         if tuple(weight.shape) != expected:
             raise UserError(f"relu_conv: {name} must be [k, C, C, {kernel}, {kernel}] = {list(expected)}; "
                             f"got {list(weight.shape)}")  # fmt: skip
