@@ -7,6 +7,7 @@
 
 #include "build_info.h"
 #include "cpu/dispatch.h"
+#include "cpu/kernels.h"
 
 namespace py = pybind11;
 using namespace vpdarts;
@@ -37,6 +38,7 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_isa", [] { return cpu::name(cpu::active_isa()); },
       "Instruction set in use; ValueError if VPDARTS_CPU_ISA names an unsupported one.");
+  m.def("cpu_lanes", [] { return cpu::active_kernels().masked_cell.lanes; }, "Floats per vector in use.");
   m.def(
       "supported_isas", [] { return names(cpu::supported_isas()); },
       "Instruction sets that this build and this CPU support, slowest first.");

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, TypedDict
 
 import torch  # before the extension, which links to the libraries that this loads
+from torch import Tensor
 
 from vpdarts_fast.errors import UserError
 
@@ -24,6 +25,22 @@ OPS: Mapping[str, Callable[..., Any]] = {}
 """The ops that the extension has for CPU tensors, with the signatures of `vpdarts_fast.reference`."""
 if _load_error is None:
     OPS = {"masked_cell": torch.ops.vpdarts_fast.masked_cell}
+
+    @torch.library.register_fake("vpdarts_fast::masked_cell")  # type: ignore[untyped-decorator]
+    def _masked_cell_fake(
+        x: Tensor,
+        weight_1x1: Tensor,
+        weight_3x3: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        alpha: Tensor,
+        eps: float,
+    ) -> Tensor:
+        """Channels last, the channels padded to a multiple of the lanes in memory."""
+        channels = x.shape[2]
+        padded = -(-channels // _C.cpu_lanes()) * _C.cpu_lanes()
+        storage = x.new_empty(alpha.shape[0], x.shape[1], *x.shape[3:], padded)
+        return storage.movedim(4, 2)[:, :, :channels]
 
 
 class BuildInfo(TypedDict):
