@@ -261,10 +261,30 @@ def test_skip_dropout() -> None:
     skip = SkipConnect(0.2)
     torch.manual_seed(0)
     out = skip(x)
-    assert set(out.unique().tolist()) == {0.0, 1.25}
+    assert out.unique().tolist() == pytest.approx([0.0, 1.25], abs=1e-4)
     assert abs(float(out.mean()) - 1) < 0.01
     assert not torch.equal(out, skip(x)), "a fresh draw each time"
     assert skip.eval()(x) is x
+    for kept in (0.2, 0.5, 0.999):
+        share = (SkipConnect(1 - kept)(x) > 0).double().mean()
+        assert abs(float(share) - kept) < 0.01
+
+
+def test_skip_dropout_draws_in_the_order_of_memory() -> None:
+    """So that the plain and the fused forward, which see the same tensors, drop the same elements."""
+    skip = SkipConnect(0.5)
+    x = torch.ones(3, 5, 4, 6)
+    draws = []
+    for layout in (x, x.contiguous(memory_format=torch.channels_last)):
+        torch.manual_seed(0)
+        scale = skip.scale(layout)
+        assert scale is not None and scale.stride() == layout.stride()
+        draws.append(scale.as_strided((x.numel(),), (1,)))
+    assert torch.equal(*draws)
+
+
+def test_no_dropout_is_the_identity() -> None:
+    x = torch.ones(2, 3)
     assert SkipConnect(0.0)(x) is x
 
 
