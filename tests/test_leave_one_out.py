@@ -540,7 +540,8 @@ def test_the_memory_budget_is_kept(mode: str, mebibytes: int) -> None:
             pass
     assert live.peak <= 1.05 * budget + (3 << 19)
     most = 25 * len(images) * NODE_VALUES_ALIVE["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 4
-    assert live.peak >= 0.5 * min(budget, most), "the budget is used"
+    # The native backend needs about half of what the PyTorch backend, the measure, holds at once.
+    assert live.peak >= 0.3 * min(budget, most), "the budget is used"
 
 
 # Errors ----------------------------------------------------------------------------------------------------

@@ -19,9 +19,11 @@ ROOT = Path(__file__).resolve().parent.parent
 
 needs_extension = pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 
-# Loads the extension by its path: a new process per case is needed, the whole package is not.
+# Loads the extension by its path: a new process per case is needed, the whole package is not. The
+# extension finds PyTorch's libraries because torch has loaded them.
 CHOOSE_ISA = """
 import importlib.util, sys
+import torch
 spec = importlib.util.spec_from_file_location("_C", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(module)
