@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 import torch
 
+from vpdarts_fast import native
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search import PRESETS, RunFolder, SearchConfig, checkpoint
 from vpdarts_fast.search import __main__ as command_line
@@ -450,3 +451,18 @@ def test_signals_outside_the_search_stop_at_once(
     captured = capsys.readouterr()
     assert captured.err == "stopped at once\n"
     assert ("found: " in captured.out) == (tmp_path / "run").exists() == (busy == "draw_pictures")
+
+
+def test_an_unsupported_instruction_set_is_an_error_before_there_is_a_folder(tmp_path: Path) -> None:
+    """In a process of its own, since an instruction set is chosen once."""
+    if not native.available():
+        pytest.skip(str(native.why_not()))
+    run = subprocess.run(
+        [sys.executable, "-m", "vpdarts_fast.search", "--out", str(tmp_path / "run")],
+        env=os.environ | {"VPDARTS_CPU_ISA": "sse9"},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 2
+    assert run.stderr.startswith("error: VPDARTS_CPU_ISA must be one of baseline")
+    assert not (tmp_path / "run").exists()

@@ -90,6 +90,15 @@ def cpu_isa() -> str:
         raise UserError(str(error)) from None
 
 
+def summary() -> str:
+    """In a few words, what CPU tensors run on.
+
+    Raises:
+        UserError: VPDARTS_CPU_ISA names an unsupported instruction set.
+    """
+    return f"native kernels ({cpu_isa()})" if available() else "PyTorch only, no native kernels"
+
+
 def supported_isas() -> list[str]:
     """What `VPDARTS_CPU_ISA` may name on this machine, slowest first.
 

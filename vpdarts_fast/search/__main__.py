@@ -20,6 +20,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from vpdarts_fast import native
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
@@ -160,7 +161,8 @@ def run_command(command: Command, stop: StopRequest) -> int:
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    choose_device(config.device)  # complains before there is a folder
+    choose_device(config.device)  # both complain before there is a folder
+    native.summary()
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
     root = command.resume or command.out or new_folder(config)
@@ -251,7 +253,8 @@ def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: 
         f"VP-DARTS search{position}",
         *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
-        f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads",
+        f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
+        + native.summary(),
         f"run folder: {folder}",
     ]
 
