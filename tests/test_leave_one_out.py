@@ -591,3 +591,17 @@ def test_bad_arguments_are_refused(fused: bool, arguments: dict[str, Any], messa
     arguments.setdefault("alpha", make_alpha())
     with pytest.raises(UserError, match=message):
         leave_one_out(make_supernet(), make_batches(4), fused=fused, **arguments)
+
+
+@pytest.mark.parametrize("mode", ["batch", "recalibrated"])
+@both_ways
+def test_a_batch_without_variance_is_refused(mode: BatchNorm, fused: bool) -> None:
+    supernet, single = make_supernet(), torch.zeros(1, 3, 4, 4, dtype=torch.float64)
+    with pytest.raises(UserError, match="a batch of 1 image of 4x4 has no variance"):
+        leave_one_out(
+            supernet,
+            [(single, torch.zeros(1, dtype=torch.int64))],
+            make_alpha(),
+            batch_norm=mode,
+            fused=fused,
+        )

@@ -123,6 +123,8 @@ def leave_one_out(
     images = 0
     with evaluation_mode(supernet, batch_norm, calibration, alpha):
         for inputs, labels in chain(calibration, stream):
+            if batch_norm == "batch":
+                _check_has_statistics(inputs)
             if fused:
                 parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
             else:
@@ -175,6 +177,16 @@ def _checked(batch: Batch, supernet: Supernet) -> Batch:
     return batch
 
 
+def _check_has_statistics(images: Tensor) -> None:
+    """Two values per channel must be left after both reductions, or there is no variance."""
+    count, _, height, width = images.shape
+    if count * -(-height // 4) * -(-width // 4) < 2:
+        raise UserError(
+            f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger batches "
+            "or batch_norm='running'"
+        )
+
+
 def _calibration_batches(stream: Iterator[Batch]) -> list[Batch]:
     """Takes the first batches that together hold enough images."""
     taken: list[Batch] = []
@@ -214,6 +226,7 @@ def evaluation_mode(
                 norm.track_running_stats = True
                 norm.train()
             for images, _ in calibration:
+                _check_has_statistics(images)
                 supernet(images, alpha)
             for norm in norms:
                 norm.eval()
