@@ -182,8 +182,8 @@ def _check_has_statistics(images: Tensor) -> None:
     count, _, height, width = images.shape
     if count * -(-height // 4) * -(-width // 4) < 2:
         raise UserError(
-            f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger batches "
-            "or batch_norm='running'"
+            f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger "
+            "batches or batch_norm='running'"
         )
 
 
