@@ -1,0 +1,51 @@
+"""The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and with vectors wider than the machine's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g"]
+AVX2 = ["-mavx2", "-mfma"]
+
+
+def cpu_has_avx2() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    return cpuinfo.exists() and {"avx2", "fma"} <= set(cpuinfo.read_text().split())
+
+
+needs_avx2 = pytest.mark.skipif(not cpu_has_avx2(), reason="this CPU has no AVX2")
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize(
+    ("isa", "lanes", "flags"),
+    [
+        pytest.param("baseline", 4, SANITIZE, id="baseline-sanitized"),
+        pytest.param("avx2", 8, [*AVX2, *SANITIZE], id="avx2-sanitized", marks=needs_avx2),
+        # What AVX-512 is compiled from, the compiler splitting the vectors.
+        pytest.param("avx512", 16, AVX2, id="16-lanes-on-avx2", marks=needs_avx2),
+    ],
+)
+def test_masked_cell_kernels(isa: str, lanes: int, flags: list[str], tmp_path: Path) -> None:
+    assert COMPILER is not None
+    program = tmp_path / "test"
+    sources = [
+        "tests/native/masked_cell_test.cpp",
+        "csrc/cpu/kernels/masked_cell.cpp",
+        "csrc/cpu/ops/cell_plan.cpp",
+    ]
+    options = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Icsrc"]
+    macros = [f"-DVPDARTS_ISA={isa}", f"-DVPDARTS_LANES={lanes}"]
+    build = [COMPILER, *options, *macros, *flags, *sources, "-o", str(program)]
+    compiled = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr[-3000:]
+    run = subprocess.run([program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    assert run.stdout == "0 failed\n"
