@@ -1,4 +1,4 @@
-"""The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and with vectors wider than the machine's."""
+"""The native kernels under AddressSanitizer and UndefinedBehaviorSanitizer, and with too wide vectors."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ NODE_VALUES_ALIVE = {"fixed": 6, "batch": 15}
 With batch statistics these are also raw outputs, and copies where variants share them.
 """
 
-DEFAULT_BUDGET = {"fixed": 40 << 20, "batch": 3 << 27}
+DEFAULT_BUDGET = {"fixed": 160 << 20, "batch": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
 
 
