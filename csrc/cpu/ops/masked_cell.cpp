@@ -96,9 +96,12 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
     for (int64_t job = begin; job < end; ++job) weights.transform(job);
   });
 
-  // Enough tiles to reuse a weight that has come into the cache, and not more than the cache holds.
+  // Enough tiles to reuse a weight that has come into the cache, not more than the cache holds, and work for
+  // every thread. An image's result does not depend on its block.
   const int64_t tiles = ((height + 3) / 4) * ((width + 3) / 4);
-  const int64_t block = std::clamp<int64_t>(std::max<int64_t>(16, padded) / tiles, 1, count);
+  const int64_t threads = torch::stable::get_num_threads();
+  const int64_t most = std::min<int64_t>(std::max<int64_t>(16, padded) / tiles, (count + threads - 1) / threads);
+  const int64_t block = std::max<int64_t>(1, most);
   const int64_t blocks = (count + block - 1) / block;
   const float* from = static_cast<const float*>(x.data_ptr());
   float* to = static_cast<float*>(out.data_ptr());
