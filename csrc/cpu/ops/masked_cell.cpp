@@ -100,7 +100,8 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   // every thread. An image's result does not depend on its block.
   const int64_t tiles = ((height + 3) / 4) * ((width + 3) / 4);
   const int64_t threads = torch::stable::get_num_threads();
-  const int64_t most = std::min<int64_t>(std::max<int64_t>(16, padded) / tiles, (count + threads - 1) / threads);
+  const int64_t most =
+      std::min<int64_t>(std::max<int64_t>(16, padded) / tiles, (count + threads - 1) / threads);
   const int64_t block = std::max<int64_t>(1, most);
   const int64_t blocks = (count + block - 1) / block;
   const float* from = static_cast<const float*>(x.data_ptr());
