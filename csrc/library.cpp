@@ -7,4 +7,24 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   m.def(
       "masked_cell(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor mean, Tensor variance, "
       "Tensor alpha, float eps) -> Tensor");
+
+  // x [N, C, H, W], weight_1x1 [E, C, C, 1, 1], weight_3x3 [E, C, C, 3, 3], alpha [E, 5], skip_seed [E]
+  // int64 -> the last node [N, C, H, W], channels last; mean and biased variance [E, 2, C]; and, for the
+  // backward pass, nodes [nodes - 2, N, H, W, padded], raw [E, N, H, W, padded], statistics [E, 4, padded],
+  // moments [nodes - 1, 1 + padded, padded].
+  m.def(
+      "mixed_cell(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
+      "float skip_dropout, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  // The same for V variants, without what a backward pass needs: x [1 or V, N, C, H, W], alpha [V, E, 5] ->
+  // [V, N, C, H, W], mean and biased variance [V, E, 2, C].
+  m.def(
+      "mixed_cell_variants(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
+      "float skip_dropout, float eps) -> (Tensor, Tensor, Tensor)");
+  // gradient [N, C, H, W] of the last node -> the gradients of x, weight_1x1, weight_3x3 and alpha; those
+  // not wanted have a first dimension of 0.
+  m.def(
+      "mixed_cell_backward(Tensor gradient, Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, "
+      "Tensor? skip_seed, float skip_dropout, float eps, Tensor nodes, Tensor raw, Tensor statistics, "
+      "Tensor moments, bool wants_x, bool wants_weights, bool wants_alpha) -> (Tensor, Tensor, Tensor, "
+      "Tensor)");
 }

@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vpdarts_fast import data
+from vpdarts_fast.backends import serving
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.fused_evaluation import NODE_VALUES_ALIVE, variant_logits
+from vpdarts_fast.fused_evaluation import variant_logits
 from vpdarts_fast.leave_one_out import (
     CALIBRATION_IMAGES,
     Batch,
@@ -102,9 +103,9 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
         supernet = Supernet(8, request.param, 10, fused=True)
         alpha = supernet.new_alpha().requires_grad_()
         training, validation = data.split_halves(data.load("digits"), seed=0)
-        weights = torch.optim.SGD(supernet.parameters(), lr=0.1, momentum=0.9, nesterov=True)
+        weights = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, nesterov=True)
         architecture = torch.optim.Adam([alpha], lr=0.02)
-        for indices in torch.randperm(len(training))[:640].view(20, 32):
+        for indices in torch.randperm(len(training)).repeat(3)[:1920].view(60, 32):
             images, labels = training.batch(indices)
             F.cross_entropy(supernet(images, alpha), labels).backward()  # type: ignore[no-untyped-call]
             for optimizer in (weights, architecture):
@@ -120,7 +121,7 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
     plain = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
     assert plain.base_accuracy > 20, "the supernet has learned too little for this test to say much"
-    assert len(set(plain.accuracy.flatten().tolist())) > 3, "the ops should matter"
+    assert float(plain.loss.max() - plain.loss.min()) > 0.05, "the ops should matter"
     assert_same(fused, plain, rtol=1e-5)
 
 
@@ -333,7 +334,7 @@ def test_special_alphas(mode: BatchNorm, alpha: Tensor) -> None:
 def test_any_memory_budget_gives_the_same(mode: BatchNorm) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
     expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
-    per_image = NODE_VALUES_ALIVE["batch" if mode == "batch" else "fixed"] * 2 * 6 * 6 * 8
+    per_image = NODE_VALUES["batch" if mode == "batch" else "fixed"] * 2 * 6 * 6 * 8
     # less than one image of one variant, around all 25 variants of an image and of three, no limit
     for budget in (1, 25 * per_image - 1, 25 * per_image, 75 * per_image, 1 << 40):
         result = leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=budget)
@@ -491,6 +492,13 @@ def test_the_random_state_is_left_as_it_was(mode: BatchNorm, fused: bool) -> Non
 # Memory ----------------------------------------------------------------------------------------------------
 
 
+NODE_VALUES = {
+    "fixed": serving("masked_cell", [torch.zeros(1, dtype=torch.float64)]).node_values["masked_cell"],
+    "batch": serving("mixed_cell", [torch.zeros(1, dtype=torch.float64)]).node_values["mixed_cell"],
+}
+"""Of the backend that serves float64."""
+
+
 class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """The peak of the bytes in storages that torch operations made and that are still alive."""
 
@@ -525,23 +533,19 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 )
 def test_the_memory_budget_is_kept(mode: str, mebibytes: int) -> None:
     """Folded weights, the images' stem output and temporaries of a convolution come on top: 1.5 MiB here."""
-    supernet = make_supernet(torch.float32, channels=8).eval()
+    supernet = make_supernet(channels=8).eval()
     if mode == "batch":
         drop_statistics(supernet)
-    alpha, ((images, _),) = (
-        make_alpha(dtype=torch.float32),
-        make_batches(8, image=(16, 16), dtype=torch.float32),
-    )
-    images = images.repeat(4, 1, 1, 1)
+    alpha, ((images, _),) = make_alpha(), make_batches(8, image=(16, 16))
+    images = images.repeat(2, 1, 1, 1)
     tables, _ = distinct_variants(alpha, removals(alpha))
     budget = mebibytes << 20
     with torch.no_grad(), LiveBytes() as live:
         for _ in variant_logits(supernet, images, tables, mode == "batch", budget):
             pass
     assert live.peak <= 1.05 * budget + (3 << 19)
-    most = 25 * len(images) * NODE_VALUES_ALIVE["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 4
-    # The native backend needs about half of what the PyTorch backend, the measure, holds at once.
-    assert live.peak >= 0.3 * min(budget, most), "the budget is used"
+    most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 8
+    assert live.peak >= 0.5 * min(budget, most), "the budget is used"
 
 
 # Errors ----------------------------------------------------------------------------------------------------

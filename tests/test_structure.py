@@ -25,7 +25,7 @@ def parameters(function: object) -> list[str]:
 
 def test_the_ops_are_those_of_the_registry() -> None:
     assert set(ops.__all__) == set(pytorch.__all__) == set(backends.OPS)
-    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {*backends.OPS, "__init__"}
+    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {*backends.OPS, "__init__", "shapes"}
 
 
 @pytest.mark.parametrize("op", backends.OPS)
@@ -41,7 +41,7 @@ def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) ->
     expected = parameters(getattr(reference, op))
     assert parameters(getattr(ops, op)) == [*expected, "backend"]
     for backend in BACKENDS:
-        if backend.name == "cpu" and op in backend.implementations:
+        if op == "masked_cell" and backend.name == "cpu" and op in backend.implementations:
             schema = getattr(torch.ops.vpdarts_fast, op).default._schema
             assert [argument.name for argument in schema.arguments] == expected
         elif op in backend.implementations:
@@ -68,7 +68,7 @@ def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleTyp
 
 @pytest.mark.parametrize("op", backends.OPS)
 def test_every_op_has_its_tests(op: str) -> None:
-    assert f"def test_{op}_" in (TESTS / "test_ops.py").read_text()
+    assert f"def test_{op}_values" in (TESTS / f"test_{op}.py").read_text()
 
 
 def test_every_backend_has_the_reference_to_fall_back_on() -> None:

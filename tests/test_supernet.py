@@ -7,15 +7,17 @@ import io
 import pickle
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from itertools import count, product
+from itertools import combinations, count, product
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast import reference
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.nn import SkipConnect, edge_index
+from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, DiscreteCell, Genotype, Supernet, build_network
 
 Close = Callable[[Tensor, Tensor], None]
@@ -270,17 +272,20 @@ def test_skip_dropout() -> None:
         assert abs(float(share) - kept) < 0.01
 
 
-def test_skip_dropout_draws_in_the_order_of_memory() -> None:
-    """So that the plain and the fused forward, which see the same tensors, drop the same elements."""
-    skip = SkipConnect(0.5)
+@pytest.mark.parametrize("dropout", [0.0, 0.2, 0.5, 1 - 2**-20])
+def test_skip_dropout_draws_as_the_reference(dropout: float) -> None:
     x = torch.ones(3, 5, 4, 6)
-    draws = []
-    for layout in (x, x.contiguous(memory_format=torch.channels_last)):
-        torch.manual_seed(0)
-        scale = skip.scale(layout)
-        assert scale is not None and scale.stride() == layout.stride()
-        draws.append(scale.as_strided((x.numel(),), (1,)))
-    assert torch.equal(*draws)
+    for seed in (0, 1, -1, 2**62 + 12345, -(2**63)):
+        assert torch.equal(skip_scale(seed, dropout, x), reference.skip_scale(seed, dropout, x))
+
+
+def test_skip_dropout_draws_independently() -> None:
+    """Neighbours in every direction, and the same places under seeds that differ by one."""
+    x = torch.ones(64, 16, 16, 16)
+    draws = [(skip_scale(seed, 0.5, x) > 0).double() - 0.5 for seed in (5, 6, 5 + 2**32, 7 + 2**40)]
+    pairs = [(draws[0].roll(1, dim), draws[0]) for dim in range(4)] + list(combinations(draws, 2))
+    for a, b in pairs:
+        assert abs(float((a * b).mean())) < 0.25 * 5 / 512, "five standard deviations"
 
 
 def test_no_dropout_is_the_identity() -> None:

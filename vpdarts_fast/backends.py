@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpdarts_fast import native, pytorch, reference
+from vpdarts_fast import cpu, native, pytorch, reference
 from vpdarts_fast.errors import UserError
 
-OPS = ("relu_conv", "mixed_sum", "masked_cell")
+OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell")
 """Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
 
 
@@ -28,6 +29,8 @@ class Backend:
         implementations: op -> function with the signature of `vpdarts_fast.reference`.
         device_types: torch device types it runs on; empty means any.
         dtypes: it computes in.
+        node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
+            peak, in a leave-one-out evaluation.
         missing: why it is not there at all, or None.
     """
 
@@ -35,6 +38,7 @@ class Backend:
     implementations: Mapping[str, Callable[..., Any]]
     device_types: frozenset[str]
     dtypes: frozenset[torch.dtype]
+    node_values: Mapping[str, int]
     missing: str | None = None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor]) -> list[str]:
@@ -62,16 +66,35 @@ class Backend:
 
 _FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
 
+
+def _implementations(module: ModuleType) -> dict[str, Callable[..., Any]]:
+    return {op: getattr(module, op) for op in OPS if hasattr(module, op)}
+
+
 BACKENDS = (
-    Backend("cpu", native.OPS, frozenset({"cpu"}), frozenset({torch.float32}), native.why_not()),
-    Backend("pytorch", {op: getattr(pytorch, op) for op in OPS}, frozenset(), _FLOATS),
-    Backend("reference", {op: getattr(reference, op) for op in OPS}, frozenset(), _FLOATS),
+    Backend(
+        "cpu",
+        _implementations(cpu),
+        frozenset({"cpu"}),
+        frozenset({torch.float32}),
+        {"masked_cell": 3, "mixed_cell": 4},
+        native.why_not(),
+    ),
+    Backend("pytorch", _implementations(pytorch), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}),
+    Backend(
+        "reference", _implementations(reference), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}
+    ),
 )
 """Best first: `auto` takes the first that can serve the call."""
 
 
 def select(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Callable[..., Any]:
-    """The implementation of `op` for these arguments.
+    """The implementation of `op` for these arguments; errors as `serving`."""
+    return serving(op, tensors, backend).implementations[op]
+
+
+def serving(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Backend:
+    """The backend that serves a call of `op` with these tensors.
 
     Raises:
         UserError: an unknown backend, or none that serves the call, with every backend's reasons.
@@ -83,6 +106,6 @@ def select(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Callabl
     for candidate in candidates:
         reasons = candidate.unsupported(op, tensors)
         if not reasons:
-            return candidate.implementations[op]
+            return candidate
         complaints.append(f"{candidate.name}: {'; '.join(reasons)}")
     raise UserError(f"no backend can serve {op}\n  " + "\n  ".join(complaints))

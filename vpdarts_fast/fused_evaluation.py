@@ -14,17 +14,11 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.nn import SearchCell, edge_index
-from vpdarts_fast.sharing import alpha_rows, combinations, pick
+from vpdarts_fast.backends import serving
+from vpdarts_fast.nn import SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
-NODE_VALUES_ALIVE = {"fixed": 6, "batch": 15}
-"""Tensors of a node's size that the first cell holds at once, at the peak, measured with the PyTorch backend.
-
-With batch statistics these are also raw outputs, and copies where variants share them.
-"""
-
-DEFAULT_BUDGET = {"fixed": 160 << 20, "batch": 3 << 27}
+DEFAULT_BUDGET = {"masked_cell": 160 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
 
 
@@ -43,10 +37,11 @@ def variant_logits(
     Yields:
         Which variants, which images, and their logits [variants, images, classes].
     """
-    kind = "batch" if batch_statistics else "fixed"
-    budget = memory_budget or DEFAULT_BUDGET[kind]
+    op = "mixed_cell" if batch_statistics else "masked_cell"
+    budget = memory_budget or DEFAULT_BUDGET[op]
     count, _, height, width = images.shape
-    per_image = NODE_VALUES_ALIVE[kind] * supernet.channels * height * width * images.element_size()
+    node_bytes = supernet.channels * height * width * images.element_size()
+    per_image = serving(op, [images]).node_values[op] * node_bytes
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
     if batch_statistics:
         variants_together, images_together = max(1, budget // (per_image * max(count, 1))), count
@@ -73,16 +68,14 @@ def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 
 
 def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
-    convolutions = cell.convolutions()
-    norms = [(conv_1x1.norm, conv_3x3.norm) for conv_1x1, conv_3x3 in convolutions]
+    norms = [(conv_1x1.norm, conv_3x3.norm) for conv_1x1, conv_3x3 in cell.convolutions()]
     return ops.masked_cell(
         x,
-        torch.stack([conv_1x1.conv.weight for conv_1x1, _ in convolutions]),
-        torch.stack([conv_3x3.conv.weight for _, conv_3x3 in convolutions]),
+        *cell.convolution_weights(),
         torch.stack([torch.stack([_buffer(norm.running_mean) for norm in pair]) for pair in norms]),
         torch.stack([torch.stack([_buffer(norm.running_var) for norm in pair]) for pair in norms]),
         alpha,
-        norms[0][0].eps,
+        cell.eps,
     )
 
 
@@ -103,31 +96,4 @@ def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 
 def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
     """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
-    convolutions = cell.convolutions()
-    tables = alpha_rows(alpha)
-    nodes = [x]
-    of = [list(range(len(alpha))) if len(x) > 1 else [0] * len(alpha)]
-    raw: dict[int, tuple[Tensor, Tensor]] = {}
-    for i in range(1, cell.num_nodes):
-        outgoing = [edge_index(i - 1, target) for target in range(i, cell.num_nodes)]
-        outputs = ops.relu_conv(
-            nodes[i - 1].flatten(0, 1),
-            torch.stack([convolutions[e][0].conv.weight for e in outgoing]),
-            torch.stack([convolutions[e][1].conv.weight for e in outgoing]),
-        )
-        for e, raw_1x1, raw_3x3 in zip(outgoing, *outputs, strict=True):
-            raw[e] = raw_1x1.view_as(nodes[i - 1]), raw_3x3.view_as(nodes[i - 1])
-        incoming = range(edge_index(0, i), edge_index(0, i) + i)
-        distinct, numbers = combinations(of, tables, incoming)
-        sources = [[c.sources[j] for c in distinct] for j in range(i)]
-        pairs = [raw.pop(e) for e in incoming]
-        node, _, _ = ops.mixed_sum(
-            [pick(node, sources[j]) for j, node in enumerate(nodes)],
-            [pick(pair[0], sources[j]) for j, pair in enumerate(pairs)],
-            [pick(pair[1], sources[j]) for j, pair in enumerate(pairs)],
-            alpha.new_tensor([c.rows for c in distinct]),
-            eps=convolutions[0][0].norm.eps,
-        )
-        nodes.append(node)
-        of.append(numbers)
-    return pick(nodes[-1], of[-1])
+    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps)[0]

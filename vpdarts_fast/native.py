@@ -6,11 +6,9 @@ Importing this module never compiles, never prints and never fails for want of t
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
-import torch  # before the extension, which links to the libraries that this loads
-from torch import Tensor
+import torch  # noqa: F401  before the extension, which links to the libraries that this loads
 
 from vpdarts_fast.errors import UserError
 
@@ -19,28 +17,6 @@ try:
     import vpdarts_fast._C as _C
 except ImportError as error:
     _load_error = error
-
-
-OPS: Mapping[str, Callable[..., Any]] = {}
-"""The ops that the extension has for CPU tensors, with the signatures of `vpdarts_fast.reference`."""
-if _load_error is None:
-    OPS = {"masked_cell": torch.ops.vpdarts_fast.masked_cell}
-
-    @torch.library.register_fake("vpdarts_fast::masked_cell")  # type: ignore[untyped-decorator]
-    def _masked_cell_fake(
-        x: Tensor,
-        weight_1x1: Tensor,
-        weight_3x3: Tensor,
-        mean: Tensor,
-        variance: Tensor,
-        alpha: Tensor,
-        eps: float,
-    ) -> Tensor:
-        """Channels last, the channels padded to a multiple of the lanes in memory."""
-        channels = x.shape[2]
-        padded = -(-channels // _C.cpu_lanes()) * _C.cpu_lanes()
-        storage = x.new_empty(alpha.shape[0], x.shape[1], *x.shape[3:], padded)
-        return storage.movedim(4, 2)[:, :, :channels]
 
 
 class BuildInfo(TypedDict):
@@ -72,6 +48,16 @@ def why_not() -> str | None:
         "compiler and the Python headers (Debian, Ubuntu: g++, python3-dev), then run `make native` in the "
         "source tree, or `VPDARTS_NATIVE=on pip install .`; either shows what fails."
     )
+
+
+def cpu_lanes() -> int:
+    """How many floats a vector of that instruction set holds; channels are padded to a multiple of it.
+
+    Raises:
+        UserError: as `cpu_isa`.
+    """
+    cpu_isa()
+    return _C.cpu_lanes()
 
 
 def cpu_isa() -> str:

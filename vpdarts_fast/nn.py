@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.pytorch.dropout import skip_scale
 
 
 class ReLUConvBN(nn.Module):
@@ -51,33 +52,26 @@ class Zero(nn.Module):
 class SkipConnect(nn.Module):
     """The identity, with dropout behind it while training (paper, section 4.2).
 
-    A probability counts in steps of 1/65536: the draw compares 16 random bits an element, which takes
-    an eighth of the time of PyTorch's Bernoulli draw on a CPU.
+    The draw is a function of a seed, which comes from PyTorch's generator, and of an element's place
+    (`vpdarts_fast.reference.keep_bits`), so that fused cells draw the same and need not store it.
     """
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
         self.dropout = dropout
 
-    def scale(self, x: Tensor) -> Tensor | None:
-        """What the skip is multiplied with: a fresh draw of 0 or 1/(1-p) shaped like x; None is one."""
-        kept = round((1 - self.dropout) * 2**16)
-        if not self.training or kept == 2**16:
-            return None
-        words = torch.empty(-(-x.numel() // 4), dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        bits = words.view(torch.int16)[: x.numel()]
-        # In the order of x's memory: channels last stays channels last.
-        strides = x.stride()
-        order = sorted(range(x.dim()), key=lambda d: (-strides[d], d))
-        drawn = bits.view([x.shape[d] for d in order]).permute([order.index(d) for d in range(x.dim())])
-        return (drawn < kept - 2**15).to(x.dtype) * (2**16 / kept)
-
     def forward(self, x: Tensor) -> Tensor:
-        scale = self.scale(x)
-        return x if scale is None else x * scale
+        if not self.training or self.dropout == 0:
+            return x
+        return x * skip_scale(int(draw_seeds(1)), self.dropout, x)
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}"
+
+
+def draw_seeds(count: int) -> Tensor:
+    """[count] int64 from PyTorch's CPU generator."""
+    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
 
 
 OPERATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
@@ -133,6 +127,24 @@ class SearchCell(nn.Module):
             pairs.append((conv_1x1, conv_3x3))
         return pairs
 
+    def convolution_weights(self) -> tuple[Tensor, Tensor]:
+        """[E, C, C, 1, 1] and [E, C, C, 3, 3]."""
+        convolutions = self.convolutions()
+        return (
+            torch.stack([conv_1x1.conv.weight for conv_1x1, _ in convolutions]),
+            torch.stack([conv_3x3.conv.weight for _, conv_3x3 in convolutions]),
+        )
+
+    @property
+    def eps(self) -> float:
+        """Of all batch norms."""
+        return self.convolutions()[0][0].norm.eps
+
+    def skip_connections(self) -> list[SkipConnect]:
+        """In the order of alpha's rows."""
+        skips = [edge[1] for edge in self.mixed_ops()]
+        return [skip for skip in skips if isinstance(skip, SkipConnect)]
+
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
         if self.fused and self.training:
@@ -148,43 +160,24 @@ class SearchCell(nn.Module):
         return nodes[-1]
 
     def _forward_fused(self, x: Tensor, alpha: Tensor) -> Tensor:
-        mixed_ops, convolutions = self.mixed_ops(), self.convolutions()
-        nodes: list[Tensor] = [x]
-        raw: dict[int, tuple[Tensor, Tensor]] = {}
-        for i in range(1, self.num_nodes):
-            outgoing = [edge_index(i - 1, target) for target in range(i, self.num_nodes)]
-            outputs = ops.relu_conv(
-                nodes[i - 1],
-                torch.stack([convolutions[e][0].conv.weight for e in outgoing]),
-                torch.stack([convolutions[e][1].conv.weight for e in outgoing]),
-            )
-            raw.update(zip(outgoing, zip(*outputs, strict=True), strict=True))
-            incoming = [edge_index(j, i) for j in range(i)]
-            scales = [skip_scale(mixed_ops[e], nodes[j]) for j, e in enumerate(incoming)]
-            node, mean, variance = ops.mixed_sum(
-                [node[None] for node in nodes],
-                [raw[e][0][None] for e in incoming],
-                [raw[e][1][None] for e in incoming],
-                alpha[None, incoming[0] : incoming[-1] + 1],
-                [scale[None] for scale in scales if scale is not None],
-                convolutions[0][0].norm.eps,
-            )
-            for e, edge_mean, edge_variance in zip(incoming, mean[0], variance[0], strict=True):
-                for o in (0, 1):
-                    update_running_statistics(convolutions[e][o].norm, edge_mean[o], edge_variance[o], x)
-            nodes.append(node.squeeze(0))
-        return nodes[-1]
+        skips = self.skip_connections()
+        node, mean, variance = ops.mixed_cell(
+            x.unsqueeze(0),
+            *self.convolution_weights(),
+            alpha.unsqueeze(0),
+            draw_seeds(len(skips)) if skips[0].dropout > 0 else None,
+            skips[0].dropout,
+            self.eps,
+        )
+        for pair, means, variances in zip(self.convolutions(), mean[0], variance[0], strict=True):
+            for conv, edge_mean, edge_variance in zip(pair, means, variances, strict=True):
+                update_running_statistics(conv.norm, edge_mean, edge_variance, x)
+        return node.squeeze(0)
 
 
 def edge_index(source: int, target: int) -> int:
     """The row of alpha for the edge source -> target."""
     return target * (target - 1) // 2 + source
-
-
-def skip_scale(mixed_op: MixedOp, x: Tensor) -> Tensor | None:
-    skip = mixed_op[1]
-    assert isinstance(skip, SkipConnect)
-    return skip.scale(x)
 
 
 @torch.no_grad()

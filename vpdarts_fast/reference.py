@@ -77,6 +77,91 @@ def mixed_sum(
     return node, torch.stack(means, dim=1).view(shape), torch.stack(variances, dim=1).view(shape)
 
 
+def keep_bits(seed: int, shape: Sequence[int]) -> Tensor:
+    """32 well-mixed bits for every element of a tensor: what a skip connection's dropout is drawn with.
+
+    A function of the seed and the element's place in channels-last order, so that nothing is stored and
+    every backend draws the same: i = place xor low(seed), then multiplications, shifts and exclusive ors
+    modulo 2^32.
+
+    Args:
+        seed: 64 bits.
+        shape: N, C, H, W.
+
+    Returns:
+        [N, C, H, W] int64 in 0..2^32-1.
+    """
+    n, c, h, w = shape
+    word = 2**32 - 1
+    bits = (torch.arange(n * h * w * c) & word ^ (seed & word)) * 0x21F0AAAD & word
+    bits = (bits ^ bits >> 15 ^ (seed >> 32 & word)) * 0x735A2D97 & word
+    bits = (bits ^ bits >> 16) * 0x21F0AAAD & word
+    return (bits ^ bits >> 15).view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def skip_scale(seed: int, dropout: float, x: Tensor) -> Tensor:
+    """What a skip connection with dropout multiplies x [N, C, H, W] with: 0, or 1 over the share kept.
+
+    An element is kept if its `keep_bits` are below (1 - dropout) * 2^32, rounded.
+    """
+    kept = round((1 - dropout) * 2**32)
+    return (keep_bits(seed, x.shape) < kept).to(x.device, x.dtype) * (2**32 / kept)
+
+
+def mixed_cell(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None = None,
+    skip_dropout: float = 0.0,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A whole cell for V alpha tables, batch norms with the batch's own statistics.
+
+    Args:
+        x: the cell's input, [V, N, C, H, W], or [1, N, C, H, W] shared by all variants.
+        weight_1x1: [E, C, C, 1, 1]; edges in the order 0->1, 0->2, 1->2, ... of a cell in which every
+            node feeds every later one.
+        weight_3x3: [E, C, C, 3, 3].
+        alpha: [V, E, 5].
+        skip_seed: none, or [E] int64, the seeds of the dropout behind the skip connections.
+        skip_dropout: its probability.
+        eps: batch norm's epsilon.
+
+    Returns:
+        The last node, [V, N, C, H, W]; mean and biased variance [V, E, 2, C] of the convolutions' outputs
+        (1x1 first), over N, H and W.
+    """
+    outputs = []
+    for v, table in enumerate(alpha):
+        nodes = [x[v if len(x) > 1 else 0][None]]
+        statistics = []
+        while (first := len(nodes) * (len(nodes) - 1) // 2) < len(table):
+            edges = range(first, first + len(nodes))
+            raws = [
+                relu_conv(node[0], weight_1x1[e : e + 1], weight_3x3[e : e + 1])
+                for e, node in zip(edges, nodes, strict=True)
+            ]
+            scales = []
+            if skip_seed is not None and skip_dropout > 0:
+                scales = [skip_scale(int(skip_seed[e]), skip_dropout, x[0])[None] for e in edges]
+            node, mean, variance = mixed_sum(
+                nodes,
+                [raw_1x1[0][None] for raw_1x1, _ in raws],
+                [raw_3x3[0][None] for _, raw_3x3 in raws],
+                table[None, edges.start : edges.stop],
+                scales,
+                eps,
+            )
+            nodes.append(node)
+            statistics.append((mean[0], variance[0]))
+        means, variances = zip(*statistics, strict=True)
+        outputs.append((nodes[-1][0], torch.cat(means), torch.cat(variances)))
+    node, mean, variance = (torch.stack(some) for some in zip(*outputs, strict=True))
+    return node, mean, variance
+
+
 def masked_cell(
     x: Tensor,
     weight_1x1: Tensor,

@@ -3,10 +3,14 @@
 
 #include "cpu/dispatch.h"
 #include "cpu/kernels/masked_cell.h"
+#include "cpu/kernels/mixed_sum.h"
+#include "cpu/kernels/relu_conv.h"
 
 namespace vpdarts::cpu {
 
 struct Kernels {
+  const ReluConvKernels& relu_conv;
+  const MixedSumKernels& mixed_sum;
   const MaskedCellKernels& masked_cell;
 };
 

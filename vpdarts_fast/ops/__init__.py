@@ -1,7 +1,8 @@
 """The fused ops: one public function each, served by the backend that fits the call."""
 
 from vpdarts_fast.ops.masked_cell import masked_cell
+from vpdarts_fast.ops.mixed_cell import mixed_cell
 from vpdarts_fast.ops.mixed_sum import mixed_sum
 from vpdarts_fast.ops.relu_conv import relu_conv
 
-__all__ = ["masked_cell", "mixed_sum", "relu_conv"]
+__all__ = ["masked_cell", "mixed_cell", "mixed_sum", "relu_conv"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vpdarts_fast import backends
-from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.shapes import check_cell, check_shape
 
 
 def masked_cell(
@@ -39,24 +39,9 @@ def masked_cell(
     Raises:
         UserError: shapes that do not fit, or no backend for the dtype and device.
     """
-    if x.dim() != 5:
-        raise UserError(f"masked_cell: x must be [V, N, C, H, W]; got {list(x.shape)}")
-    if alpha.dim() != 3 or alpha.shape[2] != 5 or alpha.shape[1] not in (1, 3, 6, 10, 15):
-        raise UserError(
-            f"masked_cell: alpha must be [V, E, 5], E the edges of a full cell; got {list(alpha.shape)}"
-        )
-    variants, edges, _ = alpha.shape
-    channels = x.shape[2]
-    if x.shape[0] not in (1, variants) or variants == 0:
-        raise UserError(f"masked_cell: x must hold 1 or V = {variants} variants; got {x.shape[0]}")
-    for name, tensor, expected in (
-        ("weight_1x1", weight_1x1, (edges, channels, channels, 1, 1)),
-        ("weight_3x3", weight_3x3, (edges, channels, channels, 3, 3)),
-        ("mean", mean, (edges, 2, channels)),
-        ("variance", variance, (edges, 2, channels)),
-    ):
-        if tuple(tensor.shape) != expected:
-            raise UserError(f"masked_cell: {name} must be {list(expected)}; got {list(tensor.shape)}")
+    check_cell("masked_cell", x, weight_1x1, weight_3x3, alpha)
+    for name, tensor in (("mean", mean), ("variance", variance)):
+        check_shape("masked_cell", name, tensor, (alpha.shape[1], 2, x.shape[2]))
     tensors = (x, weight_1x1, weight_3x3, mean, variance, alpha)
     output: Tensor = backends.select("masked_cell", tensors, backend)(*tensors, eps)
     return output

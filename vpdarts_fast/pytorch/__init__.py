@@ -1,7 +1,8 @@
 """The PyTorch backend: the fused ops through exact algebra, on any device PyTorch has."""
 
 from vpdarts_fast.pytorch.masked_cell import masked_cell
+from vpdarts_fast.pytorch.mixed_cell import mixed_cell
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
 
-__all__ = ["masked_cell", "mixed_sum", "relu_conv"]
+__all__ = ["masked_cell", "mixed_cell", "mixed_sum", "relu_conv"]

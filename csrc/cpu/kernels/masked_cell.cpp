@@ -15,7 +15,6 @@ using vpdarts::cpu::BlockShape;
 using vpdarts::cpu::ConstImageView;
 using vpdarts::cpu::EdgeTerm;
 using vpdarts::cpu::ImageView;
-using vpdarts::cpu::kPoints;
 using vpdarts::cpu::Product;
 using vpdarts::cpu::SharedPlan;
 
@@ -189,9 +188,9 @@ void sum_edges(const Layout& layout, const Node* sources, const EdgeTerm* terms,
       const int64_t tiles = point * layout.point_stride, weight = (point * s.padded + c) * s.padded;
       float* to = m + point * layout.tiles * (two ? 2 : 1) * kLanes;
       if (two) {
-        products<2>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to);
+        products<2>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to, 2 * kLanes);
       } else {
-        products<1>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to);
+        products<1>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to, kLanes);
       }
     }
     if (two) {
@@ -248,24 +247,13 @@ class Arena {
 
 int64_t node_floats(const Layout& layout) { return 2 * layout.map_floats + layout.transformed_floats; }
 
-int64_t weight_floats(int64_t padded) { return kPoints * padded * padded; }
-
 void transform_weight(int64_t channels, int64_t padded, const float* conv_1x1, const float* conv_3x3,
                       const float* scale_1x1, const float* scale_3x3, float* weight) {
-  zero(weight, weight_floats(padded));
-  for (int64_t to = 0; to < channels; ++to) {
-    // Output channels lie in blocks of two vectors; the last block may have one.
-    const int64_t first = to / (2 * kLanes) * (2 * kLanes);
-    const int64_t block = first + 2 * kLanes <= padded ? 2 * kLanes : kLanes;
-    for (int64_t from = 0; from < channels; ++from) {
-      float w[9], u[kPoints];
-      for (int i = 0; i < 9; ++i) w[i] = conv_3x3[(to * channels + from) * 9 + i] * scale_3x3[to];
-      w[4] += conv_1x1[to * channels + from] * scale_1x1[to];
-      transform_weight_3x3(w, u);
-      float* out = weight + first * padded + from * block + (to - first);
-      for (int64_t point = 0; point < kPoints; ++point) out[point * padded * padded] = u[point];
-    }
-  }
+  pack_weight(channels, padded, weight, [&](int64_t from, int64_t to, float* w) {
+    const int64_t pair = to * channels + from;
+    for (int64_t i = 0; i < 9; ++i) w[i] = conv_3x3[pair * 9 + i] * scale_3x3[to];
+    w[4] += conv_1x1[pair] * scale_1x1[to];
+  });
 }
 
 int64_t single_scratch(const BlockShape& shape, int64_t nodes) {

@@ -9,8 +9,6 @@
 
 namespace vpdarts::cpu {
 
-constexpr int64_t kPoints = 36;  // of a 6x6 Winograd tile
-
 // Where images lie: pixel (b, y, x), channel c at data[b*image + y*row + x*pixel + c*channel].
 struct ImageView {
   float* data;

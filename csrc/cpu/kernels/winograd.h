@@ -2,6 +2,8 @@
 // overlap by two pixels and 4x4 tiles Y (Lavin and Gray, 2016).
 #pragma once
 
+#include <cstddef>
+
 #include "vec.h"
 
 namespace {
@@ -31,26 +33,92 @@ inline __attribute__((always_inline)) void transform_output_4(Vec m0, Vec m1, Ve
   out[3 * out_stride] = difference12 + 8.0f * difference34 + m5;
 }
 
-// G W G^T for one pair of channels: w [3][3] -> u [36].
-inline void transform_weight_3x3(const float w[9], float u[36]) {
-  float rows[6][3];
-  for (int c = 0; c < 3; ++c) {
-    const float w0 = w[c], w1 = w[3 + c], w2 = w[6 + c];
-    rows[0][c] = w0 / 4;
-    rows[1][c] = -(w0 + w1 + w2) / 6;
-    rows[2][c] = -(w0 - w1 + w2) / 6;
-    rows[3][c] = w0 / 24 + w1 / 12 + w2 / 6;
-    rows[4][c] = w0 / 24 - w1 / 12 + w2 / 6;
-    rows[5][c] = w2;
-  }
-  for (int r = 0; r < 6; ++r) {
-    const float w0 = rows[r][0], w1 = rows[r][1], w2 = rows[r][2];
-    u[6 * r] = w0 / 4;
-    u[6 * r + 1] = -(w0 + w1 + w2) / 6;
-    u[6 * r + 2] = -(w0 - w1 + w2) / 6;
-    u[6 * r + 3] = w0 / 24 + w1 / 12 + w2 / 6;
-    u[6 * r + 4] = w0 / 24 - w1 / 12 + w2 / 6;
-    u[6 * r + 5] = w2;
+// A times a column of four: the adjoint of transform_output_4.
+inline __attribute__((always_inline)) void adjoint_output_4(const Vec* y, int64_t stride, Vec* out,
+                                                            int64_t out_stride) {
+  const Vec y0 = y[0], y1 = y[stride], y2 = y[2 * stride], y3 = y[3 * stride];
+  const Vec even = y0 + y2, odd = y1 + y3, even4 = y0 + 4.0f * y2, odd4 = 2.0f * y1 + 8.0f * y3;
+  out[0] = y0;
+  out[out_stride] = even + odd;
+  out[2 * out_stride] = even - odd;
+  out[3 * out_stride] = even4 + odd4;
+  out[4 * out_stride] = even4 - odd4;
+  out[5 * out_stride] = y3;
+}
+
+// B times a column of six: the adjoint of transform_input_6.
+inline __attribute__((always_inline)) void adjoint_input_6(const Vec* o, int64_t stride, Vec* out,
+                                                           int64_t out_stride) {
+  const Vec o0 = o[0], o5 = o[5 * stride];
+  const Vec sum12 = o[stride] + o[2 * stride], difference12 = o[stride] - o[2 * stride];
+  const Vec sum34 = o[3 * stride] + o[4 * stride], difference34 = o[3 * stride] - o[4 * stride];
+  out[0] = 4.0f * o0;
+  out[out_stride] = 4.0f * (o5 - difference12) - 2.0f * difference34;
+  out[2 * out_stride] = -5.0f * o0 - 4.0f * sum12 - sum34;
+  out[3 * out_stride] = difference12 + 2.0f * difference34 - 5.0f * o5;
+  out[4 * out_stride] = o0 + sum12 + sum34;
+  out[5 * out_stride] = o5;
+}
+
+// G times a column of three.
+inline __attribute__((always_inline)) void transform_weight_3(Vec w0, Vec w1, Vec w2, Vec* out,
+                                                              int64_t out_stride) {
+  const Vec even = (w0 + w2) * (-1.0f / 6), odd = w1 * (1.0f / 6);
+  const Vec even4 = w0 * (1.0f / 24) + w2 * (1.0f / 6), odd4 = w1 * (1.0f / 12);
+  out[0] = w0 * 0.25f;
+  out[out_stride] = even - odd;
+  out[2 * out_stride] = even + odd;
+  out[3 * out_stride] = even4 + odd4;
+  out[4 * out_stride] = even4 - odd4;
+  out[5 * out_stride] = w2;
+}
+
+// G^T times a column of six: the adjoint of transform_weight_3.
+inline __attribute__((always_inline)) void adjoint_weight_3(const Vec* u, int64_t stride, Vec* out,
+                                                            int64_t out_stride) {
+  const Vec sum12 = u[stride] + u[2 * stride], difference12 = u[stride] - u[2 * stride];
+  const Vec sum34 = u[3 * stride] + u[4 * stride], difference34 = u[3 * stride] - u[4 * stride];
+  out[0] = u[0] * 0.25f - sum12 * (1.0f / 6) + sum34 * (1.0f / 24);
+  out[out_stride] = difference34 * (1.0f / 12) - difference12 * (1.0f / 6);
+  out[2 * out_stride] = (sum34 - sum12) * (1.0f / 6) + u[5 * stride];
+}
+
+// u = G W G^T for one input channel and a vector of output channels; w, u: 9 and 36 vectors.
+inline __attribute__((always_inline)) void transform_weight_3x3(const Vec* w, Vec* u) {
+  Vec rows[18];
+  for (int c = 0; c < 3; ++c) transform_weight_3(w[c], w[3 + c], w[6 + c], rows + c, 3);
+  for (int r = 0; r < 6; ++r)
+    transform_weight_3(rows[3 * r], rows[3 * r + 1], rows[3 * r + 2], u + 6 * r, 1);
+}
+
+constexpr int64_t kPoints = 36;  // of a 6x6 tile
+
+// Columns of a matrix lie in blocks of two vectors; the last block may have one.
+constexpr int64_t kMostBlock = 2 * kLanes;
+
+inline int64_t weight_floats(int64_t padded) { return kPoints * padded * padded; }
+
+// Transformed weights [36][padded / block][padded][block]: the products' rows are input channels, the
+// columns in a block output channels. tap(from, to, w) gives the 9 taps of a pair of channels.
+template <typename Taps>
+void pack_weight(int64_t channels, int64_t padded, float* weight, const Taps& taps) {
+  const int64_t stride = padded * padded;
+  __builtin_memset(weight, 0, sizeof(float) * static_cast<std::size_t>(weight_floats(padded)));
+  for (int64_t to = 0; to < channels; to += kLanes) {
+    const int64_t first = to / kMostBlock * kMostBlock;
+    const int64_t block = first + kMostBlock <= padded ? kMostBlock : kLanes;
+    for (int64_t from = 0; from < channels; ++from) {
+      float columns[9][kLanes] = {}, w[9];
+      for (int64_t lane = 0; lane < kLanes && to + lane < channels; ++lane) {
+        taps(from, to + lane, w);
+        for (int i = 0; i < 9; ++i) columns[i][lane] = w[i];
+      }
+      Vec in[9], u[36];
+      for (int i = 0; i < 9; ++i) in[i] = load(columns[i]);
+      transform_weight_3x3(in, u);
+      float* out = weight + first * padded + from * block + (to - first);
+      for (int64_t point = 0; point < kPoints; ++point) store(out + point * stride, u[point]);
+    }
   }
 }
 
@@ -87,17 +155,16 @@ inline __attribute__((always_inline)) void product(const Operand* operands, int6
   }
 }
 
-// All tiles of one point and one block of output channels. m [tiles][kVecs * lanes].
+// All tiles of one point and one block of output channels; rows of m are m_stride floats apart.
 template <int kVecs>
 inline void products(const Operand* operands, int64_t count, int64_t tiles, int64_t point_offset,
-                     int64_t weight_offset, int64_t padded, float* m) {
-  constexpr int64_t kBlock = kVecs * kLanes;
+                     int64_t weight_offset, int64_t padded, float* m, int64_t m_stride) {
   constexpr int kMost = kVecs == 2 ? 6 : 12;  // twelve sums hide the latency of the multiply-add
   int64_t t = 0;
 #define VPDARTS_ROWS(ROWS)                                                                                  \
   for (; t + ROWS <= tiles; t += ROWS)                                                                      \
-    product<ROWS, kVecs>(operands, count, point_offset + t * padded, weight_offset, padded, m + t * kBlock, \
-                         kBlock);
+    product<ROWS, kVecs>(operands, count, point_offset + t * padded, weight_offset, padded,                 \
+                         m + t * m_stride, m_stride);
   VPDARTS_ROWS(kMost)
   VPDARTS_ROWS(4)
   VPDARTS_ROWS(2)

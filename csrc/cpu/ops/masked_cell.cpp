@@ -4,14 +4,12 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <atomic>
-#include <cstdlib>
-#include <memory>
 #include <vector>
 
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/cell_plan.h"
+#include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -27,32 +25,6 @@ int64_t nodes_of(int64_t edges) {
     if (nodes * (nodes - 1) / 2 == edges) return nodes;
   }
   return 0;
-}
-
-struct Free {
-  void operator()(void* memory) const { std::free(memory); }
-};
-
-// Scratch memory of one thread, aligned to a cache line.
-std::unique_ptr<float, Free> allocate(int64_t floats) {
-  const size_t bytes = (static_cast<size_t>(floats) * sizeof(float) + 63) / 64 * 64;
-  std::unique_ptr<float, Free> memory(static_cast<float*>(std::aligned_alloc(64, bytes)));
-  STD_TORCH_CHECK(memory != nullptr, kName, ": no memory for ", bytes, " bytes of scratch space");
-  return memory;
-}
-
-// Runs work(unit, scratch) for all units; threads take the next one as they finish theirs.
-template <typename Work>
-void run(int64_t units, int64_t scratch_floats, const Work& work) {
-  const int64_t threads = std::min<int64_t>(units, torch::stable::get_num_threads());
-  std::vector<std::unique_ptr<float, Free>> scratch;
-  for (int64_t t = 0; t < threads; ++t) scratch.push_back(allocate(scratch_floats));
-  std::atomic<int64_t> next{0};
-  torch::stable::parallel_for(0, threads, 1, [&](int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
-      for (int64_t unit; (unit = next++) < units;) work(unit, scratch[t].get());
-    }
-  });
 }
 
 // Images of [V, N, C, H, W] tensors of any strides.
@@ -92,9 +64,7 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   for (int i = 0; i < 5; ++i) data[i] = static_cast<const float*>(held[i].data_ptr());
   FoldedWeights weights(kernels, channels, padded, edges, data[0], data[1], data[2], data[3], variants,
                         data[4], eps);
-  torch::stable::parallel_for(0, weights.count(), 1, [&](int64_t begin, int64_t end) {
-    for (int64_t job = begin; job < end; ++job) weights.transform(job);
-  });
+  run_each(weights.count(), [&](int64_t job) { weights.transform(job); });
 
   // Enough tiles to reuse a weight that has come into the cache, not more than the cache holds, and work for
   // every thread. An image's result does not depend on its block.
@@ -119,7 +89,7 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
       // The kernel writes each value of the last node once, to the first variant that has it.
       std::vector<int64_t> first(static_cast<size_t>(view.values[nodes - 1]), -1);
       for (int64_t v = variants; v-- > 0;) first[value_of[v]] = v;
-      run(blocks, kernels.shared_scratch(shape(0), view), [&](int64_t b, float* scratch) {
+      run(blocks, ScratchSpace(kernels.shared_scratch(shape(0), view)), [&](int64_t b, float* scratch) {
         std::vector<ImageView> outs;
         for (int64_t v : first) outs.push_back(images<ImageView>(to, out, v, b * block));
         kernels.shared(shape(b), view, images<ConstImageView>(from, x, 0, b * block), outs.data(), scratch);
@@ -135,7 +105,7 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   }
   std::vector<EdgeTerm> terms;
   for (int64_t i = 0; i < variants * edges; ++i) terms.push_back(weights.term(i / edges, i % edges));
-  run(variants * blocks, kernels.single_scratch(shape(0), nodes), [&](int64_t unit, float* scratch) {
+  run(variants * blocks, ScratchSpace(kernels.single_scratch(shape(0), nodes)), [&](int64_t unit, float* scratch) {
     const int64_t v = unit / blocks, b = unit % blocks;
     kernels.single(shape(b), nodes, terms.data() + v * edges,
                    images<ConstImageView>(from, x, x.size(0) == 1 ? 0 : v, b * block),

@@ -1,0 +1,101 @@
+// What the kernels of a cell in training share: blocks of images and products over their pixels.
+#pragma once
+
+#include <cstddef>
+
+#include "block.h"
+#include "winograd.h"
+
+namespace {
+
+using vpdarts::cpu::Block;
+
+inline int64_t round_up(int64_t value, int64_t multiple) {
+  return (value + multiple - 1) / multiple * multiple;
+}
+
+inline void zero(float* p, int64_t count) {
+  __builtin_memset(p, 0, sizeof(float) * static_cast<std::size_t>(count));
+}
+
+// Pixels that are worked on together: a buffer of them stays in the first-level cache.
+inline int64_t chunk_pixels(int64_t padded) { return padded >= 256 ? 6 : 2048 / padded / 6 * 6; }
+
+// Takes pieces off the scratch memory, each aligned to a cache line.
+class Arena {
+ public:
+  explicit Arena(float* scratch) : next_(scratch) {}
+  float* take(int64_t floats) {
+    float* piece = next_;
+    next_ += round_up(floats, 16);
+    return piece;
+  }
+
+ private:
+  float* next_;
+};
+
+// The 4x4 tiles of a block's images and their 6x6 transforms, [36][tiles][padded].
+struct Tiles {
+  explicit Tiles(const Block& block)
+      : rows((block.height + 3) / 4),
+        columns((block.width + 3) / 4),
+        count(block.images * rows * columns),
+        // One cache line more, so that the 36 points do not fall into the same cache sets.
+        point_stride(count * block.padded + 16),
+        floats(kPoints * point_stride),
+        product_floats(kPoints * count * kMostBlock) {}
+  int64_t rows, columns, count, point_stride, floats, product_floats;
+};
+
+// sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j.
+template <int kVecs>
+inline __attribute__((always_inline)) void outer_block(const float* __restrict a, const float* __restrict b,
+                                                       int64_t count, int64_t padded, float* sum) {
+  Vec block[4][kVecs] = {};  // from zero: summing in two levels loses less
+  for (int64_t p = 0; p < count; ++p) {
+    Vec right[kVecs];
+#pragma GCC unroll 2
+    for (int n = 0; n < kVecs; ++n) right[n] = load(b + p * padded + n * kLanes);
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 2
+      for (int n = 0; n < kVecs; ++n) block[i][n] += a[p * padded + i] * right[n];
+    }
+  }
+  for (int i = 0; i < 4; ++i) {
+    for (int n = 0; n < kVecs; ++n) {
+      float* to = sum + i * padded + n * kLanes;
+      store(to, load(to) + block[i][n]);
+    }
+  }
+}
+
+// sum [padded][padded] += a^T b of a, b [count][padded].
+inline void outer(const float* a, const float* b, int64_t count, int64_t padded, float* sum) {
+  for (int64_t i = 0; i < padded; i += 4) {
+    int64_t j = 0;
+    for (; j + kMostBlock <= padded; j += kMostBlock)
+      outer_block<2>(a + i, b + j, count, padded, sum + i * padded + j);
+    if (j < padded) outer_block<1>(a + i, b + j, count, padded, sum + i * padded + j);
+  }
+}
+
+// out [count][padded] = sum over operands of tiles [count][padded] times weight [padded][padded] in blocks.
+inline void multiply(const Operand* operands, int64_t operand_count, int64_t count, int64_t padded,
+                     float* out) {
+  for (int64_t c = 0; c < padded; c += kMostBlock) {
+    if (c + kMostBlock <= padded) {
+      products<2>(operands, operand_count, count, 0, c * padded, padded, out + c, padded);
+    } else {
+      products<1>(operands, operand_count, count, 0, c * padded, padded, out + c, padded);
+    }
+  }
+}
+
+// Of pixels i-1, i, i+1, one over how many are inside 0..size-1.
+inline float box_share(int64_t i, int64_t size) {
+  return 1.0f / static_cast<float>(1 + (i > 0) + (i < size - 1));
+}
+
+}  // namespace

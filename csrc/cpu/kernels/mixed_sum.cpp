@@ -1,0 +1,301 @@
+// mixed_sum: the node as a weighted sum and its adjoints. See mixed_sum.h for the formulas.
+//
+// The pool is linear, so the sources are added up first and pooled once: sums of three columns are kept
+// for a whole image, sums of three of their rows are formed where they are used.
+//
+// Compiled once per instruction set; VPDARTS_ISA names the namespace.
+#include "mixed_sum.h"
+
+#include "images.h"
+#include "relu_conv.h"
+
+namespace {
+
+using vpdarts::cpu::border_map;
+using vpdarts::cpu::BorderMap;
+using vpdarts::cpu::Dropout;
+using vpdarts::cpu::IncomingEdge;
+using vpdarts::cpu::kMostIncoming;
+using vpdarts::cpu::MixedSumBackward;
+using vpdarts::cpu::MixedSumForward;
+using vpdarts::cpu::MixedSumReduce;
+using vpdarts::cpu::OutgoingEdge;
+using vpdarts::cpu::ReducedEdge;
+
+typedef uint32_t Bits __attribute__((vector_size(4 * VPDARTS_LANES)));
+
+// 32 well-mixed bits of each element's place: multiply, shift, exclusive or. `reference.keep_bits`.
+inline __attribute__((always_inline)) Bits keep_bits(const Dropout& keep, Bits place) {
+  Bits bits = (place ^ keep.low) * 0x21f0aaadu;
+  bits = (bits ^ (bits >> 15) ^ keep.high) * 0x735a2d97u;
+  bits = (bits ^ (bits >> 16)) * 0x21f0aaadu;
+  return bits ^ (bits >> 15);
+}
+
+// x where kept, else 0. `place` of the first lane's element.
+inline __attribute__((always_inline)) Vec kept(const Dropout& keep, int64_t place, Vec x) {
+  Bits places;
+  for (int i = 0; i < kLanes; ++i) places[i] = static_cast<uint32_t>(i);
+  const auto stays = keep_bits(keep, places + static_cast<uint32_t>(place)) < keep.threshold;
+  return stays ? x : Vec{};
+}
+
+// out = relu(x) - origin of `count` pixels.
+inline void rectify(const float* x, const float* origin, int64_t count, int64_t padded, float* out) {
+  for (int64_t p = 0; p < count; ++p) {
+    for (int64_t c = 0; c < padded; c += kLanes)
+      store(out + p * padded + c, relu(load(x + p * padded + c)) - load(origin + c));
+  }
+}
+
+inline void rectify(const float* x, int64_t floats, float* out) {
+  for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
+}
+
+// A term of a sum of images that is to be pooled.
+struct Pooled {
+  const float* image;
+  float factor;
+};
+
+// sums [H + 2][W][padded] = for every pixel the sum over its row's pixels i-1, i, i+1 of the terms, a row of
+// zeros at either end. Adjoint: every pixel is first divided by how many pixels its own box has.
+void pool_rows(const Block& s, const Pooled* terms, int64_t count, bool adjoint, float* sums) {
+  const int64_t row = s.width * s.padded;
+  zero(sums, row);
+  zero(sums + (s.height + 1) * row, row);
+  for (int64_t y = 0; y < s.height; ++y) {
+    float* out = sums + (y + 1) * row;
+    const float share = adjoint ? box_share(y, s.height) : 1.0f;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      Vec left{}, middle{}, right{};
+      for (int64_t i = 0; i <= s.width; ++i) {  // `right` is pixel i
+        right = Vec{};
+        if (i < s.width) {
+          for (int64_t k = 0; k < count; ++k)
+            right += terms[k].factor * load(terms[k].image + y * row + i * s.padded + c);
+          if (adjoint) right *= share * box_share(i, s.width);
+        }
+        if (i > 0) store(out + (i - 1) * s.padded + c, left + middle + right);
+        left = middle;
+        middle = right;
+      }
+    }
+  }
+}
+
+// The pooled value of a pixel, by the sums of three columns; `at` the pixel's place in its image.
+inline __attribute__((always_inline)) Vec pooled(const float* sums, int64_t at, int64_t row) {
+  return load(sums + at) + load(sums + at + row) + load(sums + at + 2 * row);
+}
+
+// Calls visit(first, count, place of the first) for chunks of an image's pixels.
+template <typename Visit>
+inline void for_each_chunk(const Block& s, const Visit& visit) {
+  const int64_t pixels = s.height * s.width, most = chunk_pixels(s.padded);
+  for (int64_t p = 0; p < pixels; p += most) visit(p, pixels - p < most ? pixels - p : most);
+}
+
+struct Scratch {
+  Scratch(const Block& block, int64_t edges, float* scratch)
+      : chunk(round_up(chunk_pixels(block.padded) * block.padded, 16)) {
+    Arena arena(scratch);
+    sums = arena.take((block.height + 2) * block.width * block.padded);
+    product = arena.take(chunk);
+    rectified = arena.take((edges + 1) * chunk);
+  }
+  int64_t chunk;
+  float *sums, *product, *rectified;
+};
+
+int64_t scratch_floats(const Block& block, int64_t edges) {
+  return round_up((block.height + 2) * block.width * block.padded, 16) +
+         (edges + 2) * round_up(chunk_pixels(block.padded) * block.padded, 16);
+}
+
+template <bool kPool>
+void forward_chunk(const MixedSumForward& args, int64_t image, int64_t first, int64_t count,
+                   const float* product, const float* sums) {
+  const Block& s = args.block;
+  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
+  int64_t y = first / s.width, i = first % s.width;
+  for (int64_t p = 0; p < count; ++p) {
+    const float share = kPool ? box_share(y, s.height) * box_share(i, s.width) : 0;
+    const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      const int64_t at = start + p * s.padded + c;
+      Vec value = load(product + p * s.padded + c) + load(args.shift + c);
+      for (int64_t e = 0; e < args.edges; ++e) {
+        const IncomingEdge& edge = args.edge[e];
+        Vec x = load(edge.x + at);
+        if (edge.keep.drops) x = kept(edge.keep, place + c, x);
+        value += load(edge.scale + c) * load(edge.raw + at) + edge.skip * x;
+      }
+      if (kPool) value += share * pooled(sums, (first + p) * s.padded + c, row);
+      store(args.node + at, value);
+    }
+    if (++i == s.width) i = 0, ++y;
+  }
+}
+
+void forward(const MixedSumForward& args, float* memory) {
+  const Block& s = args.block;
+  const Scratch scratch(s, args.edges, memory);
+  const int64_t image_floats = s.height * s.width * s.padded;
+  for (int64_t b = 0; b < s.images; ++b) {
+    Pooled terms[kMostIncoming];
+    int64_t pools = 0;
+    for (int64_t e = 0; e < args.edges; ++e) {
+      if (args.edge[e].pool != 0) terms[pools++] = {args.edge[e].x + b * image_floats, args.edge[e].pool};
+    }
+    if (pools > 0) pool_rows(s, terms, pools, false, scratch.sums);
+    for_each_chunk(s, [&](int64_t first, int64_t count) {
+      Operand operands[kMostIncoming];
+      for (int64_t e = 0; e < args.edges; ++e) {
+        float* rectified = scratch.rectified + e * scratch.chunk;
+        rectify(args.edge[e].x + b * image_floats + first * s.padded, count * s.padded, rectified);
+        operands[e] = {rectified, args.edge[e].conv};
+      }
+      multiply(operands, args.edges, count, s.padded, scratch.product);
+      if (pools > 0) {
+        forward_chunk<true>(args, b, first, count, scratch.product, scratch.sums);
+      } else {
+        forward_chunk<false>(args, b, first, count, scratch.product, scratch.sums);
+      }
+    });
+  }
+}
+
+// Adds the sums over a chunk's pixels of what alpha's gradient needs.
+void reduce_alpha(const MixedSumReduce& args, const ReducedEdge& edge, int64_t image, int64_t first,
+                  int64_t count, const float* sums) {
+  const Block& s = args.block;
+  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
+  const int64_t place = (args.first_pixel + image * s.height * s.width + first) * args.channels;
+  for (int64_t c = 0; c < s.padded; c += kLanes) {
+    Vec skip{}, pool{};
+    for (int64_t p = 0; p < count; ++p) {
+      const Vec x = load(edge.x + start + p * s.padded + c), g = load(args.gradient + start + p * s.padded + c);
+      skip += g * (edge.keep.drops ? kept(edge.keep, place + p * args.channels + c, x) : x);
+      pool += pooled(sums, (first + p) * s.padded + c, row) * x;
+    }
+    store(edge.skip + c, load(edge.skip + c) + skip);
+    store(edge.pool + c, load(edge.pool + c) + pool);
+  }
+}
+
+void reduce(const MixedSumReduce& args, float* memory) {
+  const Block& s = args.block;
+  const Scratch scratch(s, args.edges, memory);
+  const int64_t image_floats = s.height * s.width * s.padded;
+  const bool with_alpha = args.edge[0].skip != nullptr;
+  zero(args.sum, s.padded);
+  for (int64_t e = 0; e < args.edges; ++e) {
+    zero(args.edge[e].raw_sum, s.padded);
+    zero(args.edge[e].cross, s.padded * s.padded);
+    if (with_alpha) zero(args.edge[e].skip, s.padded), zero(args.edge[e].pool, s.padded);
+  }
+  for (int64_t b = 0; b < s.images; ++b) {
+    const Pooled term{args.gradient + b * image_floats, 1.0f};
+    if (with_alpha) pool_rows(s, &term, 1, true, scratch.sums);
+    for_each_chunk(s, [&](int64_t first, int64_t count) {
+      const int64_t start = b * image_floats + first * s.padded;
+      const float* g = args.gradient + start;
+      for (int64_t c = 0; c < s.padded; c += kLanes) {
+        Vec sum{};
+        for (int64_t p = 0; p < count; ++p) sum += load(g + p * s.padded + c);
+        store(args.sum + c, load(args.sum + c) + sum);
+      }
+      for (int64_t e = 0; e < args.edges; ++e) {
+        const ReducedEdge& edge = args.edge[e];
+        for (int64_t c = 0; c < s.padded; c += kLanes) {
+          Vec sum{};
+          const Vec mean = load(edge.raw_mean + c);
+          for (int64_t p = 0; p < count; ++p)
+            sum += load(g + p * s.padded + c) * (load(edge.raw + start + p * s.padded + c) - mean);
+          store(edge.raw_sum + c, load(edge.raw_sum + c) + sum);
+        }
+        rectify(edge.x + start, edge.mean, count, s.padded, scratch.rectified);
+        outer(g, scratch.rectified, count, s.padded, edge.cross);
+        if (with_alpha) reduce_alpha(args, edge, b, first, count, scratch.sums);
+      }
+    });
+  }
+}
+
+template <bool kPool>
+void backward_chunk(const MixedSumBackward& args, int64_t image, int64_t first, int64_t count,
+                    const float* product, const float* sums) {
+  const Block& s = args.block;
+  const BorderMap border = border_map(s);
+  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
+  int64_t y = first / s.width, i = first % s.width;
+  for (int64_t p = 0; p < count; ++p) {
+    const float* rectified =
+        args.rectified + image * border.image + border.first + y * border.row + i * s.padded;
+    const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      const int64_t at = start + p * s.padded + c;
+      const Vec zeros{};
+      const Vec inner = load(product + p * s.padded + c) + load(args.shift + c) + load(rectified + c);
+      Vec value = load(args.x + at) > zeros ? inner : zeros;
+      for (int64_t e = 0; e < args.edges; ++e) {
+        const OutgoingEdge& edge = args.edge[e];
+        Vec g = load(edge.gradient + at);
+        if (edge.keep.drops) g = kept(edge.keep, place + c, g);
+        value += edge.skip * g;
+      }
+      if (kPool) value += pooled(sums, (first + p) * s.padded + c, row);
+      store(args.x_gradient + at, value);
+    }
+    if (++i == s.width) i = 0, ++y;
+  }
+}
+
+void backward(const MixedSumBackward& args, float* memory) {
+  const Block& s = args.block;
+  const Scratch scratch(s, args.edges, memory);
+  const int64_t image_floats = s.height * s.width * s.padded;
+  for (int64_t b = 0; b < s.images; ++b) {
+    Pooled terms[kMostIncoming];
+    int64_t pools = 0;
+    for (int64_t e = 0; e < args.edges; ++e) {
+      if (args.edge[e].pool != 0) terms[pools++] = {args.edge[e].gradient + b * image_floats, args.edge[e].pool};
+    }
+    if (pools > 0) pool_rows(s, terms, pools, true, scratch.sums);
+    for_each_chunk(s, [&](int64_t first, int64_t count) {
+      const int64_t start = b * image_floats + first * s.padded;
+      Operand operands[kMostIncoming + 1];
+      for (int64_t e = 0; e < args.edges; ++e)
+        operands[e] = {args.edge[e].gradient + start, args.edge[e].conv};
+      rectify(args.x + start, count * s.padded, scratch.rectified);
+      operands[args.edges] = {scratch.rectified, args.own};
+      multiply(operands, args.edges + 1, count, s.padded, scratch.product);
+      if (pools > 0) {
+        backward_chunk<true>(args, b, first, count, scratch.product, scratch.sums);
+      } else {
+        backward_chunk<false>(args, b, first, count, scratch.product, scratch.sums);
+      }
+    });
+  }
+}
+
+void pack(int64_t padded, const float* matrix, float* conv) {
+  for (int64_t to = 0; to < padded; ++to) {
+    const int64_t first = to / kMostBlock * kMostBlock;
+    const int64_t block = first + kMostBlock <= padded ? kMostBlock : kLanes;
+    for (int64_t from = 0; from < padded; ++from)
+      conv[first * padded + from * block + (to - first)] = matrix[to * padded + from];
+  }
+}
+
+}  // namespace
+
+namespace vpdarts::cpu::VPDARTS_ISA {
+
+const MixedSumKernels& mixed_sum_kernels() {
+  static const MixedSumKernels kernels = {pack, scratch_floats, forward, reduce, backward};
+  return kernels;
+}
+
+}  // namespace vpdarts::cpu::VPDARTS_ISA

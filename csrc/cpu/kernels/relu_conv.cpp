@@ -1,0 +1,302 @@
+// relu_conv:  raw_e = W_e * relu(x)  and its adjoints, all edges of a node in one pass over x.
+//
+//   forward          raw_e = A^T [ U_e . (B^T relu(x) B) ] A                 U_e = G W_e G^T
+//   backward, data   dr    = B [ sum_e U_e^T . (A draw_e A^T) ] B^T          tiles overlap: added up
+//   backward, weight dW_e  = G^T [ sum_tiles (B^T r B) (A draw_e A^T)^T ] G
+//
+// Compiled once per instruction set; VPDARTS_ISA names the namespace.
+#include "relu_conv.h"
+
+#include "images.h"
+
+namespace {
+
+using vpdarts::cpu::border_map;
+using vpdarts::cpu::BorderMap;
+using vpdarts::cpu::RawGradient;
+using vpdarts::cpu::ReluConvBackward;
+using vpdarts::cpu::ReluConvForward;
+
+struct Range {
+  int64_t begin, end;
+};
+
+// Which of `count` pixels from `start` on are inside 0..size-1, counted from `start`.
+inline Range inside(int64_t start, int64_t count, int64_t size) {
+  return {start < 0 ? -start : 0, start + count > size ? size - start : count};
+}
+
+// Calls visit(tile, image, first row, first column) for every 4x4 tile.
+template <typename Visit>
+inline __attribute__((always_inline)) void for_each_tile(const Block& block, const Tiles& tiles,
+                                                         const Visit& visit) {
+  int64_t tile = 0;
+  for (int64_t b = 0; b < block.images; ++b) {
+    for (int64_t ty = 0; ty < tiles.rows; ++ty) {
+      for (int64_t tx = 0; tx < tiles.columns; ++tx, ++tile) visit(tile, b, 4 * ty, 4 * tx);
+    }
+  }
+}
+
+// transformed = B^T relu(x) B of every tile.
+void transform_input(const Block& s, const Tiles& tiles, const float* x, float* transformed) {
+  const int64_t row = s.width * s.padded;
+  for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
+    const Range rows = inside(y - 1, 6, s.height), columns = inside(i - 1, 6, s.width);
+    const bool whole = rows.end - rows.begin == 6 && columns.end - columns.begin == 6;
+    const float* corner = x + b * s.height * row + (y - 1) * row + (i - 1) * s.padded;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      Vec raw[36] = {}, half[36], done[36];
+      const float* from = corner + c;
+      if (whole) {
+        for (int r = 0; r < 6; ++r) {
+          for (int k = 0; k < 6; ++k) raw[6 * r + k] = relu(load(from + r * row + k * s.padded));
+        }
+      } else {
+        for (int64_t r = rows.begin; r < rows.end; ++r) {
+          for (int64_t k = columns.begin; k < columns.end; ++k)
+            raw[6 * r + k] = relu(load(from + r * row + k * s.padded));
+        }
+      }
+      for (int k = 0; k < 6; ++k) transform_input_6(raw + k, 6, half + k, 6);
+      for (int r = 0; r < 6; ++r) transform_input_6(half + 6 * r, 1, done + 6 * r, 1);
+      float* out = transformed + tile * s.padded + c;
+      for (int k = 0; k < 36; ++k) store(out + k * tiles.point_stride, done[k]);
+    }
+  });
+}
+
+// m [36][tiles][block] = sum over operands of their products, for the block of kVecs vectors from c on.
+template <int kVecs>
+void multiply_tiles(const Block& s, const Tiles& tiles, const Operand* operands, int64_t count, int64_t c,
+                    float* m) {
+  for (int64_t point = 0; point < kPoints; ++point) {
+    products<kVecs>(operands, count, tiles.count, point * tiles.point_stride,
+                    (point * s.padded + c) * s.padded, s.padded, m + point * tiles.count * kVecs * kLanes,
+                    kVecs * kLanes);
+  }
+}
+
+// raw = A^T m A of one block of channels from c on; statistics = mean and sum of squares about it.
+template <int kVecs>
+void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, float* raw, float* statistics) {
+  const int64_t row = s.width * s.padded, point = tiles.count * kVecs * kLanes;
+  Vec pivot[kVecs] = {}, sum[kVecs] = {}, square[kVecs] = {};
+  for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
+    const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
+    float* corner = raw + b * s.height * row + y * row + i * s.padded + c;
+#pragma GCC unroll 2
+    for (int n = 0; n < kVecs; ++n) {
+      Vec half[24], done[16];
+      const float* from = m + (tile * kVecs + n) * kLanes;
+      for (int k = 0; k < 6; ++k) {
+        const float* column = from + k * point;
+        transform_output_4(load(column), load(column + 6 * point), load(column + 12 * point),
+                           load(column + 18 * point), load(column + 24 * point), load(column + 30 * point),
+                           half + k, 6);
+      }
+      for (int r = 0; r < 4; ++r) {
+        const Vec* h = half + 6 * r;
+        transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done + 4 * r, 1);
+      }
+      if (tile == 0) pivot[n] = done[0];
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < columns; ++k) {
+          const Vec value = done[4 * r + k], difference = value - pivot[n];
+          store(corner + r * row + k * s.padded + n * kLanes, value);
+          sum[n] += difference;
+          square[n] += difference * difference;
+        }
+      }
+    }
+  });
+  const float share = 1.0f / static_cast<float>(s.pixels());
+  for (int n = 0; n < kVecs; ++n) {
+    const Vec mean = sum[n] * share;
+    store(statistics + c + n * kLanes, pivot[n] + mean);
+    store(statistics + s.padded + c + n * kLanes, square[n] - mean * sum[n]);
+  }
+}
+
+// moments = mean of r and sum of (r - mean)(r - mean)^T over the block's pixels.
+void compute_moments(const Block& s, const float* x, float* chunk, float* pivot, float* moments) {
+  const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded), square = s.padded * s.padded;
+  float *mean = moments, *products = moments + s.padded;
+  zero(moments, s.padded + square);
+  for (int64_t c = 0; c < s.padded; c += kLanes) store(pivot + c, relu(load(x + c)));
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      Vec sum{};
+      const Vec origin = load(pivot + c);
+      for (int64_t q = 0; q < count; ++q) {
+        const Vec value = relu(load(x + (p + q) * s.padded + c)) - origin;
+        store(chunk + q * s.padded + c, value);
+        sum += value;
+      }
+      store(mean + c, load(mean + c) + sum);
+    }
+    outer(chunk, chunk, count, s.padded, products);
+  }
+  const float share = 1.0f / static_cast<float>(pixels);
+  for (int64_t i = 0; i < s.padded; ++i) {
+    for (int64_t j = 0; j < s.padded; ++j) products[i * s.padded + j] -= mean[i] * mean[j] * share;
+  }
+  for (int64_t c = 0; c < s.padded; ++c) mean[c] = pivot[c] + mean[c] * share;
+}
+
+int64_t forward_scratch(const Block& block, int64_t) {
+  const Tiles tiles(block);
+  return round_up(tiles.floats, 16) + round_up(tiles.product_floats, 16) +
+         round_up(chunk_pixels(block.padded) * block.padded, 16) + round_up(block.padded, 16);
+}
+
+void forward(const ReluConvForward& args, float* scratch) {
+  const Block& s = args.block;
+  const Tiles tiles(s);
+  Arena arena(scratch);
+  float* transformed = arena.take(tiles.floats);
+  float* m = arena.take(tiles.product_floats);
+  float* chunk = arena.take(chunk_pixels(s.padded) * s.padded);
+  compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
+  transform_input(s, tiles, args.x, transformed);
+  for (int64_t e = 0; e < args.edges; ++e) {
+    const Operand operand{transformed, args.weight[e]};
+    float* statistics = args.statistics + e * 2 * s.padded;
+    for (int64_t c = 0; c < s.padded; c += kMostBlock) {
+      if (c + kMostBlock <= s.padded) {
+        multiply_tiles<2>(s, tiles, &operand, 1, c, m);
+        write_raw<2>(s, tiles, m, c, args.raw[e], statistics);
+      } else {
+        multiply_tiles<1>(s, tiles, &operand, 1, c, m);
+        write_raw<1>(s, tiles, m, c, args.raw[e], statistics);
+      }
+    }
+  }
+}
+
+// transformed = A draw A^T of every tile, draw = node_scale * node + raw_scale * raw + shift inside the image.
+void transform_gradient(const Block& s, const Tiles& tiles, const RawGradient& gradient, float* transformed) {
+  const int64_t row = s.width * s.padded;
+  for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
+    const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
+    const int64_t corner = b * s.height * row + y * row + i * s.padded;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      Vec draw[16] = {}, half[24], done[36];
+      const Vec node_scale = load(gradient.node_scale + c), raw_scale = load(gradient.raw_scale + c),
+                shift = load(gradient.shift + c);
+      for (int64_t r = 0; r < rows; ++r) {
+        for (int64_t k = 0; k < columns; ++k) {
+          const int64_t at = corner + r * row + k * s.padded + c;
+          draw[4 * r + k] = node_scale * load(gradient.node + at) + raw_scale * load(gradient.raw + at) + shift;
+        }
+      }
+      for (int k = 0; k < 4; ++k) adjoint_output_4(draw + k, 4, half + k, 4);
+      for (int r = 0; r < 6; ++r) adjoint_output_4(half + 4 * r, 1, done + 6 * r, 1);
+      float* out = transformed + tile * s.padded + c;
+      for (int k = 0; k < 36; ++k) store(out + k * tiles.point_stride, done[k]);
+    }
+  });
+}
+
+// map += B m B^T of one block of channels from c on.
+template <int kVecs>
+void add_adjoint(const Block& s, const Tiles& tiles, const float* m, int64_t c, float* map) {
+  const BorderMap border = border_map(s);
+  const int64_t point = tiles.count * kVecs * kLanes;
+  for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
+    for (int n = 0; n < kVecs; ++n) {
+      Vec in[36], half[36], done[36];
+      const float* from = m + (tile * kVecs + n) * kLanes;
+      for (int k = 0; k < 36; ++k) in[k] = load(from + k * point);
+      for (int k = 0; k < 6; ++k) adjoint_input_6(in + k, 6, half + k, 6);
+      for (int r = 0; r < 6; ++r) adjoint_input_6(half + 6 * r, 1, done + 6 * r, 1);
+      float* corner = map + b * border.image + y * border.row + i * s.padded + c + n * kLanes;
+      for (int r = 0; r < 6; ++r) {
+        for (int k = 0; k < 6; ++k) {
+          float* to = corner + r * border.row + k * s.padded;
+          store(to, load(to) + done[6 * r + k]);
+        }
+      }
+    }
+  });
+}
+
+int64_t backward_scratch(const Block& block, int64_t edges) {
+  const Tiles tiles(block);
+  // An Operand takes two pointers: four floats.
+  return (edges + 1) * round_up(tiles.floats, 16) + round_up(tiles.product_floats, 16) +
+         round_up(4 * edges, 16);
+}
+
+void backward(const ReluConvBackward& args, float* scratch) {
+  const Block& s = args.block;
+  const Tiles tiles(s);
+  Arena arena(scratch);
+  Operand* operands = reinterpret_cast<Operand*>(arena.take(4 * args.edges));
+  float* m = arena.take(tiles.product_floats);
+  float* input = arena.take(tiles.floats);
+  for (int64_t e = 0; e < args.edges; ++e) {
+    float* transformed = arena.take(tiles.floats);
+    transform_gradient(s, tiles, args.gradient[e], transformed);
+    operands[e] = {transformed, args.weight[e]};
+  }
+  if (args.rectified != nullptr) {
+    zero(args.rectified, border_map(s).floats);
+    for (int64_t c = 0; c < s.padded; c += kMostBlock) {
+      if (c + kMostBlock <= s.padded) {
+        multiply_tiles<2>(s, tiles, operands, args.edges, c, m);
+        add_adjoint<2>(s, tiles, m, c, args.rectified);
+      } else {
+        multiply_tiles<1>(s, tiles, operands, args.edges, c, m);
+        add_adjoint<1>(s, tiles, m, c, args.rectified);
+      }
+    }
+  }
+  if (args.weight_sums != nullptr) {
+    transform_input(s, tiles, args.x, input);
+    const int64_t square = s.padded * s.padded;
+    for (int64_t e = 0; e < args.edges; ++e) {
+      for (int64_t point = 0; point < kPoints; ++point) {
+        const int64_t at = point * tiles.point_stride;
+        outer(input + at, operands[e].tiles + at, tiles.count, s.padded,
+              args.weight_sums + (e * kPoints + point) * square);
+      }
+    }
+  }
+}
+
+void transform_conv(int64_t channels, int64_t padded, const float* conv, bool transposed, float* weight) {
+  pack_weight(channels, padded, weight, [&](int64_t from, int64_t to, float* w) {
+    const float* pair = conv + 9 * (transposed ? from * channels + to : to * channels + from);
+    for (int i = 0; i < 9; ++i) w[i] = pair[i];
+  });
+}
+
+// gradient = G^T sums G for every pair of channels; sums [36][in][out].
+void weight_gradient(int64_t channels, int64_t padded, const float* sums, float* gradient) {
+  for (int64_t from = 0; from < channels; ++from) {
+    for (int64_t to = 0; to < channels; to += kLanes) {
+      Vec u[36], half[18], w[9];
+      for (int k = 0; k < 36; ++k) u[k] = load(sums + (k * padded + from) * padded + to);
+      for (int k = 0; k < 6; ++k) adjoint_weight_3(u + k, 6, half + k, 6);
+      for (int r = 0; r < 3; ++r) adjoint_weight_3(half + 6 * r, 1, w + 3 * r, 1);
+      for (int64_t lane = 0; lane < kLanes && to + lane < channels; ++lane) {
+        float* out = gradient + ((to + lane) * channels + from) * 9;
+        for (int i = 0; i < 9; ++i) out[i] = w[i][lane];
+      }
+    }
+  }
+}
+
+}  // namespace
+
+namespace vpdarts::cpu::VPDARTS_ISA {
+
+const ReluConvKernels& relu_conv_kernels() {
+  static const ReluConvKernels kernels = {kLanes,  weight_floats,    transform_conv, forward_scratch,
+                                          forward, backward_scratch, backward,       weight_gradient};
+  return kernels;
+}
+
+}  // namespace vpdarts::cpu::VPDARTS_ISA

@@ -1,0 +1,78 @@
+// A cell of mixed operations with the statistics of the batch, over plain memory: which kernels run on what,
+// and the batch norms' small algebra between them.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <vector>
+
+#include "cpu/kernels/mixed_sum.h"
+#include "cpu/kernels/relu_conv.h"
+#include "cpu/ops/cell_statistics.h"
+
+namespace vpdarts::cpu {
+
+// Every node feeds every later one: edge (source -> target) is number target * (target - 1) / 2 + source.
+inline int64_t edge_of(int64_t source, int64_t target) { return target * (target - 1) / 2 + source; }
+
+struct CellSizes {
+  int64_t nodes, images, height, width, channels, padded;
+  int64_t edges() const { return edge_of(0, nodes); }
+  int64_t pixels() const { return images * height * width; }
+  int64_t node_floats() const { return pixels() * padded; }
+};
+
+// One of the values that a node takes, of those that the variants have of it.
+struct NodeValue {
+  std::vector<int64_t> source;  // for each node before it, which of its values
+  const float* alpha;           // [incoming edges][5]
+};
+
+// values[i]: of node i. The first node's values are given; theirs are empty records.
+using ValuePlan = std::vector<std::vector<NodeValue>>;
+
+// What a pass leaves behind of every node value and of every edge's raw output, by source value.
+struct CellState {
+  std::vector<std::vector<float*>> node;        // [node][value]
+  std::vector<std::vector<float*>> raw;         // [edge][source value]
+  std::vector<std::vector<Moments>> moments;    // [node but the last][value]
+  // [edge][source value]: mean and variance of the 1x1, then of the 3x3 convolution, [2][2][padded].
+  std::vector<std::vector<std::vector<float>>> statistics;
+};
+
+struct CellGradients {
+  float* x;            // like a node; null if not wanted
+  float* weight_1x1;   // [E, C, C]; null if no weight gradient is wanted
+  float* weight_3x3;   // [E, C, C, 3, 3]
+  float* alpha;        // [E, 5]; null if not wanted
+};
+
+class TrainingCell {
+ public:
+  // weight_1x1 [E, C, C], weight_3x3 [E, C, C, 3, 3]; keep [E], or empty without dropout.
+  TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum, const CellSizes& sizes,
+               const float* weight_1x1, const float* weight_3x3, std::vector<Dropout> keep, double eps);
+
+  // state.node and state.raw point to memory; state.node[0] holds the input. Fills in all the rest.
+  void forward(const ValuePlan& plan, CellState& state) const;
+
+  // Of a state with one value of each node. gradient: of the last node.
+  void backward(const float* alpha, const CellState& state, const float* gradient,
+                const CellGradients& wanted) const;
+
+ private:
+  struct Blocks;
+  struct EdgeGradient;
+  Dropout keep(int64_t edge) const { return keep_.empty() ? Dropout{} : keep_[edge]; }
+  Normalised normalised(int64_t edge, int64_t op, float alpha, const std::vector<float>& statistics) const;
+
+  const ReluConvKernels& relu_conv_;
+  const MixedSumKernels& mixed_sum_;
+  CellSizes sizes_;
+  const float* weight_3x3_;
+  std::vector<std::vector<float>> matrix_1x1_;  // [E], padded
+  std::vector<Dropout> keep_;
+  double eps_;
+};
+
+}  // namespace vpdarts::cpu

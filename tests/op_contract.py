@@ -1,0 +1,137 @@
+"""The contract of every op, held by every backend against the reference in float64: what its tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import strategies as st
+from torch import Tensor
+
+from vpdarts_fast import ops, reference
+from vpdarts_fast.backends import BACKENDS
+
+Close = Callable[[Tensor, Tensor], None]
+
+CHANNELS = (1, 3, 8, 16)
+SIZES = ((1, 1), (1, 6), (2, 2), (5, 7), (16, 16))
+EDGES_OF_NODES = {2: 1, 3: 3, 4: 6, 5: 10}
+
+BOTH = (torch.float32, torch.float64)
+ALL = (*BOTH, torch.bfloat16, torch.float16)
+
+
+def served(op: str, dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
+    """Every (backend, dtype) that the registry serves for this op."""
+    pairs = [(b.name, d) for b in BACKENDS if op in b.implementations for d in dtypes if d in b.dtypes]
+    ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
+    return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
+
+
+def backends_in(op: str, dtype: torch.dtype) -> pytest.MarkDecorator:
+    """Every backend that serves this op in this dtype."""
+    names = [b.name for b in BACKENDS if op in b.implementations and dtype in b.dtypes]
+    return pytest.mark.parametrize("backend", names)
+
+
+def normal(*shape: int, dtype: torch.dtype = torch.float64, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """The same values, channels innermost in memory; x [..., C, H, W]."""
+    return x.movedim(-3, -1).contiguous().movedim(-1, -3)
+
+
+def sliced(x: Tensor) -> Tensor:
+    """The same values, every second of a wider tensor and off its start."""
+    wide = torch.full((*x.shape[:-1], 2 * x.shape[-1] + 1), torch.nan, dtype=x.dtype)
+    wide[..., 1::2] = x
+    return wide[..., 1::2]
+
+
+def transposed(x: Tensor) -> Tensor:
+    """The same values, columns outermost in memory."""
+    return x.mT.contiguous().mT
+
+
+LAYOUTS = {"channels_last": channels_last, "sliced": sliced, "transposed": transposed}
+every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def double(value: Any) -> Any:
+    """Tensors, also in sequences, in float64."""
+    if isinstance(value, Tensor):
+        return value.double() if value.is_floating_point() else value
+    return [double(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def flat(value: Any) -> list[Tensor]:
+    """All tensors in nested sequences."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [tensor for item in value for tensor in flat(item)] if isinstance(value, (list, tuple)) else []
+
+
+def check_against_reference(op: str, args: Sequence[Any], backend: str, close: Close) -> None:
+    """Values against the reference in float64; arguments unchanged; the same bits again."""
+    before = [tensor.clone() for tensor in flat(args)]
+    actual = flat(getattr(ops, op)(*args, backend=backend))
+    expected = flat(getattr(reference, op)(*double(args)))
+    dtype = flat(args)[0].dtype
+    for result, wanted in zip(actual, expected, strict=True):
+        assert result.dtype == dtype
+        close(result, wanted)
+    for tensor, saved in zip(flat(args), before, strict=True):
+        assert torch.equal(tensor, saved), "an argument was changed"
+    again = flat(getattr(ops, op)(*args, backend=backend))
+    assert all(torch.equal(a, b) for a, b in zip(actual, again, strict=True)), "not repeatable"
+
+
+def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
+    """A scalar that depends on every element in its own way."""
+    sums = [
+        (out * normal(*out.shape, dtype=out.dtype, seed=i)).sum() for i, out in enumerate(outputs, start=99)
+    ]
+    return torch.stack(sums).sum()
+
+
+def gradients(
+    op: Callable[..., Any], args: Sequence[Any], used: Callable[[Any], list[Tensor]]
+) -> list[Tensor]:
+    """d(sum of fixed random weights * outputs) / d(every floating tensor argument)."""
+    leaves = [tensor.detach().clone().requires_grad_() for tensor in flat(args) if tensor.is_floating_point()]
+    iterator = iter(leaves)
+
+    def put(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return next(iterator) if value.is_floating_point() else value
+        return [put(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+    outputs = used(op(*[put(arg) for arg in args]))
+    return list(torch.autograd.grad(weighted_sum(outputs), leaves))
+
+
+def check_gradients(
+    op: str, args: Sequence[Any], backend: str, close: Close, used: Callable[[Any], list[Tensor]] = flat
+) -> None:
+    """Gradients of every tensor argument against the reference's in float64."""
+    actual = gradients(lambda *a: getattr(ops, op)(*a, backend=backend), args, used)
+    expected = gradients(getattr(reference, op), double(args), used)
+    for gradient, wanted in zip(actual, expected, strict=True):
+        close(gradient, wanted)
+
+
+@st.composite
+def sharing_patterns(draw: st.DrawFn) -> tuple[int, bool, Tensor]:
+    """Nodes, whether the input is shared, and tables [V, E, 5] of a few rows, so that many of them repeat."""
+    nodes = draw(st.sampled_from(list(EDGES_OF_NODES)))
+    values = st.sampled_from([0.0, 0.2, -0.7, 1.0])
+    rows = draw(st.lists(st.lists(values, min_size=5, max_size=5), min_size=1, max_size=4))
+    edges = EDGES_OF_NODES[nodes]
+    table = st.lists(st.sampled_from(rows), min_size=edges, max_size=edges)
+    tables = draw(st.lists(table, min_size=1, max_size=6))
+    return nodes, draw(st.booleans()), torch.tensor(tables, dtype=torch.float64)

@@ -1,0 +1,187 @@
+"""`mixed_sum`: the op contract, held by every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+from op_contract import (
+    ALL,
+    BOTH,
+    CHANNELS,
+    SIZES,
+    Close,
+    backends_in,
+    check_against_reference,
+    check_gradients,
+    every_layout,
+    flat,
+    gradients,
+    normal,
+    served,
+    weighted_sum,
+)
+from torch import Tensor
+
+from vpdarts_fast import ops, reference
+from vpdarts_fast.errors import UserError
+
+
+def mixed_sum_args(
+    v: int = 2,
+    k: int = 3,
+    n: int = 2,
+    c: int = 3,
+    size: tuple[int, int] = (5, 7),
+    dtype: torch.dtype = torch.float64,
+    dropout: bool = True,
+) -> list[Any]:
+    xs, raw_1x1, raw_3x3, scales = (
+        [normal(v, n, c, *size, dtype=dtype, seed=100 * block + e) for e in range(k)] for block in range(4)
+    )
+    skip_scale = [(scale > -0.8).to(dtype) * 1.25 for scale in scales] if dropout else []
+    # means that are not zero
+    raw_1x1 = [raw + 1 for raw in raw_1x1]
+    return [xs, raw_1x1, raw_3x3, normal(v, k, 5, dtype=dtype, seed=500), skip_scale]
+
+
+@served("mixed_sum", BOTH)
+@pytest.mark.parametrize("c", CHANNELS)
+def test_mixed_sum_values(backend: str, dtype: torch.dtype, c: int, assert_close: Close) -> None:
+    for v, n, size in product((1, 3), (1, 4), SIZES):
+        if n * size[0] * size[1] > 1:
+            args = mixed_sum_args(v, 2, n, c, size, dtype, dropout=n > 1)
+            check_against_reference("mixed_sum", args, backend, assert_close)
+
+
+@served("mixed_sum", BOTH)
+@pytest.mark.parametrize(("v", "k"), [(25, 1), (25, 3), (1, 5)])
+def test_mixed_sum_of_many(backend: str, dtype: torch.dtype, v: int, k: int, assert_close: Close) -> None:
+    check_against_reference("mixed_sum", mixed_sum_args(v, k, dtype=dtype), backend, assert_close)
+
+
+@served("mixed_sum", ALL)
+def test_mixed_sum_dtypes(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    args = mixed_sum_args(c=8, size=(8, 8), dtype=dtype)
+    check_against_reference("mixed_sum", args, backend, assert_close)
+
+
+@backends_in("mixed_sum", torch.float64)
+@every_layout
+def test_mixed_sum_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
+    xs, raw_1x1, raw_3x3, alpha, skip_scale = mixed_sum_args()
+    for which in range(4):  # one kind of tensor at a time, so that layouts also differ within a call
+        kinds = [xs, raw_1x1, raw_3x3, skip_scale]
+        kinds[which] = [layout(tensor) for tensor in kinds[which]]
+        args = [*kinds[:3], alpha.transpose(0, 1).contiguous().transpose(0, 1), kinds[3]]
+        check_against_reference("mixed_sum", args, backend, assert_close)
+        check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
+
+
+@backends_in("mixed_sum", torch.float64)
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.zeros(5), torch.full((5,), 0.2), torch.tensor([3.0, -1.0, 0.0, -0.5, 0.25])],
+    ids=["zero", "equal", "mixed"],
+)
+def test_mixed_sum_alphas(backend: str, alpha: Tensor, assert_close: Close) -> None:
+    args = mixed_sum_args()
+    args[3] = alpha.double().expand(2, 3, 5)
+    check_against_reference("mixed_sum", args, backend, assert_close)
+    check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
+
+
+@backends_in("mixed_sum", torch.float64)
+def test_mixed_sum_normalises_with_its_own_statistics(backend: str, assert_close: Close) -> None:
+    v, k, c = 2, 2, 3
+    args = mixed_sum_args(v=v, k=k, c=c, dropout=False)
+    _, mean, variance = ops.mixed_sum(*args, backend=backend)
+    for variant, e, (o, raw) in product(range(v), range(k), enumerate(args[1:3])):
+        values = raw[e][variant].transpose(0, 1).flatten(1)
+        assert_close(mean[variant, e, o], values.mean(1))
+        assert_close(variance[variant, e, o], values.var(1, correction=0))
+
+
+@backends_in("mixed_sum", torch.float64)
+def test_mixed_sum_eps(backend: str, assert_close: Close) -> None:
+    args = [*mixed_sum_args(), 0.3]
+    node, _, _ = ops.mixed_sum(*args, backend=backend)
+    assert_close(node, reference.mixed_sum(*args)[0])
+    assert not torch.allclose(node, reference.mixed_sum(*args[:-1])[0])
+
+
+@served("mixed_sum", BOTH)
+@pytest.mark.parametrize("size", [(1, 6), (2, 2), (5, 7), (16, 16)])
+def test_mixed_sum_gradients(
+    backend: str, dtype: torch.dtype, size: tuple[int, int], assert_close: Close
+) -> None:
+    for v, k, n, c in ((1, 3, 4, 3), (3, 2, 2, 8), (1, 1, 4, 1)):
+        for dropout in (False, True):
+            args = mixed_sum_args(v, k, n, c, size, dtype, dropout)
+            check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
+
+
+@backends_in("mixed_sum", torch.float64)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_mixed_sum_gradcheck(backend: str, dropout: bool) -> None:
+    args = mixed_sum_args(v=2, k=2, n=2, c=2, size=(2, 3), dropout=dropout)
+    leaves = [tensor.requires_grad_() for tensor in flat(args)]
+
+    def node(*tensors: Tensor) -> Tensor:
+        xs, raw_1x1, raw_3x3 = tensors[:2], tensors[2:4], tensors[4:6]
+        return ops.mixed_sum(xs, raw_1x1, raw_3x3, tensors[6], tensors[7:], backend=backend)[0]
+
+    assert torch.autograd.gradcheck(node, leaves)
+
+
+@backends_in("mixed_sum", torch.float64)
+@pytest.mark.parametrize("which", ["alpha", "all but alpha"])
+def test_mixed_sum_gives_only_the_gradients_asked_for(backend: str, which: str, assert_close: Close) -> None:
+    args = mixed_sum_args()
+    expected = gradients(reference.mixed_sum, args, lambda out: [out[0]])
+    leaves = flat(args)
+    alpha = 9  # behind three xs and six raw outputs
+    wanted = [i for i in range(len(leaves)) if (i == alpha) == (which == "alpha")]
+    for i in wanted:
+        leaves[i].requires_grad_()
+    node, _, _ = ops.mixed_sum(*args, backend=backend)
+    weighted_sum([node]).backward()  # type: ignore[no-untyped-call]
+    for i, leaf in enumerate(leaves):
+        if i in wanted:
+            assert leaf.grad is not None
+            assert_close(leaf.grad, expected[i])
+        else:
+            assert leaf.grad is None
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 3, 1, 1), (1, 0, 3, 4, 4), (0, 2, 3, 4, 4)])
+def test_mixed_sum_refuses_what_has_no_statistics(shape: tuple[int, ...]) -> None:
+    """As `torch.nn.BatchNorm2d`: one value per channel has no variance."""
+    tensors = [normal(*shape)]
+    with pytest.raises(UserError, match="mixed_sum: xs"):
+        ops.mixed_sum(tensors, tensors, tensors, normal(shape[0], 1, 5))
+
+
+def test_mixed_sum_refuses() -> None:
+    xs, raw_1x1, raw_3x3, alpha, skip_scale = mixed_sum_args()
+    other = normal(2, 2, 3, 5, 6)
+    cases: list[tuple[list[Any], str]] = [
+        ([[], [], [], alpha], "at least one; got 0, 0, 0, 0"),
+        ([xs, raw_1x1[:2], raw_3x3, alpha], "as many raw_1x1, .*; got 3, 2, 3, 0"),
+        ([xs, raw_1x1, raw_3x3[:2], alpha], "as many raw_1x1, .*; got 3, 3, 2, 0"),
+        ([xs, raw_1x1, raw_3x3, alpha, skip_scale[:1]], "skip_scale .*; got 3, 3, 3, 1"),
+        ([[x[0] for x in xs], raw_1x1, raw_3x3, alpha], r"xs must be \[V, N, C, H, W\]; got \[2, 3, 5, 7\]"),
+        ([[xs[0], other, xs[2]], raw_1x1, raw_3x3, alpha], r"xs\[1\] must be \[2, 2, 3, 5, 7\]; got"),
+        ([xs, [*raw_1x1[:2], other], raw_3x3, alpha], r"raw_1x1\[2\] must be"),
+        ([xs, raw_1x1, [other, *raw_3x3[1:]], alpha], r"raw_3x3\[0\] must be"),
+        ([xs, raw_1x1, raw_3x3, alpha, [other, *skip_scale[1:]]], r"skip_scale\[0\] must be"),
+        ([xs, raw_1x1, raw_3x3, alpha[:1]], r"alpha must be \[V, k, 5\] = \[2, 3, 5\]; got \[1, 3, 5\]"),
+        ([xs, raw_1x1, raw_3x3, alpha[:, :2]], "alpha must be"),
+        ([xs, raw_1x1, raw_3x3, alpha[:, :, :4]], "alpha must be"),
+    ]
+    for args, message in cases:
+        with pytest.raises(UserError, match=f"mixed_sum: .*{message}"):
+            ops.mixed_sum(*args)

@@ -1,0 +1,111 @@
+"""`relu_conv`: the op contract, held by every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+import torch
+from op_contract import (
+    ALL,
+    BOTH,
+    CHANNELS,
+    SIZES,
+    Close,
+    backends_in,
+    check_against_reference,
+    check_gradients,
+    every_layout,
+    flat,
+    gradients,
+    normal,
+    served,
+    transposed,
+    weighted_sum,
+)
+from torch import Tensor
+
+from vpdarts_fast import ops, reference
+from vpdarts_fast.errors import UserError
+
+
+def relu_conv_args(
+    k: int = 3, n: int = 2, c: int = 3, size: tuple[int, int] = (5, 7), dtype: torch.dtype = torch.float64
+) -> tuple[Tensor, Tensor, Tensor]:
+    return (
+        normal(n, c, *size, dtype=dtype),
+        normal(k, c, c, 1, 1, dtype=dtype, seed=1),
+        normal(k, c, c, 3, 3, dtype=dtype, seed=2),
+    )
+
+
+@served("relu_conv", BOTH)
+@pytest.mark.parametrize("c", CHANNELS)
+def test_relu_conv_values(backend: str, dtype: torch.dtype, c: int, assert_close: Close) -> None:
+    for k, n, size in product((1, 3), (0, 1, 4), SIZES):
+        check_against_reference("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
+
+
+@served("relu_conv", ALL)
+def test_relu_conv_dtypes(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    check_against_reference("relu_conv", relu_conv_args(c=8, dtype=dtype), backend, assert_close)
+
+
+@backends_in("relu_conv", torch.float64)
+@every_layout
+def test_relu_conv_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
+    x, weight_1x1, weight_3x3 = relu_conv_args()
+    args = layout(x), weight_1x1.transpose(1, 2), transposed(weight_3x3)
+    check_against_reference("relu_conv", args, backend, assert_close)
+    check_gradients("relu_conv", args, backend, assert_close)
+
+
+@served("relu_conv", BOTH)
+@pytest.mark.parametrize("size", SIZES)
+def test_relu_conv_gradients(
+    backend: str, dtype: torch.dtype, size: tuple[int, int], assert_close: Close
+) -> None:
+    for k, n, c in ((1, 1, 1), (3, 4, 3), (2, 2, 8)):
+        check_gradients("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
+
+
+@backends_in("relu_conv", torch.float64)
+def test_relu_conv_gradcheck(backend: str) -> None:
+    args = [arg.requires_grad_() for arg in relu_conv_args(k=2, n=2, c=2, size=(3, 4))]
+    assert torch.autograd.gradcheck(lambda *a: tuple(flat(ops.relu_conv(*a, backend=backend))), args)
+
+
+@backends_in("relu_conv", torch.float64)
+@pytest.mark.parametrize("wanted", range(3))
+def test_relu_conv_gives_only_the_gradients_asked_for(backend: str, wanted: int, assert_close: Close) -> None:
+    args = list(relu_conv_args())
+    expected = gradients(reference.relu_conv, args, flat)[wanted]
+    args[wanted].requires_grad_()
+    outputs = flat(ops.relu_conv(*args, backend=backend))
+    weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
+    for i, arg in enumerate(args):
+        assert (arg.grad is not None) == (i == wanted)
+    gradient = args[wanted].grad
+    assert gradient is not None
+    assert_close(gradient, expected)
+
+
+@pytest.mark.parametrize(
+    ("position", "shape", "message"),
+    [
+        (0, (3, 5, 7), r"x must be \[N, C, H, W\]; got \[3, 5, 7\]"),
+        (0, (2, 4, 5, 7), r"weight_1x1 must be .* = \[3, 4, 4, 1, 1\]"),
+        (1, (3, 3, 3, 1), "weight_1x1 must be"),
+        (1, (3, 3, 4, 1, 1), "weight_1x1 must be"),
+        (1, (3, 3, 3, 3, 3), "weight_1x1 must be"),
+        (1, (), "weight_1x1 must be"),
+        (2, (3, 3, 3, 1, 1), "weight_3x3 must be"),
+        (2, (2, 3, 3, 3, 3), r"weight_3x3 must be .* = \[3, 3, 3, 3, 3\]; got \[2, 3, 3, 3, 3\]"),
+    ],
+)
+def test_relu_conv_refuses(position: int, shape: tuple[int, ...], message: str) -> None:
+    args = list(relu_conv_args())
+    args[position] = normal(*shape)
+    with pytest.raises(UserError, match=f"relu_conv: {message}"):
+        ops.relu_conv(*args)

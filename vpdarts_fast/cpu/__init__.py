@@ -1,0 +1,10 @@
+"""The CPU backend: the ops of the native extension. Empty where the extension is missing."""
+
+from vpdarts_fast import native
+
+__all__ = []
+if native.available():
+    from vpdarts_fast.cpu.masked_cell import masked_cell
+    from vpdarts_fast.cpu.mixed_cell import mixed_cell
+
+    __all__ = ["masked_cell", "mixed_cell"]

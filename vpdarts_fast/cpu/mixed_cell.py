@@ -1,0 +1,139 @@
+"""`mixed_cell` of the native extension, with its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
+
+_forward = torch.ops.vpdarts_fast.mixed_cell
+_variants = torch.ops.vpdarts_fast.mixed_cell_variants
+_backward = torch.ops.vpdarts_fast.mixed_cell_backward
+
+
+def mixed_cell(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None = None,
+    skip_dropout: float = 0.0,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `vpdarts_fast.reference.mixed_cell`."""
+    weights, rest = (weight_1x1, weight_3x3), (skip_seed, skip_dropout, eps)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, alpha))):
+        node, mean, variance = _variants(x, *weights, alpha, *rest)
+        return node, mean, variance
+    inputs = x.expand(len(alpha), *x.shape[1:]).unbind(0)
+    cells = [
+        _forward(images, *weights, table, *rest)[:3]
+        for images, table in zip(inputs, alpha.unbind(0), strict=True)
+    ]
+    node, mean, variance = (
+        some[0].unsqueeze(0) if len(some) == 1 else torch.stack(some) for some in zip(*cells, strict=True)
+    )
+    return node, mean, variance
+
+
+@torch.library.register_fake("vpdarts_fast::mixed_cell")  # type: ignore[untyped-decorator]
+def _forward_fake(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, ...]:
+    images, channels, height, width = x.shape
+    edges, wide = alpha.shape[0], padded(channels)
+    nodes = next(n for n in range(2, 7) if n * (n - 1) // 2 == edges)
+    return (
+        padded_channels_last(x, (images, channels, height, width)),
+        x.new_empty(edges, 2, channels),
+        x.new_empty(edges, 2, channels),
+        x.new_empty(nodes - 2, images, height, width, wide),
+        x.new_empty(edges, images, height, width, wide),
+        x.new_empty(edges, 4, wide),
+        x.new_empty(nodes - 1, 1 + wide, wide),
+    )
+
+
+@torch.library.register_fake("vpdarts_fast::mixed_cell_variants")  # type: ignore[untyped-decorator]
+def _variants_fake(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (*alpha.shape[:2], 2, x.shape[2])
+    return (
+        padded_channels_last(x, (alpha.shape[0], *x.shape[1:])),
+        x.new_empty(statistics),
+        x.new_empty(statistics),
+    )
+
+
+@torch.library.register_fake("vpdarts_fast::mixed_cell_backward")  # type: ignore[untyped-decorator]
+def _backward_fake(
+    gradient: Tensor,
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+    nodes: Tensor,
+    raw: Tensor,
+    statistics: Tensor,
+    moments: Tensor,
+    wants_x: bool,
+    wants_weights: bool,
+    wants_alpha: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def like(tensor: Tensor, wanted: bool) -> Tensor:
+        return tensor.new_empty(tensor.shape[0] if wanted else 0, *tensor.shape[1:])
+
+    return (
+        padded_channels_last(x, (x.shape[0] if wants_x else 0, *x.shape[1:])),
+        like(weight_1x1, wants_weights),
+        like(weight_3x3, wants_weights),
+        like(alpha, wants_alpha),
+    )
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    *tensors, skip_seed, skip_dropout, eps = inputs
+    ctx.save_for_backward(*tensors, skip_seed, *output[3:])
+    ctx.settings = skip_dropout, eps
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
+    *tensors, skip_seed, nodes, raw, statistics, moments = ctx.saved_tensors
+    needs_x, needs_1x1, needs_3x3, needs_alpha = ctx.needs_input_grad[:4]
+    if gradient is None:
+        return (None,) * 7
+    wants = needs_x, needs_1x1 or needs_3x3, needs_alpha
+    saved = nodes, raw, statistics, moments
+    x, weight_1x1, weight_3x3, alpha = _backward(gradient, *tensors, skip_seed, *ctx.settings, *saved, *wants)
+    return (
+        x if needs_x else None,
+        weight_1x1 if needs_1x1 else None,
+        weight_3x3 if needs_3x3 else None,
+        alpha if needs_alpha else None,
+        *(None,) * 3,
+    )
+
+
+torch.library.register_autograd("vpdarts_fast::mixed_cell", _differentiate, setup_context=_setup_context)

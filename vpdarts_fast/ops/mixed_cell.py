@@ -1,0 +1,54 @@
+"""`mixed_cell`: a whole cell of mixed operations, batch norms with the batch's own statistics."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast import backends
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.shapes import check_cell, check_shape
+
+
+def mixed_cell(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None = None,
+    skip_dropout: float = 0.0,
+    eps: float = 1e-5,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The cell as it is trained (paper, Eq. 3), for V variants. Differentiable but for the statistics.
+
+    Args:
+        x: [V, N, C, H, W], or [1, N, C, H, W] shared by all variants.
+        weight_1x1: [E, C, C, 1, 1], edges in the order 0->1, 0->2, 1->2, ...
+        weight_3x3: [E, C, C, 3, 3].
+        alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool.
+        skip_seed: none, or [E] int64 on the CPU: the seeds of the skip connections' dropout.
+        skip_dropout: its probability, in steps of 2^-32.
+        eps: batch norm's epsilon.
+        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+
+    Returns:
+        The last node [V, N, C, H, W]; mean and biased variance [V, E, 2, C] of the convolutions' outputs,
+        1x1 first.
+
+    Raises:
+        UserError: shapes that do not fit, or no backend for the dtype and device.
+    """
+    check_cell("mixed_cell", x, weight_1x1, weight_3x3, alpha)
+    if x.shape[1] * x.shape[3] * x.shape[4] < 2:
+        raise UserError(f"mixed_cell: x must hold two values per channel; got {list(x.shape)}")
+    if not 0 <= skip_dropout < 1:
+        raise UserError(f"mixed_cell: skip_dropout must be in [0, 1); got {skip_dropout}")
+    if skip_seed is not None and skip_seed.dtype != torch.int64:
+        raise UserError(f"mixed_cell: skip_seed must be int64; got {skip_seed.dtype}")
+    if skip_seed is not None:
+        check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
+    implementation = backends.select("mixed_cell", (x, weight_1x1, weight_3x3, alpha), backend)
+    node, mean, variance = implementation(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps)
+    return node, mean, variance

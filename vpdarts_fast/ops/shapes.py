@@ -1,0 +1,27 @@
+"""What the cell ops ask of their arguments' shapes."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from vpdarts_fast.errors import UserError
+
+
+def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor) -> None:
+    """x [1 or V, N, C, H, W], weights [E, C, C, 1, 1] and [E, C, C, 3, 3], alpha [V, E, 5]."""
+    if x.dim() != 5:
+        raise UserError(f"{op}: x must be [V, N, C, H, W]; got {list(x.shape)}")
+    if alpha.dim() != 3 or alpha.shape[2] != 5 or alpha.shape[1] not in (1, 3, 6, 10, 15):
+        raise UserError(f"{op}: alpha must be [V, E, 5], E the edges of a full cell; got {list(alpha.shape)}")
+    variants, edges, _ = alpha.shape
+    channels = x.shape[2]
+    if x.shape[0] not in (1, variants) or variants == 0:
+        raise UserError(f"{op}: x must hold 1 or V = {variants} variants; got {x.shape[0]}")
+    check_shape(op, "weight_1x1", weight_1x1, (edges, channels, channels, 1, 1))
+    check_shape(op, "weight_3x3", weight_3x3, (edges, channels, channels, 3, 3))
+
+
+def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:
+    """Raises `UserError` unless the tensor has exactly this shape."""
+    if tuple(tensor.shape) != expected:
+        raise UserError(f"{op}: {name} must be {list(expected)}; got {list(tensor.shape)}")
