@@ -19,6 +19,7 @@ def backend(name: str, **changes: Any) -> Backend:
         "implementations": {"relu_conv": reference.relu_conv},
         "device_types": frozenset({"cpu"}),
         "dtypes": frozenset({torch.float32}),
+        "node_values": {},
     }
     return Backend(name, **(fields | changes))
 
