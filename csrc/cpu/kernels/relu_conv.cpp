@@ -46,22 +46,28 @@ void transform_input(const Block& s, const Tiles& tiles, const float* x, float* 
     const bool whole = rows.end - rows.begin == 6 && columns.end - columns.begin == 6;
     const float* corner = x + b * s.height * row + (y - 1) * row + (i - 1) * s.padded;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec raw[36] = {}, half[36], done[36];
+      Vec half[36];
       const float* from = corner + c;
       if (whole) {
-        for (int r = 0; r < 6; ++r) {
-          for (int k = 0; k < 6; ++k) raw[6 * r + k] = relu(load(from + r * row + k * s.padded));
+        for (int k = 0; k < 6; ++k) {
+          Vec column[6];
+          for (int r = 0; r < 6; ++r) column[r] = relu(load(from + r * row + k * s.padded));
+          transform_input_6(column, 1, half + k, 6);
         }
       } else {
+        Vec raw[36] = {};
         for (int64_t r = rows.begin; r < rows.end; ++r) {
           for (int64_t k = columns.begin; k < columns.end; ++k)
             raw[6 * r + k] = relu(load(from + r * row + k * s.padded));
         }
+        for (int k = 0; k < 6; ++k) transform_input_6(raw + k, 6, half + k, 6);
       }
-      for (int k = 0; k < 6; ++k) transform_input_6(raw + k, 6, half + k, 6);
-      for (int r = 0; r < 6; ++r) transform_input_6(half + 6 * r, 1, done + 6 * r, 1);
       float* out = transformed + tile * s.padded + c;
-      for (int k = 0; k < 36; ++k) store(out + k * tiles.point_stride, done[k]);
+      for (int r = 0; r < 6; ++r) {
+        Vec done[6];
+        transform_input_6(half + 6 * r, 1, done, 1);
+        for (int k = 0; k < 6; ++k) store(out + (6 * r + k) * tiles.point_stride, done[k]);
+      }
     }
   });
 }
@@ -87,7 +93,7 @@ void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, fl
     float* corner = raw + b * s.height * row + y * row + i * s.padded + c;
 #pragma GCC unroll 2
     for (int n = 0; n < kVecs; ++n) {
-      Vec half[24], done[16];
+      Vec half[24];
       const float* from = m + (tile * kVecs + n) * kLanes;
       for (int k = 0; k < 6; ++k) {
         const float* column = from + k * point;
@@ -95,17 +101,22 @@ void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, fl
                            load(column + 18 * point), load(column + 24 * point), load(column + 30 * point),
                            half + k, 6);
       }
-      for (int r = 0; r < 4; ++r) {
-        const Vec* h = half + 6 * r;
-        transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done + 4 * r, 1);
-      }
-      if (tile == 0) pivot[n] = done[0];
       for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t k = 0; k < columns; ++k) {
-          const Vec value = done[4 * r + k], difference = value - pivot[n];
-          store(corner + r * row + k * s.padded + n * kLanes, value);
+        const Vec* h = half + 6 * r;
+        Vec done[4];
+        transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done, 1);
+        if (tile == 0 && r == 0) pivot[n] = done[0];
+        float* to = corner + r * row + n * kLanes;
+        const auto take = [&](int64_t k) {
+          const Vec difference = done[k] - pivot[n];
+          store(to + k * s.padded, done[k]);
           sum[n] += difference;
           square[n] += difference * difference;
+        };
+        if (columns == 4) {
+          for (int k = 0; k < 4; ++k) take(k);
+        } else {
+          for (int64_t k = 0; k < columns; ++k) take(k);
         }
       }
     }
@@ -182,19 +193,32 @@ void transform_gradient(const Block& s, const Tiles& tiles, const RawGradient& g
     const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
     const int64_t corner = b * s.height * row + y * row + i * s.padded;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec draw[16] = {}, half[24], done[36];
+      Vec half[24];
       const Vec node_scale = load(gradient.node_scale + c), raw_scale = load(gradient.raw_scale + c),
                 shift = load(gradient.shift + c);
-      for (int64_t r = 0; r < rows; ++r) {
-        for (int64_t k = 0; k < columns; ++k) {
-          const int64_t at = corner + r * row + k * s.padded + c;
-          draw[4 * r + k] = node_scale * load(gradient.node + at) + raw_scale * load(gradient.raw + at) + shift;
+      const auto draw = [&](int64_t r, int64_t k) {
+        const int64_t at = corner + r * row + k * s.padded + c;
+        return node_scale * load(gradient.node + at) + (raw_scale * load(gradient.raw + at) + shift);
+      };
+      if (rows == 4 && columns == 4) {
+        for (int k = 0; k < 4; ++k) {
+          Vec column[4];
+          for (int r = 0; r < 4; ++r) column[r] = draw(r, k);
+          adjoint_output_4(column, 1, half + k, 4);
         }
+      } else {
+        Vec tile_values[16] = {};
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t k = 0; k < columns; ++k) tile_values[4 * r + k] = draw(r, k);
+        }
+        for (int k = 0; k < 4; ++k) adjoint_output_4(tile_values + k, 4, half + k, 4);
       }
-      for (int k = 0; k < 4; ++k) adjoint_output_4(draw + k, 4, half + k, 4);
-      for (int r = 0; r < 6; ++r) adjoint_output_4(half + 4 * r, 1, done + 6 * r, 1);
       float* out = transformed + tile * s.padded + c;
-      for (int k = 0; k < 36; ++k) store(out + k * tiles.point_stride, done[k]);
+      for (int r = 0; r < 6; ++r) {
+        Vec done[6];
+        adjoint_output_4(half + 4 * r, 1, done, 1);
+        for (int k = 0; k < 6; ++k) store(out + (6 * r + k) * tiles.point_stride, done[k]);
+      }
     }
   });
 }
@@ -206,16 +230,20 @@ void add_adjoint(const Block& s, const Tiles& tiles, const float* m, int64_t c, 
   const int64_t point = tiles.count * kVecs * kLanes;
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
     for (int n = 0; n < kVecs; ++n) {
-      Vec in[36], half[36], done[36];
+      Vec half[36];
       const float* from = m + (tile * kVecs + n) * kLanes;
-      for (int k = 0; k < 36; ++k) in[k] = load(from + k * point);
-      for (int k = 0; k < 6; ++k) adjoint_input_6(in + k, 6, half + k, 6);
-      for (int r = 0; r < 6; ++r) adjoint_input_6(half + 6 * r, 1, done + 6 * r, 1);
+      for (int k = 0; k < 6; ++k) {
+        Vec column[6];
+        for (int r = 0; r < 6; ++r) column[r] = load(from + (6 * r + k) * point);
+        adjoint_input_6(column, 1, half + k, 6);
+      }
       float* corner = map + b * border.image + y * border.row + i * s.padded + c + n * kLanes;
       for (int r = 0; r < 6; ++r) {
+        Vec done[6];
+        adjoint_input_6(half + 6 * r, 1, done, 1);
         for (int k = 0; k < 6; ++k) {
           float* to = corner + r * border.row + k * s.padded;
-          store(to, load(to) + done[6 * r + k]);
+          store(to, load(to) + done[k]);
         }
       }
     }
