@@ -18,10 +18,9 @@ inline std::string text(std::initializer_list<int64_t> sizes) {
 }
 
 // Raises unless the tensor is on the CPU, of this type (float32 or int64) and of exactly these sizes.
-inline void check_tensor(
-    const char* op, const char* name, const torch::stable::Tensor& tensor,
-    std::initializer_list<int64_t> expected,
-    torch::headeronly::ScalarType type = torch::headeronly::ScalarType::Float) {
+inline void check_tensor(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                         std::initializer_list<int64_t> expected,
+                         torch::headeronly::ScalarType type = torch::headeronly::ScalarType::Float) {
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
   STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ",
                   type == torch::headeronly::ScalarType::Float ? "float32" : "int64");

@@ -175,7 +175,8 @@ void reduce_alpha(const MixedSumReduce& args, const ReducedEdge& edge, int64_t i
   for (int64_t c = 0; c < s.padded; c += kLanes) {
     Vec skip{}, pool{};
     for (int64_t p = 0; p < count; ++p) {
-      const Vec x = load(edge.x + start + p * s.padded + c), g = load(args.gradient + start + p * s.padded + c);
+      const Vec x = load(edge.x + start + p * s.padded + c),
+                g = load(args.gradient + start + p * s.padded + c);
       skip += g * (edge.keep.drops ? kept(edge.keep, place + p * args.channels + c, x) : x);
       pool += pooled(sums, (first + p) * s.padded + c, row) * x;
     }
@@ -260,7 +261,8 @@ void backward(const MixedSumBackward& args, float* memory) {
     Pooled terms[kMostIncoming];
     int64_t pools = 0;
     for (int64_t e = 0; e < args.edges; ++e) {
-      if (args.edge[e].pool != 0) terms[pools++] = {args.edge[e].gradient + b * image_floats, args.edge[e].pool};
+      if (args.edge[e].pool != 0)
+        terms[pools++] = {args.edge[e].gradient + b * image_floats, args.edge[e].pool};
     }
     if (pools > 0) pool_rows(s, terms, pools, true, scratch.sums);
     for_each_chunk(s, [&](int64_t first, int64_t count) {

@@ -60,7 +60,8 @@ struct OutgoingEdge {
   Dropout keep;
 };
 
-// dx = sum_e [ skip_e keep_e g_e + pool^T(pool_e g_e) ] + [x > 0] ( rectified + sum_e conv_e g_e + own relu(x)
+// dx = sum_e [ skip_e keep_e g_e + pool^T(pool_e g_e) ] + [x > 0] ( rectified + sum_e conv_e g_e + own
+// relu(x)
 // + shift ).
 struct MixedSumBackward {
   Block block;

@@ -186,7 +186,8 @@ void forward(const ReluConvForward& args, float* scratch) {
   }
 }
 
-// transformed = A draw A^T of every tile, draw = node_scale * node + raw_scale * raw + shift inside the image.
+// transformed = A draw A^T of every tile, draw = node_scale * node + raw_scale * raw + shift inside the
+// image.
 void transform_gradient(const Block& s, const Tiles& tiles, const RawGradient& gradient, float* transformed) {
   const int64_t row = s.width * s.padded;
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {

@@ -87,8 +87,7 @@ inline __attribute__((always_inline)) void adjoint_weight_3(const Vec* u, int64_
 inline __attribute__((always_inline)) void transform_weight_3x3(const Vec* w, Vec* u) {
   Vec rows[18];
   for (int c = 0; c < 3; ++c) transform_weight_3(w[c], w[3 + c], w[6 + c], rows + c, 3);
-  for (int r = 0; r < 6; ++r)
-    transform_weight_3(rows[3 * r], rows[3 * r + 1], rows[3 * r + 2], u + 6 * r, 1);
+  for (int r = 0; r < 6; ++r) transform_weight_3(rows[3 * r], rows[3 * r + 1], rows[3 * r + 2], u + 6 * r, 1);
 }
 
 constexpr int64_t kPoints = 36;  // of a 6x6 tile
@@ -161,9 +160,9 @@ inline void products(const Operand* operands, int64_t count, int64_t tiles, int6
                      int64_t weight_offset, int64_t padded, float* m, int64_t m_stride) {
   constexpr int kMost = kVecs == 2 ? 6 : 12;  // twelve sums hide the latency of the multiply-add
   int64_t t = 0;
-#define VPDARTS_ROWS(ROWS)                                                                                  \
-  for (; t + ROWS <= tiles; t += ROWS)                                                                      \
-    product<ROWS, kVecs>(operands, count, point_offset + t * padded, weight_offset, padded,                 \
+#define VPDARTS_ROWS(ROWS)                                                                  \
+  for (; t + ROWS <= tiles; t += ROWS)                                                      \
+    product<ROWS, kVecs>(operands, count, point_offset + t * padded, weight_offset, padded, \
                          m + t * m_stride, m_stride);
   VPDARTS_ROWS(kMost)
   VPDARTS_ROWS(4)

@@ -131,7 +131,8 @@ void gradient_1x1(int64_t padded, const float* weight, const NormalisedGradient&
   add_product(padded, scaled.data(), weight, own);
 }
 
-// node_scale G + raw_scale * pixels * W Cov: the shift has no part in it, as the gradients of raw add up to 0.
+// node_scale G + raw_scale * pixels * W Cov: the shift has no part in it, as the gradients of raw add up to
+// 0.
 std::vector<float> weight_gradient_1x1(int64_t padded, const float* weight,
                                        const NormalisedGradient& gradient, const float* cross,
                                        const float* covariance, int64_t pixels) {

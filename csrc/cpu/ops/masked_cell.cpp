@@ -105,12 +105,13 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   }
   std::vector<EdgeTerm> terms;
   for (int64_t i = 0; i < variants * edges; ++i) terms.push_back(weights.term(i / edges, i % edges));
-  run(variants * blocks, ScratchSpace(kernels.single_scratch(shape(0), nodes)), [&](int64_t unit, float* scratch) {
-    const int64_t v = unit / blocks, b = unit % blocks;
-    kernels.single(shape(b), nodes, terms.data() + v * edges,
-                   images<ConstImageView>(from, x, x.size(0) == 1 ? 0 : v, b * block),
-                   images<ImageView>(to, out, v, b * block), scratch);
-  });
+  run(variants * blocks, ScratchSpace(kernels.single_scratch(shape(0), nodes)),
+      [&](int64_t unit, float* scratch) {
+        const int64_t v = unit / blocks, b = unit % blocks;
+        kernels.single(shape(b), nodes, terms.data() + v * edges,
+                       images<ConstImageView>(from, x, x.size(0) == 1 ? 0 : v, b * block),
+                       images<ImageView>(to, out, v, b * block), scratch);
+      });
   return torch::stable::narrow(out, 2, 0, channels);
 }
 

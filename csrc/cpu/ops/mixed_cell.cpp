@@ -43,16 +43,14 @@ float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr
 // [..., H, W, padded] in memory -> [..., C, H, W].
 Tensor channels_second(const Tensor& storage, int64_t channels) {
   const int64_t d = storage.dim();
-  Tensor moved =
-      torch::stable::transpose(torch::stable::transpose(storage, d - 2, d - 1), d - 3, d - 2);
+  Tensor moved = torch::stable::transpose(torch::stable::transpose(storage, d - 2, d - 1), d - 3, d - 2);
   return torch::stable::narrow(moved, d - 3, 0, channels);
 }
 
 // [..., C, H, W] -> contiguous [..., H, W, padded]: the same memory if it lies so already, else a copy.
 Tensor channels_last(const Tensor& tensor, int64_t padded) {
   const int64_t d = tensor.dim(), channels = tensor.size(d - 3);
-  Tensor moved =
-      torch::stable::transpose(torch::stable::transpose(tensor, d - 3, d - 2), d - 2, d - 1);
+  Tensor moved = torch::stable::transpose(torch::stable::transpose(tensor, d - 3, d - 2), d - 2, d - 1);
   if (channels == padded) return torch::stable::contiguous(moved);
   std::vector<int64_t> sizes;
   for (int64_t i = 0; i < d; ++i) sizes.push_back(i == d - 1 ? padded : moved.size(i));
@@ -99,8 +97,13 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
 
 TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps) {
   const Kernels& kernels = active_kernels();
-  return {kernels.relu_conv,  kernels.mixed_sum, checked.sizes, floats(weight_1x1),
-          floats(weight_3x3), checked.keep,      eps};
+  return {kernels.relu_conv,
+          kernels.mixed_sum,
+          checked.sizes,
+          floats(weight_1x1),
+          floats(weight_3x3),
+          checked.keep,
+          eps};
 }
 
 void check_one(const Tensor& x, const Tensor& alpha) {
@@ -293,8 +296,7 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
   const Tensor kept[] = {channels_last(gradient, s.padded), torch::stable::contiguous(nodes),
                          torch::stable::contiguous(raw), torch::stable::contiguous(statistics),
                          torch::stable::contiguous(moments)};
-  Tensor x_gradient =
-      torch::stable::new_empty(x, {wants_x ? s.images : 0, s.height, s.width, s.padded});
+  Tensor x_gradient = torch::stable::new_empty(x, {wants_x ? s.images : 0, s.height, s.width, s.padded});
   Tensor gradient_1x1 =
       torch::stable::new_empty(x, {wants_weights ? s.edges() : 0, s.channels, s.channels, 1, 1});
   Tensor gradient_3x3 =
@@ -302,10 +304,10 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
   Tensor alpha_gradient = torch::stable::new_empty(x, {wants_alpha ? s.edges() : 0, 5});
   const CellState state = restore(s, input, kept[1], kept[2], kept[3], kept[4]);
   cell_of(checked, w1, w3, eps)
-      .backward(floats(table), state, floats(kept[0]),
-                {wants_x ? floats(x_gradient) : nullptr, wants_weights ? floats(gradient_1x1) : nullptr,
-                 wants_weights ? floats(gradient_3x3) : nullptr,
-                 wants_alpha ? floats(alpha_gradient) : nullptr});
+      .backward(
+          floats(table), state, floats(kept[0]),
+          {wants_x ? floats(x_gradient) : nullptr, wants_weights ? floats(gradient_1x1) : nullptr,
+           wants_weights ? floats(gradient_3x3) : nullptr, wants_alpha ? floats(alpha_gradient) : nullptr});
   return {channels_second(x_gradient, s.channels), gradient_1x1, gradient_3x3, alpha_gradient};
 }
 

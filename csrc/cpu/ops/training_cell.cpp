@@ -19,7 +19,8 @@ Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 struct TrainingCell::Blocks {
   explicit Blocks(const CellSizes& s) : sizes(s) {
     const int64_t tiles = ((s.height + 3) / 4) * ((s.width + 3) / 4);
-    images = std::clamp<int64_t>(std::max<int64_t>(32, s.padded) / tiles, 1, std::max<int64_t>(1, s.images / 4));
+    images =
+        std::clamp<int64_t>(std::max<int64_t>(32, s.padded) / tiles, 1, std::max<int64_t>(1, s.images / 4));
     count = (s.images + images - 1) / images;
     for (int64_t b = 0; b < count; ++b) pixels.push_back(block(b).pixels());
   }
@@ -28,6 +29,9 @@ struct TrainingCell::Blocks {
   }
   int64_t first_pixel(int64_t b) const { return b * images * sizes.height * sizes.width; }
   int64_t offset(int64_t b) const { return first_pixel(b) * sizes.padded; }
+
+  // Every pass over the batch goes the other way than the last: what that has left in the cache comes first.
+  int64_t turned(int64_t b, int64_t pass) const { return pass % 2 == 0 ? b : count - 1 - b; }
 
   CellSizes sizes;
   int64_t images, count;
@@ -62,8 +66,8 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
   const Blocks blocks(s);
   const int64_t square = s.padded * s.padded, weight_floats = relu_conv_.weight_floats(s.padded);
   const Block largest = blocks.block(0);
-  const ScratchSpace scratch(std::max(relu_conv_.forward_scratch(largest, s.nodes - 1),
-                                      mixed_sum_.scratch(largest, s.nodes - 1)));
+  const ScratchSpace scratch(
+      std::max(relu_conv_.forward_scratch(largest, s.nodes - 1), mixed_sum_.scratch(largest, s.nodes - 1)));
   Matrix transformed = zeros(s.edges() * weight_floats);
   run_each(s.edges(), [&](int64_t e) {
     relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels, false,
@@ -100,7 +104,8 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
     Matrix moments = zeros(outgoing > 0 ? values * blocks.count * moment_floats : 0);
     Matrix statistics = zeros(values * blocks.count * statistic_floats);
     run(values * blocks.count, scratch, [&](int64_t unit, float* memory) {
-      const int64_t u = unit / blocks.count, b = unit % blocks.count, offset = blocks.offset(b);
+      const int64_t u = unit / blocks.count, b = blocks.turned(unit % blocks.count, i),
+                    offset = blocks.offset(b);
       float* node = state.node[i][u] + offset;
       if (i > 0) {
         IncomingEdge edges[kMostIncoming];
@@ -117,9 +122,9 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
                       alpha[4],
                       keep};
         }
-        mixed_sum_.forward({blocks.block(b), s.channels, blocks.first_pixel(b), i, edges,
-                            shift.data() + u * s.padded, node},
-                           memory);
+        mixed_sum_.forward(
+            {blocks.block(b), s.channels, blocks.first_pixel(b), i, edges, shift.data() + u * s.padded, node},
+            memory);
       }
       if (outgoing == 0) return;
       const float* weights[kMostIncoming];
@@ -130,7 +135,8 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
         raws[t - i - 1] = state.raw[e][u] + offset;
       }
       relu_conv_.forward({blocks.block(b), node, outgoing, weights, raws,
-                          moments.data() + unit * moment_floats, statistics.data() + unit * statistic_floats},
+                          moments.data() + (u * blocks.count + b) * moment_floats,
+                          statistics.data() + (u * blocks.count + b) * statistic_floats},
                          memory);
     });
     if (outgoing == 0) break;
@@ -209,7 +215,8 @@ void TrainingCell::backward(const float* alpha, const CellState& state, const fl
     const int64_t weight_sums = with_weights ? outgoing * weight_floats : 0;
     std::vector<Matrix> parts(scratch.threads());
 
-    run_in_parts(blocks.count, scratch, [&](int64_t b, int64_t part, float* scratch_memory) {
+    run_in_parts(blocks.count, scratch, [&](int64_t unit, int64_t part, float* scratch_memory) {
+      const int64_t b = blocks.turned(unit, i);
       const Block block = blocks.block(b);
       const int64_t offset = blocks.offset(b), first = blocks.first_pixel(b);
       const float* x = last ? nullptr : state.node[i][0];
@@ -292,9 +299,9 @@ void TrainingCell::backward(const float* alpha, const CellState& state, const fl
       result.norm_3x3 = normalised_gradient(s.padded, normalised(e, 1, row[3], state.statistics[e][0]),
                                             s.pixels(), total.data(), mine);
       if (with_weights) {
-        const Matrix weight = weight_gradient_1x1(
-            s.padded, matrix_1x1_[e].data(), result.norm_1x1, result.cross.data(),
-            state.moments[j][0].covariance.data(), s.pixels());
+        const Matrix weight =
+            weight_gradient_1x1(s.padded, matrix_1x1_[e].data(), result.norm_1x1, result.cross.data(),
+                                state.moments[j][0].covariance.data(), s.pixels());
         for (int64_t c = 0; c < s.channels; ++c)
           std::copy_n(weight.data() + c * s.padded, s.channels,
                       wanted.weight_1x1 + (e * s.channels + c) * s.channels);

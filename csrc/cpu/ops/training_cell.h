@@ -33,18 +33,18 @@ using ValuePlan = std::vector<std::vector<NodeValue>>;
 
 // What a pass leaves behind of every node value and of every edge's raw output, by source value.
 struct CellState {
-  std::vector<std::vector<float*>> node;        // [node][value]
-  std::vector<std::vector<float*>> raw;         // [edge][source value]
-  std::vector<std::vector<Moments>> moments;    // [node but the last][value]
+  std::vector<std::vector<float*>> node;      // [node][value]
+  std::vector<std::vector<float*>> raw;       // [edge][source value]
+  std::vector<std::vector<Moments>> moments;  // [node but the last][value]
   // [edge][source value]: mean and variance of the 1x1, then of the 3x3 convolution, [2][2][padded].
   std::vector<std::vector<std::vector<float>>> statistics;
 };
 
 struct CellGradients {
-  float* x;            // like a node; null if not wanted
-  float* weight_1x1;   // [E, C, C]; null if no weight gradient is wanted
-  float* weight_3x3;   // [E, C, C, 3, 3]
-  float* alpha;        // [E, 5]; null if not wanted
+  float* x;           // like a node; null if not wanted
+  float* weight_1x1;  // [E, C, C]; null if no weight gradient is wanted
+  float* weight_3x3;  // [E, C, C, 3, 3]
+  float* alpha;       // [E, 5]; null if not wanted
 };
 
 class TrainingCell {
