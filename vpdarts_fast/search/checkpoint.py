@@ -14,6 +14,7 @@ import torch
 from vpdarts_fast.errors import UserError
 
 FORMAT = "vpdarts_fast search checkpoint, version 1"
+SNAPSHOT_FORMAT = "vpdarts_fast search snapshot, version 1"
 
 
 def write_atomically(path: Path, content: bytes) -> None:
@@ -40,28 +41,31 @@ def write_atomically(path: Path, content: bytes) -> None:
             partial.unlink(missing_ok=True)
 
 
-def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes a checkpoint atomically; tensors and plain values only."""
+def save(path: Path, content: dict[str, Any], file_format: str = FORMAT) -> None:
+    """Writes a checkpoint, or a file of another format, atomically; tensors and plain values only."""
     buffer = io.BytesIO()
-    torch.save({"format": FORMAT, **content}, buffer)
+    torch.save({"format": file_format, **content}, buffer)
     write_atomically(path, buffer.getvalue())
 
 
-def load(path: Path) -> dict[str, Any]:
-    """Reads a checkpoint; `UserError` if it is missing, damaged or something else."""
+def load(path: Path, file_format: str = FORMAT) -> dict[str, Any]:
+    """Reads what `save` wrote; `UserError` if it is missing, damaged or something else."""
+    kind = "snapshot" if file_format == SNAPSHOT_FORMAT else "checkpoint"
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError as error:
         raise UserError(
-            f"no checkpoint at {path}; was the run stopped in its first epoch? Start it again"
+            f"no {kind} at {path}; was the run stopped in its first epoch? Start it again"
         ) from error
     except pickle.UnpicklingError as error:  # PyTorch's own words advise to read it by running it
         raise UserError(
-            f"{path} is damaged or not a checkpoint of a search: it holds more than tensors and plain values"
+            f"{path} is damaged or not a {kind} of a search: it holds more than tensors and plain values"
         ) from error
     except Exception as error:  # torch.load raises many kinds on a damaged file
         reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} is damaged or not a checkpoint of a search: {reason}") from error
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        raise UserError(f"{path} is not a checkpoint of a search by this version; expected format {FORMAT!r}")
+        raise UserError(f"{path} is damaged or not a {kind} of a search: {reason}") from error
+    if not isinstance(content, dict) or content.get("format") != file_format:
+        raise UserError(
+            f"{path} is not a {kind} of a search by this version; expected format {file_format!r}"
+        )
     return content

@@ -109,6 +109,8 @@ class SearchConfig:
     """NAS-Bench-201 accuracies (csv or csv.gz): look up each epoch's cell and the final one."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder too."""
+    snapshots: bool = False
+    """Keep supernet and alpha of every evaluation in the run folder, for vpdarts_fast.analysis.kendall."""
 
     def __post_init__(self) -> None:
         least = {
@@ -190,7 +192,7 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
 
 
-REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "download"})
+REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "snapshots", "download"})
 """Settings that do not change the search, so that a resumed run may set them anew."""
 
 PRESETS: dict[str, SearchConfig] = {

@@ -108,6 +108,7 @@ class Search:
         state, pruning_epoch = self.state, self.state.epoch - self.config.warmup_epochs
         if pruning_epoch < 0 or state.record.began:
             return
+        self._take_snapshot()
         if self.pruning.due(pruning_epoch) and pruning_epoch >= self.criterion.first_epoch:
             ranking = self._rank_ops()
             state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
@@ -156,6 +157,7 @@ class Search:
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge."""
         state = self.state
+        self._take_snapshot()
         ranking = self._rank_ops()
         genotype = Genotype.from_choices(ranking[:, 0].tolist())
         state.seconds["leave_one_out"] = (
@@ -251,6 +253,11 @@ class Search:
 
     def _look_up(self, genotype: Genotype) -> dict[str, float] | None:
         return self.table.accuracy(genotype) if self.table else None
+
+    def _take_snapshot(self) -> None:
+        """Keeps what is about to be evaluated, if asked to."""
+        if self.config.snapshots:
+            self.run_folder.write_snapshot(self.state.epoch, self.state.snapshot())
 
     def _save(self) -> None:
         checkpoint.save(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.search import checkpoint
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import SearchConfig, load_config
 
@@ -17,12 +18,14 @@ RESULT_ENTRIES = frozenset({"architecture", "index", "base_accuracy", "benchmark
 class RunFolder:
     """Where a search keeps what it made.
 
-    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures.
+    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, and with
+    --snapshots a folder snapshots.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
+        self.snapshots = path / "snapshots"
         self.log = path / "log.txt"
         self._metrics = path / "metrics.jsonl"
         self._result = path / "result.json"
@@ -95,6 +98,15 @@ class RunFolder:
                 f"{self._result} is damaged: {error}; remove it and run --resume {self.path}"
             ) from error
         return result
+
+    def write_snapshot(self, epoch: int, content: dict[str, Any]) -> None:
+        """Writes snapshots/epoch-NN.pt; `epoch` is the one that was about to begin, from 0."""
+        try:
+            self.snapshots.mkdir(exist_ok=True)
+        except OSError as error:
+            raise UserError(f"cannot make {self.snapshots}: {error.strerror or error}") from error
+        path = self.snapshots / f"epoch-{epoch:02d}.pt"
+        checkpoint.save(path, content, checkpoint.SNAPSHOT_FORMAT)
 
     def write_log(self, text: str) -> None:
         """Adds lines to log.txt; raises `OSError` where that is impossible."""

@@ -112,6 +112,15 @@ class SearchState:
             "seconds": self.seconds,
         }
 
+    def snapshot(self) -> dict[str, Any]:
+        """The part of it that leave-one-out evaluation looks at."""
+        return {
+            "supernet": self.supernet.state_dict(),
+            "alpha": self.alpha.detach(),
+            "alive": self.alive,
+            "epoch": self.epoch,
+        }
+
     def load_state_dict(self, content: dict[str, Any], source: str) -> None:
         """The inverse of `state_dict`; `UserError` naming `source` where it does not fit."""
         try:

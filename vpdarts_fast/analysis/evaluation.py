@@ -1,0 +1,196 @@
+"""The snapshots of a run, evaluated in every batch-norm mode on the same images."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.data import ImageSet, load, split_halves
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
+from vpdarts_fast.search import RunFolder, SearchConfig, checkpoint
+from vpdarts_fast.search.driver import choose_device, limited
+from vpdarts_fast.search.seeds import read_seeds, seed_folder
+from vpdarts_fast.search.state import evaluation_to_json
+from vpdarts_fast.search.streams import stream
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
+RUN_FILE = "kendall.json"
+
+Evaluated = Callable[[int, int], None]
+"""Called with the number of snapshots done and to do."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What leave-one-out evaluation says of a supernet before an epoch.
+
+    Attributes:
+        epoch: the epoch that was about to begin, from 0; the number of epochs for the final evaluation.
+        sha256: of the snapshot's file.
+        alpha: [E, O].
+        alive: [E, O] bool.
+        evaluations: per batch-norm mode.
+    """
+
+    epoch: int
+    sha256: str
+    alpha: Tensor
+    alive: Tensor
+    evaluations: dict[BatchNorm, LeaveOneOut]
+
+
+@dataclass(frozen=True)
+class EvaluatedRun:
+    """A run and its snapshots in the order of their epochs."""
+
+    folder: Path
+    config: SearchConfig
+    images: int
+    snapshots: list[Snapshot]
+
+
+def run_folders(paths: tuple[Path, ...]) -> list[Path]:
+    """The runs themselves: a folder of several seeds stands for its seeds' runs."""
+    folders = []
+    for path in paths:
+        several = read_seeds(path)
+        folders += [path / seed_folder(seed) for seed in several[0]] if several else [path]
+    if len({folder.resolve() for folder in folders}) < len(folders):
+        raise UserError("a run is named twice: " + ", ".join(map(str, folders)))
+    return folders
+
+
+def open_runs(folders: list[Path]) -> list[tuple[Path, SearchConfig]]:
+    """The runs' settings; `UserError` unless they differ in nothing but the seed and where they ran."""
+    opened = [(folder, RunFolder.open(folder)[1]) for folder in folders]
+    aside = ("seed", "data", "download", "device", "threads", "memory_budget_mib", "benchmark_table",
+             "tensorboard", "snapshots")  # fmt: skip
+    first_folder, first = opened[0]
+    for folder, config in opened[1:]:
+        differ = [
+            f"{name} is {value} and {getattr(config, name)}"
+            for name, value in vars(first).items()
+            if name not in aside and getattr(config, name) != value
+        ]
+        if differ:
+            raise UserError(
+                f"{first_folder} and {folder} are not seeds of one search: {'; '.join(differ)}. "
+                "Analyse them one by one"
+            )
+    return opened
+
+
+def evaluate_run(
+    folder: Path,
+    config: SearchConfig,
+    *,
+    data: Path | None,
+    images: int,
+    every: int,
+    reuse: bool,
+    device: str = "auto",
+    progress: Evaluated = lambda done, total: None,
+) -> EvaluatedRun:
+    """Evaluates every snapshot of a run in every mode, on the same images of its validation set.
+
+    Args:
+        data: where the images are; None takes the run's own --data.
+        images: how many to evaluate on, at most.
+        every: evaluate every n-th snapshot only, and the last.
+        reuse: take from the run's kendall.json what was evaluated on as many images.
+
+    Raises:
+        UserError: no snapshots, a damaged one, or one that does not fit the run's settings.
+    """
+    paths = sorted((folder / "snapshots").glob("epoch-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} has no snapshots: run the search with --snapshots")
+    paths = sorted({*paths[::every], paths[-1]})
+    target = choose_device(device)
+    content = limited(load(config.dataset, data or config.data), config)
+    _, validation = split_halves(content, config.seed)
+    batches = list(validation_batches(validation, images, config, target))
+    count = sum(len(labels) for _, labels in batches)
+    known = _known(folder / RUN_FILE, count) if reuse else {}
+    supernet = Supernet(config.channels, config.cells_per_stage, content.num_classes, fused=True).to(target)
+    snapshots = []
+    for done, path in enumerate(paths):
+        progress(done, len(paths))
+        snapshots.append(_evaluate(path, supernet, batches, known))
+    progress(len(paths), len(paths))
+    return EvaluatedRun(folder, config, count, sorted(snapshots, key=lambda snapshot: snapshot.epoch))
+
+
+def validation_batches(
+    validation: ImageSet, images: int, config: SearchConfig, device: torch.device
+) -> Iterator[Batch]:
+    """`images` of the validation set, drawn by the run's seed, in batches of nearly equal size."""
+    generator = stream(config.seed, "analysis images")
+    drawn = torch.randperm(len(validation), generator=generator)[:images]
+    for indices in drawn.tensor_split(math.ceil(len(drawn) / config.evaluation_batch_size)):
+        inputs, labels = validation.batch(indices)
+        yield inputs.to(device), labels.to(device)
+
+
+def _evaluate(
+    path: Path, supernet: Supernet, batches: list[Batch], known: dict[str, dict[BatchNorm, LeaveOneOut]]
+) -> Snapshot:
+    content = checkpoint.load(path, checkpoint.SNAPSHOT_FORMAT)
+    alpha, alive, epoch = _restore(content, supernet, path)
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    evaluations = known.get(sha256) or {
+        mode: leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=True) for mode in MODES
+    }
+    return Snapshot(epoch, sha256, alpha.cpu(), alive, evaluations)
+
+
+def _restore(content: dict[str, Any], supernet: Supernet, path: Path) -> tuple[Tensor, Tensor, int]:
+    """Loads the weights; returns alpha [E, O], alive [E, O] and the epoch."""
+    own = supernet.new_alpha().detach()
+    try:
+        supernet.load_state_dict(content["supernet"])
+        alpha, alive, epoch = content["alpha"], content["alive"], int(content["epoch"])
+        if alpha.shape != own.shape or alpha.dtype != own.dtype:
+            raise ValueError(f"alpha is {list(alpha.shape)} of {alpha.dtype}")
+        if alive.shape != own.shape or alive.dtype != torch.bool:
+            raise ValueError(f"alive is {list(alive.shape)} of {alive.dtype}")
+    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        raise UserError(f"{path} does not fit the settings of its run: {error}") from error
+    return alpha.to(supernet.classifier.weight.device), alive, epoch
+
+
+def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
+    """What `evaluate_run` can reuse."""
+    evaluations = {mode: evaluation_to_json(found, mode) for mode, found in snapshot.evaluations.items()}
+    return {"epoch": snapshot.epoch, "sha256": snapshot.sha256, "evaluations": evaluations}
+
+
+def _known(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
+    """Evaluations by the digest of their snapshot, from an earlier kendall.json of the run."""
+    if not path.exists():
+        return {}
+    names = [field.name for field in dataclasses.fields(LeaveOneOut)]
+    known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
+    try:
+        for entry in json.loads(path.read_text())["snapshots"]:
+            tables = {mode: dict(entry["evaluations"][mode]) for mode in MODES}
+            for table in tables.values():
+                for name in ("accuracy", "loss"):
+                    table[name] = torch.tensor(table[name], dtype=torch.float64)
+            found = {mode: LeaveOneOut(*(table[name] for name in names)) for mode, table in tables.items()}
+            if all(evaluation.images == images for evaluation in found.values()):
+                known[entry["sha256"]] = found
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged: {error!r}; leave out --reuse to write it anew") from error
+    return known

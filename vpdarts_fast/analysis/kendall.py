@@ -1,0 +1,284 @@
+"""`python -m vpdarts_fast.analysis.kendall RUN...`: how well each signal ranks ops (paper, Figure 5)."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import math
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import tyro
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vpdarts_fast.analysis.evaluation import (
+    RUN_FILE,
+    Evaluated,
+    EvaluatedRun,
+    evaluate_run,
+    open_runs,
+    run_folders,
+    snapshot_to_json,
+)
+from vpdarts_fast.analysis.picture import kendall_figure
+from vpdarts_fast.analysis.ranking import Array, true_ranks
+from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.report.style import edge_name, save_figure
+from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.spaces.genotype import EDGES, OPS
+
+FILE_WIDTH = 130
+"""Columns of the printed tables where there is no terminal."""
+
+
+@dataclass(frozen=True)
+class Command:
+    """Compares rankings of ops with the true one, on the snapshots of searches that ran with --snapshots.
+
+    For every snapshot, batch-norm mode and criterion, and for alpha's magnitude: Kendall's tau on each edge,
+    and the benchmark accuracy of the cell that selection would take. Several runs are seeds of one search.
+    """
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Folders that searches have written."""
+    benchmark_table: Path
+    """NAS-Bench-201 accuracies (csv or csv.gz) of all architectures."""
+    data: Path | None = None
+    """The images, as for the search. Default: where the run took them from."""
+    images: int = 1000
+    """Validation images to evaluate on, at most; the same for all modes and epochs of a run."""
+    every: int = 1
+    """Evaluate every n-th snapshot only, and the last."""
+    column: str = "cifar10_test_200ep"
+    """The table's accuracy that makes the true ranking."""
+    out: Path | None = None
+    """Folder for kendall.json, kendall.csv and kendall.png over all runs. Default: the run's own folder; of
+    several runs, each its own."""
+    reuse: bool = False
+    """Take evaluations on as many images from the kendall.json of a run; the rest is computed."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("name at least one RUN")
+        for name in ("images", "every", "threads"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"--{name} must be at least 1; got {value}")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    try:
+        command = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.kendall")
+        analyse(command)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return 130
+    return 0
+
+
+def analyse(command: Command) -> None:
+    """Evaluates, prints and writes; each run's file is written as soon as the run is evaluated."""
+    if command.threads is not None:
+        torch.set_num_threads(command.threads)
+    table = BenchmarkTable.load(command.benchmark_table)
+    ranks = true_ranks(table, command.column)
+    opened = open_runs(run_folders(command.runs))
+    evaluated = []
+    for folder, config in opened:
+        with _progress(folder) as progress:
+            run = evaluate_run(
+                folder,
+                config,
+                data=command.data,
+                images=command.images,
+                every=command.every,
+                reuse=command.reuse,
+                device=command.device,
+                progress=progress,
+            )
+        evaluated.append((run, judge(run, ranks, table)))
+        write_run(*evaluated[-1], command.column, table.columns)
+    summaries = summarise([verdicts for _, verdicts in evaluated])
+    print_tables(ranks, summaries, [run for run, _ in evaluated], command.column)
+    if command.out is not None:
+        write_all(command.out, evaluated, summaries, ranks, command.column, table.columns)
+    print("written: " + ", ".join(map(str, [command.out] if command.out else [f for f, _ in opened])))
+
+
+def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: Sequence[str]) -> None:
+    """kendall.json, kendall.csv and kendall.png of one run, in its folder."""
+    content = {
+        "seed": run.config.seed,
+        "images": run.images,
+        "column": column,
+        "snapshots": [
+            {
+                **snapshot_to_json(snapshot),
+                "signals": [verdict_to_json(v) for v in verdicts if v.epoch == snapshot.epoch],
+            }
+            for snapshot in run.snapshots
+        ],
+    }
+    _write_json(run.folder / RUN_FILE, content)
+    write_atomically(run.folder / "kendall.csv", csv_text([(run, verdicts)], columns).encode())
+    figure = kendall_figure(summarise([verdicts]), column, f"seed {run.config.seed}, {run.images} images")
+    save_figure(figure, run.folder / "kendall.png", "Kendall's tau")
+
+
+def write_all(
+    out: Path,
+    evaluated: list[tuple[EvaluatedRun, list[Verdict]]],
+    summaries: list[Summary],
+    ranks: Array,
+    column: str,
+    columns: Sequence[str],
+) -> None:
+    """The same over all runs, in the folder `out`."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"cannot make the folder {out}: {error.strerror or error}") from error
+    content = {
+        "column": column,
+        "true_ranks": ranks.tolist(),
+        "runs": [
+            {"folder": str(run.folder), "seed": run.config.seed, "images": run.images,
+             "signals": [verdict_to_json(verdict) for verdict in verdicts]}
+            for run, verdicts in evaluated
+        ],
+        "summary": [_summary_to_json(summary) for summary in summaries],
+    }  # fmt: skip
+    _write_json(out / "kendall.json", content)
+    write_atomically(out / "kendall.csv", csv_text(evaluated, columns).encode())
+    title = "seeds " + ", ".join(str(run.config.seed) for run, _ in evaluated)
+    save_figure(kendall_figure(summaries, column, title), out / "kendall.png", "Kendall's tau")
+
+
+def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
+    """Plain values; null where there is no tau."""
+    return {
+        "epoch": verdict.epoch,
+        "criterion": verdict.signal.criterion,
+        "batch_norm": verdict.signal.batch_norm,
+        "tau": [_number(value) for value in verdict.tau.tolist()],
+        "mean_tau": _number(verdict.mean_tau),
+        "architecture": str(verdict.genotype),
+        "index": verdict.genotype.index,
+        "benchmark": verdict.benchmark,
+    }
+
+
+def _summary_to_json(summary: Summary) -> dict[str, Any]:
+    def spread(value: Spread) -> dict[str, float | None]:
+        return {name: _number(part) for name, part in dataclasses.asdict(value).items()}
+
+    return {
+        "epoch": summary.epoch,
+        "criterion": summary.signal.criterion,
+        "batch_norm": summary.signal.batch_norm,
+        "runs": summary.runs,
+        "tau": spread(summary.tau),
+        "benchmark": {name: spread(value) for name, value in summary.benchmark.items()},
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    write_atomically(path, (json.dumps(content, indent=1, allow_nan=False) + "\n").encode())
+
+
+def csv_text(evaluated: list[tuple[EvaluatedRun, list[Verdict]]], columns: Sequence[str]) -> str:
+    """One line per run, epoch and signal."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    taus = [f"tau_{source}{target}" for source, target in EDGES]
+    writer.writerow(["seed", "epoch", "criterion", "batch_norm", "tau", *taus, "arch", *columns])
+    for run, verdicts in evaluated:
+        for verdict in verdicts:
+            line = verdict_to_json(verdict)
+            writer.writerow(
+                [run.config.seed, verdict.epoch, line["criterion"], line["batch_norm"], line["mean_tau"],
+                 *line["tau"], line["architecture"], *(verdict.benchmark[name] for name in columns)]
+            )  # fmt: skip
+    return text.getvalue()
+
+
+def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun], column: str) -> None:
+    """The true ranking, tau and selected accuracy over the epochs, and all accuracies at the last one."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    truth = Table("edge", *OPS, title=f"True ranking: mean rank by {column}")
+    for edge, row in zip(EDGES, ranks, strict=True):
+        truth.add_row(edge_name(edge), *(f"{rank:.2f}" for rank in row))
+    console.print(truth)
+    seeds = ", ".join(str(run.config.seed) for run in runs)
+    about = f"seeds {seeds}; {min(run.images for run in runs)} images"
+    for title, name in (("Kendall's tau, mean over edges", ""), (f"{column} of the selected cell", column)):
+        rows = {
+            str(epoch + 1): {s.signal: _value(s, name) for s in summaries if s.epoch == epoch}
+            for epoch in sorted({summary.epoch for summary in summaries})
+        }
+        console.print(_signal_table(f"{title} ({about})", "before epoch", rows))
+    last = max(summary.epoch for summary in summaries)
+    final = [summary for summary in summaries if summary.epoch == last]
+    rows = {name: {s.signal: _value(s, name) for s in final} for name in final[0].benchmark}
+    console.print(_signal_table(f"The cell selected before epoch {last + 1}", "accuracy", rows))
+
+
+def _signal_table(title: str, corner: str, rows: dict[str, dict[Signal, str]]) -> Table:
+    """A column per signal."""
+    heads = (
+        f"{signal.batch_norm}\n{signal.criterion}" if signal.batch_norm else "alpha" for signal in SIGNALS
+    )
+    table = Table(corner, *heads, title=title)
+    for name, cells in rows.items():
+        table.add_row(name, *(cells.get(signal, "-") for signal in SIGNALS))
+    return table
+
+
+def _value(summary: Summary, column: str) -> str:
+    """Accuracy in a column or, without one, tau; with its deviation if there are several runs."""
+    spread = summary.benchmark[column] if column else summary.tau
+    return _shown(spread, summary.runs)
+
+
+def _shown(spread: Spread, runs: int) -> str:
+    if math.isnan(spread.mean):
+        return "-"
+    return f"{spread.mean:.2f}" + (f" ± {spread.deviation:.2f}" if runs > 1 else "")
+
+
+@contextmanager
+def _progress(folder: Path) -> Iterator[Evaluated]:
+    """A bar on a terminal; nothing elsewhere."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
+        return
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(str(folder), total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,68 @@
+"""The true ranking of the ops of each edge, and Kendall's tau against it (paper, Figure 5)."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import kendalltau, rankdata
+
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.search.pruning import Importance
+from vpdarts_fast.spaces.genotype import EDGES, OPS, all_genotypes
+
+Array = NDArray[np.float64]
+
+
+@functools.cache
+def _choices() -> tuple[NDArray[np.int64], ...]:
+    """Per edge the op number [15625] of every architecture, in official order."""
+    return tuple(np.array([genotype.choices for genotype in all_genotypes()]).T)
+
+
+def true_ranks(table: BenchmarkTable, column: str) -> Array:
+    """The mean rank of every op on every edge, by benchmark accuracy.
+
+    The paper puts each op on the edge of 100 random architectures and averages the ranks. Here it is all
+    3,125 choices of the other edges, of which those 100 are a sample: it is as cheap and needs no seed.
+
+    Returns:
+        [E, O], from 1 (always the best) to O; equal accuracies share their mean rank.
+
+    Raises:
+        UserError: no such column, or the table lacks an architecture.
+    """
+    accuracy = table.column(column)
+    if np.isnan(accuracy).any():
+        raise UserError(
+            f"the true ranking needs every architecture; column {column} of the table lacks "
+            f"{np.isnan(accuracy).sum():,} of {len(accuracy):,}"
+        )
+    grid = np.empty((len(OPS),) * len(EDGES))
+    grid[_choices()] = accuracy
+    edges = (np.moveaxis(grid, edge, -1).reshape(-1, len(OPS)) for edge in range(len(EDGES)))
+    return np.stack([rankdata(-contexts, axis=1).mean(0) for contexts in edges])
+
+
+def levels(importance: Importance) -> NDArray[np.int64]:
+    """Importance as whole numbers [E, O]: the higher the more important, equal only where nothing decides."""
+    score, tie_break = importance.score.numpy(), importance.tie_break.numpy()
+    pairs = np.stack([score, tie_break], axis=-1)
+    return np.stack([np.unique(edge, axis=0, return_inverse=True)[1].reshape(-1) for edge in pairs])
+
+
+def kendall_tau(importance: Importance, ranks: Array) -> Array:
+    """Kendall's tau-b between the importance of ops and their true ranks, edge by edge.
+
+    Args:
+        importance: of [E, O] ops.
+        ranks: [E, O], as `true_ranks` gives them.
+
+    Returns:
+        [E], 1 where the orders agree and -1 where they are opposed; NaN where all ops are equal.
+    """
+    return np.array(
+        [kendalltau(level, -rank).statistic for level, rank in zip(levels(importance), ranks, strict=True)]
+    )

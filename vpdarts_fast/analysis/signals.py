@@ -1,0 +1,130 @@
+"""What each signal of importance is worth: tau and selection per snapshot, mean and spread over runs."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+
+from vpdarts_fast.analysis.evaluation import MODES, EvaluatedRun, Snapshot
+from vpdarts_fast.analysis.ranking import Array, kendall_tau
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.leave_one_out import BatchNorm
+from vpdarts_fast.search.pruning import AccuracyCriterion, AlphaCriterion, Criterion, LossCriterion
+from vpdarts_fast.spaces.genotype import Genotype
+
+
+@dataclass(frozen=True)
+class Signal:
+    """Something that ranks ops: a criterion and, where it needs an evaluation, a batch-norm mode."""
+
+    criterion: str
+    batch_norm: BatchNorm | None = None
+
+    def __str__(self) -> str:
+        return f"{self.batch_norm}, {self.criterion}" if self.batch_norm else self.criterion
+
+
+CRITERIA: dict[str, Criterion] = {
+    "accuracy": AccuracyCriterion(),
+    "loss": LossCriterion(),
+    "alpha": AlphaCriterion(),
+}
+
+SIGNALS = (*(Signal(name, mode) for name in ("accuracy", "loss") for mode in MODES), Signal("alpha"))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What a signal says of one snapshot.
+
+    Attributes:
+        epoch: the epoch that was about to begin, from 0.
+        tau: [E], NaN where the signal finds all ops of an edge equal.
+        genotype: what selection by it would take.
+        benchmark: the accuracies of that, in per cent.
+    """
+
+    epoch: int
+    signal: Signal
+    tau: Array
+    genotype: Genotype
+    benchmark: dict[str, float]
+
+    @property
+    def mean_tau(self) -> float:
+        """Over the edges that have a tau; NaN if none has."""
+        defined = self.tau[~np.isnan(self.tau)]
+        return float(defined.mean()) if len(defined) else math.nan
+
+
+@dataclass(frozen=True)
+class Spread:
+    """Mean and standard deviation (of the sample; 0 for a single value)."""
+
+    mean: float
+    deviation: float
+
+    @classmethod
+    def of(cls, values: list[float]) -> Spread:
+        present = [value for value in values if not math.isnan(value)]
+        if not present:
+            return cls(math.nan, math.nan)
+        return cls(statistics.fmean(present), statistics.stdev(present) if len(present) > 1 else 0.0)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A signal before an epoch, over the runs."""
+
+    epoch: int
+    signal: Signal
+    runs: int
+    tau: Spread
+    benchmark: dict[str, Spread]
+
+
+def judge(run: EvaluatedRun, ranks: Array, table: BenchmarkTable) -> list[Verdict]:
+    """Every signal on every snapshot; ranks is [E, O]. Alpha's magnitude is left out until it has trained."""
+    return [
+        verdict
+        for snapshot in run.snapshots
+        for verdict in _verdicts(snapshot, snapshot.epoch - run.config.warmup_epochs, ranks, table)
+    ]
+
+
+def _verdicts(
+    snapshot: Snapshot, pruning_epoch: int, ranks: Array, table: BenchmarkTable
+) -> Iterator[Verdict]:
+    for signal in SIGNALS:
+        criterion = CRITERIA[signal.criterion]
+        if pruning_epoch < criterion.first_epoch:
+            continue
+        evaluation = snapshot.evaluations[signal.batch_norm] if signal.batch_norm else None
+        importance = criterion.importance(snapshot.alpha, evaluation)
+        genotype = Genotype.from_choices(importance.ranking(snapshot.alive)[:, 0].tolist())
+        tau = kendall_tau(importance, ranks)
+        yield Verdict(snapshot.epoch, signal, tau, genotype, table.accuracy(genotype))
+
+
+def summarise(runs: list[list[Verdict]]) -> list[Summary]:
+    """Mean and spread over the runs' verdicts, in the order of epochs and `SIGNALS`."""
+    groups: dict[tuple[int, Signal], list[Verdict]] = {}
+    for verdicts in runs:
+        for verdict in verdicts:
+            groups.setdefault((verdict.epoch, verdict.signal), []).append(verdict)
+    return [
+        Summary(
+            epoch,
+            signal,
+            len(group),
+            Spread.of([verdict.mean_tau for verdict in group]),
+            {name: Spread.of([v.benchmark[name] for v in group]) for name in group[0].benchmark},
+        )
+        for (epoch, signal), group in sorted(
+            groups.items(), key=lambda item: (item[0][0], SIGNALS.index(item[0][1]))
+        )
+    ]
