@@ -92,7 +92,7 @@ def _fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     conv_a, conv_b = _folded(block.conv_a), _folded(block.conv_b)
     together = max(1, CACHE_BYTES // max(1, x[0].numel() * x.element_size()))
     parts = []
-    for images in x.split(together):
+    for images in torch.split(x, together):
         out = F.conv2d(F.relu(images), *conv_a, stride=2, padding=1).relu_()
         parts.append(F.conv2d(out, *conv_b, padding=1).add_(block.downsample(images)))
     return torch.cat(parts)
