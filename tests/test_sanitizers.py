@@ -22,8 +22,34 @@ def cpu_has_avx2() -> bool:
 
 needs_avx2 = pytest.mark.skipif(not cpu_has_avx2(), reason="this CPU has no AVX2")
 
+PROGRAMS = {
+    "masked_cell": ["cpu/kernels/masked_cell.cpp", "cpu/ops/cell_plan.cpp"],
+    "mixed_cell": [
+        "cpu/kernels/relu_conv.cpp",
+        "cpu/kernels/mixed_sum.cpp",
+        "cpu/ops/cell_statistics.cpp",
+        "cpu/ops/training_cell.cpp",
+    ],
+}
+"""Name of tests/native/<name>_test.cpp -> the sources that it tests."""
+
+
+def compile_and_run(program: str, isa: str, lanes: int, flags: list[str], folder: Path) -> None:
+    """Fails with the compiler's or the program's words."""
+    assert COMPILER is not None
+    sources = [f"tests/native/{program}_test.cpp", *(f"csrc/{source}" for source in PROGRAMS[program])]
+    options = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Icsrc", "-Itests/native/stand_in"]
+    macros = [f"-DVPDARTS_ISA={isa}", f"-DVPDARTS_LANES={lanes}"]
+    build = [COMPILER, *options, *macros, *flags, *sources, "-o", str(folder / program)]
+    compiled = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert compiled.returncode == 0, compiled.stderr[-3000:]
+    run = subprocess.run([folder / program], capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
+    assert run.stdout == "0 failed\n"
+
 
 @pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("program", PROGRAMS)
 @pytest.mark.parametrize(
     ("isa", "lanes", "flags"),
     [
@@ -33,19 +59,5 @@ needs_avx2 = pytest.mark.skipif(not cpu_has_avx2(), reason="this CPU has no AVX2
         pytest.param("avx512", 16, AVX2, id="16-lanes-on-avx2", marks=needs_avx2),
     ],
 )
-def test_masked_cell_kernels(isa: str, lanes: int, flags: list[str], tmp_path: Path) -> None:
-    assert COMPILER is not None
-    program = tmp_path / "test"
-    sources = [
-        "tests/native/masked_cell_test.cpp",
-        "csrc/cpu/kernels/masked_cell.cpp",
-        "csrc/cpu/ops/cell_plan.cpp",
-    ]
-    options = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Icsrc"]
-    macros = [f"-DVPDARTS_ISA={isa}", f"-DVPDARTS_LANES={lanes}"]
-    build = [COMPILER, *options, *macros, *flags, *sources, "-o", str(program)]
-    compiled = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
-    assert compiled.returncode == 0, compiled.stderr[-3000:]
-    run = subprocess.run([program], capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout + run.stderr[-3000:]
-    assert run.stdout == "0 failed\n"
+def test_native_kernels(program: str, isa: str, lanes: int, flags: list[str], tmp_path: Path) -> None:
+    compile_and_run(program, isa, lanes, flags, tmp_path)
