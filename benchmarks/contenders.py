@@ -20,7 +20,7 @@ from vpdarts_fast.spaces.nas_bench_201 import OPS
 CHANNELS, CLASSES, SIZE, SKIP_DROPOUT = 16, 10, 32, 0.2
 
 GRADIENT_TOLERANCE = 5e-3
-"""Of `relative_error`, in float32: a value at ReLU's kink may be rounded to either side, by eager PyTorch too."""
+"""Of `relative_error`, in float32: a value at ReLU's kink may fall to either side, in eager PyTorch too."""
 
 Result = TypeVar("Result")
 Module = TypeVar("Module", bound=nn.Module)

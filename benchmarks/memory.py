@@ -2,9 +2,9 @@
 
     python benchmarks/memory.py FORM PHASE CELLS_PER_STAGE
 
-prints bytes: how far the resident memory of two steps rises above what it was before them. That counts native
-scratch memory as well as PyTorch's. What stays from a step of two images before (optimiser state,
-libraries) does not count; the compiled form takes its steps before at full size, since it is compiled for one.
+prints bytes: how far the resident memory of two steps rises above what it was before them. That counts
+native scratch memory as well as PyTorch's. What stays from a step of two images before (optimiser state,
+libraries) does not count; the compiled form takes that step at full size, since it is compiled for one.
 """
 
 from __future__ import annotations

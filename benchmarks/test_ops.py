@@ -22,7 +22,6 @@ from torch import Tensor
 from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
 from vpdarts_fast.leave_one_out import distinct_variants, removals
-from vpdarts_fast.nn import SearchCell
 
 BATCH, SKIP, EDGES_OF_A_NODE = 64, 1, 3
 SHAPES = [
