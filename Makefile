@@ -32,7 +32,7 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 test: setup ## run the tests
 	@$(BIN)/python -m pytest tests $(ARGS)
 
-bench: setup ## run the benchmarks
+bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: setup ## check style and types of Python and C++

@@ -2,47 +2,79 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from statistics import median
-from time import perf_counter
 from typing import Any
 
 import pytest
+import torch._dynamo
+from contenders import OURS, Contender, ratio_of_rounds
 from pytest_benchmark.fixture import BenchmarkFixture
 
-Contenders = dict[str, Callable[[], Any]]
+MIB = 2**20
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    group = parser.getgroup("vpdarts_fast")
+    group.addoption("--quick", action="store_true", help="C=16, N=1, 64 images, few rounds: under 5 minutes")
+    group.addoption("--csv", type=Path, metavar="FILE", help="write medians, ratios and peaks into this file")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if not config.getoption("quick"):
+        return
+    kept = [item for item in items if item.get_closest_marker("full") is None]
+    config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+    items[:] = kept
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "full: takes minutes; left out by --quick")
+    # One function is compiled for many networks and shapes; going on without compiling would be no baseline.
+    torch._dynamo.config.recompile_limit = 100
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+
+
+@pytest.fixture(scope="session")
+def quick(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("quick"))
+
+
+@pytest.fixture(scope="session")
+def images(quick: bool) -> int:
+    """How many are evaluated together."""
+    return 64 if quick else 256
 
 
 @pytest.fixture
-def compare(benchmark: BenchmarkFixture) -> Callable[..., None]:
-    """Times contenders against each other; the last one is ours and makes the benchmark's row.
+def compare(benchmark: BenchmarkFixture, quick: bool) -> Callable[..., None]:
+    """Times contenders against each other; ours makes the benchmark's row.
 
-    ``compare(contenders, rounds)`` with name -> function without arguments, the baseline first. Verify
-    results before. Median seconds of each and the ratios of the others' to ours go into the row's
-    extra_info and into the table at the end.
+    ``compare(contenders, rounds)`` with name -> `Contender` or function without arguments, the baseline
+    first and ours last. Verify results before. Median seconds of each and the ratios of the others' to ours
+    go into the row's extra_info and into the table at the end.
     """
 
-    def run(contenders: Contenders, rounds: int = 5) -> None:
-        *others, ours = contenders
-        seconds: dict[str, list[float]] = {name: [] for name in contenders}
-        for function in contenders.values():
-            function()  # warm-up, and compilation where there is any
+    def run(contenders: Mapping[str, Contender | Callable[[], Any]], rounds: int = 5) -> None:
+        everybody = {n: c if isinstance(c, Contender) else Contender(c) for n, c in contenders.items()}
+        *others, ours = everybody
+        seconds: dict[str, list[float]] = {name: [] for name in everybody}
+        for contender in everybody.values():
+            contender.seconds()  # warm-up, and compilation where there is any
 
         def timed(name: str) -> None:
-            started = perf_counter()
-            contenders[name]()
-            seconds[name].append(perf_counter() - started)
+            seconds[name].append(everybody[name].seconds())
 
         def time_others() -> None:
             for name in others:
                 timed(name)
 
-        benchmark.pedantic(lambda: timed(ours), setup=time_others, rounds=rounds)
+        benchmark.pedantic(lambda: timed(ours), setup=time_others, rounds=min(rounds, 2) if quick else rounds)
         benchmark.extra_info["medians"] = {name: median(values) for name, values in seconds.items()}
-        benchmark.extra_info["ratios"] = {
-            name: median(theirs / own for theirs, own in zip(seconds[name], seconds[ours], strict=True))
-            for name in others
-        }
+        benchmark.extra_info["ratios"] = {n: ratio_of_rounds(seconds[n], seconds[ours]) for n in others}
+        benchmark.extra_info["notes"] = {n: c.note for n, c in everybody.items() if c.note}
 
     return run
 
@@ -52,10 +84,39 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     rows = [row for row in getattr(session, "benchmarks", []) if "ratios" in row.extra_info]
     if not rows:
         return
-    terminalreporter.section("ours against the others: median seconds, and median ratio of a round")
+    terminalreporter.section(
+        "others against ours: median seconds or peak memory, and median ratio of a round"
+    )
     for row in rows:
-        medians, ratios = row.extra_info["medians"], row.extra_info["ratios"]
         terminalreporter.write_line(row.name)
-        for name, value in medians.items():
-            ratio = f"{ratios[name]:6.2f} x" if name in ratios else "  ours"
-            terminalreporter.write_line(f"    {name:<28} {value:9.4f} s {ratio}")
+        for line in table_lines(row.extra_info):
+            terminalreporter.write_line(line)
+    if (path := config.getoption("csv")) is not None:
+        write_csv(path, rows)
+        terminalreporter.write_line(f"written: {path}")
+
+
+def table_lines(info: Mapping[str, Any]) -> list[str]:
+    """One line for each contender of a row."""
+    lines = []
+    for name in {**info.get("medians", {}), **info.get("peaks", {})}:
+        ratio = f"{info['ratios'][name]:7.2f} x" if name in info["ratios"] else " " * 9
+        peak = f"{info['peaks'][name] / MIB:9.1f} MiB" if name in info.get("peaks", {}) else ""
+        value = peak or f"{info['medians'][name]:11.5f} s"
+        lines.append(f"    {name:<28} {value:<13} {ratio}  {info.get('notes', {}).get(name, '')}".rstrip())
+    return lines
+
+
+def write_csv(path: Path, rows: list[Any]) -> None:
+    """A line for each contender of each benchmark; the ratio is theirs to ours, 1 for ours itself."""
+    with path.open("w", newline="") as file:
+        lines = csv.writer(file)
+        lines.writerow(["benchmark", "contender", "median_seconds", "ratio", "peak_mib", "note"])
+        for row in rows:
+            info = row.extra_info
+            medians, peaks = info.get("medians", {}), info.get("peaks", {})
+            for name in {**medians, **peaks}:
+                ratio = info["ratios"].get(name, 1.0 if name == OURS.name else None)
+                peak = peaks[name] / MIB if name in peaks else None
+                note = info.get("notes", {}).get(name, "")
+                lines.writerow([row.name, name, medians.get(name), ratio, peak, note])

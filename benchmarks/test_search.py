@@ -1,0 +1,90 @@
+"""Two epochs of a search, C=16, N=1, 32x32: a warm-up epoch and a pruning epoch with its leave-one-out."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from contenders import CLASSES, EAGER, FORMS, OURS, SIZE, Contender, Form, relative_error
+
+from vpdarts_fast.data import Augmentation, ImageData
+from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast.search import RunFolder, Search, SearchConfig
+from vpdarts_fast.search.state import SearchState
+
+CONFIG = SearchConfig(cells_per_stage=1, warmup_epochs=1, pruning_epochs=1, device="cpu")
+
+
+class Silent:
+    """An observer that looks away."""
+
+    def phase(self, description: str, total: int, done: int = 0) -> None: ...
+    def advance(self, done: int, epochs: float) -> None: ...
+    def epoch(self, metrics: dict[str, Any]) -> None: ...
+
+
+def random_data(count: int) -> ImageData:
+    """Random images of 32x32, uint8 [count, 32, 32, 3]."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (count, SIZE, SIZE, 3), generator=generator, dtype=torch.uint8)
+    labels = torch.randint(CLASSES, (count,), generator=generator)
+    classes = tuple(map(str, range(CLASSES)))
+    return ImageData("random", images, labels, images[:1], labels[:1], classes, Augmentation(4, flip=True))
+
+
+class FormSearch(Search):
+    """A search whose supernet and batches are in a form."""
+
+    def __init__(self, form: Form, config: SearchConfig, data: ImageData, folder: Path) -> None:
+        config = dataclasses.replace(config, fused=form.fused)
+        super().__init__(config, data, RunFolder(folder), Silent())
+        self.form, self.classes = form, data.num_classes
+        self.restart()
+
+    def restart(self) -> None:
+        """Everything as before the first epoch."""
+        self.state = SearchState(self.config, self.classes, self.device)
+        self.form.module(self.state.supernet)
+
+    def epochs(self) -> None:
+        """Trains for all epochs, without the final evaluation."""
+        self.restart()
+        self.form.run(self._epochs)()
+
+    def _epochs(self) -> None:
+        while self.state.epoch < self.config.epochs:
+            self._begin_epoch()
+            self._train_epoch()
+            self._end_epoch()
+
+    def _batch(self, *arguments: Any, **named: Any) -> Batch:
+        images, labels = super()._batch(*arguments, **named)
+        return self.form.images(images), labels
+
+
+def verify(folder: Path) -> None:
+    """Without dropout, which the forms draw in different ways, every form comes to the same alpha."""
+    config = dataclasses.replace(CONFIG, skip_dropout=0.0, batch_size=32)
+    expected = None
+    for form in FORMS:
+        if not form.compiled:
+            search = FormSearch(form, config, random_data(128), folder)
+            search.epochs()
+            alpha = search.state.alpha.detach().clone()
+            expected = alpha if expected is None else expected
+            assert form == EAGER or relative_error(alpha, expected) < 1e-3, form.name
+
+
+@pytest.mark.parametrize("images", [128, pytest.param(1024, marks=pytest.mark.full)])
+def test_search_epochs(images: int, quick: bool, tmp_path: Path, compare: Callable[..., None]) -> None:
+    """Uncompiled forms: a search would have to compile for several shapes and modes first."""
+    if images == 128 and not quick:
+        pytest.skip("for --quick")
+    verify(tmp_path)
+    searches = {f.name: FormSearch(f, CONFIG, random_data(images), tmp_path) for f in FORMS if not f.compiled}
+    assert list(searches)[-1] == OURS.name
+    compare({name: Contender(search.epochs) for name, search in searches.items()}, rounds=3)
