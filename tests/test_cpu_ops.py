@@ -1,18 +1,22 @@
-"""The native CPU ops beyond the contract of test_ops.py: instruction sets, bad calls, threads, tracing."""
+"""The native CPU ops beyond their contract: instruction sets, bad calls, threads, blocks, tracing."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from op_contract import Close, normal, weighted_sum
 from torch import Tensor
 
-from vpdarts_fast import native, reference
+from vpdarts_fast import native, ops, reference
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
 
@@ -36,19 +40,43 @@ def masked_cell(*args: Tensor) -> Tensor:
     return out
 
 
+def mixed_cell_args(n: int = 5, c: int = 8, size: int = 9) -> list[Any]:
+    """Of torch.ops.vpdarts_fast.mixed_cell; those that have a gradient require it."""
+    weights = normal(6, c, c, 1, 1, seed=1) * c**-0.5, normal(6, c, c, 3, 3, seed=2) * (c**-0.5 / 3)
+    tensors = [normal(n, c, size, size), *weights, normal(6, 5, seed=3) / 2]
+    return [*(t.float().requires_grad_() for t in tensors), torch.arange(6) * 1_000_003 - 2**40, 0.25, 1e-3]
+
+
+def outputs_and_gradients(args: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
+    """All that mixed_cell returns, and the gradients of the four that have one."""
+    leaves = [t.detach().requires_grad_() for t in args[:4]]
+    outputs = list(torch.ops.vpdarts_fast.mixed_cell(*leaves, *args[4:]))
+    gradients = torch.autograd.grad(weighted_sum(outputs[:1]), leaves)
+    return [output.detach() for output in outputs], list(gradients)
+
+
+def all_equal(some: list[Tensor], others: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(some, others, strict=True))
+
+
+@contextmanager
+def thread_count(threads: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 @pytest.mark.parametrize("isa", native.supported_isas() if native.available() else [])
 def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     """In a process of its own, since an instruction set is chosen once."""
     environment = os.environ | {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu"]
+    files = ["tests/test_masked_cell.py", "tests/test_mixed_cell.py"]
     root = Path(__file__).parent.parent
-    run = subprocess.run(
-        [*command, "tests/test_masked_cell.py", "tests/test_mixed_cell.py"],
-        cwd=root,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    run = subprocess.run([*command, *files], cwd=root, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout
 
@@ -64,23 +92,57 @@ def test_a_unit_of_many_images_and_tails(c: int) -> None:
             assert error < 1e-5
 
 
+@pytest.mark.parametrize("c", [16, 32, 64])
+@pytest.mark.parametrize(("size", "n"), [(4, 13), (8, 9), (17, 2)])
+def test_mixed_cell_of_many_images_and_tails(c: int, size: int, n: int, assert_close: Close) -> None:
+    """Blocks of several images with a smaller last one, more than six tiles; values and gradients."""
+    args = mixed_cell_args(n, c, size)
+    outputs, gradients = outputs_and_gradients(args)
+    leaves = [t.detach().double().requires_grad_() for t in args[:4]]
+    x, weight_1x1, weight_3x3, alpha = leaves
+    expected = reference.mixed_cell(x[None], weight_1x1, weight_3x3, alpha[None], *args[4:])
+    for actual, wanted in zip(outputs[:3], expected, strict=True):
+        assert_close(actual, wanted[0])
+    wanted_gradients = torch.autograd.grad(weighted_sum([expected[0][0]]), leaves)
+    for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+        assert_close(actual, wanted)
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_the_thread_count_does_not_change_a_bit(threads: int) -> None:
-    args, before = arguments(), torch.get_num_threads()
+    args = arguments()
     expected = masked_cell(*args)
-    try:
-        torch.set_num_threads(threads)
+    with thread_count(threads):
         assert torch.equal(masked_cell(*args), expected)
-    finally:
-        torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3, 5])
+def test_mixed_cell_is_repeatable(threads: int, assert_close: Close) -> None:
+    """Outputs do not depend on the thread count; gradients are sums whose order it fixes."""
+    args = mixed_cell_args(n=11)
+    with thread_count(1):
+        expected, expected_gradients = outputs_and_gradients(args)
+    with thread_count(threads):
+        first = outputs_and_gradients(args)[1]
+        for _ in range(5):
+            outputs, gradients = outputs_and_gradients(args)
+            assert all_equal(outputs, expected)
+            assert all_equal(gradients, first)
+    for gradient, wanted in zip(first, expected_gradients, strict=True):
+        assert_close(gradient, wanted)
 
 
 def test_several_python_threads_at_once() -> None:
-    args = arguments()
+    args, mixed_args = arguments(), mixed_cell_args()
     expected = masked_cell(*args)
-    with ThreadPoolExecutor(4) as pool:
-        results = list(pool.map(lambda _: masked_cell(*args), range(16)))
-    assert all(torch.equal(result, expected) for result in results)
+    # Intra-op threads are counted anew in a Python thread: there, one each.
+    with thread_count(1), ThreadPoolExecutor(4, initializer=lambda: torch.set_num_threads(1)) as pool:
+        outputs, gradients = outputs_and_gradients(mixed_args)
+        mixed = [pool.submit(outputs_and_gradients, mixed_args) for _ in range(16)]
+        masked = [pool.submit(masked_cell, *args) for _ in range(16)]
+        assert all(torch.equal(future.result(), expected) for future in masked)
+        for future in mixed:
+            assert all_equal(future.result()[0], outputs) and all_equal(future.result()[1], gradients)
 
 
 @pytest.mark.parametrize(
@@ -113,6 +175,32 @@ def test_a_nan_stays_in_its_image_and_is_not_swallowed() -> None:
     assert out[:, [0, 2]].isfinite().all()
 
 
+@pytest.mark.parametrize(
+    ("position", "bad", "message"),
+    [
+        (0, torch.zeros(5, 8, 9, 9, dtype=torch.float64), "x must be float32"),
+        (0, torch.zeros(1, 5, 8, 9, 9), r"x must be \[N, C, H, W\]; got 5 dimensions"),
+        (0, torch.zeros(1, 8, 1, 1), r"x must hold two values per channel; got N, C, H, W = \[1, 8, 1, 1\]"),
+        (1, torch.zeros(6, 8, 7, 1, 1), r"weight_1x1 must have shape \[6, 8, 8, 1, 1\]"),
+        (2, torch.zeros(6, 8, 8, 9), r"weight_3x3 must have shape \[6, 8, 8, 3, 3\]"),
+        (3, torch.zeros(()), r"alpha must be \[E, 5\]; got 0 dimensions"),
+        (3, torch.zeros(5, 5), "alpha must have 1, 3, 6, 10 or 15 edges; got 5"),
+        (3, torch.zeros(6, 4), r"alpha must have shape \[6, 5\]"),
+        (4, torch.zeros(6), "skip_seed must be int64"),
+        (4, torch.zeros(5, dtype=torch.int64), r"skip_seed must have shape \[6\]"),
+        (5, 1 - 2**-33, r"skip_dropout must be in \[0, 1 - 2\^-32\]"),
+        (5, float("nan"), r"skip_dropout must be in \[0, 1 - 2\^-32\]; got nan"),
+    ],
+)
+def test_hostile_arguments_of_mixed_cell_are_refused_by_the_native_side(
+    position: int, bad: Any, message: str
+) -> None:
+    args = mixed_cell_args()
+    args[position] = bad
+    with pytest.raises(RuntimeError, match=f"mixed_cell: {message}"):
+        torch.ops.vpdarts_fast.mixed_cell(*args)
+
+
 @pytest.mark.parametrize("c", [5, 8])
 @pytest.mark.parametrize("shared", [True, False])
 def test_schema_and_fake(c: int, shared: bool) -> None:
@@ -125,3 +213,45 @@ def test_compiles_without_a_graph_break() -> None:
     args = arguments(v=3)
     compiled = torch.compile(lambda *args: masked_cell(*args) * 2, fullgraph=True, backend="aot_eager")
     assert torch.equal(compiled(*args), masked_cell(*args) * 2)
+
+
+CHECKS = (
+    "test_schema",
+    "test_faketensor",
+    "test_autograd_registration",
+    "test_aot_dispatch_static",
+    "test_aot_dispatch_dynamic",
+)
+
+
+@pytest.mark.parametrize("c", [5, 8])
+def test_schema_fake_and_autograd_of_mixed_cell(c: int) -> None:
+    args = mixed_cell_args(c=c)
+    torch.library.opcheck(torch.ops.vpdarts_fast.mixed_cell.default, tuple(args), test_utils=CHECKS)
+    x, *weights, alpha, seeds, dropout, eps = (a.detach() if isinstance(a, Tensor) else a for a in args)
+    variants = x[None], *weights, alpha.repeat(3, 1, 1), seeds, dropout, eps
+    torch.library.opcheck(torch.ops.vpdarts_fast.mixed_cell_variants.default, variants, test_utils=CHECKS[:2])
+    inputs = x, *weights, alpha, seeds, dropout, eps
+    node, _, _, *saved = torch.ops.vpdarts_fast.mixed_cell(*inputs)
+    backward = torch.ops.vpdarts_fast.mixed_cell_backward.default
+    for wanted in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
+        call = torch.ones_like(node), *inputs, *saved, *wanted
+        torch.library.opcheck(backward, call, test_utils=CHECKS[:2])
+
+
+@pytest.mark.parametrize("variants", [1, 2])
+def test_mixed_cell_compiles_without_a_graph_break(variants: int) -> None:
+    """The public function, forward and backward."""
+    x, *weights, alpha, seeds, dropout, eps = mixed_cell_args()
+    tables = torch.stack([alpha.detach() * (v + 1) for v in range(variants)])
+
+    def loss(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:
+        node, mean, _ = ops.mixed_cell(x, weight_1x1, weight_3x3, alpha, seeds, dropout, eps, backend="cpu")
+        return (node * torch.cos(node)).sum(), mean
+
+    def run(function: Callable[..., tuple[Tensor, Tensor]]) -> list[Tensor]:
+        leaves = [t.detach().requires_grad_() for t in (x[None], *weights, tables)]
+        value, mean = function(*leaves)
+        return [value.detach(), mean, *torch.autograd.grad(value, leaves)]
+
+    assert all_equal(run(torch.compile(loss, fullgraph=True, backend="aot_eager")), run(loss))

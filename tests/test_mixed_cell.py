@@ -190,8 +190,8 @@ def test_mixed_cell_shares_what_is_shared(
         (3, normal(1, 5, 5), r"alpha must be .*; got \[1, 5, 5\]"),
         (4, torch.zeros(5, dtype=torch.int64), r"skip_seed must be .*\[6\]; got \[5\]"),
         (4, torch.zeros(6), "skip_seed must be int64"),
-        (5, 1.0, r"skip_dropout must be in \[0, 1\); got 1.0"),
-        (5, float("nan"), r"skip_dropout must be in \[0, 1\); got nan"),
+        (5, 1 - 2**-33, r"skip_dropout must be in \[0, 1 - 2\^-32\]; got 0.99"),
+        (5, float("nan"), r"skip_dropout must be in \[0, 1 - 2\^-32\]; got nan"),
     ],
 )
 def test_mixed_cell_refuses(position: int, bad: Any, message: str) -> None:

@@ -52,7 +52,9 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     images, channels, height, width = x.shape
     edges, wide = alpha.shape[0], padded(channels)
-    nodes = next(n for n in range(2, 7) if n * (n - 1) // 2 == edges)
+    nodes = next((n for n in range(2, 7) if n * (n - 1) // 2 == edges), None)
+    if nodes is None:
+        raise ValueError(f"mixed_cell: alpha must have 1, 3, 6, 10 or 15 edges; got {edges}")
     return (
         padded_channels_last(x, (images, channels, height, width)),
         x.new_empty(edges, 2, channels),

@@ -43,8 +43,8 @@ def mixed_cell(
     check_cell("mixed_cell", x, weight_1x1, weight_3x3, alpha)
     if x.shape[1] * x.shape[3] * x.shape[4] < 2:
         raise UserError(f"mixed_cell: x must hold two values per channel; got {list(x.shape)}")
-    if not 0 <= skip_dropout < 1:
-        raise UserError(f"mixed_cell: skip_dropout must be in [0, 1); got {skip_dropout}")
+    if not 0 <= skip_dropout <= 1 - 2**-32:  # more may round to a dropout that keeps nothing
+        raise UserError(f"mixed_cell: skip_dropout must be in [0, 1 - 2^-32]; got {skip_dropout}")
     if skip_seed is not None and skip_seed.dtype != torch.int64:
         raise UserError(f"mixed_cell: skip_seed must be int64; got {skip_seed.dtype}")
     if skip_seed is not None:

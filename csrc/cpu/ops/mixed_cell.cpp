@@ -78,8 +78,9 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
   STD_TORCH_CHECK(sizes.pixels() >= 2 && channels >= 1, kName,
                   ": x must hold two values per channel; got N, C, H, W = ",
                   text({sizes.images, channels, sizes.height, sizes.width}));
-  STD_TORCH_CHECK(skip_dropout >= 0 && skip_dropout < 1, kName, ": skip_dropout must be in [0, 1); got ",
-                  skip_dropout);
+  // More than the upper bound may round to a dropout that keeps nothing.
+  STD_TORCH_CHECK(skip_dropout >= 0 && skip_dropout <= 1 - 1 / 4294967296.0, kName,
+                  ": skip_dropout must be in [0, 1 - 2^-32]; got ", skip_dropout);
   std::vector<Dropout> keep;
   if (skip_seed.has_value()) {
     check_tensor(kName, "skip_seed", *skip_seed, {edges}, torch::headeronly::ScalarType::Long);

@@ -1,0 +1,163 @@
+"""Arguments of the native ops for fuzz_ops.py, as hypothesis strategies: right ones and hostile ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from hypothesis import strategies as st
+from op_contract import channels_last, sliced, transposed
+from torch import Tensor
+
+Arguments = dict[str, Any]
+"""In the order of the op's schema."""
+
+HUGE = 2**44  # that many floats have no place in the address space
+
+
+def expanded(x: Tensor) -> Tensor:
+    """The first row along the last dimension, over and over."""
+    return x[..., :1].expand_as(x)
+
+
+def negative_view(x: Tensor) -> Tensor:
+    """-x with the minus sign not yet carried out."""
+    return torch._neg_view(x)
+
+
+def permuted(x: Tensor) -> Tensor:
+    """The same values, all dimensions the other way round in memory."""
+    order = list(range(x.dim()))[::-1]
+    return x.permute(order).contiguous().permute(order)
+
+
+LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (
+    torch.Tensor.contiguous,
+    sliced,
+    transposed,
+    expanded,
+    permuted,
+    negative_view,
+)
+
+
+@st.composite
+def right_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+    """The arguments of masked_cell, mixed_cell or mixed_cell_variants, in the order of the schema."""
+    nodes = draw(st.integers(2, 6))
+    edges = nodes * (nodes - 1) // 2
+    variants = 1 if op == "mixed_cell" else draw(st.integers(1, 4))
+    inputs = draw(st.sampled_from([1, variants]))
+    c = draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17]))
+    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
+    images = draw(st.integers(2 if size == (1, 1) else 1, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    def coin(share: float, *shape: int) -> Tensor:
+        return torch.rand(shape, generator=generator) < share
+
+    alpha = torch.where(coin(0.7, variants, edges, 1), normal(1, edges, 5), normal(variants, edges, 5))
+    alpha *= ~coin(draw(st.sampled_from([0.0, 0.2, 1.0])), variants, edges, 5)
+    args: Arguments = {
+        "x": normal(inputs, images, c, *size),
+        "weight_1x1": normal(edges, c, c, 1, 1) * c**-0.5,
+        "weight_3x3": normal(edges, c, c, 3, 3) * (c**-0.5 / 3),
+    }
+    if op == "masked_cell":
+        args |= {"mean": normal(edges, 2, c), "variance": normal(edges, 2, c).abs() + 0.5}
+    args["alpha"] = alpha / 2
+    if op == "mixed_cell":
+        args["x"], args["alpha"] = args["x"][0], args["alpha"][0]
+    if op != "masked_cell":
+        seeds = torch.randint(-(2**63), 2**63 - 1, (edges,), generator=generator)
+        args["skip_seed"] = draw(st.sampled_from([None, seeds]))
+        args["skip_dropout"] = draw(st.sampled_from([0.0, 1e-12, 0.25, 0.9]))
+    args["eps"] = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+    for name, value in args.items():
+        if layouts and isinstance(value, Tensor) and value.is_floating_point() and name != "variance":
+            args[name] = draw(st.sampled_from(LAYOUTS))(value)
+    if layouts and draw(st.booleans()):
+        args["x"] = channels_last(args["x"])
+    return args
+
+
+def resized(x: Tensor, shape: list[int]) -> Tensor:
+    return torch.zeros((), dtype=x.dtype).expand(shape)
+
+
+@st.composite
+def hostile(draw: st.DrawFn, x: Tensor) -> Tensor:
+    """Something in place of x."""
+    kind = draw(st.sampled_from(["dtype", "rank", "size", "place", "values", "huge"]))
+    if kind == "dtype":
+        types = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
+        return x.to(draw(st.sampled_from([*types, torch.float32, torch.int32])))
+    if kind == "rank":
+        changes: list[Callable[[], Tensor]] = [
+            lambda: x.flatten(),
+            lambda: x[None],
+            lambda: x[..., None],
+            lambda: torch.tensor(1.0),
+            lambda: x.sum(),
+            lambda: torch.empty(0),
+            lambda: torch.empty(0, 5),
+            lambda: x.squeeze(),
+        ]
+        return draw(st.sampled_from(changes))()
+    if kind == "size" or kind == "huge":
+        shape = list(x.shape)
+        dimension = draw(st.integers(0, len(shape) - 1))
+        sizes = [0, 1, 2, 3, 5, 7, 21, 2 * shape[dimension], shape[dimension] + 1]
+        shape[dimension] = HUGE if kind == "huge" else draw(st.sampled_from(sizes))
+        return resized(x, shape)
+    if kind == "place":
+        places: list[Callable[[], Tensor]] = [
+            lambda: x.to("meta"),
+            lambda: x.to_sparse(),
+            lambda: torch.nn.Parameter(x, requires_grad=x.is_floating_point()),
+        ]
+        return draw(st.sampled_from(places))()
+    if x.numel() == 0 or not x.is_floating_point():
+        return x.clone().fill_(draw(st.sampled_from([0, -1, 2**63 - 1, -(2**63)])))
+    bad = x.contiguous().clone()
+    everywhere = draw(st.booleans())
+    place = slice(None) if everywhere else draw(st.integers(0, x.numel() - 1))
+    bad.view(-1)[place] = draw(st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-42]))
+    return bad
+
+
+SETTINGS: dict[str, list[Any]] = {
+    "eps": [0.0, -1.0, 1e-45, 1e300, torch.inf, -torch.inf, torch.nan],
+    "skip_dropout": [
+        0.0,
+        1.0,
+        -1e-300,
+        2.0,
+        1 - 2**-32,
+        1 - 2**-33,
+        1 - 2**-53,
+        torch.inf,
+        -torch.inf,
+        torch.nan,
+    ],
+    "wants_x": [True, False],
+    "wants_weights": [True, False],
+    "wants_alpha": [True, False],
+}
+
+
+def hostile_calls(draw: Callable[..., Any], args: Arguments) -> Arguments:
+    """One to three of the arguments replaced."""
+    edges = args["weight_1x1"].shape[0]  # before anything is replaced, alpha by a huge one perhaps
+    for name in sorted(draw(st.sets(st.sampled_from(list(args)), min_size=1, max_size=3))):
+        if name in SETTINGS:
+            args[name] = draw(st.sampled_from(SETTINGS[name]))
+        elif args[name] is None:
+            args[name] = draw(hostile(torch.zeros(edges, dtype=torch.int64)))
+        else:
+            args[name] = draw(hostile(args[name]))
+    return args
