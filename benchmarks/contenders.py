@@ -83,7 +83,7 @@ class Form:
         @wraps(function)
         def in_form() -> Result:
             if self.compiled:
-                # On CPUs, Inductor's own random numbers take a third of a training step longer than PyTorch's.
+                # With Inductor's own random numbers a training step took a third longer than with PyTorch's.
                 settings = {"freezing": not torch.is_grad_enabled(), "fallback_random": True}
                 with torch._inductor.config.patch(settings):
                     return function()
