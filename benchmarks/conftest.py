@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
@@ -35,6 +36,7 @@ def pytest_configure(config: pytest.Config) -> None:
     # One function is compiled for many networks and shapes; going on without compiling would be no baseline.
     torch._dynamo.config.recompile_limit = 100
     torch._dynamo.config.fail_on_recompile_limit_hit = True
+    logging.getLogger("torch.__trace").propagate = False  # pytest would collect every step of compiling
 
 
 @pytest.fixture(scope="session")

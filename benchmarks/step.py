@@ -52,6 +52,13 @@ class Step:
             return weights_step(self.network, self.alpha, self.batch, self.weights_optimizer, self.clip)[0]
         return alpha_step(self.network, self.alpha, self.alive, self.batch, self.alpha_optimizer)[0]
 
+    def double(self) -> Step:
+        """This step in float64; in place, before the first one."""
+        self.supernet.double()
+        self.alpha.data = self.alpha.data.double()
+        self.batch = self.batch[0].double(), self.batch[1]
+        return self
+
     def without_dropout(self) -> tuple[float, Tensor]:
         """Loss and gradient of a step that dropout has no influence on: the skip connections' alphas are 0.
 
@@ -67,4 +74,4 @@ class Step:
             gradients = [weight.grad for weight in self.supernet.parameters()]
         with torch.no_grad():
             self.alpha.copy_(new_alpha())
-        return loss, torch.cat([gradient.flatten().clone() for gradient in gradients])
+        return loss, torch.cat([gradient.flatten().double() for gradient in gradients])

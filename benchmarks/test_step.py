@@ -6,19 +6,26 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from contenders import FORMS, GRADIENT_TOLERANCE, OURS, Contender, relative_error
+from contenders import EAGER, FORMS, OURS, Contender, relative_error
 from step import Step
 
 N5 = pytest.param(5, marks=pytest.mark.full)
 
 
-def verify(steps: Sequence[Step]) -> None:
-    """Loss and gradients as the first one's."""
-    loss, gradient = steps[0].without_dropout()
-    for step in steps[1:]:
-        found, found_gradient = step.without_dropout()
-        assert found == pytest.approx(loss, rel=1e-5), step.form.name
-        assert relative_error(found_gradient, gradient) < GRADIENT_TOLERANCE, step.form.name
+def verify(steps: Sequence[Step], phase: str, cells: int) -> None:
+    """Loss and gradients against eager PyTorch's in float64.
+
+    In float32 some values at ReLU's kink fall to the other side, so that gradients differ by much more than
+    rounding: by 0.5 % at N=1 and 7 % at N=5, in eager PyTorch with channels last as well; in float64 the
+    forms that can compute in it agree to 14 digits. So the yardstick is what float32 does to eager PyTorch.
+    """
+    loss, gradient = Step(EAGER, phase, cells).double().without_dropout()
+    found = {step.form.name: step.without_dropout() for step in steps}
+    errors = {name: relative_error(some, gradient) for name, (_, some) in found.items()}
+    yardstick = max(error for name, error in errors.items() if name.startswith("eager"))
+    for name, error in errors.items():
+        assert found[name][0] == pytest.approx(loss, rel=1e-5), name
+        assert error < 3 * max(yardstick, 1e-3), f"{name}: {errors}"
 
 
 @pytest.mark.parametrize("cells", [1, N5], ids=lambda n: f"N={n}")
@@ -27,7 +34,7 @@ def test_step(phase: str, cells: int, quick: bool, compare: Callable[..., None])
     # Compiling takes a minute or two: --quick does it for one phase.
     forms = [form for form in FORMS if not (form.compiled and quick and phase == "alpha")]
     steps = {form.name: Step(form, phase, cells) for form in forms}
-    verify(list(steps.values()))
+    verify(list(steps.values()), phase, cells)
     compare(steps, rounds=7 if cells == 1 else 3)
 
 
