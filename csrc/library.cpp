@@ -27,4 +27,10 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
       "Tensor? skip_seed, float skip_dropout, float eps, Tensor nodes, Tensor raw, Tensor statistics, "
       "Tensor moments, bool wants_x, bool wants_weights, bool wants_alpha) -> (Tensor, Tensor, Tensor, "
       "Tensor)");
+
+  // x [N, C, H, W], weight_a [C_out, C, 3, 3], weight_b [C_out, C_out, 3, 3], weight_shortcut
+  // [C_out, C, 1, 1], scale and shift [2, C_out] -> [N, C_out, ceil(H/2), ceil(W/2)], channels last.
+  m.def(
+      "residual_block(Tensor x, Tensor weight_a, Tensor weight_b, Tensor weight_shortcut, Tensor scale, "
+      "Tensor shift) -> Tensor");
 }

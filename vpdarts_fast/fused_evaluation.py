@@ -11,19 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import serving
-from vpdarts_fast.nn import ReLUConvBN, ResidualBlock, SearchCell
+from vpdarts_fast.nn import ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 DEFAULT_BUDGET = {"masked_cell": 160 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
-
-CACHE_BYTES = 2 << 20
-"""Of a residual block's input that is worked on at once; where the CPU path was fastest."""
 
 
 def variant_logits(
@@ -85,27 +81,12 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
 
 
 def _fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
-    """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)], each batch norm folded into its convolution.
-
-    A few images at a time, so that what lies between the convolutions stays in the cache.
-    """
-    conv_a, conv_b = _folded(block.conv_a), _folded(block.conv_b)
-    together = max(1, CACHE_BYTES // max(1, x[0].numel() * x.element_size()))
-    parts = []
-    for images in torch.split(x, together):
-        out = F.conv2d(F.relu(images), *conv_a, stride=2, padding=1).relu_()
-        parts.append(F.conv2d(out, *conv_b, padding=1).add_(block.downsample(images)))
-    return torch.cat(parts)
-
-
-def _folded(conv: ReLUConvBN) -> tuple[Tensor, Tensor]:
-    """Weight [C_out, C_in, K, K] and bias [C_out] of the convolution with its batch norm."""
-    norm = conv.norm
-    scale = norm.weight / torch.sqrt(_buffer(norm.running_var) + norm.eps)
-    weight = conv.conv.weight * scale[:, None, None, None]
-    return weight.contiguous(memory_format=torch.channels_last), norm.bias - _buffer(
-        norm.running_mean
-    ) * scale
+    """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
+    norms = [block.conv_a.norm, block.conv_b.norm]
+    scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
+    shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
+    weights = block.conv_a.conv.weight, block.conv_b.conv.weight, block.shortcut.weight
+    return ops.residual_block(x, *weights, scale, shift)
 
 
 def _buffer(statistics: Tensor | None) -> Tensor:

@@ -211,6 +211,12 @@ class ResidualBlock(nn.Module):
             nn.Conv2d(channels_in, channels_out, 1, bias=False),
         )
 
+    @property
+    def shortcut(self) -> nn.Conv2d:
+        conv = self.downsample[1]
+        assert isinstance(conv, nn.Conv2d)
+        return conv
+
     def forward(self, x: Tensor) -> Tensor:
         shortcut: Tensor = self.downsample(x)
         residual: Tensor = self.conv_b(self.conv_a(x))

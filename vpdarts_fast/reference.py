@@ -207,3 +207,26 @@ def masked_cell(
             nodes.append(node)
         outputs.append(nodes[-1])
     return torch.stack(outputs)
+
+
+def residual_block(
+    x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """The block between two stages, each batch norm a factor and a shift per channel.
+
+    Args:
+        x: [N, C, H, W].
+        weight_a: [C_out, C, 3, 3], of stride 2.
+        weight_b: [C_out, C_out, 3, 3].
+        weight_shortcut: [C_out, C, 1, 1], behind a 2x2 average pool.
+        scale: [2, C_out], of the batch norms behind the convolutions a and b.
+        shift: [2, C_out].
+
+    Returns:
+        [N, C_out, ceil(H/2), ceil(W/2)].
+    """
+    scale_a, scale_b = scale[:, :, None, None]
+    shift_a, shift_b = shift[:, :, None, None]
+    a = scale_a * F.conv2d(F.relu(x), weight_a, stride=2, padding=1) + shift_a
+    b = scale_b * F.conv2d(F.relu(a), weight_b, padding=1) + shift_b
+    return b + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)

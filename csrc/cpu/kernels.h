@@ -5,6 +5,7 @@
 #include "cpu/kernels/masked_cell.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/relu_conv.h"
+#include "cpu/kernels/residual_block.h"
 
 namespace vpdarts::cpu {
 
@@ -12,6 +13,7 @@ struct Kernels {
   const ReluConvKernels& relu_conv;
   const MixedSumKernels& mixed_sum;
   const MaskedCellKernels& masked_cell;
+  const ResidualBlockKernels& residual_block;
 };
 
 // Of active_isa().

@@ -6,5 +6,6 @@ __all__ = []
 if native.available():
     from vpdarts_fast.cpu.masked_cell import masked_cell
     from vpdarts_fast.cpu.mixed_cell import mixed_cell
+    from vpdarts_fast.cpu.residual_block import residual_block
 
-    __all__ = ["masked_cell", "mixed_cell"]
+    __all__ = ["masked_cell", "mixed_cell", "residual_block"]

@@ -35,19 +35,6 @@ class Arena {
   float* next_;
 };
 
-// The 4x4 tiles of a block's images and their 6x6 transforms, [36][tiles][padded].
-struct Tiles {
-  explicit Tiles(const Block& block)
-      : rows((block.height + 3) / 4),
-        columns((block.width + 3) / 4),
-        count(block.images * rows * columns),
-        // One cache line more, so that the 36 points do not fall into the same cache sets.
-        point_stride(count * block.padded + 16),
-        floats(kPoints * point_stride),
-        product_floats(kPoints * count * kMostBlock) {}
-  int64_t rows, columns, count, point_stride, floats, product_floats;
-};
-
 // sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j.
 template <int kVecs>
 inline __attribute__((always_inline)) void outer_block(const float* __restrict a, const float* __restrict b,
@@ -86,9 +73,9 @@ inline void multiply(const Operand* operands, int64_t operand_count, int64_t cou
                      float* out) {
   for (int64_t c = 0; c < padded; c += kMostBlock) {
     if (c + kMostBlock <= padded) {
-      products<2>(operands, operand_count, count, 0, c * padded, padded, out + c, padded);
+      products<2>(operands, operand_count, count, 0, c * padded, padded, padded, out + c, padded);
     } else {
-      products<1>(operands, operand_count, count, 0, c * padded, padded, out + c, padded);
+      products<1>(operands, operand_count, count, 0, c * padded, padded, padded, out + c, padded);
     }
   }
 }

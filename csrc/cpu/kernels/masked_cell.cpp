@@ -188,9 +188,9 @@ void sum_edges(const Layout& layout, const Node* sources, const EdgeTerm* terms,
       const int64_t tiles = point * layout.point_stride, weight = (point * s.padded + c) * s.padded;
       float* to = m + point * layout.tiles * (two ? 2 : 1) * kLanes;
       if (two) {
-        products<2>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to, 2 * kLanes);
+        products<2>(operands, convolutions, layout.tiles, tiles, weight, s.padded, s.padded, to, 2 * kLanes);
       } else {
-        products<1>(operands, convolutions, layout.tiles, tiles, weight, s.padded, to, kLanes);
+        products<1>(operands, convolutions, layout.tiles, tiles, weight, s.padded, s.padded, to, kLanes);
       }
     }
     if (two) {

@@ -7,18 +7,9 @@
 
 #include <cstdint>
 
+#include "block.h"
+
 namespace vpdarts::cpu {
-
-// Where images lie: pixel (b, y, x), channel c at data[b*image + y*row + x*pixel + c*channel].
-struct ImageView {
-  float* data;
-  int64_t image, row, pixel, channel;
-};
-
-struct ConstImageView {
-  const float* data;
-  int64_t image, row, pixel, channel;
-};
 
 // Sizes of one unit of work: a block of images.
 struct BlockShape {

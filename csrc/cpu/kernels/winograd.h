@@ -127,23 +127,24 @@ struct Operand {
   const float* weight;  // [36][padded / block][padded][block]
 };
 
-// m[r][n] = sum over operands and k of tiles[r][k] * weight[k][n], for kRows tiles and kVecs vectors.
+// m[r][n] = sum over operands and k < depth of tiles[r][k] * weight[k][n], for kRows tiles and kVecs
+// vectors; tiles lie `tile_stride` floats apart.
 template <int kRows, int kVecs>
 inline __attribute__((always_inline)) void product(const Operand* operands, int64_t count,
-                                                   int64_t tile_offset, int64_t weight_offset, int64_t padded,
-                                                   float* m, int64_t m_stride) {
+                                                   int64_t tile_offset, int64_t weight_offset, int64_t depth,
+                                                   int64_t tile_stride, float* m, int64_t m_stride) {
   Vec sum[kRows][kVecs] = {};
   for (int64_t e = 0; e < count; ++e) {
     const float* __restrict a = operands[e].tiles + tile_offset;
     const float* __restrict w = operands[e].weight + weight_offset;
-    for (int64_t k = 0; k < padded; ++k) {
+    for (int64_t k = 0; k < depth; ++k) {
       Vec weight[kVecs];
 #pragma GCC unroll 2
       for (int n = 0; n < kVecs; ++n) weight[n] = load(w + (k * kVecs + n) * kLanes);
 #pragma GCC unroll 12
       for (int r = 0; r < kRows; ++r) {
 #pragma GCC unroll 2
-        for (int n = 0; n < kVecs; ++n) sum[r][n] += a[r * padded + k] * weight[n];
+        for (int n = 0; n < kVecs; ++n) sum[r][n] += a[r * tile_stride + k] * weight[n];
       }
     }
   }
@@ -157,17 +158,25 @@ inline __attribute__((always_inline)) void product(const Operand* operands, int6
 // All tiles of one point and one block of output channels; rows of m are m_stride floats apart.
 template <int kVecs>
 inline void products(const Operand* operands, int64_t count, int64_t tiles, int64_t point_offset,
-                     int64_t weight_offset, int64_t padded, float* m, int64_t m_stride) {
+                     int64_t weight_offset, int64_t depth, int64_t tile_stride, float* m, int64_t m_stride) {
   constexpr int kMost = kVecs == 2 ? 6 : 12;  // twelve sums hide the latency of the multiply-add
   int64_t t = 0;
-#define VPDARTS_ROWS(ROWS)                                                                  \
-  for (; t + ROWS <= tiles; t += ROWS)                                                      \
-    product<ROWS, kVecs>(operands, count, point_offset + t * padded, weight_offset, padded, \
-                         m + t * m_stride, m_stride);
-  VPDARTS_ROWS(kMost)
-  VPDARTS_ROWS(4)
-  VPDARTS_ROWS(2)
-  VPDARTS_ROWS(1)
+#define VPDARTS_ROWS(ROWS)                                                                                 \
+  product<ROWS, kVecs>(operands, count, point_offset + t * tile_stride, weight_offset, depth, tile_stride, \
+                       m + t * m_stride, m_stride);                                                        \
+  t += ROWS;
+  while (tiles - t >= kMost && tiles - t != 8) {  // eight are better cut into four and four
+    VPDARTS_ROWS(kMost)
+  }
+  while (tiles - t >= 4) {
+    VPDARTS_ROWS(4)
+  }
+  while (tiles - t >= 2) {
+    VPDARTS_ROWS(2)
+  }
+  if (tiles - t >= 1) {
+    VPDARTS_ROWS(1)
+  }
 #undef VPDARTS_ROWS
 }
 

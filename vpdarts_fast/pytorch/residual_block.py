@@ -1,0 +1,27 @@
+"""`residual_block` in PyTorch: batch norms folded into the convolutions, a few images at a time."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+CACHE_BYTES = 2 << 20
+"""Of the input that is worked on at once, so that what lies between the convolutions stays in the cache."""
+
+
+def residual_block(
+    x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor, scale: Tensor, shift: Tensor
+) -> Tensor:
+    """See `vpdarts_fast.reference.residual_block`."""
+    weight_a, weight_b = (
+        (weight * factor[:, None, None, None]).contiguous(memory_format=torch.channels_last)
+        for weight, factor in zip((weight_a, weight_b), scale, strict=True)
+    )
+    image_bytes = x.stride(0) * x.element_size() if len(x) else 1
+    parts = []
+    for images in torch.split(x, max(1, CACHE_BYTES // max(1, image_bytes))):
+        a = F.conv2d(F.relu(images), weight_a, shift[0], stride=2, padding=1)
+        b = F.conv2d(F.relu(a), weight_b, shift[1], padding=1)
+        parts.append(b + F.conv2d(F.avg_pool2d(images, 2, ceil_mode=True), weight_shortcut))
+    return torch.cat(parts)
