@@ -18,7 +18,7 @@ from vpdarts_fast.backends import serving
 from vpdarts_fast.nn import ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
-DEFAULT_BUDGET = {"masked_cell": 160 << 20, "mixed_cell": 3 << 27}
+DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
 
 

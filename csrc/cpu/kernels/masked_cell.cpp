@@ -79,8 +79,27 @@ void read_images(const Layout& layout, ConstImageView x, float* map) {
 // Of pixels i-1, i, i+1, how many are inside 0..size-1.
 inline float box(int64_t i, int64_t size) { return static_cast<float>(1 + (i > 0) + (i < size - 1)); }
 
-// node.transformed = B^T relu(x) B of every tile and, if wanted, node.pool = the 3x3 average of x.
-void transform_node(const Layout& layout, const Node& node, bool with_pool) {
+// out = the 3x3 average of x in the tile whose 6x6 pixels begin at x; out is its place in the map of pools.
+inline __attribute__((always_inline)) void pool_tile(const Layout& layout, const float* x, int64_t y,
+                                                     int64_t column, float* out) {
+  const BlockShape& s = layout.shape;
+  Vec rows[24];
+  for (int i = 0; i < 6; ++i) {
+    Vec pixel[6];
+    for (int r = 0; r < 6; ++r) pixel[r] = load(x + r * layout.map_row + i * s.padded);
+    for (int r = 0; r < 4; ++r) rows[6 * r + i] = pixel[r] + pixel[r + 1] + pixel[r + 2];
+  }
+  for (int r = 0; r < 4; ++r) {
+    const Vec* row = rows + 6 * r;
+    for (int i = 0; i < 4; ++i) {
+      const float count = box(y + r, s.height) * box(column + i, s.width);
+      store(out + r * layout.map_row + i * s.padded, (row[i] + row[i + 1] + row[i + 2]) * (1.0f / count));
+    }
+  }
+}
+
+// node.transformed = B^T relu(x) B of every tile, and node.pool = the 3x3 average of x.
+void transform_node(const Layout& layout, const Node& node) {
   const BlockShape& s = layout.shape;
   int64_t tile = 0;
   for (int64_t b = 0; b < s.images; ++b) {
@@ -89,26 +108,19 @@ void transform_node(const Layout& layout, const Node& node, bool with_pool) {
         const int64_t corner = b * layout.map_image + 4 * ty * layout.map_row + 4 * tx * s.padded;
         for (int64_t c = 0; c < s.padded; c += kLanes) {
           const float* x = node.map + corner + c;
-          Vec raw[36], half[36], done[36];
-          for (int r = 0; r < 6; ++r) {
-            for (int i = 0; i < 6; ++i) raw[6 * r + i] = load(x + r * layout.map_row + i * s.padded);
+          Vec half[36];
+          for (int i = 0; i < 6; ++i) {
+            Vec column[6];
+            for (int r = 0; r < 6; ++r) column[r] = relu(load(x + r * layout.map_row + i * s.padded));
+            transform_input_6(column, 1, half + i, 6);
           }
-          if (with_pool) {
-            for (int r = 0; r < 4; ++r) {
-              Vec rows[6];
-              for (int i = 0; i < 6; ++i) rows[i] = raw[6 * r + i] + raw[6 * r + 6 + i] + raw[6 * r + 12 + i];
-              float* out = node.pool + corner + (r + 1) * layout.map_row + s.padded + c;
-              for (int i = 0; i < 4; ++i) {
-                const float count = box(4 * ty + r, s.height) * box(4 * tx + i, s.width);
-                store(out + i * s.padded, (rows[i] + rows[i + 1] + rows[i + 2]) * (1.0f / count));
-              }
-            }
-          }
-          for (int i = 0; i < 36; ++i) raw[i] = relu(raw[i]);
-          for (int i = 0; i < 6; ++i) transform_input_6(raw + i, 6, half + i, 6);
-          for (int r = 0; r < 6; ++r) transform_input_6(half + 6 * r, 1, done + 6 * r, 1);
           float* out = node.transformed + tile * s.padded + c;
-          for (int i = 0; i < 36; ++i) store(out + i * layout.point_stride, done[i]);
+          for (int r = 0; r < 6; ++r) {
+            Vec done[6];
+            transform_input_6(half + 6 * r, 1, done, 1);
+            for (int i = 0; i < 6; ++i) store(out + (6 * r + i) * layout.point_stride, done[i]);
+          }
+          pool_tile(layout, x, 4 * ty, 4 * tx, node.pool + corner + layout.map_row + s.padded + c);
         }
       }
     }
@@ -136,7 +148,7 @@ void write_block(const Layout& layout, const float* m, int64_t c0, const float* 
         const int64_t corner = b * layout.map_image + (4 * ty + 1) * layout.map_row + (4 * tx + 1) * s.padded;
         for (int n = 0; n < kVecs; ++n) {
           const int64_t c = c0 + n * kLanes;
-          Vec half[24], done[16];
+          Vec half[24];
           const float* from = m + tile * kBlock + n * kLanes;
           for (int i = 0; i < 6; ++i) {
             const float* column = from + i * layout.tiles * kBlock;
@@ -145,19 +157,22 @@ void write_block(const Layout& layout, const float* m, int64_t c0, const float* 
                                load(column + 3 * step), load(column + 4 * step), load(column + 5 * step),
                                half + i, 6);
           }
-          for (int r = 0; r < 4; ++r) {
-            const Vec* h = half + 6 * r;
-            transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done + 4 * r, 1);
-          }
           const Vec offset = load(bias + c);
           for (int64_t r = 0; r < rows; ++r) {
+            const Vec* h = half + 6 * r;
+            Vec done[4];
+            transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done, 1);
+            for (int i = 0; i < 4; ++i) done[i] += offset;
+            const int64_t pixel = corner + r * layout.map_row + c;
             float* to = out.data + b * out.image + (4 * ty + r) * out.row + 4 * tx * out.pixel + c;
-            for (int64_t i = 0; i < columns; ++i) {
-              Vec value = done[4 * r + i] + offset;
-              const int64_t pixel = corner + r * layout.map_row + i * s.padded + c;
-              for (int64_t k = 0; k < beside_count; ++k)
-                value += beside[k].factor * load(beside[k].map + pixel);
-              store(to + i * out.pixel, value);
+            for (int64_t k = 0; k < beside_count; ++k) {
+              const float* map = beside[k].map + pixel;  // has room for whole tiles
+              for (int i = 0; i < 4; ++i) done[i] += beside[k].factor * load(map + i * s.padded);
+            }
+            if (columns == 4) {
+              for (int i = 0; i < 4; ++i) store(to + i * out.pixel, done[i]);
+            } else {
+              for (int64_t i = 0; i < columns; ++i) store(to + i * out.pixel, done[i]);
             }
           }
         }
@@ -276,7 +291,7 @@ void single(const BlockShape& shape, int64_t nodes, const EdgeTerm* terms, Const
       sum_edges(layout, node, terms, i, layout.view(node[i].map), m, bias);
       terms += i;
     }
-    transform_node(layout, node[i], true);
+    transform_node(layout, node[i]);
   }
   sum_edges(layout, node, terms, nodes - 1, out, m, bias);
 }
@@ -309,7 +324,7 @@ void shared(const BlockShape& shape, const SharedPlan& plan, ConstImageView x, c
   node[0] = all;
   node[0][0] = arena.node();
   read_images(layout, x, node[0][0].map);
-  transform_node(layout, node[0][0], true);
+  transform_node(layout, node[0][0]);
   for (int64_t i = 1; i < plan.nodes; ++i) {
     for (int64_t p = 0; p < plan.products[i]; ++p) {
       const Product& product = plan.product[i][p];
@@ -334,7 +349,7 @@ void shared(const BlockShape& shape, const SharedPlan& plan, ConstImageView x, c
       }
       node[i][u] = arena.node();
       sum_maps(layout, terms, count, layout.view(node[i][u].map));
-      transform_node(layout, node[i][u], true);
+      transform_node(layout, node[i][u]);
     }
   }
 }

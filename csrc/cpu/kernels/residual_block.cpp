@@ -74,29 +74,53 @@ struct RectifiedMap {
   int64_t row, floats;
 };
 
-// map = relu(x) inside its border, pooled [pixels of the output][padded] = the 2x2 averages of x.
-void read_image(const ResidualShape& s, ConstImageView x, int64_t image, float* pixel, float* map,
+// The pixels of one output pixel's 2x2 window, kRows x kColumns of them inside the image:
+// to = relu(x) of each, average = their mean.
+template <int kRows, int kColumns>
+inline __attribute__((always_inline)) void read_window(const float* from, int64_t from_row,
+                                                       int64_t from_pixel, int64_t padded, float* to,
+                                                       int64_t to_row, float* average) {
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    Vec sum{};
+    for (int y = 0; y < kRows; ++y) {
+      for (int i = 0; i < kColumns; ++i) {
+        const Vec value = load(from + y * from_row + i * from_pixel + c);
+        store(to + y * to_row + i * padded + c, relu(value));
+        sum += value;
+      }
+    }
+    store(average + c, sum * (1.0f / (kRows * kColumns)));
+  }
+}
+
+// map = relu(x) inside its border, pooled [pixels of the output][padded] = the 2x2 averages of x, which lies
+// with its channels together.
+void read_image(const ResidualShape& s, const float* x, int64_t row, int64_t pixel, float* map,
                 float* pooled) {
-  const int64_t row = RectifiedMap(s).row, width = s.out().width;
-  const bool dense = x.channel == 1 && s.channels == s.padded;
-  zero(pooled, s.out().height * width * s.padded);
-  zero(pixel, s.padded);
+  const int64_t map_row = RectifiedMap(s).row;
+  for (int64_t y = 0; y < s.height; y += 2) {
+    const bool two = y + 2 <= s.height;
+    for (int64_t i = 0; i < s.width; i += 2, pooled += s.padded) {
+      const float* from = x + y * row + i * pixel;
+      float* to = map + (y + 1) * map_row + (i + 1) * s.padded;
+      if (i + 2 <= s.width) {
+        two ? read_window<2, 2>(from, row, pixel, s.padded, to, map_row, pooled)
+            : read_window<1, 2>(from, row, pixel, s.padded, to, map_row, pooled);
+      } else {
+        two ? read_window<2, 1>(from, row, pixel, s.padded, to, map_row, pooled)
+            : read_window<1, 1>(from, row, pixel, s.padded, to, map_row, pooled);
+      }
+    }
+  }
+}
+
+// dense [height][width][padded] = an image of any strides; the padding is zero already.
+void gather_image(const ResidualShape& s, ConstImageView x, int64_t image, float* dense) {
   for (int64_t y = 0; y < s.height; ++y) {
-    const int64_t rows = y / 2 * 2 + 2 <= s.height ? 2 : 1;
-    for (int64_t i = 0; i < s.width; ++i) {
-      const float* from = x.data + image * x.image + y * x.row + i * x.pixel;
-      if (!dense) {
-        for (int64_t c = 0; c < s.channels; ++c) pixel[c] = from[c * x.channel];
-        from = pixel;
-      }
-      const float share = 1.0f / static_cast<float>(rows * (i / 2 * 2 + 2 <= s.width ? 2 : 1));
-      float* to = map + (y + 1) * row + (i + 1) * s.padded;
-      float* sum = pooled + (y / 2 * width + i / 2) * s.padded;
-      for (int64_t c = 0; c < s.padded; c += kLanes) {
-        const Vec value = load(from + c);
-        store(to + c, relu(value));
-        store(sum + c, load(sum + c) + value * share);
-      }
+    const float* from = x.data + image * x.image + y * x.row;
+    float* to = dense + y * s.width * s.padded;
+    for (int64_t c = 0; c < s.channels; ++c) {
+      for (int64_t i = 0; i < s.width; ++i) to[i * s.padded + c] = from[i * x.pixel + c * x.channel];
     }
   }
 }
@@ -135,8 +159,8 @@ void write_output(const ResidualShape& s, const Tiles& tiles, const Folded& weig
   multiply_tiles<kVecs>(block, tiles, &operand, 1, c, m);
   Vec shift[kVecs];
   for (int n = 0; n < kVecs; ++n) shift[n] = load(weights.shift + s.out_padded + c + n * kLanes);
-  inverse_transform<kVecs>(block, tiles, m, [&](int n, int64_t b, int64_t y, int64_t i, Vec value) {
-    const int64_t at = ((b * block.height + y) * block.width + i) * s.out_padded + c + n * kLanes;
+  inverse_transform<kVecs>(block, tiles, m, [&](int n, int64_t pixel, Vec value) {
+    const int64_t at = pixel * s.out_padded + c + n * kLanes;
     store(out + at, value + shift[n] + load(shortcut + at));
   });
 }
@@ -144,7 +168,7 @@ void write_output(const ResidualShape& s, const Tiles& tiles, const Folded& weig
 int64_t scratch(const ResidualShape& s) {
   const Block block = s.out();
   const Tiles tiles(block);
-  return round_up(RectifiedMap(s).floats, 16) + round_up(s.padded, 16) +
+  return round_up(RectifiedMap(s).floats, 16) + round_up(s.height * s.width * s.padded, 16) +
          round_up(block.height * block.width * s.padded, 16) + 2 * round_up(block.floats(), 16) +
          round_up(tiles.floats, 16) + round_up(tiles.product_floats, 16);
 }
@@ -155,16 +179,23 @@ void forward(const ResidualShape& s, const float* folded, ConstImageView x, floa
   const Folded weights(const_cast<float*>(folded), s.padded, s.out_padded);
   Arena arena(memory);
   float* map = arena.take(RectifiedMap(s).floats);
-  float* pixel = arena.take(s.padded);
+  float* dense = arena.take(s.height * s.width * s.padded);
   float* pooled = arena.take(block.height * block.width * s.padded);
   float* a = arena.take(block.floats());
   float* shortcut = arena.take(block.floats());
   float* transformed = arena.take(tiles.floats);
   float* m = arena.take(tiles.product_floats);
   const int64_t image = block.floats() / s.images;
+  const bool together = x.channel == 1 && s.channels == s.padded;
   zero(map, RectifiedMap(s).floats);
+  if (!together) zero(dense, s.height * s.width * s.padded);
   for (int64_t b = 0; b < s.images; ++b) {
-    read_image(s, x, b, pixel, map, pooled);
+    if (together) {
+      read_image(s, x.data + b * x.image, x.row, x.pixel, map, pooled);
+    } else {
+      gather_image(s, x, b, dense);
+      read_image(s, dense, s.width * s.padded, s.padded, map, pooled);
+    }
     for (int64_t c = 0; c < s.out_padded; c += kMostBlock) {
       if (c + kMostBlock <= s.out_padded) {
         reduce_image<2>(s, weights, map, pooled, c, a + b * image, shortcut + b * image);

@@ -84,7 +84,7 @@ void multiply_tiles(const Block& s, const Tiles& tiles, const Operand* operands,
   }
 }
 
-// Calls put(vector, image, row, column, value) for every pixel of A^T m A, a block of kVecs vectors.
+// Calls put(vector, pixel of the block, value) for every pixel of A^T m A, a block of kVecs vectors.
 template <int kVecs, typename Put>
 inline __attribute__((always_inline)) void inverse_transform(const Block& s, const Tiles& tiles,
                                                              const float* m, const Put& put) {
@@ -105,10 +105,11 @@ inline __attribute__((always_inline)) void inverse_transform(const Block& s, con
         const Vec* h = half + 6 * r;
         Vec done[4];
         transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done, 1);
+        const int64_t pixel = (b * s.height + y + r) * s.width + i;
         if (columns == 4) {
-          for (int k = 0; k < 4; ++k) put(n, b, y + r, i + k, done[k]);
+          for (int k = 0; k < 4; ++k) put(n, pixel + k, done[k]);
         } else {
-          for (int64_t k = 0; k < columns; ++k) put(n, b, y + r, i + k, done[k]);
+          for (int64_t k = 0; k < columns; ++k) put(n, pixel + k, done[k]);
         }
       }
     }
