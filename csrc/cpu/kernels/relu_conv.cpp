@@ -26,36 +26,52 @@ void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, fl
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
     const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
     float* corner = raw + b * s.height * row + y * row + i * s.padded + c;
+    Vec half[kVecs][24];
 #pragma GCC unroll 2
     for (int n = 0; n < kVecs; ++n) {
-      Vec half[24];
       const float* from = m + (tile * kVecs + n) * kLanes;
       for (int k = 0; k < 6; ++k) {
         const float* column = from + k * point;
         transform_output_4(load(column), load(column + 6 * point), load(column + 12 * point),
                            load(column + 18 * point), load(column + 24 * point), load(column + 30 * point),
-                           half + k, 6);
+                           half[n] + k, 6);
       }
-      for (int64_t r = 0; r < rows; ++r) {
-        const Vec* h = half + 6 * r;
-        Vec done[4];
-        transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done, 1);
-        if (tile == 0 && r == 0) pivot[n] = done[0];
-        float* to = corner + r * row + n * kLanes;
-        const auto take = [&](int64_t k) {
-          const Vec difference = done[k] - pivot[n];
-          store(to + k * s.padded, done[k]);
+    }
+    for (int64_t r = 0; r < rows; ++r) {
+      Vec done[kVecs][4];
+#pragma GCC unroll 2
+      for (int n = 0; n < kVecs; ++n) {
+        const Vec* h = half[n] + 6 * r;
+        transform_output_4(h[0], h[1], h[2], h[3], h[4], h[5], done[n], 1);
+        if (tile == 0 && r == 0) pivot[n] = done[n][0];
+      }
+      float* to = corner + r * row;
+      if (columns == 4) {
+        for (int k = 0; k < 4; ++k) {
+#pragma GCC unroll 2
+          for (int n = 0; n < kVecs; ++n) stream(to + k * s.padded + n * kLanes, done[n][k]);
+        }
+#pragma GCC unroll 2
+        for (int n = 0; n < kVecs; ++n) {
+          Vec d[4];
+          for (int k = 0; k < 4; ++k) d[k] = done[n][k] - pivot[n];
+          // In pairs: the sums over all tiles are one long chain.
+          sum[n] += (d[0] + d[1]) + (d[2] + d[3]);
+          square[n] += (d[0] * d[0] + d[1] * d[1]) + (d[2] * d[2] + d[3] * d[3]);
+        }
+        continue;
+      }
+      for (int64_t k = 0; k < columns; ++k) {
+        for (int n = 0; n < kVecs; ++n) {
+          const Vec difference = done[n][k] - pivot[n];
+          store(to + k * s.padded + n * kLanes, done[n][k]);
           sum[n] += difference;
           square[n] += difference * difference;
-        };
-        if (columns == 4) {
-          for (int k = 0; k < 4; ++k) take(k);
-        } else {
-          for (int64_t k = 0; k < columns; ++k) take(k);
         }
       }
     }
   });
+  finish_stream();
   const float share = 1.0f / static_cast<float>(s.pixels());
   for (int n = 0; n < kVecs; ++n) {
     const Vec mean = sum[n] * share;

@@ -25,6 +25,22 @@ inline __attribute__((always_inline)) Vec load(const float* p) {
 
 inline __attribute__((always_inline)) void store(float* p, Vec v) { __builtin_memcpy(p, &v, sizeof(v)); }
 
+// Stores what will not be read soon, past the caches if a vector is one of their lines; p is aligned to it.
+inline __attribute__((always_inline)) void stream(float* p, Vec v) {
+#if VPDARTS_LANES == 16 && defined(__AVX512F__)
+  __builtin_ia32_movntps512(p, v);
+#else
+  store(p, v);
+#endif
+}
+
+// Makes what was streamed visible to other threads.
+inline void finish_stream() {
+#if VPDARTS_LANES == 16 && defined(__AVX512F__)
+  __builtin_ia32_sfence();
+#endif
+}
+
 // max(v, 0); NaN stays NaN.
 inline __attribute__((always_inline)) Vec relu(Vec v) {
   const Vec zero{};
