@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 
 # Read by OpenMP as torch is loaded. Tests run many tiny operations; where other processes keep the cores
@@ -36,3 +37,11 @@ def assert_close() -> Callable[[Tensor, Tensor], None]:
         torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance)
 
     return check
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package tensorboard were not installed."""
+    for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)

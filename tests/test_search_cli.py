@@ -194,6 +194,19 @@ def test_bad_surroundings(
     assert not (tmp_path / "runs").exists(), "no folder is left of a search that cannot begin"
 
 
+@pytest.mark.usefixtures("no_tensorboard")
+@pytest.mark.parametrize("seeds", [["0"], ["0", "1"]])
+def test_missing_tensorboard_is_an_error_before_anything_is_read_or_made(
+    seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delattr(command_line, "load")
+    said = error_of([*TINY, "--tensorboard", "--out", "run", "--seeds", *seeds], capsys)
+    assert "needs the package tensorboard" in said
+    assert "pip install 'vpdarts-fast[tensorboard]', or search with --no-tensorboard" in said
+    assert not list(tmp_path.iterdir())
+
+
 def test_an_output_that_is_a_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "file").touch()
     assert "cannot make the run folder" in error_of([*TINY, "--out", str(tmp_path / "file")], capsys)
