@@ -1,9 +1,11 @@
-"""What all tests share: how far a result may be from its reference."""
+"""What all tests share: how far a result may be from its reference, and what they run in."""
 
 from __future__ import annotations
 
+import importlib
 import os
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 
 # Read by OpenMP as torch is loaded. Tests run many tiny operations; where other processes keep the cores
 # busy, threads that wait for each other in a loop make them fifty times slower.
@@ -36,3 +38,27 @@ def assert_close() -> Callable[[Tensor, Tensor], None]:
         torch.testing.assert_close(actual.double(), expected.double(), rtol=0, atol=tolerance)
 
     return check
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """Tensors as small as the tests' gain nothing from more, and lose time to hand-overs."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def calibrate_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`recalibrated` is content with 25 images, so that tests need not evaluate hundreds."""
+    module = importlib.import_module("vpdarts_fast.leave_one_out")  # the package has a function of this name
+    monkeypatch.setattr(module, "CALIBRATION_IMAGES", 25)
+
+
+@pytest.fixture
+def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if the package tensorboard were not installed."""
+    for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "tensorboard", None)

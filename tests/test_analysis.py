@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from search_commands import TINY, stop_after
 
 from vpdarts_fast.analysis import kendall_tau, true_ranks
 from vpdarts_fast.analysis.evaluation import evaluate_run
@@ -26,7 +27,6 @@ from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
 from vpdarts_fast.search import RunFolder, checkpoint
-from vpdarts_fast.search.__main__ import StopRequest
 from vpdarts_fast.search.__main__ import main as search
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.pruning import Importance
@@ -35,10 +35,7 @@ from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype, all_genotypes
 
 REAL_TABLE = Path(__file__).parents[2] / "shared" / "data" / "nasbench201.csv.gz"
 
-TINY = [
-    "--max-images", "64", "--channels", "2", "--warmup-epochs", "1", "--pruning-epochs", "2",
-    "--batch-size", "16", "--threads", "1",
-]  # fmt: skip
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 COLUMNS = ("cifar10_test_200ep", "cifar100_test_200ep", "imagenet16_120_test_200ep")
 
@@ -59,14 +56,6 @@ def additive_table() -> BenchmarkTable:
 def importance(score: Any, tie_break: Any = None) -> Importance:
     tensor = torch.tensor(score, dtype=torch.float64)
     return Importance(tensor, torch.zeros_like(tensor) if tie_break is None else torch.tensor(tie_break))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -214,8 +203,7 @@ def test_snapshots_change_nothing_and_survive_a_stop(
     assert search([*TINY, "--seed", "3", "--out", str(without)]) == 0
     assert not (without / "snapshots").exists()
     with monkeypatch.context() as patch:
-        counter = itertools.count()
-        patch.setattr(StopRequest, "__call__", lambda self: next(counter) == 8)
+        stop_after(8, patch)
         assert search([*TINY, "--seed", "3", "--snapshots", "--out", str(stopped)]) == 130
     assert search(["--resume", str(stopped)]) == 0
     for folder in (runs / "seed-3", stopped):

@@ -13,6 +13,7 @@ import numpy.typing as npt
 import pytest
 import torch
 import torchvision
+from hostile import Hostile
 from torch import Tensor
 
 from vpdarts_fast import data
@@ -60,16 +61,6 @@ def test_unknown_name_lists_the_choices() -> None:
 
 
 # --- load: CIFAR -------------------------------------------------------------------------------
-
-
-class Hostile:
-    """Unpickling this creates a file."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.path,)
 
 
 def md5(path: Path) -> str:
@@ -146,7 +137,7 @@ def test_default_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cifar10: 
 @pytest.mark.parametrize("name", ["data_batch_2", "test_batch", "batches.meta"])
 def test_replaced_cifar_file_is_never_unpickled(tmp_path: Path, cifar10: object, name: str) -> None:
     marker = tmp_path / "executed"
-    write_pickle(tmp_path / "cifar-10-batches-py" / name, Hostile(marker))
+    write_pickle(tmp_path / "cifar-10-batches-py" / name, Hostile(Path.touch, marker))
     with pytest.raises(UserError, match=r"is damaged.*delete that folder"):
         data.load("cifar10", tmp_path)
     assert not marker.exists()
@@ -243,7 +234,9 @@ def test_imagenet16_checksum_comes_before_unpickling(
 
 def test_hostile_imagenet16_is_refused(tmp_path: Path, imagenet16_files: object) -> None:
     marker = tmp_path / "executed"
-    name, checksum = write_pickle(tmp_path / "ImageNet16" / "train_data_batch_2", {"data": Hostile(marker)})
+    name, checksum = write_pickle(
+        tmp_path / "ImageNet16" / "train_data_batch_2", {"data": Hostile(Path.touch, marker)}
+    )
     imagenet16.CHECKSUMS[name] = checksum
     with pytest.raises(UserError, match="train_data_batch_2 is not an ImageNet16 batch: it asks for "):
         data.load("imagenet16-120", tmp_path)
@@ -333,7 +326,7 @@ def test_malformed_npz(tmp_path: Path, changes: dict[str, Any], message: str) ->
 
 def test_hostile_object_array_is_not_executed(tmp_path: Path) -> None:
     marker = tmp_path / "executed"
-    path = write_npz(tmp_path / "bad.npz", classes=np.array([Hostile(marker)], dtype=object))
+    path = write_npz(tmp_path / "bad.npz", classes=np.array([Hostile(Path.touch, marker)], dtype=object))
     with pytest.raises(UserError, match="cannot be read"):
         data.load("npz", path)
     assert not marker.exists()

@@ -424,10 +424,8 @@ def test_tensorboard_log_reads_back(tmp_path: Path) -> None:
     assert (image.width, image.height) == SIZES["cell.png"]
 
 
-def test_tensorboard_missing_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
-        monkeypatch.delitem(sys.modules, module)
-    monkeypatch.setitem(sys.modules, "tensorboard", None)
+@pytest.mark.usefixtures("no_tensorboard")
+def test_tensorboard_missing_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pip install 'vpdarts-fast\[tensorboard\]'"):
         TensorBoardLog(tmp_path)
     assert not list(tmp_path.iterdir())

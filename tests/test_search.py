@@ -7,7 +7,7 @@ import itertools
 import json
 import math
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,20 +24,14 @@ from vpdarts_fast.search.seeds import summarise
 from vpdarts_fast.search.step import weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Genotype, Supernet
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 TINY = SearchConfig(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=2,
     pruning_epochs=3, batch_size=16, evaluation_batch_size=8, device="cpu",
 )  # fmt: skip
 
 SHORT = dataclasses.replace(TINY, warmup_epochs=1, pruning_epochs=2)
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -93,10 +87,7 @@ def run(
 def finished(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a search that was not interrupted."""
     folder = tmp_path_factory.mktemp("finished") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     run(TINY, digits, folder)
-    torch.set_num_threads(threads)
     return folder
 
 
@@ -104,10 +95,7 @@ def finished(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> Pat
 def short(digits: ImageData, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a shorter search comes to that was not interrupted."""
     folder = tmp_path_factory.mktemp("short") / "run"
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     run(SHORT, digits, folder)
-    torch.set_num_threads(threads)
     return outcome(folder)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,18 +16,12 @@ from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 CHANNELS, CLASSES = 3, 4
 LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 0.05, 0.9, 5e-4
 ALPHA_LEARNING_RATE, BETAS, ALPHA_WEIGHT_DECAY = 3e-4, (0.5, 0.999), 1e-3
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NO_CLIP = 1e9
 
 Batch = tuple[Tensor, Tensor]
 Tensors = dict[str, Tensor]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(params=[False, True], ids=["modules", "fused"])

@@ -149,44 +149,6 @@ def test_names_are_those_of_the_public_search_networks() -> None:
     assert not [name for name, _ in supernet.named_parameters() if "edges" in name and ".op.2." in name]
 
 
-def public_checkpoint(prefix: str = "", alpha: str | None = None) -> dict[str, Tensor]:
-    state = make_supernet().float().state_dict()
-    if alpha:
-        state[alpha] = torch.nn.Parameter(torch.randn(6, 5))
-    return {prefix + name: tensor for name, tensor in state.items()}
-
-
-@pytest.mark.parametrize("prefix", ["", "module."])
-@pytest.mark.parametrize("name", [None, "arch_parameters", "_arch_parameters", "alphas"])
-def test_a_public_checkpoint_loads(prefix: str, name: str | None) -> None:
-    state = public_checkpoint(prefix, name)
-    supernet = Supernet(4, 1, 5)
-    alpha = supernet.load_public_checkpoint(state)
-    for key, tensor in supernet.state_dict().items():
-        assert torch.equal(tensor, state[prefix + key])
-    if name is None:
-        assert alpha is None
-    else:
-        assert alpha is not None and not alpha.requires_grad
-        assert torch.equal(alpha, state[prefix + name])
-        assert alpha.data_ptr() != state[prefix + name].data_ptr()
-        supernet(torch.randn(2, 3, 8, 8), alpha)
-
-
-def test_a_checkpoint_that_does_not_fit_is_refused() -> None:
-    state = public_checkpoint()
-    for broken in (
-        {key: value for key, value in state.items() if key != "stem.0.weight"},
-        state | {"surplus": torch.zeros(1)},
-        state | {"stem.0.weight": torch.zeros(5, 3, 3, 3)},
-        public_checkpoint("model."),
-    ):
-        with pytest.raises(UserError, match="the checkpoint does not fit this supernet"):
-            Supernet(4, 1, 5).load_public_checkpoint(broken)
-    with pytest.raises(UserError, match=r"alpha must be .* = \[6, 5\]; got \[6, 4\]"):
-        Supernet(4, 1, 5).load_public_checkpoint(state | {"arch_parameters": torch.zeros(6, 4)})
-
-
 def train_step(
     supernet: Supernet, images: Tensor, alpha: Tensor, steps: int = 2
 ) -> tuple[Tensor, dict[str, Tensor]]:

@@ -2,6 +2,6 @@
 
 from vpdarts_fast.report.cell import draw_cell
 from vpdarts_fast.report.pictures import draw_pictures
-from vpdarts_fast.report.tensorboard import TensorBoardLog
+from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
 
-__all__ = ["TensorBoardLog", "draw_cell", "draw_pictures"]
+__all__ = ["TensorBoardLog", "draw_cell", "draw_pictures", "require_tensorboard"]

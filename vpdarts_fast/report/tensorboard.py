@@ -15,6 +15,18 @@ from vpdarts_fast.report.run_files import Array, Importance, parse_epoch, parse_
 from vpdarts_fast.spaces.genotype import EDGES, OPS
 
 
+def require_tensorboard() -> Any:
+    """The class that writes event files; `UserError` unless the package ``tensorboard`` is installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise UserError(
+            f"a TensorBoard log needs the package tensorboard ({error}); "
+            "install it with: pip install 'vpdarts-fast[tensorboard]', or search with --no-tensorboard"
+        ) from error
+    return SummaryWriter
+
+
 class TensorBoardLog:
     """An event file that grows with the search; close it at the end.
 
@@ -35,14 +47,7 @@ class TensorBoardLog:
         Raises:
             UserError: the package ``tensorboard`` is not installed.
         """
-        try:
-            from torch.utils.tensorboard import SummaryWriter
-        except ImportError as error:
-            raise UserError(
-                f"a TensorBoard log needs the package tensorboard ({error}); "
-                "install it with: pip install 'vpdarts-fast[tensorboard]'"
-            ) from error
-        self._writer: Any = SummaryWriter(str(folder), purge_step=first_step)
+        self._writer: Any = require_tensorboard()(str(folder), purge_step=first_step)
         self._next_step = first_step
 
     def add_epoch(self, metrics: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from vpdarts_fast import native
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report import draw_pictures
+from vpdarts_fast.report import draw_pictures, require_tensorboard
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console, result_lines, warn
@@ -161,8 +161,10 @@ def run_command(command: Command, stop: StopRequest) -> int:
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    choose_device(config.device)  # both complain before there is a folder
+    choose_device(config.device)  # these complain before there is a folder
     native.summary()
+    if config.tensorboard:
+        require_tensorboard()
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
     root = command.resume or command.out or new_folder(config)

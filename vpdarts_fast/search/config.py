@@ -98,7 +98,7 @@ class SearchConfig:
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
-    """CPU threads. Default: PyTorch's."""
+    """CPU threads. Default: PyTorch's. Beside busy programs use 1, or set OMP_WAIT_POLICY=passive."""
     memory_budget_mib: int | None = None
     """Memory for the variants that are evaluated together, in MiB. Default: what is fast."""
     seed: Annotated[int, tyro.conf.Suppress] = 0

@@ -1,0 +1,63 @@
+"""Small supernets, images and alphas, and what the tests of leave-one-out evaluation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import get_args
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
+every_mode = pytest.mark.parametrize("mode", MODES)
+both_ways = pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+
+
+def make_batches(
+    *sizes: int, image: tuple[int, int] = (6, 6), dtype: torch.dtype = torch.float64, classes: int = 4
+) -> list[Batch]:
+    generator = torch.Generator().manual_seed(5)
+    return [
+        (
+            torch.randn(n, 3, *image, generator=generator, dtype=dtype),
+            torch.randint(classes, (n,), generator=generator),
+        )
+        for n in sizes
+    ]
+
+
+def make_supernet(dtype: torch.dtype = torch.float64, channels: int = 2, cells: int = 1) -> Supernet:
+    """With running statistics that suit the random images of `make_batches`."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        supernet = Supernet(channels, cells, 4).to(dtype)
+        for images, _ in make_batches(20, 20, 20, dtype=dtype):
+            supernet(images, supernet.new_alpha())
+    return supernet
+
+
+def make_alpha(zeros: Sequence[tuple[int, int]] = (), dtype: torch.dtype = torch.float64) -> Tensor:
+    alpha = torch.randn(6, 5, generator=torch.Generator().manual_seed(6), dtype=dtype) / 2
+    for e, o in zeros:
+        alpha[e, o] = 0
+    return alpha
+
+
+def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9) -> None:
+    """Losses within rtol; predictions may differ for one image in 10,000."""
+    assert a.images == b.images
+    assert float((a.accuracy - b.accuracy).abs().max()) <= 0.01
+    assert abs(a.base_accuracy - b.base_accuracy) <= 0.01
+    torch.testing.assert_close(a.loss, b.loss, rtol=rtol, atol=0)
+    assert a.base_loss == pytest.approx(b.base_loss, rel=rtol)
+
+
+def drop_statistics(network: nn.Module) -> None:
+    """Makes every batch norm use the batch's own statistics, also in eval mode."""
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = module.running_var = None

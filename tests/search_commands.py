@@ -1,0 +1,37 @@
+"""Searches from the command line that take a moment: what the tests of several programs share."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+from typing import Any
+
+import pytest
+
+from vpdarts_fast.search.__main__ import StopRequest, main
+
+TINY = [
+    "--max-images", "64", "--channels", "2", "--warmup-epochs", "1", "--pruning-epochs", "2",
+    "--batch-size", "16", "--threads", "1",
+]  # fmt: skip
+
+
+def stop_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Makes the next search stop when it has asked so often whether it should."""
+    counter = itertools.count()
+    monkeypatch.setattr(StopRequest, "__call__", lambda self: next(counter) == calls)
+
+
+def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    """What the command line says on its way out with status 2."""
+    capsys.readouterr()
+    assert main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("error: ") and "Traceback" not in captured.err
+    return captured.err
+
+
+def full_disk(*arguments: Any) -> None:
+    """In place of what writes to a disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

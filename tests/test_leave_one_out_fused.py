@@ -1,0 +1,183 @@
+"""Leave-one-out evaluation, fused: it computes what the plain one does, in the memory it is given."""
+
+from __future__ import annotations
+
+import copy
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from leave_one_out_cases import (
+    assert_same,
+    drop_statistics,
+    every_mode,
+    make_alpha,
+    make_batches,
+    make_supernet,
+)
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vpdarts_fast import data
+from vpdarts_fast.backends import serving
+from vpdarts_fast.fused_evaluation import variant_logits
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+# On a trained supernet -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["N=1", "N=2"])
+def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batch]]:
+    """A supernet after a few steps on the digits, its alpha, and validation batches, the last one smaller."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        supernet = Supernet(8, request.param, 10, fused=True)
+        alpha = supernet.new_alpha().requires_grad_()
+        training, validation = data.split_halves(data.load("digits"), seed=0)
+        weights = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+        architecture = torch.optim.Adam([alpha], lr=0.02)
+        for indices in torch.randperm(len(training)).repeat(3)[:1920].view(60, 32):
+            images, labels = training.batch(indices)
+            F.cross_entropy(supernet(images, alpha), labels).backward()  # type: ignore[no-untyped-call]
+            for optimizer in (weights, architecture):
+                optimizer.step()
+                optimizer.zero_grad()
+    batches = [validation.batch(indices) for indices in torch.tensor_split(torch.arange(64), (24, 48))]
+    return supernet, alpha, batches
+
+
+@every_mode
+def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
+    supernet, alpha, batches = trained
+    fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
+    plain = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
+    assert plain.base_accuracy > 20, "the supernet has learned too little for this test to say much"
+    assert float(plain.loss.max() - plain.loss.min()) > 0.05, "the ops should matter"
+    assert_same(fused, plain, rtol=1e-5)
+
+
+@pytest.mark.parametrize("mode", ["running", "batch"])
+@pytest.mark.parametrize("budget", [None, 1 << 22])
+def test_every_image_is_predicted_alike(
+    trained: tuple[Supernet, Tensor, list[Batch]], mode: str, budget: int | None
+) -> None:
+    supernet, alpha, ((images, _), *_) = trained
+    network = copy.deepcopy(supernet).eval()
+    if mode == "batch":
+        drop_statistics(network)
+    tables, _ = distinct_variants(alpha, removals(alpha))
+    with torch.no_grad():
+        plain = torch.stack([network(images, table) for table in tables])
+        fused = torch.full_like(plain, torch.nan)
+        for variants, some, logits in variant_logits(network, images, tables, mode == "batch", budget):
+            assert fused[variants, some].isnan().all(), "evaluated twice"
+            fused[variants, some] = logits
+    assert not fused.isnan().any(), "not evaluated"
+    same = (fused.argmax(2) == plain.argmax(2)).double().mean()
+    assert same >= 0.9999
+    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+
+
+# On small ones ---------------------------------------------------------------------------------------------
+
+
+@every_mode
+@pytest.mark.parametrize(
+    "alpha",
+    [torch.zeros(6, 5), torch.full((6, 5), 0.2), torch.tensor([0.2, 0, 0, 0.7, 0]).repeat(6, 1)],
+    ids=["all zero", "equal", "one op each"],
+)
+def test_special_alphas(mode: BatchNorm, alpha: Tensor) -> None:
+    supernet, batches = make_supernet(), make_batches(20, 7)
+    fused, plain = (
+        leave_one_out(supernet, batches, alpha.double(), batch_norm=mode, fused=fused)
+        for fused in (True, False)
+    )
+    assert_same(fused, plain)
+
+
+@every_mode
+@pytest.mark.parametrize("image", [(15, 17), (5, 4), (1, 1), (1, 9)])
+def test_image_sizes(mode: BatchNorm, image: tuple[int, int]) -> None:
+    supernet, batches, alpha = make_supernet(), make_batches(8, 5, image=image), make_alpha()
+    fused, plain = (
+        leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused) for fused in (True, False)
+    )
+    # statistics of a few values each (1x1 images) blow rounding errors up
+    assert_same(fused, plain, rtol=1e-6)
+
+
+# Memory ----------------------------------------------------------------------------------------------------
+
+
+NODE_VALUES = {
+    "fixed": serving("masked_cell", [torch.zeros(1, dtype=torch.float64)]).node_values["masked_cell"],
+    "batch": serving("mixed_cell", [torch.zeros(1, dtype=torch.float64)]).node_values["mixed_cell"],
+}
+"""Of the backend that serves float64."""
+
+
+@every_mode
+def test_any_memory_budget_gives_the_same(mode: BatchNorm) -> None:
+    supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
+    expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
+    per_image = NODE_VALUES["batch" if mode == "batch" else "fixed"] * 2 * 6 * 6 * 8
+    # less than one image of one variant, around all 25 variants of an image and of three, no limit
+    for budget in (1, 25 * per_image - 1, 25 * per_image, 75 * per_image, 1 << 40):
+        result = leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=budget)
+        assert_same(result, expected)
+
+
+class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """The peak of the bytes in storages that torch operations made and that are still alive."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.peak = 0
+        self.alive: set[int] = set()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.alive:
+                    self.alive.add(storage._cdata)
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    weakref.finalize(storage, self.freed, storage._cdata, storage.nbytes())
+        return out
+
+    def freed(self, key: int, size: int) -> None:
+        self.alive.discard(key)
+        self.now -= size
+
+
+@pytest.mark.parametrize(
+    ("mode", "mebibytes"),
+    # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
+    [("running", 2), ("running", 8), ("running", 32), ("batch", 8), ("batch", 32)],
+)
+def test_the_memory_budget_is_kept(mode: str, mebibytes: int) -> None:
+    """Folded weights, the images' stem output and temporaries of a convolution come on top: 1.5 MiB here."""
+    supernet = make_supernet(channels=8).eval()
+    if mode == "batch":
+        drop_statistics(supernet)
+    alpha, ((images, _),) = make_alpha(), make_batches(8, image=(16, 16))
+    images = images.repeat(2, 1, 1, 1)
+    tables, _ = distinct_variants(alpha, removals(alpha))
+    budget = mebibytes << 20
+    with torch.no_grad(), LiveBytes() as live:
+        for _ in variant_logits(supernet, images, tables, mode == "batch", budget):
+            pass
+    assert live.peak <= 1.05 * budget + (3 << 19)
+    most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 8
+    assert live.peak >= 0.5 * min(budget, most), "the budget is used"
