@@ -21,7 +21,9 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.fused_evaluation import fixed_statistics_residual
 from vpdarts_fast.leave_one_out import distinct_variants, removals
+from vpdarts_fast.nn import ResidualBlock
 
 BATCH, SKIP, EDGES_OF_A_NODE = 64, 1, 3
 SHAPES = [
@@ -144,6 +146,24 @@ def test_masked_cell(channels: int, size: int, quick: bool, compare: Callable[..
         work = BY_NAME[name].inference(lambda f=function, timed=timed: f(timed))
         contenders[name] = Contender(work, variants / len(timed), note=note)
     compare(contenders, rounds=7)
+
+
+def residual_forward(form: Form, channels: int, size: int) -> Work:
+    """The block behind a stage for a stack of images, batch norms with fixed statistics."""
+    torch.manual_seed(0)
+    block = form.module(ResidualBlock(channels, 2 * channels))
+    x = form.images(normal(4 * BATCH, channels, size, size, seed=1))
+    with torch.no_grad():
+        block.train()(x)
+    network = form.forward(block.eval())
+    return form.inference(lambda: fixed_statistics_residual(block, x) if form.fused else network(x))
+
+
+@pytest.mark.parametrize(("channels", "size"), SHAPES[:2])
+def test_residual_block(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+    """As leave-one-out evaluates it, 256 images."""
+    work = {form.name: residual_forward(form, channels, size) for form in forms(quick)}
+    compare(verified(work, 1e-4), rounds=7)
 
 
 def native_op(op: str) -> pytest.MarkDecorator:

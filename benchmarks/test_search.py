@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import CLASSES, EAGER, FORMS, OURS, SIZE, Contender, Form, relative_error
+from contenders import CLASSES, FORMS, OURS, SIZE, Contender, Form
 
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.leave_one_out import Batch
@@ -19,12 +19,16 @@ from vpdarts_fast.search.state import SearchState
 CONFIG = SearchConfig(cells_per_stage=1, warmup_epochs=1, pruning_epochs=1, device="cpu")
 
 
-class Silent:
-    """An observer that looks away."""
+class Losses:
+    """An observer that keeps the losses of the epochs."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
 
     def phase(self, description: str, total: int, done: int = 0) -> None: ...
     def advance(self, done: int, epochs: float) -> None: ...
-    def epoch(self, metrics: dict[str, Any]) -> None: ...
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self.losses += [metrics[name] for name in ("weights_loss", "alpha_loss") if metrics[name] is not None]
 
 
 def random_data(count: int) -> ImageData:
@@ -41,7 +45,8 @@ class FormSearch(Search):
 
     def __init__(self, form: Form, config: SearchConfig, data: ImageData, folder: Path) -> None:
         config = dataclasses.replace(config, fused=form.fused)
-        super().__init__(config, data, RunFolder(folder), Silent())
+        self.observed = Losses()
+        super().__init__(config, data, RunFolder(folder), self.observed)
         self.form, self.classes = form, data.num_classes
         self.restart()
 
@@ -67,16 +72,20 @@ class FormSearch(Search):
 
 
 def verify(folder: Path) -> None:
-    """Without dropout, which the forms draw in different ways, every form comes to the same alpha."""
+    """Without dropout, which the forms draw in different ways, every form finds the same losses.
+
+    Alpha would say less: Adam's first steps are of one size, and where a gradient is nearly zero rounding
+    decides their direction, in two eager forms as well.
+    """
     config = dataclasses.replace(CONFIG, skip_dropout=0.0, batch_size=32)
     expected = None
     for form in FORMS:
         if not form.compiled:
             search = FormSearch(form, config, random_data(128), folder)
             search.epochs()
-            alpha = search.state.alpha.detach().clone()
-            expected = alpha if expected is None else expected
-            assert form == EAGER or relative_error(alpha, expected) < 1e-3, form.name
+            found = search.observed.losses
+            expected = found if expected is None else expected
+            assert len(found) == 3 and found == pytest.approx(expected, rel=1e-3), form.name
 
 
 @pytest.mark.parametrize("images", [128, pytest.param(1024, marks=pytest.mark.full)])

@@ -63,7 +63,7 @@ def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
             x = _fixed_statistics_cell(cell, x, alpha)
         else:
             assert isinstance(cell, ResidualBlock)
-            reduced = _fixed_statistics_residual(cell, x.flatten(0, 1))
+            reduced = fixed_statistics_residual(cell, x.flatten(0, 1))
             x = reduced.view(*x.shape[:2], *reduced.shape[1:])
     return supernet.classify(x.flatten(0, 1)).view(*x.shape[:2], -1)
 
@@ -80,7 +80,7 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
     )
 
 
-def _fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
+def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
     norms = [block.conv_a.norm, block.conv_b.norm]
     scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
