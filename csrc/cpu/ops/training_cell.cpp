@@ -55,274 +55,370 @@ TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKerne
   }
 }
 
-Normalised TrainingCell::normalised(int64_t, int64_t op, float alpha,
-                                    const std::vector<float>& statistics) const {
+float TrainingCell::kept_scale(int64_t edge) const {
+  const Dropout keep = this->keep(edge);
+  return keep.drops ? 4294967296.0f / static_cast<float>(keep.threshold) : 1.0f;
+}
+
+Normalised TrainingCell::normalised(int64_t op, float alpha, const std::vector<float>& statistics) const {
   const float* data = statistics.data() + op * 2 * sizes_.padded;
   return {alpha, eps_, data, data + sizes_.padded};
 }
 
-void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
+Matrix TrainingCell::transform_weights(bool transposed) const {
   const CellSizes& s = sizes_;
-  const Blocks blocks(s);
-  const int64_t square = s.padded * s.padded, weight_floats = relu_conv_.weight_floats(s.padded);
-  const Block largest = blocks.block(0);
-  const ScratchSpace scratch(
-      std::max(relu_conv_.forward_scratch(largest, s.nodes - 1), mixed_sum_.scratch(largest, s.nodes - 1)));
-  Matrix transformed = zeros(s.edges() * weight_floats);
+  const int64_t floats = relu_conv_.weight_floats(s.padded);
+  Matrix transformed = zeros(s.edges() * floats);
   run_each(s.edges(), [&](int64_t e) {
-    relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels, false,
-                                transformed.data() + e * weight_floats);
+    relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels,
+                                transposed, transformed.data() + e * floats);
   });
-  state.moments.resize(s.nodes - 1);
-  state.statistics.resize(s.edges());
+  return transformed;
+}
 
-  for (int64_t i = 0; i < s.nodes; ++i) {
-    const int64_t values = static_cast<int64_t>(plan[i].size()), outgoing = s.nodes - 1 - i;
-    // Batch norm and alpha folded into the coefficients of every value of this node.
-    Matrix conv = zeros(values * i * square), scale = zeros(values * i * s.padded),
-           shift = zeros(values * s.padded);
-    run_each(i > 0 ? values : 0, [&](int64_t u) {
-      Matrix folded = zeros(square);
+// Node by node: fold what is known into coefficients, one pass over the batch, statistics from its sums.
+class TrainingCell::ForwardPass {
+ public:
+  ForwardPass(const TrainingCell& cell, const ValuePlan& plan, CellState& state)
+      : cell_(cell),
+        s_(cell.sizes_),
+        plan_(plan),
+        state_(state),
+        blocks_(s_),
+        square_(s_.padded * s_.padded),
+        moment_floats_(s_.padded + square_),
+        weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
+        scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_.block(0), s_.nodes - 1),
+                          cell.mixed_sum_.scratch(blocks_.block(0), s_.nodes - 1))),
+        transformed_(cell.transform_weights(false)) {
+    state.moments.resize(s_.nodes - 1);
+    state.statistics.resize(s_.edges());
+  }
+
+  void run() {
+    for (int64_t i = 0; i < s_.nodes; ++i) {
+      fold(i);
+      moments_ = zeros(outgoing(i) > 0 ? values(i) * blocks_.count * moment_floats_ : 0);
+      statistics_ = zeros(values(i) * blocks_.count * statistic_floats(i));
+      cpu::run(values(i) * blocks_.count, scratch_, [&](int64_t unit, float* memory) {
+        const int64_t value = unit / blocks_.count, b = blocks_.turned(unit % blocks_.count, i);
+        if (i > 0) write_node(i, value, b, memory);
+        if (outgoing(i) > 0) convolve(i, value, b, memory);
+      });
+      if (outgoing(i) > 0) finish(i);
+    }
+  }
+
+ private:
+  int64_t values(int64_t i) const { return static_cast<int64_t>(plan_[i].size()); }
+  int64_t outgoing(int64_t i) const { return s_.nodes - 1 - i; }
+  int64_t statistic_floats(int64_t i) const { return outgoing(i) * 2 * s_.padded; }  // of a block
+
+  // Batch norm and alpha of the edges into node i as coefficients, for each of its values.
+  void fold(int64_t i) {
+    conv_ = zeros(values(i) * i * square_);
+    scale_ = zeros(values(i) * i * s_.padded);
+    shift_ = zeros(values(i) * s_.padded);
+    run_each(i > 0 ? values(i) : 0, [&](int64_t u) {
+      Matrix folded = zeros(square_);
       for (int64_t j = 0; j < i; ++j) {
         const int64_t e = edge_of(j, i), at = u * i + j;
-        const auto& statistics = state.statistics[e][plan[i][u].source[j]];
-        const float* alpha = plan[i][u].alpha + 5 * j;
-        const Normalised norm_1x1 = normalised(e, 0, alpha[2], statistics),
-                         norm_3x3 = normalised(e, 1, alpha[3], statistics);
-        for (int64_t c = 0; c < s.padded; ++c) {
+        const auto& statistics = state_.statistics[e][plan_[i][u].source[j]];
+        const float* alpha = plan_[i][u].alpha + 5 * j;
+        const Normalised norm_1x1 = cell_.normalised(0, alpha[2], statistics),
+                         norm_3x3 = cell_.normalised(1, alpha[3], statistics);
+        for (int64_t c = 0; c < s_.padded; ++c) {
           const float factor = norm_1x1.scale(c);
-          for (int64_t k = 0; k < s.padded; ++k)
-            folded[c * s.padded + k] = factor * matrix_1x1_[e][c * s.padded + k];
-          scale[at * s.padded + c] = norm_3x3.scale(c);
-          shift[u * s.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
+          for (int64_t k = 0; k < s_.padded; ++k)
+            folded[c * s_.padded + k] = factor * cell_.matrix_1x1_[e][c * s_.padded + k];
+          scale_[at * s_.padded + c] = norm_3x3.scale(c);
+          shift_[u * s_.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
         }
-        mixed_sum_.pack(s.padded, folded.data(), conv.data() + at * square);
-      }
-    });
-
-    const int64_t moment_floats = s.padded + square, statistic_floats = outgoing * 2 * s.padded;
-    Matrix moments = zeros(outgoing > 0 ? values * blocks.count * moment_floats : 0);
-    Matrix statistics = zeros(values * blocks.count * statistic_floats);
-    run(values * blocks.count, scratch, [&](int64_t unit, float* memory) {
-      const int64_t u = unit / blocks.count, b = blocks.turned(unit % blocks.count, i),
-                    offset = blocks.offset(b);
-      float* node = state.node[i][u] + offset;
-      if (i > 0) {
-        IncomingEdge edges[kMostIncoming];
-        for (int64_t j = 0; j < i; ++j) {
-          const int64_t e = edge_of(j, i), source = plan[i][u].source[j], at = u * i + j;
-          const float* alpha = plan[i][u].alpha + 5 * j;
-          const Dropout keep = this->keep(e);
-          const float kept = keep.drops ? 4294967296.0f / static_cast<float>(keep.threshold) : 1.0f;
-          edges[j] = {state.node[j][source] + offset,
-                      state.raw[e][source] + offset,
-                      conv.data() + at * square,
-                      scale.data() + at * s.padded,
-                      alpha[1] * kept,
-                      alpha[4],
-                      keep};
-        }
-        mixed_sum_.forward(
-            {blocks.block(b), s.channels, blocks.first_pixel(b), i, edges, shift.data() + u * s.padded, node},
-            memory);
-      }
-      if (outgoing == 0) return;
-      const float* weights[kMostIncoming];
-      float* raws[kMostIncoming];
-      for (int64_t t = i + 1; t < s.nodes; ++t) {
-        const int64_t e = edge_of(i, t);
-        weights[t - i - 1] = transformed.data() + e * weight_floats;
-        raws[t - i - 1] = state.raw[e][u] + offset;
-      }
-      relu_conv_.forward({blocks.block(b), node, outgoing, weights, raws,
-                          moments.data() + (u * blocks.count + b) * moment_floats,
-                          statistics.data() + (u * blocks.count + b) * statistic_floats},
-                         memory);
-    });
-    if (outgoing == 0) break;
-
-    state.moments[i].resize(values);
-    for (int64_t t = i + 1; t < s.nodes; ++t)
-      state.statistics[edge_of(i, t)].assign(values, zeros(4 * s.padded));
-    run_each(values, [&](int64_t u) {
-      const auto begin = moments.begin() + u * blocks.count * moment_floats;
-      state.moments[i][u] =
-          combine_moments(s.padded, Matrix(begin, begin + blocks.count * moment_floats), blocks.pixels);
-      for (int64_t t = i + 1; t < s.nodes; ++t) {
-        const int64_t e = edge_of(i, t);
-        float* result = state.statistics[e][u].data();
-        statistics_1x1(s.padded, matrix_1x1_[e].data(), state.moments[i][u], result, result + s.padded);
-        combine_statistics(
-            s.padded, statistics.data() + u * blocks.count * statistic_floats + (t - i - 1) * 2 * s.padded,
-            statistic_floats, blocks.pixels, result + 2 * s.padded, result + 3 * s.padded);
+        cell_.mixed_sum_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
       }
     });
   }
+
+  // A block of node i from the nodes before it.
+  void write_node(int64_t i, int64_t u, int64_t b, float* memory) {
+    const int64_t offset = blocks_.offset(b);
+    IncomingEdge edges[kMostIncoming];
+    for (int64_t j = 0; j < i; ++j) {
+      const int64_t e = edge_of(j, i), source = plan_[i][u].source[j], at = u * i + j;
+      const float* alpha = plan_[i][u].alpha + 5 * j;
+      edges[j] = {state_.node[j][source] + offset,
+                  state_.raw[e][source] + offset,
+                  conv_.data() + at * square_,
+                  scale_.data() + at * s_.padded,
+                  alpha[1] * cell_.kept_scale(e),
+                  alpha[4],
+                  cell_.keep(e)};
+    }
+    cell_.mixed_sum_.forward({blocks_.block(b), s_.channels, blocks_.first_pixel(b), i, edges,
+                              shift_.data() + u * s_.padded, state_.node[i][u] + offset},
+                             memory);
+  }
+
+  // The 3x3 convolutions of a block of node i, and what their batch norms and those of the 1x1 need of it.
+  void convolve(int64_t i, int64_t u, int64_t b, float* memory) {
+    const int64_t offset = blocks_.offset(b), unit = u * blocks_.count + b;
+    const float* weights[kMostIncoming];
+    float* raws[kMostIncoming];
+    for (int64_t t = i + 1; t < s_.nodes; ++t) {
+      const int64_t e = edge_of(i, t);
+      weights[t - i - 1] = transformed_.data() + e * weight_floats_;
+      raws[t - i - 1] = state_.raw[e][u] + offset;
+    }
+    cell_.relu_conv_.forward(
+        {blocks_.block(b), state_.node[i][u] + offset, outgoing(i), weights, raws,
+         moments_.data() + unit * moment_floats_, statistics_.data() + unit * statistic_floats(i)},
+        memory);
+  }
+
+  // The blocks' sums of node i to the statistics of the edges that leave it.
+  void finish(int64_t i) {
+    state_.moments[i].resize(values(i));
+    for (int64_t t = i + 1; t < s_.nodes; ++t)
+      state_.statistics[edge_of(i, t)].assign(values(i), zeros(4 * s_.padded));
+    run_each(values(i), [&](int64_t u) {
+      const auto begin = moments_.begin() + u * blocks_.count * moment_floats_;
+      state_.moments[i][u] =
+          combine_moments(s_.padded, Matrix(begin, begin + blocks_.count * moment_floats_), blocks_.pixels);
+      for (int64_t t = i + 1; t < s_.nodes; ++t) {
+        const int64_t e = edge_of(i, t), stride = statistic_floats(i);
+        float* result = state_.statistics[e][u].data();
+        statistics_1x1(s_.padded, cell_.matrix_1x1_[e].data(), state_.moments[i][u], result,
+                       result + s_.padded);
+        combine_statistics(s_.padded,
+                           statistics_.data() + u * blocks_.count * stride + (t - i - 1) * 2 * s_.padded,
+                           stride, blocks_.pixels, result + 2 * s_.padded, result + 3 * s_.padded);
+      }
+    });
+  }
+
+  const TrainingCell& cell_;
+  const CellSizes& s_;
+  const ValuePlan& plan_;
+  CellState& state_;
+  const Blocks blocks_;
+  const int64_t square_, moment_floats_, weight_floats_;
+  const ScratchSpace scratch_;
+  const Matrix transformed_;
+  // Of the node in work: [values][incoming] of its edges' coefficients, and [values] of their shifts.
+  Matrix conv_, scale_, shift_;
+  // Of the node in work, [values][blocks].
+  Matrix moments_, statistics_;
+};
+
+void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
+  ForwardPass(*this, plan, state).run();
 }
 
-// What the pass over a node's gradient yields for one of its incoming edges.
-struct TrainingCell::EdgeGradient {
-  NormalisedGradient norm_1x1, norm_3x3;
-  Matrix cross;  // sum of g (r - mean)^T
+// Node by node from the last one: its gradient, the weight gradients of the edges that leave it and the sums
+// that those into it need, in one pass over the batch; then the gradients that follow from the sums.
+class TrainingCell::BackwardPass {
+ public:
+  BackwardPass(const TrainingCell& cell, const float* alpha, const CellState& state, const float* gradient,
+               const CellGradients& wanted)
+      : cell_(cell),
+        s_(cell.sizes_),
+        alpha_(alpha),
+        state_(state),
+        wanted_(wanted),
+        with_weights_(wanted.weight_3x3 != nullptr),
+        with_alpha_(wanted.alpha != nullptr),
+        blocks_(s_),
+        square_(s_.padded * s_.padded),
+        weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
+        edge_sums_(s_.padded + square_ + (with_alpha_ ? 2 * s_.padded : 0)),
+        conv_scratch_((cell.relu_conv_.backward_scratch(blocks_.block(0), s_.nodes - 1) + 15) / 16 * 16),
+        border_((border_map(blocks_.block(0)).floats + 15) / 16 * 16),
+        scratch_(conv_scratch_ + border_ + cell.mixed_sum_.scratch(blocks_.block(0), s_.nodes - 1)),
+        transformed_(cell.transform_weights(true)),
+        memory_(s_.nodes),
+        node_gradient_(s_.nodes),
+        edge_(s_.edges()) {
+    node_gradient_[s_.nodes - 1] = gradient;
+  }
+
+  void run() {
+    for (int64_t i = s_.nodes - 1; i >= 0; --i) {
+      if (i == 0 && wanted_.x == nullptr && !with_weights_) break;
+      target_ = nullptr;
+      if (outgoing(i) > 0) {
+        if (i > 0) memory_[i] = allocate(s_.node_floats());
+        target_ = i > 0 ? memory_[i].get() : wanted_.x;
+        node_gradient_[i] = target_;
+      }
+      fold_1x1(i);
+      sums_ = zeros(blocks_.count * sum_floats(i));
+      parts_.assign(scratch_.threads(), Matrix());
+      run_in_parts(blocks_.count, scratch_, [&](int64_t unit, int64_t part, float* memory) {
+        const int64_t b = blocks_.turned(unit, i);
+        if (outgoing(i) > 0) write_gradient(i, b, part, memory);
+        if (i > 0) reduce(i, b, memory);
+      });
+      if (with_weights_ && outgoing(i) > 0) write_weight_3x3(i);
+      run_each(i, [&](int64_t j) { finish_edge(j, i); });
+    }
+  }
+
+ private:
+  // What is known of an edge once its target's gradient has been reduced.
+  struct EdgeGradient {
+    NormalisedGradient norm_1x1, norm_3x3;
+  };
+
+  int64_t outgoing(int64_t i) const { return s_.nodes - 1 - i; }
+  int64_t sum_floats(int64_t i) const { return s_.padded + i * edge_sums_; }  // of a block
+
+  // The gradient of relu(x) through the 1x1 convolutions of all edges that leave node i:
+  // sum of conv_e g_e + own relu(x) + shift.
+  void fold_1x1(int64_t i) {
+    Matrix conv = zeros(square_), own = zeros(square_);
+    packed_ = zeros((outgoing(i) + 1) * square_);
+    shift_ = zeros(s_.padded);
+    for (int64_t k = 0; k < outgoing(i); ++k) {
+      const int64_t e = edge_of(i, i + 1 + k);
+      gradient_1x1(s_.padded, cell_.matrix_1x1_[e].data(), edge_[e].norm_1x1, conv.data(), own.data(),
+                   shift_.data());
+      cell_.mixed_sum_.pack(s_.padded, conv.data(), packed_.data() + k * square_);
+    }
+    cell_.mixed_sum_.pack(s_.padded, own.data(), packed_.data() + outgoing(i) * square_);
+  }
+
+  // A block of node i's gradient, and its share of the weight gradients of the edges that leave it.
+  void write_gradient(int64_t i, int64_t b, int64_t part, float* memory) {
+    const int64_t offset = blocks_.offset(b), edges = outgoing(i);
+    float *rectified = memory + conv_scratch_, *rest = rectified + border_;
+    const float* x = state_.node[i][0] + offset;
+    if (with_weights_ && parts_[part].empty()) parts_[part] = zeros(edges * weight_floats_);
+    RawGradient raws[kMostIncoming];
+    const float* weights[kMostIncoming];
+    OutgoingEdge edge[kMostIncoming];
+    for (int64_t k = 0; k < edges; ++k) {
+      const int64_t t = i + 1 + k, e = edge_of(i, t);
+      const NormalisedGradient& norm = edge_[e].norm_3x3;
+      raws[k] = {node_gradient_[t] + offset, state_.raw[e][0] + offset, norm.node_scale.data(),
+                 norm.raw_scale.data(), norm.shift.data()};
+      weights[k] = transformed_.data() + e * weight_floats_;
+      edge[k] = {node_gradient_[t] + offset, packed_.data() + k * square_,
+                 alpha_[5 * e + 1] * cell_.kept_scale(e), alpha_[5 * e + 4], cell_.keep(e)};
+    }
+    cell_.relu_conv_.backward({blocks_.block(b), x, edges, raws, weights, target_ ? rectified : nullptr,
+                               with_weights_ ? parts_[part].data() : nullptr},
+                              memory);
+    if (target_ == nullptr) return;
+    cell_.mixed_sum_.backward({blocks_.block(b), s_.channels, blocks_.first_pixel(b), edges, edge, x,
+                               packed_.data() + edges * square_, shift_.data(), rectified, target_ + offset},
+                              rest);
+  }
+
+  // The sums over a block of node i's gradient for the edges into it.
+  void reduce(int64_t i, int64_t b, float* memory) {
+    const int64_t offset = blocks_.offset(b);
+    float* sum = sums_.data() + b * sum_floats(i);
+    ReducedEdge edges[kMostIncoming];
+    for (int64_t j = 0; j < i; ++j) {
+      const int64_t e = edge_of(j, i);
+      float* to = sum + s_.padded + j * edge_sums_;
+      edges[j] = {state_.node[j][0] + offset,
+                  state_.raw[e][0] + offset,
+                  state_.moments[j][0].mean.data(),
+                  state_.statistics[e][0].data() + 2 * s_.padded,
+                  cell_.keep(e),
+                  to,
+                  to + s_.padded,
+                  with_alpha_ ? to + s_.padded + square_ : nullptr,
+                  with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
+    }
+    cell_.mixed_sum_.reduce(
+        {blocks_.block(b), s_.channels, blocks_.first_pixel(b), i, edges, node_gradient_[i] + offset, sum},
+        memory + conv_scratch_ + border_);
+  }
+
+  // The threads' shares added up, for the edges that leave node i.
+  void write_weight_3x3(int64_t i) {
+    run_each(outgoing(i), [&](int64_t k) {
+      Matrix total = zeros(weight_floats_);
+      for (const Matrix& part : parts_) {
+        if (part.empty()) continue;
+        const float* more = part.data() + k * weight_floats_;
+        for (int64_t c = 0; c < weight_floats_; ++c) total[c] += more[c];
+      }
+      cell_.relu_conv_.weight_gradient(
+          s_.channels, s_.padded, total.data(),
+          wanted_.weight_3x3 + edge_of(i, i + 1 + k) * 9 * s_.channels * s_.channels);
+    });
+  }
+
+  // The blocks' sums of the edge j -> i to its batch norms' gradients, its 1x1 weight's and its alphas'.
+  void finish_edge(int64_t j, int64_t i) {
+    const int64_t e = edge_of(j, i), from = s_.padded + j * edge_sums_;
+    Matrix g_sum = zeros(s_.padded), sums = zeros(edge_sums_);
+    for (int64_t b = 0; b < blocks_.count; ++b) {
+      const float* block = sums_.data() + b * sum_floats(i);
+      for (int64_t c = 0; c < s_.padded; ++c) g_sum[c] += block[c];
+      for (int64_t c = 0; c < edge_sums_; ++c) sums[c] += block[from + c];
+    }
+    const float *raw_sum = sums.data(), *cross = raw_sum + s_.padded, *row = alpha_ + 5 * e;
+    const float* weight = cell_.matrix_1x1_[e].data();
+    EdgeGradient& result = edge_[e];
+    result.norm_1x1 =
+        normalised_gradient(s_.padded, cell_.normalised(0, row[2], state_.statistics[e][0]), s_.pixels(),
+                            g_sum.data(), raw_sum_1x1(s_.padded, weight, cross).data());
+    result.norm_3x3 = normalised_gradient(s_.padded, cell_.normalised(1, row[3], state_.statistics[e][0]),
+                                          s_.pixels(), g_sum.data(), raw_sum);
+    if (with_weights_) {
+      const Matrix gradient = weight_gradient_1x1(s_.padded, weight, result.norm_1x1, cross,
+                                                  state_.moments[j][0].covariance.data(), s_.pixels());
+      for (int64_t c = 0; c < s_.channels; ++c)
+        std::copy_n(gradient.data() + c * s_.padded, s_.channels,
+                    wanted_.weight_1x1 + (e * s_.channels + c) * s_.channels);
+    }
+    if (with_alpha_) write_alpha(e, cross + square_);
+  }
+
+  // sums: of g keep x and g pool(x), [2][padded].
+  void write_alpha(int64_t e, const float* sums) {
+    double skip = 0, pool = 0;
+    for (int64_t c = 0; c < s_.padded; ++c) {
+      skip += sums[c];
+      pool += sums[s_.padded + c];
+    }
+    float* to = wanted_.alpha + 5 * e;
+    to[0] = 0;
+    to[1] = static_cast<float>(skip * cell_.kept_scale(e));
+    to[2] = edge_[e].norm_1x1.alpha;
+    to[3] = edge_[e].norm_3x3.alpha;
+    to[4] = static_cast<float>(pool);
+  }
+
+  const TrainingCell& cell_;
+  const CellSizes& s_;
+  const float* alpha_;
+  const CellState& state_;
+  const CellGradients& wanted_;
+  const bool with_weights_, with_alpha_;
+  const Blocks blocks_;
+  const int64_t square_, weight_floats_;
+  const int64_t edge_sums_;  // floats: raw_sum, cross and, for alpha, skip and pool; see ReducedEdge
+  const int64_t conv_scratch_, border_;
+  const ScratchSpace scratch_;
+  const Matrix transformed_;
+  std::vector<Floats> memory_;
+  std::vector<const float*> node_gradient_;
+  std::vector<EdgeGradient> edge_;
+  // Of the node in work: where its gradient goes, what fold_1x1 leaves, its sums [blocks], and [threads] of
+  // weight gradients in Winograd form.
+  float* target_ = nullptr;
+  Matrix packed_, shift_, sums_;
+  std::vector<Matrix> parts_;
 };
 
 void TrainingCell::backward(const float* alpha, const CellState& state, const float* gradient,
                             const CellGradients& wanted) const {
-  const CellSizes& s = sizes_;
-  const Blocks blocks(s);
-  const int64_t square = s.padded * s.padded, weight_floats = relu_conv_.weight_floats(s.padded);
-  const Block largest = blocks.block(0);
-  const int64_t conv_scratch = (relu_conv_.backward_scratch(largest, s.nodes - 1) + 15) / 16 * 16;
-  const int64_t border = (border_map(largest).floats + 15) / 16 * 16;
-  const ScratchSpace scratch(conv_scratch + border + mixed_sum_.scratch(largest, s.nodes - 1));
-  const bool with_weights = wanted.weight_3x3 != nullptr, with_alpha = wanted.alpha != nullptr;
-
-  Matrix transformed = zeros(s.edges() * weight_floats);
-  run_each(s.edges(), [&](int64_t e) {
-    relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels, true,
-                                transformed.data() + e * weight_floats);
-  });
-  std::vector<Floats> memory(s.nodes);
-  std::vector<const float*> node_gradient(s.nodes);
-  node_gradient[s.nodes - 1] = gradient;
-  std::vector<EdgeGradient> edge(s.edges());
-
-  for (int64_t i = s.nodes - 1; i >= 0; --i) {
-    const bool last = i == s.nodes - 1;
-    if (i == 0 && wanted.x == nullptr && !with_weights) break;
-    const int64_t outgoing = s.nodes - 1 - i;
-    float* target = nullptr;
-    if (!last) {
-      if (i > 0) memory[i] = allocate(s.node_floats());
-      target = i > 0 ? memory[i].get() : wanted.x;
-      node_gradient[i] = target;
-    }
-
-    // Of relu(x), through the 1x1 convolutions: conv_e g_e + own r + shift.
-    Matrix conv = zeros(outgoing * square), own = zeros(square), packed = zeros((outgoing + 1) * square),
-           shift = zeros(s.padded);
-    for (int64_t t = i + 1; t < s.nodes; ++t) {
-      const int64_t e = edge_of(i, t);
-      gradient_1x1(s.padded, matrix_1x1_[e].data(), edge[e].norm_1x1, conv.data() + (t - i - 1) * square,
-                   own.data(), shift.data());
-      mixed_sum_.pack(s.padded, conv.data() + (t - i - 1) * square, packed.data() + (t - i - 1) * square);
-    }
-    mixed_sum_.pack(s.padded, own.data(), packed.data() + outgoing * square);
-
-    const int64_t edge_sums = s.padded + square + (with_alpha ? 2 * s.padded : 0);
-    const int64_t sums_floats = s.padded + i * edge_sums;
-    Matrix sums = zeros(blocks.count * sums_floats);
-    const int64_t weight_sums = with_weights ? outgoing * weight_floats : 0;
-    std::vector<Matrix> parts(scratch.threads());
-
-    run_in_parts(blocks.count, scratch, [&](int64_t unit, int64_t part, float* scratch_memory) {
-      const int64_t b = blocks.turned(unit, i);
-      const Block block = blocks.block(b);
-      const int64_t offset = blocks.offset(b), first = blocks.first_pixel(b);
-      const float* x = last ? nullptr : state.node[i][0];
-      float* rectified = scratch_memory + conv_scratch;
-      float* rest = rectified + border;
-      if (!last) {
-        if (parts[part].empty() && weight_sums > 0) parts[part] = zeros(weight_sums);
-        RawGradient raws[kMostIncoming];
-        const float* weights[kMostIncoming];
-        OutgoingEdge edges[kMostIncoming];
-        for (int64_t t = i + 1; t < s.nodes; ++t) {
-          const int64_t e = edge_of(i, t), k = t - i - 1;
-          const NormalisedGradient& norm = edge[e].norm_3x3;
-          raws[k] = {node_gradient[t] + offset, state.raw[e][0] + offset, norm.node_scale.data(),
-                     norm.raw_scale.data(), norm.shift.data()};
-          weights[k] = transformed.data() + e * weight_floats;
-          const Dropout keep = this->keep(e);
-          const float kept = keep.drops ? 4294967296.0f / static_cast<float>(keep.threshold) : 1.0f;
-          edges[k] = {node_gradient[t] + offset, packed.data() + k * square, alpha[5 * e + 1] * kept,
-                      alpha[5 * e + 4], keep};
-        }
-        relu_conv_.backward({block, x + offset, outgoing, raws, weights, target ? rectified : nullptr,
-                             weight_sums > 0 ? parts[part].data() : nullptr},
-                            scratch_memory);
-        if (target != nullptr) {
-          mixed_sum_.backward({block, s.channels, first, outgoing, edges, x + offset,
-                               packed.data() + outgoing * square, shift.data(), rectified, target + offset},
-                              rest);
-        }
-      }
-      if (i == 0) return;
-      float* sum = sums.data() + b * sums_floats;
-      ReducedEdge edges[kMostIncoming];
-      for (int64_t j = 0; j < i; ++j) {
-        const int64_t e = edge_of(j, i);
-        float* to = sum + s.padded + j * edge_sums;
-        edges[j] = {state.node[j][0] + offset,
-                    state.raw[e][0] + offset,
-                    state.moments[j][0].mean.data(),
-                    state.statistics[e][0].data() + 2 * s.padded,
-                    keep(e),
-                    to,
-                    to + s.padded,
-                    with_alpha ? to + s.padded + square : nullptr,
-                    with_alpha ? to + 2 * s.padded + square : nullptr};
-      }
-      mixed_sum_.reduce({block, s.channels, first, i, edges, node_gradient[i] + offset, sum}, rest);
-    });
-
-    if (weight_sums > 0) {
-      run_each(outgoing, [&](int64_t k) {
-        Matrix total = zeros(weight_floats);
-        for (const Matrix& part : parts) {
-          if (part.empty()) continue;
-          const float* more = part.data() + k * weight_floats;
-          for (int64_t c = 0; c < weight_floats; ++c) total[c] += more[c];
-        }
-        const int64_t e = edge_of(i, i + 1 + k);
-        relu_conv_.weight_gradient(s.channels, s.padded, total.data(),
-                                   wanted.weight_3x3 + e * 9 * s.channels * s.channels);
-      });
-    }
-    if (i == 0) break;
-
-    run_each(i, [&](int64_t j) {
-      const int64_t e = edge_of(j, i);
-      Matrix total = zeros(sums_floats);
-      for (int64_t b = 0; b < blocks.count; ++b) {
-        for (int64_t c = 0; c < s.padded; ++c) total[c] += sums[b * sums_floats + c];
-        const int64_t from = s.padded + j * edge_sums;
-        for (int64_t c = from; c < from + edge_sums; ++c) total[c] += sums[b * sums_floats + c];
-      }
-      const float* mine = total.data() + s.padded + j * edge_sums;
-      EdgeGradient& result = edge[e];
-      result.cross.assign(mine + s.padded, mine + s.padded + square);
-      const float* row = alpha + 5 * e;
-      const Matrix raw_sum = raw_sum_1x1(s.padded, matrix_1x1_[e].data(), result.cross.data());
-      result.norm_1x1 = normalised_gradient(s.padded, normalised(e, 0, row[2], state.statistics[e][0]),
-                                            s.pixels(), total.data(), raw_sum.data());
-      result.norm_3x3 = normalised_gradient(s.padded, normalised(e, 1, row[3], state.statistics[e][0]),
-                                            s.pixels(), total.data(), mine);
-      if (with_weights) {
-        const Matrix weight =
-            weight_gradient_1x1(s.padded, matrix_1x1_[e].data(), result.norm_1x1, result.cross.data(),
-                                state.moments[j][0].covariance.data(), s.pixels());
-        for (int64_t c = 0; c < s.channels; ++c)
-          std::copy_n(weight.data() + c * s.padded, s.channels,
-                      wanted.weight_1x1 + (e * s.channels + c) * s.channels);
-      }
-      if (with_alpha) {
-        const Dropout keep = this->keep(e);
-        double skip = 0, pool = 0;
-        for (int64_t c = 0; c < s.padded; ++c) {
-          skip += mine[s.padded + square + c];
-          pool += mine[2 * s.padded + square + c];
-        }
-        if (keep.drops) skip *= 4294967296.0 / keep.threshold;
-        float* to = wanted.alpha + 5 * e;
-        to[0] = 0;
-        to[1] = static_cast<float>(skip);
-        to[2] = result.norm_1x1.alpha;
-        to[3] = result.norm_3x3.alpha;
-        to[4] = static_cast<float>(pool);
-      }
-    });
-  }
+  BackwardPass(*this, alpha, state, gradient, wanted).run();
 }
 
 }  // namespace vpdarts::cpu

@@ -62,9 +62,15 @@ class TrainingCell {
 
  private:
   struct Blocks;
-  struct EdgeGradient;
+  class ForwardPass;
+  class BackwardPass;
   Dropout keep(int64_t edge) const { return keep_.empty() ? Dropout{} : keep_[edge]; }
-  Normalised normalised(int64_t edge, int64_t op, float alpha, const std::vector<float>& statistics) const;
+  // What the kept elements of a skip connection are multiplied with.
+  float kept_scale(int64_t edge) const;
+  // op 0 or 1: the edge's 1x1 or 3x3 convolution; statistics as in CellState.
+  Normalised normalised(int64_t op, float alpha, const std::vector<float>& statistics) const;
+  // Of every edge, [E][weight_floats]; transposed for the backward pass.
+  std::vector<float> transform_weights(bool transposed) const;
 
   const ReluConvKernels& relu_conv_;
   const MixedSumKernels& mixed_sum_;
