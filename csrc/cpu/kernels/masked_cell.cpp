@@ -32,10 +32,12 @@ struct Layout {
         map_row((4 * tile_columns + 2) * s.padded),
         map_image((4 * tile_rows + 2) * map_row),
         map_floats(round_up(s.images * map_image, 16)),
-        // One cache line more, so that the 36 points do not fall into the same cache sets.
-        point_stride(tiles * s.padded + 16),
+        point_stride(tiles * s.padded + kCacheLine),
         transformed_floats(round_up(kPoints * point_stride, 16)),
-        product_floats(round_up(kPoints * tiles * 2 * kLanes, 16)) {}
+        product_floats(round_up(kPoints * product_stride(2), 16)) {}
+
+  // Floats between the points of products of a block of `vecs` vectors.
+  int64_t product_stride(int64_t vecs) const { return tiles * vecs * kLanes + kCacheLine; }
 
   // The first pixel of the image inside a map.
   float* inside(float* map) const { return map + map_row + shape.padded; }
@@ -151,8 +153,8 @@ void write_block(const Layout& layout, const float* m, int64_t c0, const float* 
           Vec half[24];
           const float* from = m + tile * kBlock + n * kLanes;
           for (int i = 0; i < 6; ++i) {
-            const float* column = from + i * layout.tiles * kBlock;
-            const int64_t step = 6 * layout.tiles * kBlock;
+            const float* column = from + i * layout.product_stride(kVecs);
+            const int64_t step = 6 * layout.product_stride(kVecs);
             transform_output_4(load(column), load(column + step), load(column + 2 * step),
                                load(column + 3 * step), load(column + 4 * step), load(column + 5 * step),
                                half + i, 6);
@@ -201,7 +203,7 @@ void sum_edges(const Layout& layout, const Node* sources, const EdgeTerm* terms,
     const bool two = c + 2 * kLanes <= s.padded;
     for (int64_t point = 0; point < kPoints; ++point) {
       const int64_t tiles = point * layout.point_stride, weight = (point * s.padded + c) * s.padded;
-      float* to = m + point * layout.tiles * (two ? 2 : 1) * kLanes;
+      float* to = m + point * layout.product_stride(two ? 2 : 1);
       if (two) {
         products<2>(operands, convolutions, layout.tiles, tiles, weight, s.padded, s.padded, to, 2 * kLanes);
       } else {

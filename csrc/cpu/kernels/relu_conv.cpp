@@ -21,7 +21,7 @@ using vpdarts::cpu::ReluConvForward;
 // raw = A^T m A of one block of channels from c on; statistics = mean and sum of squares about it.
 template <int kVecs>
 void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, float* raw, float* statistics) {
-  const int64_t row = s.width * s.padded, point = tiles.count * kVecs * kLanes;
+  const int64_t row = s.width * s.padded, point = tiles.product_stride(kVecs);
   Vec pivot[kVecs] = {}, sum[kVecs] = {}, square[kVecs] = {};
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
     const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
@@ -179,7 +179,7 @@ void transform_gradient(const Block& s, const Tiles& tiles, const RawGradient& g
 template <int kVecs>
 void add_adjoint(const Block& s, const Tiles& tiles, const float* m, int64_t c, float* map) {
   const BorderMap border = border_map(s);
-  const int64_t point = tiles.count * kVecs * kLanes;
+  const int64_t point = tiles.product_stride(kVecs);
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
     for (int n = 0; n < kVecs; ++n) {
       Vec half[36];

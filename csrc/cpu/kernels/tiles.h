@@ -11,10 +11,11 @@ struct Tiles {
       : rows((block.height + 3) / 4),
         columns((block.width + 3) / 4),
         count(block.images * rows * columns),
-        // One cache line more, so that the 36 points do not fall into the same cache sets.
-        point_stride(count * block.padded + 16),
+        point_stride(count * block.padded + kCacheLine),
         floats(kPoints * point_stride),
-        product_floats(kPoints * count * kMostBlock) {}
+        product_floats(kPoints * product_stride(2)) {}
+  // Floats between the points of products of a block of `vecs` vectors.
+  int64_t product_stride(int64_t vecs) const { return count * vecs * kLanes + kCacheLine; }
   int64_t rows, columns, count, point_stride, floats, product_floats;
 };
 
@@ -80,7 +81,7 @@ void multiply_tiles(const Block& s, const Tiles& tiles, const Operand* operands,
   for (int64_t point = 0; point < kPoints; ++point) {
     products<kVecs>(operands, count, tiles.count, point * tiles.point_stride,
                     (point * s.padded + c) * s.padded, s.padded, s.padded,
-                    m + point * tiles.count * kVecs * kLanes, kVecs * kLanes);
+                    m + point * tiles.product_stride(kVecs), kVecs * kLanes);
   }
 }
 
@@ -88,7 +89,7 @@ void multiply_tiles(const Block& s, const Tiles& tiles, const Operand* operands,
 template <int kVecs, typename Put>
 inline __attribute__((always_inline)) void inverse_transform(const Block& s, const Tiles& tiles,
                                                              const float* m, const Put& put) {
-  const int64_t point = tiles.count * kVecs * kLanes;
+  const int64_t point = tiles.product_stride(kVecs);
   for_each_tile(s, tiles, [&](int64_t tile, int64_t b, int64_t y, int64_t i) {
     const int64_t rows = s.height - y < 4 ? s.height - y : 4, columns = s.width - i < 4 ? s.width - i : 4;
 #pragma GCC unroll 2

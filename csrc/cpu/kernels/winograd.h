@@ -92,6 +92,9 @@ inline __attribute__((always_inline)) void transform_weight_3x3(const Vec* w, Ve
 
 constexpr int64_t kPoints = 36;  // of a 6x6 tile
 
+// Floats that points lie further apart than they must, so that they do not fall into the same cache sets.
+constexpr int64_t kCacheLine = 16;
+
 // Columns of a matrix lie in blocks of two vectors; the last block may have one.
 constexpr int64_t kMostBlock = 2 * kLanes;
 
