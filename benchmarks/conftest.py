@@ -83,12 +83,16 @@ def compare(benchmark: BenchmarkFixture, quick: bool) -> Callable[..., None]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     session = getattr(config, "_benchmarksession", None)
-    rows = [row for row in getattr(session, "benchmarks", []) if "ratios" in row.extra_info]
+    everything = getattr(session, "benchmarks", [])
+    rows = [row for row in everything if "ratios" in row.extra_info]
     if not rows:
         return
     terminalreporter.section(
         "others against ours: median seconds or peak memory, and median ratio of a round"
     )
+    for row in everything:
+        if "rate" in row.extra_info:
+            terminalreporter.write_line(f"{row.name}: {row.extra_info['rate']}")
     for row in rows:
         terminalreporter.write_line(row.name)
         for line in table_lines(row.extra_info):
