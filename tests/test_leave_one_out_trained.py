@@ -1,0 +1,58 @@
+"""Leave-one-out of a supernet that a search has trained: the fused evaluation predicts what the loop does."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from leave_one_out_cases import MODES
+from torch import Tensor
+
+from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.fused_evaluation import variant_logits
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, evaluation_mode, removals
+from vpdarts_fast.search import RunFolder, Search
+from vpdarts_fast.search.config import PRESETS, SearchConfig
+
+SHARE = 1e-4  # of the predictions that rounding may turn
+
+
+class Silent:
+    def phase(self, description: str, total: int, done: int = 0) -> None: ...
+    def advance(self, done: int, epochs: float) -> None: ...
+    def epoch(self, metrics: dict[str, Any]) -> None: ...
+
+
+def searched(config: SearchConfig, data: ImageData, folder: Path) -> Search:
+    search = Search(config, data, RunFolder.create(folder, config), Silent())
+    search.search()
+    return search
+
+
+def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[int, int]:
+    """How many of all removals' predictions differ between the fused evaluation and the loop; of how many."""
+    supernet, alpha = search.state.supernet, search.state.alpha.detach()
+    tables = removals(alpha)
+    images = batch[0]
+    fused = torch.zeros(len(tables), len(images), dtype=torch.int64)
+    with torch.no_grad(), evaluation_mode(supernet, mode, [batch], alpha):
+        for variants, some, logits in variant_logits(supernet, images, tables, mode == "batch", None):
+            fused[variants, some] = logits.argmax(2)
+        plain: Tensor = torch.stack([supernet(images, table).argmax(1) for table in tables])
+    assert len(fused.unique()) > 1
+    return int((fused != plain).sum()), plain.numel()
+
+
+def test_a_trained_supernet_predicts_the_same(tmp_path: Path, one_thread: None) -> None:
+    config = dataclasses.replace(PRESETS["quick"], warmup_epochs=3, pruning_epochs=2)
+    data = load("digits")
+    search = searched(config, data, tmp_path / "run")
+    turned, predictions = 0, 0
+    batch = search.validation.batch(torch.arange(len(search.validation)), None)
+    for mode in MODES:
+        some, all_of_them = turned_predictions(search, batch, mode)
+        turned, predictions = turned + some, predictions + all_of_them
+    assert predictions > 60_000
+    assert turned <= SHARE * predictions
