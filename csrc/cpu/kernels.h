@@ -2,6 +2,7 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/gather.h"
 #include "cpu/kernels/masked_cell.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/raw_sum.h"
@@ -11,6 +12,7 @@
 namespace vpdarts::cpu {
 
 struct Kernels {
+  const GatherKernels& gather;
   const ReluConvKernels& relu_conv;
   const MixedSumKernels& mixed_sum;
   const RawSumKernels& raw_sum;

@@ -8,7 +8,7 @@
 #include <cstdint>
 #include <vector>
 
-#include "cpu/kernels/block.h"
+#include "cpu/kernels.h"
 
 namespace vpdarts::cpu {
 
@@ -61,5 +61,53 @@ class Blocks {
   Block batch_;
   int64_t images_;
 };
+
+// A tensor [N, C, H, W] or [V, N, C, H, W] of any strides, block by block as the kernels take it.
+class Source {
+ public:
+  Source(const torch::stable::Tensor& tensor, const Block& batch)
+      : tensor_(tensor), batch_(batch), channels_(tensor.size(tensor.dim() - 3)) {
+    const int64_t d = tensor.dim();
+    view_ = {floats(tensor), tensor.stride(d - 4), tensor.stride(d - 2), tensor.stride(d - 1),
+             tensor.stride(d - 3)};
+    variant_ = d == 5 ? tensor.stride(0) : 0;
+    const auto fits = [](int64_t size, int64_t stride, int64_t dense) {
+      return size == 1 || stride == dense;
+    };
+    const int64_t row = batch.width * batch.padded;
+    ready_ = channels_ == batch.padded && fits(channels_, view_.channel, 1) &&
+             fits(batch.width, view_.pixel, batch.padded) && fits(batch.height, view_.row, row) &&
+             fits(batch.images, view_.image, batch.height * row);
+  }
+  // Floats of memory that a block needs at most.
+  int64_t scratch(const Blocks& blocks) const { return ready_ ? 0 : (blocks[0].floats() + 15) / 16 * 16; }
+
+  // Block b of a variant: where it lies, or copied to `memory`, which moves on behind it.
+  const float* block(const Blocks& blocks, int64_t variant, int64_t b, float*& memory) const {
+    const float* data = view_.data + variant * variant_;
+    if (ready_) return data + blocks.offset(b);
+    const int64_t first = blocks.offset(b) / (batch_.height * batch_.width * batch_.padded);
+    float* copy = memory;
+    active_kernels().gather.images(
+        blocks[b], channels_,
+        {data + first * view_.image, view_.image, view_.row, view_.pixel, view_.channel}, copy);
+    memory += scratch(blocks);
+    return copy;
+  }
+
+ private:
+  torch::stable::Tensor tensor_;  // keeps the memory
+  Block batch_;
+  int64_t channels_, variant_;
+  ConstImageView view_;
+  bool ready_;
+};
+
+// Floats of memory that a block of each needs.
+inline int64_t scratch_of(const std::vector<Source>& sources, const Blocks& blocks) {
+  int64_t total = 0;
+  for (const Source& source : sources) total += source.scratch(blocks);
+  return total;
+}
 
 }  // namespace vpdarts::cpu

@@ -3,7 +3,7 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <array>
+#include <algorithm>
 #include <tuple>
 #include <vector>
 
@@ -19,6 +19,7 @@ namespace {
 using torch::stable::Tensor;
 using Matrix = std::vector<float>;
 using Tensors = std::vector<Tensor>;
+using Sources = std::vector<Source>;
 
 constexpr const char* kName = "mixed_sum";
 
@@ -28,21 +29,21 @@ Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 struct Terms {
   int64_t variants, edges, channels;
   Block batch;  // of one variant
-  Tensors x, raw[2], keep;
+  Sources x, raw[2], keep;
   Tensor alpha;
 
   float* of(const Tensor& tensor, int64_t variant) const { return floats(tensor) + variant * batch.floats(); }
   const float* row(int64_t v, int64_t e) const { return floats(alpha) + 5 * (v * edges + e); }
 };
 
-Tensors laid_out(const char* name, const Tensors& tensors, const Tensor& like, int64_t count,
-                 int64_t padded) {
+Sources sources(const char* name, const Tensors& tensors, const Tensor& like, int64_t count,
+                const Block& batch) {
   STD_TORCH_CHECK(static_cast<int64_t>(tensors.size()) == count, kName, ": ", name, " must hold ", count,
                   " tensors; got ", tensors.size());
-  Tensors result;
+  Sources result;
   for (const Tensor& tensor : tensors) {
     check_tensor(kName, name, tensor, {like.size(0), like.size(1), like.size(2), like.size(3), like.size(4)});
-    result.push_back(channels_last(tensor, padded));
+    result.emplace_back(tensor, batch);
   }
   return result;
 }
@@ -64,10 +65,9 @@ Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3,
           edges,
           channels,
           batch,
-          laid_out("xs", xs, x, edges, batch.padded),
-          {laid_out("raw_1x1", raw_1x1, x, edges, batch.padded),
-           laid_out("raw_3x3", raw_3x3, x, edges, batch.padded)},
-          laid_out("skip_scale", skip_scale, x, scales, batch.padded),
+          sources("xs", xs, x, edges, batch),
+          {sources("raw_1x1", raw_1x1, x, edges, batch), sources("raw_3x3", raw_3x3, x, edges, batch)},
+          sources("skip_scale", skip_scale, x, scales, batch),
           torch::stable::contiguous(alpha)};
 }
 
@@ -88,15 +88,25 @@ Normalised normalised(const Terms& t, const Statistics& statistics, double eps, 
 // The same pass over the batch goes the other way: what the last has left in the cache comes first.
 int64_t turned(const Blocks& blocks, int64_t b) { return blocks.count() - 1 - b; }
 
+// Scratch memory for a unit of work: copies of the terms that do not lie as the kernels take them, and of the
+// gradient, then what the kernels need.
+ScratchSpace scratch_space(const Terms& t, const Blocks& blocks, int64_t gradient) {
+  const int64_t copies = scratch_of(t.x, blocks) + scratch_of(t.raw[0], blocks) +
+                         scratch_of(t.raw[1], blocks) + scratch_of(t.keep, blocks);
+  return ScratchSpace(copies + gradient + active_kernels().raw_sum.scratch(blocks[0], t.edges));
+}
+
 Statistics measure(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch) {
   const RawSumKernels& kernels = active_kernels().raw_sum;
   const int64_t raws = 2 * t.edges, floats_of_block = raws * 2 * t.batch.padded;
   Matrix sums = zeros(t.variants * blocks.count() * floats_of_block);
-  run(t.variants * blocks.count(), scratch, [&](int64_t unit, float*) {
+  run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
     const int64_t v = unit / blocks.count(), b = unit % blocks.count();
-    for (int64_t i = 0; i < raws; ++i)
-      kernels.statistics(blocks[b], t.of(t.raw[i % 2][i / 2], v) + blocks.offset(b),
+    for (int64_t i = 0; i < raws; ++i) {
+      float* next = memory;
+      kernels.statistics(blocks[b], t.raw[i % 2][i / 2].block(blocks, v, b, next),
                          sums.data() + unit * floats_of_block + i * 2 * t.batch.padded);
+    }
   });
   Statistics result(t);
   const std::vector<int64_t> pixels = blocks.pixels();
@@ -129,9 +139,9 @@ void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, c
     std::vector<RawSumEdge> edges;
     for (int64_t e = 0; e < t.edges; ++e) {
       const float* scales = scale.data() + (v * t.edges + e) * 2 * padded;
-      edges.push_back({t.of(t.x[e], v) + offset,
-                       t.keep.empty() ? nullptr : t.of(t.keep[e], v) + offset,
-                       {t.of(t.raw[0][e], v) + offset, t.of(t.raw[1][e], v) + offset},
+      edges.push_back({t.x[e].block(blocks, v, b, memory),
+                       t.keep.empty() ? nullptr : t.keep[e].block(blocks, v, b, memory),
+                       {t.raw[0][e].block(blocks, v, b, memory), t.raw[1][e].block(blocks, v, b, memory)},
                        {scales, scales + padded},
                        t.row(v, e)[1],
                        t.row(v, e)[4]});
@@ -150,7 +160,7 @@ std::tuple<Tensor, Tensor, Tensor> mixed_sum(const Tensors& xs, const Tensors& r
   const Tensor mean = torch::stable::new_empty(alpha, {t.variants, t.edges, 2, t.channels});
   const Tensor variance = torch::stable::new_empty(alpha, {t.variants, t.edges, 2, t.channels});
   const Blocks blocks(s);
-  const ScratchSpace scratch(active_kernels().raw_sum.scratch(blocks[0], t.edges));
+  const ScratchSpace scratch = scratch_space(t, blocks, 0);
   const Statistics statistics = measure(t, blocks, scratch);
   for (int64_t i = 0; i < 2 * t.variants * t.edges; ++i) {
     std::copy_n(statistics.mean.data() + i * s.padded, t.channels, floats(mean) + i * t.channels);
@@ -179,7 +189,7 @@ struct Sums {
 
 // Of all variants, [V] sums; writes the gradients of xs and of skip_scale on the way.
 Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, const Statistics& statistics,
-              const Tensor& gradient, const Wanted& wanted) {
+              const Source& gradient, const Wanted& wanted) {
   const RawSumKernels& kernels = active_kernels().raw_sum;
   const int64_t count = Sums::floats(t);
   Matrix sums = zeros(t.variants * blocks.count() * count);
@@ -189,16 +199,22 @@ Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch,
     const auto target = [&](float* data) {
       return data != nullptr ? data + v * t.batch.floats() + offset : nullptr;
     };
+    // A term that a wanted gradient needs; else null, so that it is not copied either.
+    const auto term = [&](bool needed, const Source& source) {
+      return needed ? source.block(blocks, v, b, memory) : nullptr;
+    };
+    const float* g = gradient.block(blocks, v, b, memory);
     std::vector<RawSumReducedEdge> edges;
     for (int64_t e = 0; e < t.edges; ++e) {
       const bool drops = !t.keep.empty(), with_alpha = wanted.alpha != nullptr;
+      const bool with_x = wanted.x[e] != nullptr, with_keep = drops && wanted.keep[e] != nullptr;
       const auto sum = [&](bool wants, int64_t kind) {
         return wants ? Sums::of(t, block, e, kind) : nullptr;
       };
       const float* mean = statistics.mean.data() + (v * t.edges + e) * 2 * t.batch.padded;
-      edges.push_back({t.of(t.x[e], v) + offset,
-                       drops ? t.of(t.keep[e], v) + offset : nullptr,
-                       {t.of(t.raw[0][e], v) + offset, t.of(t.raw[1][e], v) + offset},
+      edges.push_back({term(with_alpha || with_keep, t.x[e]),
+                       drops ? term(with_alpha || with_x, t.keep[e]) : nullptr,
+                       {term(wanted.sums(0, e), t.raw[0][e]), term(wanted.sums(1, e), t.raw[1][e])},
                        {mean, mean + t.batch.padded},
                        t.row(v, e)[1],
                        t.row(v, e)[4],
@@ -208,7 +224,7 @@ Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch,
                        sum(with_alpha, Sums::kSkip),
                        sum(with_alpha, Sums::kPool)});
     }
-    kernels.reduce({blocks[b], t.edges, edges.data(), t.of(gradient, v) + offset, block}, memory);
+    kernels.reduce({blocks[b], t.edges, edges.data(), g, block}, memory);
   });
   Matrix totals = zeros(t.variants * count);
   for (int64_t v = 0; v < t.variants; ++v) {
@@ -250,24 +266,28 @@ std::vector<NormalisedGradient> normalised_gradients(const Terms& t, const Stati
 }
 
 void differentiate_raws(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch,
-                        const std::vector<NormalisedGradient>& norms, const Tensor& gradient,
+                        const std::vector<NormalisedGradient>& norms, const Source& gradient,
                         const Wanted& wanted) {
-  const RawSumKernels& kernels = active_kernels().raw_sum;
-  run(t.variants * blocks.count(), scratch, [&](int64_t unit, float*) {
+  const auto wants = [](const std::vector<float*>& some) {
+    return std::any_of(some.begin(), some.end(), [](const float* data) { return data != nullptr; });
+  };
+  if (!wants(wanted.raw[0]) && !wants(wanted.raw[1])) return;
+  run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
     const int64_t v = unit / blocks.count(), b = turned(blocks, unit % blocks.count()),
                   offset = blocks.offset(b);
+    const float* g = gradient.block(blocks, v, b, memory);
     std::vector<RawGradient> gradients;
     std::vector<float*> out;
     for (int64_t i = 0; i < 2 * t.edges; ++i) {
       const int64_t e = i / 2, o = i % 2;
       if (wanted.raw[o][e] == nullptr) continue;
       const NormalisedGradient& norm = norms[v * 2 * t.edges + i];
-      gradients.push_back({t.of(gradient, v) + offset, t.of(t.raw[o][e], v) + offset, norm.node_scale.data(),
+      gradients.push_back({g, t.raw[o][e].block(blocks, v, b, memory), norm.node_scale.data(),
                            norm.raw_scale.data(), norm.shift.data()});
       out.push_back(wanted.raw[o][e] + v * t.batch.floats() + offset);
     }
-    if (!out.empty())
-      kernels.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(), out.data());
+    active_kernels().raw_sum.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(),
+                                           out.data());
   });
 }
 
@@ -296,8 +316,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor, Tensors> mixed_sum_backward(
   check_tensor(kName, "gradient", gradient, {t.variants, s.images, t.channels, s.height, s.width});
   check_tensor(kName, "mean", mean, {t.variants, t.edges, 2, t.channels});
   check_tensor(kName, "variance", variance, {t.variants, t.edges, 2, t.channels});
-  const Tensor g = channels_last(gradient, s.padded), means = torch::stable::contiguous(mean),
-               variances = torch::stable::contiguous(variance);
+  const Tensor means = torch::stable::contiguous(mean), variances = torch::stable::contiguous(variance);
   Statistics statistics(t);
   for (int64_t i = 0; i < 2 * t.variants * t.edges; ++i) {
     std::copy_n(floats(means) + i * t.channels, t.channels, statistics.mean.data() + i * s.padded);
@@ -313,7 +332,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensor, Tensors> mixed_sum_backward(
   wanted.alpha = wants_alpha ? floats(of_alpha) : nullptr;
 
   const Blocks blocks(s);
-  const ScratchSpace scratch(active_kernels().raw_sum.scratch(blocks[0], t.edges));
+  const Source g(gradient, s);
+  const ScratchSpace scratch = scratch_space(t, blocks, g.scratch(blocks));
   Matrix sums = reduce(t, blocks, scratch, statistics, g, wanted);
   const auto norms = normalised_gradients(t, statistics, eps, sums, wanted);
   differentiate_raws(t, blocks, scratch, norms, g, wanted);

@@ -73,8 +73,7 @@ class Weights {
 std::tuple<std::vector<Tensor>, std::vector<Tensor>> relu_conv(const Tensor& x, const Tensor& weight_1x1,
                                                                const Tensor& weight_3x3) {
   const Sizes s = check(x, weight_1x1, weight_3x3);
-  const Tensor input = channels_last(x, s.batch.padded), w1 = torch::stable::contiguous(weight_1x1),
-               w3 = torch::stable::contiguous(weight_3x3);
+  const Tensor w1 = torch::stable::contiguous(weight_1x1), w3 = torch::stable::contiguous(weight_3x3);
   std::vector<Tensor> raw_1x1, raw_3x3;
   std::vector<float*> to_1x1, to_3x3;
   for (int64_t e = 0; e < s.edges; ++e) {
@@ -85,13 +84,14 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> relu_conv(const Tensor& x, 
       outputs->push_back(channels_second(storage, s.channels));
     }
   }
-  if (x.numel() == 0) return {raw_1x1, raw_3x3};
+  if (x.numel() == 0 || s.edges == 0) return {raw_1x1, raw_3x3};
 
   const ReluConvKernels& kernels = active_kernels().relu_conv;
   const Weights weights(s, w1, w3, false);
   const Blocks blocks(s.batch);
-  const ScratchSpace scratch(
-      std::max(kernels.forward_scratch(blocks[0], s.edges), kernels.scratch_1x1(blocks[0], s.edges)));
+  const Source input(x, s.batch);
+  const ScratchSpace scratch(input.scratch(blocks) + std::max(kernels.forward_scratch(blocks[0], s.edges),
+                                                              kernels.scratch_1x1(blocks[0], s.edges)));
   run(blocks.count(), scratch, [&](int64_t b, float* memory) {
     const int64_t offset = blocks.offset(b);
     std::vector<float*> block_1x1, block_3x3;
@@ -99,7 +99,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> relu_conv(const Tensor& x, 
       block_1x1.push_back(to_1x1[e] + offset);
       block_3x3.push_back(to_3x3[e] + offset);
     }
-    const float* from = floats(input) + offset;
+    const float* from = input.block(blocks, 0, b, memory);
     kernels.forward_1x1({blocks[b], from, s.edges, weights.of_1x1.data(), block_1x1.data()}, memory);
     kernels.forward({blocks[b], from, s.edges, weights.of_3x3.data(), block_3x3.data(), nullptr, nullptr},
                     memory);
@@ -107,14 +107,14 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> relu_conv(const Tensor& x, 
   return {raw_1x1, raw_3x3};
 }
 
-// The gradients of all raw outputs of one kind, as the kernels take them.
-std::vector<Tensor> laid_out(const Sizes& s, const char* name, const std::vector<Tensor>& gradients) {
+// The gradients of all raw outputs of one kind.
+std::vector<Source> sources(const Sizes& s, const char* name, const std::vector<Tensor>& gradients) {
   STD_TORCH_CHECK(static_cast<int64_t>(gradients.size()) == s.edges, kName, ": ", name, " must hold ",
                   s.edges, " tensors; got ", gradients.size());
-  std::vector<Tensor> result;
+  std::vector<Source> result;
   for (const Tensor& gradient : gradients) {
     check_tensor(kName, name, gradient, {s.batch.images, s.channels, s.batch.height, s.batch.width});
-    result.push_back(channels_last(gradient, s.batch.padded));
+    result.emplace_back(gradient, s.batch);
   }
   return result;
 }
@@ -149,15 +149,18 @@ void write_weights(const Sizes& s, const std::vector<Matrix>& parts_1x1, const s
   });
 }
 
-void differentiate(const Sizes& s, const std::vector<Tensor>& gradient_1x1,
-                   const std::vector<Tensor>& gradient_3x3, const float* x, const Weights& weights,
+void differentiate(const Sizes& s, const std::vector<Source>& gradient_1x1,
+                   const std::vector<Source>& gradient_3x3, const Source& input, const Weights& weights,
                    const Wanted& wanted) {
   const ReluConvKernels& kernels = active_kernels().relu_conv;
   const Blocks blocks(s.batch);
   const int64_t weight_floats = kernels.weight_floats(s.batch.padded);
   const int64_t border = wanted.x != nullptr ? (border_map(blocks[0]).floats + 15) / 16 * 16 : 0;
-  const ScratchSpace scratch(border + std::max(kernels.backward_scratch(blocks[0], s.edges),
-                                               kernels.scratch_1x1(blocks[0], s.edges)));
+  const int64_t copies =
+      input.scratch(blocks) + scratch_of(gradient_1x1, blocks) + scratch_of(gradient_3x3, blocks);
+  const ScratchSpace scratch(
+      border + copies +
+      std::max(kernels.backward_scratch(blocks[0], s.edges), kernels.scratch_1x1(blocks[0], s.edges)));
   const Matrix ones(static_cast<size_t>(s.batch.padded), 1.0f),
       zeros(static_cast<size_t>(s.batch.padded), 0.0f);
   std::vector<Matrix> parts_1x1(scratch.threads()), parts_3x3(scratch.threads());
@@ -169,21 +172,22 @@ void differentiate(const Sizes& s, const std::vector<Tensor>& gradient_1x1,
       return of_part.data();
     };
     float* memory = rectified + border;
+    const float* x = input.block(blocks, 0, b, memory);
     std::vector<const float*> down_1x1;
     std::vector<RawGradient> down_3x3;
     for (int64_t e = 0; e < s.edges; ++e) {
-      const float* down = floats(gradient_3x3[e]) + offset;
-      down_1x1.push_back(floats(gradient_1x1[e]) + offset);
+      const float* down = gradient_3x3[e].block(blocks, 0, b, memory);
+      down_1x1.push_back(gradient_1x1[e].block(blocks, 0, b, memory));
       down_3x3.push_back({down, down, ones.data(), zeros.data(), zeros.data()});
     }
     if (wanted.x != nullptr || wanted.weight_3x3 != nullptr) {
-      kernels.backward({blocks[b], x + offset, s.edges, down_3x3.data(), weights.of_3x3.data(),
+      kernels.backward({blocks[b], x, s.edges, down_3x3.data(), weights.of_3x3.data(),
                         wanted.x != nullptr ? rectified : nullptr,
                         sums(wanted.weight_3x3, parts_3x3[part], weight_floats)},
                        memory);
     }
     if (wanted.x != nullptr || wanted.weight_1x1 != nullptr) {
-      kernels.backward_1x1({blocks[b], x + offset, s.edges, down_1x1.data(), weights.of_1x1.data(), rectified,
+      kernels.backward_1x1({blocks[b], x, s.edges, down_1x1.data(), weights.of_1x1.data(), rectified,
                             wanted.x != nullptr ? wanted.x + offset : nullptr,
                             sums(wanted.weight_1x1, parts_1x1[part], s.square())},
                            memory);
@@ -198,17 +202,16 @@ std::tuple<Tensor, Tensor, Tensor> relu_conv_backward(const std::vector<Tensor>&
                                                       const Tensor& weight_3x3, bool wants_x, bool wants_1x1,
                                                       bool wants_3x3) {
   const Sizes s = check(x, weight_1x1, weight_3x3);
-  const std::vector<Tensor> down_1x1 = laid_out(s, "gradient_1x1", gradient_1x1),
-                            down_3x3 = laid_out(s, "gradient_3x3", gradient_3x3);
-  const Tensor input = channels_last(x, s.batch.padded), w1 = torch::stable::contiguous(weight_1x1),
-               w3 = torch::stable::contiguous(weight_3x3);
+  const std::vector<Source> down_1x1 = sources(s, "gradient_1x1", gradient_1x1),
+                            down_3x3 = sources(s, "gradient_3x3", gradient_3x3);
+  const Tensor w1 = torch::stable::contiguous(weight_1x1), w3 = torch::stable::contiguous(weight_3x3);
   const int64_t c = s.channels;
   const Tensor x_gradient = torch::stable::new_empty(
       x, {wants_x ? s.batch.images : 0, s.batch.height, s.batch.width, s.batch.padded});
   const Tensor weight_gradient_1x1 = torch::stable::new_zeros(x, {wants_1x1 ? s.edges : 0, c, c, 1, 1});
   const Tensor weight_gradient_3x3 = torch::stable::new_zeros(x, {wants_3x3 ? s.edges : 0, c, c, 3, 3});
   if (x.numel() > 0) {
-    differentiate(s, down_1x1, down_3x3, floats(input), Weights(s, w1, w3, true),
+    differentiate(s, down_1x1, down_3x3, Source(x, s.batch), Weights(s, w1, w3, true),
                   {wants_x ? floats(x_gradient) : nullptr, wants_1x1 ? floats(weight_gradient_1x1) : nullptr,
                    wants_3x3 ? floats(weight_gradient_3x3) : nullptr});
   }
