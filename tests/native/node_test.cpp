@@ -1,4 +1,4 @@
-// The kernels of relu_conv's 1x1 convolutions and of raw_sum against the textbook in double precision,
+// The kernels of gather, relu_conv's 1x1 convolutions and raw_sum against the textbook in double precision,
 // without PyTorch, so that they can run under sanitizers. Every buffer has exactly the size that the
 // interface asks for and holds NaN before it is written. Exit status 0 if all is well.
 #include <cmath>
@@ -6,6 +6,7 @@
 #include <random>
 #include <vector>
 
+#include "cpu/kernels/gather.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
@@ -79,6 +80,23 @@ Map pool(const Case& c, const Values& x, bool adjoint) {
       }
   }
   return out;
+}
+
+// NCHW, NHWC and W outermost of exactly their size.
+void test_gather(const Case& c) {
+  const Block& s = c.block;
+  const int64_t n = s.images, k = c.channels, h = s.height, w = s.width;
+  const int64_t layouts[][4] = {{k * h * w, w, 1, h * w}, {h * w * k, w * k, k, 1}, {h * k, k, n * h * k, 1}};
+  for (const auto& [image, row, pixel, channel] : layouts) {
+    Values x(static_cast<size_t>(n * h * w * k)), got = unwritten(s.floats());
+    Map expected(got.size());
+    for (size_t i = 0; i < x.size(); ++i) x[i] = float(i + 1);
+    for (int64_t p = 0; p < s.pixels(); ++p)
+      for (int64_t i = 0; i < k; ++i)
+        expected[p * s.padded + i] = x[p / (h * w) * image + p / w % h * row + p % w * pixel + i * channel];
+    VPDARTS_ISA::gather_kernels().images(s, k, {x.data(), image, row, pixel, channel}, got.data());
+    check(c, "gathered images", got, expected);
+  }
 }
 
 void test_1x1(const Case& c) {
@@ -254,6 +272,7 @@ int main() {
   for (const auto& [images, edges, channels, height, width] : cases) {
     const int64_t padded = (channels + kReluConv.lanes - 1) / kReluConv.lanes * kReluConv.lanes;
     const Case c{{images, height, width, padded}, edges, channels};
+    test_gather(c);
     test_1x1(c);
     const std::vector<Edge> terms = random_edges(c);
     test_forward(c, terms);

@@ -34,10 +34,13 @@ inline __attribute__((always_inline)) void transpose(Vec* rows) {
 // to [pixels][padded] = pixels that lie side by side in planes `plane` floats apart.
 void gather_planes(const float* from, int64_t plane, int64_t channels, int64_t pixels, int64_t padded,
                    float* to) {
-  const int64_t squares = pixels / kLanes * kLanes;
-  for (int64_t c = 0; c < channels; c += kLanes) {
-    const bool whole = c + kLanes <= channels;
-    for (int64_t p = 0; whole && p < squares; p += kLanes) {
+  // In the order in which it lies: the planes side by side are too many, and too short, streams.
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = 0; p < pixels; p += 16) __builtin_prefetch(from + c * plane + p);
+  }
+  const int64_t squares = pixels / kLanes * kLanes, whole = channels / kLanes * kLanes;
+  for (int64_t p = 0; p < squares; p += kLanes) {
+    for (int64_t c = 0; c < whole; c += kLanes) {
       Vec rows[kLanes];
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) rows[j] = load(from + (c + j) * plane + p);
@@ -45,10 +48,9 @@ void gather_planes(const float* from, int64_t plane, int64_t channels, int64_t p
 #pragma GCC unroll 16
       for (int64_t j = 0; j < kLanes; ++j) store(to + (p + j) * padded + c, rows[j]);
     }
-    const int64_t last = whole ? c + kLanes : channels;
-    for (int64_t k = c; k < last; ++k) {
-      for (int64_t p = whole ? squares : 0; p < pixels; ++p) to[p * padded + k] = from[k * plane + p];
-    }
+  }
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t p = c < whole ? squares : 0; p < pixels; ++p) to[p * padded + c] = from[c * plane + p];
   }
 }
 
