@@ -210,7 +210,7 @@ std::tuple<Tensor, Tensor, Tensor> relu_conv_backward(const std::vector<Tensor>&
       x, {wants_x ? s.batch.images : 0, s.batch.height, s.batch.width, s.batch.padded});
   const Tensor weight_gradient_1x1 = torch::stable::new_zeros(x, {wants_1x1 ? s.edges : 0, c, c, 1, 1});
   const Tensor weight_gradient_3x3 = torch::stable::new_zeros(x, {wants_3x3 ? s.edges : 0, c, c, 3, 3});
-  if (x.numel() > 0) {
+  if (x.numel() > 0 && (wants_x || s.edges > 0)) {
     differentiate(s, down_1x1, down_3x3, Source(x, s.batch), Weights(s, w1, w3, true),
                   {wants_x ? floats(x_gradient) : nullptr, wants_1x1 ? floats(weight_gradient_1x1) : nullptr,
                    wants_3x3 ? floats(weight_gradient_3x3) : nullptr});
