@@ -2,6 +2,28 @@
 #include <torch/csrc/stable/library.h>
 
 STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
+  // x [N, C, H, W], weight_1x1 [k, C, C, 1, 1], weight_3x3 [k, C, C, 3, 3] -> the raw outputs of the k 1x1
+  // and of the k 3x3 convolutions, each [N, C, H, W], channels last.
+  m.def("relu_conv(Tensor x, Tensor weight_1x1, Tensor weight_3x3) -> (Tensor[], Tensor[])");
+  // The gradients of the raw outputs -> those of x, weight_1x1 and weight_3x3; those not wanted have a first
+  // dimension of 0.
+  m.def(
+      "relu_conv_backward(Tensor[] gradient_1x1, Tensor[] gradient_3x3, Tensor x, Tensor weight_1x1, "
+      "Tensor weight_3x3, bool wants_x, bool wants_1x1, bool wants_3x3) -> (Tensor, Tensor, Tensor)");
+
+  // xs, raw_1x1, raw_3x3 [k] and skip_scale [k] or [0], each tensor [V, N, C, H, W], alpha [V, k, 5] -> the
+  // node [V, N, C, H, W], channels last; mean and biased variance [V, k, 2, C].
+  m.def(
+      "mixed_sum(Tensor[] xs, Tensor[] raw_1x1, Tensor[] raw_3x3, Tensor alpha, Tensor[] skip_scale, "
+      "float eps) -> (Tensor, Tensor, Tensor)");
+  // gradient [V, N, C, H, W] of the node -> the gradients of xs, raw_1x1, raw_3x3, alpha and skip_scale;
+  // those not wanted have a first dimension of 0. Each wants_ but that of alpha is as long as its list.
+  m.def(
+      "mixed_sum_backward(Tensor gradient, Tensor[] xs, Tensor[] raw_1x1, Tensor[] raw_3x3, Tensor alpha, "
+      "Tensor[] skip_scale, float eps, Tensor mean, Tensor variance, bool[] wants_xs, bool[] wants_1x1, "
+      "bool[] wants_3x3, bool wants_alpha, bool[] wants_scale) -> (Tensor[], Tensor[], Tensor[], Tensor, "
+      "Tensor[])");
+
   // x [1 or V, N, C, H, W], weight_1x1 [E, C, C, 1, 1], weight_3x3 [E, C, C, 3, 3], mean and variance
   // [E, 2, C], alpha [V, E, 5] -> [V, N, C, H, W], channels last.
   m.def(

@@ -85,6 +85,35 @@ def right_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
     return args
 
 
+@st.composite
+def right_node_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+    """The arguments of relu_conv or mixed_sum, in the order of the schema."""
+    c = draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17]))
+    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def normal(*shape: int) -> Tensor:
+        tensor = torch.randn(shape, generator=generator)
+        return draw(st.sampled_from([*LAYOUTS, channels_last]))(tensor) if layouts else tensor
+
+    if op == "relu_conv":
+        k, images = draw(st.integers(0, 6)), draw(st.integers(0, 9))
+        weights = normal(k, c, c, 1, 1) * c**-0.5, normal(k, c, c, 3, 3) * (c**-0.5 / 3)
+        return {"x": normal(images, c, *size), "weight_1x1": weights[0], "weight_3x3": weights[1]}
+    v, k = draw(st.integers(1, 3)), draw(st.integers(1, 6))
+    images = draw(st.integers(2 if size == (1, 1) else 1, 9))
+    args: Arguments = {
+        name: [normal(v, images, c, *size) for _ in range(k)]
+        for name in ("xs", "raw_1x1", "raw_3x3", "skip_scale")
+    }
+    scale = args.pop("skip_scale") if draw(st.booleans()) else []
+    alpha = torch.randn(v, k, 5, generator=generator)
+    alpha *= torch.rand(v, k, 5, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
+    eps = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+    args.pop("skip_scale", None)
+    return args | {"alpha": alpha, "skip_scale": scale, "eps": eps}
+
+
 def resized(x: Tensor, shape: list[int]) -> Tensor:
     return torch.zeros((), dtype=x.dtype).expand(shape)
 
@@ -130,6 +159,21 @@ def hostile(draw: st.DrawFn, x: Tensor) -> Tensor:
     return bad
 
 
+@st.composite
+def hostile_list(draw: st.DrawFn, some: list[Tensor]) -> list[Tensor]:
+    """Something in place of a list of tensors."""
+    kind = draw(st.sampled_from(["one", "all", "fewer", "more", "none"]))
+    if kind == "none" or not some:
+        return [] if some else [torch.ones(())]
+    i = draw(st.integers(0, len(some) - 1))
+    if kind == "one":
+        return [*some[:i], draw(hostile(some[i])), *some[i + 1 :]]
+    if kind == "all":
+        return [draw(hostile(some[i]))] * len(some)
+    return some[:-1] if kind == "fewer" else [*some, some[i]]
+
+
+WANTS = [[True], [False], [True, False], [True] * 3, [False] * 4, []]
 SETTINGS: dict[str, list[Any]] = {
     "eps": [0.0, -1.0, 1e-45, 1e300, torch.inf, -torch.inf, torch.nan],
     "skip_dropout": [
@@ -147,17 +191,25 @@ SETTINGS: dict[str, list[Any]] = {
     "wants_x": [True, False],
     "wants_weights": [True, False],
     "wants_alpha": [True, False],
+    "wants_1x1": [True, False],
+    "wants_3x3": [True, False],
 }
+LISTS: dict[str, list[Any]] = {name: WANTS for name in ("wants_xs", "wants_1x1", "wants_3x3", "wants_scale")}
 
 
 def hostile_calls(draw: Callable[..., Any], args: Arguments) -> Arguments:
     """One to three of the arguments replaced."""
-    edges = args["weight_1x1"].shape[0]  # before anything is replaced, alpha by a huge one perhaps
+    # Before anything is replaced, alpha by a huge one perhaps.
+    edges = args["weight_1x1"].shape[0] if "weight_1x1" in args else 0
     for name in sorted(draw(st.sets(st.sampled_from(list(args)), min_size=1, max_size=3))):
-        if name in SETTINGS:
+        if name in LISTS and isinstance(args[name], list):
+            args[name] = draw(st.sampled_from(LISTS[name]))
+        elif name in SETTINGS:
             args[name] = draw(st.sampled_from(SETTINGS[name]))
         elif args[name] is None:
             args[name] = draw(hostile(torch.zeros(edges, dtype=torch.int64)))
+        elif isinstance(args[name], list):
+            args[name] = draw(hostile_list(args[name]))
         else:
             args[name] = draw(hostile(args[name]))
     return args

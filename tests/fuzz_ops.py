@@ -17,14 +17,15 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
-from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_calls
+from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_calls, right_node_calls
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_contract import channels_last, double, sliced, transposed
+from op_contract import channels_last, double, flat, sliced, transposed
 from torch import Tensor
 
 import vpdarts_fast.cpu  # noqa: F401  the fakes and the autograd of the ops
@@ -53,6 +54,8 @@ def log(op: str, args: Arguments) -> None:
         return
 
     def text(value: Any) -> str:
+        if isinstance(value, list):
+            return "[" + "; ".join(map(text, value)) + "]"
         if not isinstance(value, Tensor):
             return repr(value)
         kind = f"{value.dtype} {value.device} {value.layout}".replace("torch.", "")
@@ -139,13 +142,13 @@ def mixed_cell(args: Arguments, wanted: set[str], layout: Callable[[Tensor], Ten
 
 
 def on_the_cpu(args: Arguments) -> bool:
-    return all(value.device.type == "cpu" for value in args.values() if isinstance(value, Tensor))
+    return all(tensor.device.type == "cpu" for tensor in flat(list(args.values())))
 
 
 def comparable(args: Arguments) -> bool:
     """No overflow in float32, no division by a variance of nearly -eps."""
-    tensors = [t for t in args.values() if isinstance(t, Tensor) and t.is_floating_point()]
-    return args["eps"] > 1e-6 and not any((t.isfinite() & (t.abs() > 1e6)).any() for t in tensors)
+    tensors = [t for t in flat(list(args.values())) if t.is_floating_point()]
+    return args.get("eps", 1) > 1e-6 and not any((t.isfinite() & (t.abs() > 1e6)).any() for t in tensors)
 
 
 def check_outcome(op: str, args: Arguments) -> None:
@@ -239,6 +242,141 @@ def mixed_cell_backward(data: st.DataObject) -> None:
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
+def detached(value: Any) -> Any:
+    """Tensors, also in lists, without gradients."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [detached(item) for item in value] if isinstance(value, list) else value
+
+
+def node_outputs(op: str, outputs: Any) -> list[Tensor]:
+    """Those that have gradients."""
+    return flat(outputs) if op == "relu_conv" else [outputs[0]]
+
+
+def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> None:
+    """Values, and the gradients of some tensors for incoming gradients of any strides."""
+    before = [tensor.clone() for tensor in flat(list(args.values()))]
+    outputs, exact = call(op, args), getattr(reference, op)(**{n: double(v) for n, v in args.items()})
+    for actual, wanted in zip(flat(outputs), flat(exact), strict=True):
+        check_close(actual, wanted)
+    if not flat(outputs):
+        return
+    leaves = [detached(value) for value in args.values()]
+    exact_leaves = double(leaves)
+    chosen = data.draw(st.sets(st.integers(0, len(flat(leaves)) - 1), min_size=1))
+    for i in chosen:
+        for some in (leaves, exact_leaves):
+            flat(some)[i].requires_grad_()
+    got = node_outputs(op, getattr(NATIVE, op)(*leaves))
+    wanted_outputs = node_outputs(op, getattr(reference, op)(*exact_leaves))
+    layout = data.draw(st.sampled_from([*LAYOUTS, channels_last]))
+    generator = torch.Generator().manual_seed(1)
+    incoming = [layout(torch.randn(output.shape, generator=generator)) for output in got]
+    reached = [o for o, output in enumerate(wanted_outputs) if output.requires_grad]
+    gradients = torch.autograd.grad(
+        got, [flat(leaves)[i] for i in chosen], incoming, allow_unused=True, materialize_grads=True
+    )
+    wanted_gradients = torch.autograd.grad(
+        [wanted_outputs[o] for o in reached],
+        [flat(exact_leaves)[i] for i in chosen],
+        [double(incoming[o]) for o in reached],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    scale = max([1.0, *(float(g.abs().max()) for g in wanted_gradients if g.numel())])
+    for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+        check_close(actual, wanted, scale)
+    after = flat(list(args.values()))
+    assert all(map(torch.equal, after, before)), "an argument was changed"
+
+
+@many
+@given(data=st.data())
+def relu_conv(data: st.DataObject) -> None:
+    node_values_and_gradients("relu_conv", data.draw(right_node_calls("relu_conv")), data)
+
+
+@many
+@given(data=st.data())
+def mixed_sum(data: st.DataObject) -> None:
+    node_values_and_gradients("mixed_sum", data.draw(right_node_calls("mixed_sum")), data)
+
+
+def check_node_outcome(op: str, args: Arguments) -> None:
+    """An error of the native op and of the public function, or what the reference makes of it."""
+    on_cpu = on_the_cpu(args)
+    errors = ERRORS if on_cpu else (*ERRORS, IndexError)
+    outputs: list[Tensor] | None = None
+    with suppress(*errors):
+        outputs = flat(list(call(op, args)))
+    if outputs and on_cpu and comparable(args):
+        exact = getattr(reference, op)(*double(detached(list(args.values()))))
+        for actual, wanted in zip(outputs, flat(exact), strict=True):
+            check_close(actual, wanted)
+    try:
+        result = getattr(ops, op)(*args.values(), backend="cpu")
+    except ERRORS:
+        assert outputs is None or not on_cpu, "refused by the public function alone"
+    else:
+        assert outputs is not None, "refused by the native op alone"
+        assert [t.shape for t in flat(result)] == [t.shape for t in outputs]
+
+
+@many
+@given(data=st.data())
+def hostile_relu_conv(data: st.DataObject) -> None:
+    args = data.draw(right_node_calls("relu_conv", layouts=False))
+    check_node_outcome("relu_conv", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_mixed_sum(data: st.DataObject) -> None:
+    args = data.draw(right_node_calls("mixed_sum", layouts=False))
+    check_node_outcome("mixed_sum", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_relu_conv_backward(data: st.DataObject) -> None:
+    forward = data.draw(right_node_calls("relu_conv", layouts=False))
+    raw_1x1, raw_3x3 = call("relu_conv", forward)
+    args = {"gradient_1x1": list(raw_1x1), "gradient_3x3": list(raw_3x3)} | forward
+    args |= {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
+    args = hostile_calls(data.draw, args)
+    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)
+    try:
+        gradients = call("relu_conv_backward", args)
+    except errors:
+        return
+    for name, gradient in zip(forward, gradients, strict=True):
+        first, *rest = args[name].shape
+        wanted = args[name.replace("weight", "wants") if name != "x" else "wants_x"]
+        assert gradient.shape == (first if wanted else 0, *rest)
+
+
+@many
+@given(data=st.data())
+def hostile_mixed_sum_backward(data: st.DataObject) -> None:
+    forward = data.draw(right_node_calls("mixed_sum", layouts=False))
+    node, mean, variance = call("mixed_sum", forward)
+    args = {"gradient": torch.ones_like(node)} | forward | {"mean": mean, "variance": variance}
+    k = len(forward["xs"])
+    args |= {"wants_xs": [True] * k, "wants_1x1": [True] * k, "wants_3x3": [True] * k, "wants_alpha": True}
+    args |= {"wants_scale": [True] * len(forward["skip_scale"])}
+    args = hostile_calls(data.draw, args)
+    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)
+    try:
+        *lists, alpha, scale = call("mixed_sum_backward", args)
+    except errors:
+        return
+    lists.append(scale)
+    for name, gradients in zip(("wants_xs", "wants_1x1", "wants_3x3", "wants_scale"), lists, strict=True):
+        assert [len(gradient) > 0 for gradient in gradients] == list(args[name])
+    assert alpha.shape == (args["alpha"].shape[0] if args["wants_alpha"] else 0, *args["alpha"].shape[1:])
+
+
 TARGETS: dict[str, Callable[[], None]] = {
     function.__name__: function
     for function in (
@@ -250,6 +388,12 @@ TARGETS: dict[str, Callable[[], None]] = {
         hostile_mixed_cell_variants,
         hostile_mixed_cell,
         hostile_mixed_cell_backward,
+        relu_conv,
+        mixed_sum,
+        hostile_relu_conv,
+        hostile_relu_conv_backward,
+        hostile_mixed_sum,
+        hostile_mixed_sum_backward,
     )
 }
 

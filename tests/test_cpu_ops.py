@@ -74,7 +74,8 @@ def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     """In a process of its own, since an instruction set is chosen once."""
     environment = os.environ | {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu"]
-    files = ["tests/test_masked_cell.py", "tests/test_mixed_cell.py"]
+    ops_with_kernels = ("masked_cell", "mixed_cell", "mixed_sum", "relu_conv")
+    files = [f"tests/test_{op}.py" for op in ops_with_kernels]
     root = Path(__file__).parent.parent
     run = subprocess.run([*command, *files], cwd=root, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]

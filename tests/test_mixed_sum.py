@@ -17,6 +17,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    double,
     every_layout,
     flat,
     gradients,
@@ -69,10 +70,18 @@ def test_mixed_sum_dtypes(backend: str, dtype: torch.dtype, assert_close: Close)
     check_against_reference("mixed_sum", args, backend, assert_close)
 
 
-@backends_in("mixed_sum", torch.float64)
+@served("mixed_sum", BOTH)
 @every_layout
-def test_mixed_sum_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
-    xs, raw_1x1, raw_3x3, alpha, skip_scale = mixed_sum_args()
+@pytest.mark.parametrize(("c", "size"), [(3, (5, 7)), (16, (8, 8))], ids=["odd", "even"])
+def test_mixed_sum_layouts(
+    backend: str,
+    dtype: torch.dtype,
+    layout: Callable[[Tensor], Tensor],
+    c: int,
+    size: tuple[int, int],
+    assert_close: Close,
+) -> None:
+    xs, raw_1x1, raw_3x3, alpha, skip_scale = mixed_sum_args(c=c, size=size, dtype=dtype)
     for which in range(4):  # one kind of tensor at a time, so that layouts also differ within a call
         kinds = [xs, raw_1x1, raw_3x3, skip_scale]
         kinds[which] = [layout(tensor) for tensor in kinds[which]]
@@ -81,36 +90,50 @@ def test_mixed_sum_layouts(backend: str, layout: Callable[[Tensor], Tensor], ass
         check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
-@backends_in("mixed_sum", torch.float64)
+@served("mixed_sum", BOTH)
 @pytest.mark.parametrize(
     "alpha",
     [torch.zeros(5), torch.full((5,), 0.2), torch.tensor([3.0, -1.0, 0.0, -0.5, 0.25])],
     ids=["zero", "equal", "mixed"],
 )
-def test_mixed_sum_alphas(backend: str, alpha: Tensor, assert_close: Close) -> None:
-    args = mixed_sum_args()
-    args[3] = alpha.double().expand(2, 3, 5)
+def test_mixed_sum_alphas(backend: str, dtype: torch.dtype, alpha: Tensor, assert_close: Close) -> None:
+    args = mixed_sum_args(dtype=dtype)
+    args[3] = alpha.to(dtype).expand(2, 3, 5)
     check_against_reference("mixed_sum", args, backend, assert_close)
     check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
-@backends_in("mixed_sum", torch.float64)
-def test_mixed_sum_normalises_with_its_own_statistics(backend: str, assert_close: Close) -> None:
+@served("mixed_sum", BOTH)
+def test_mixed_sum_normalises_with_its_own_statistics(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
     v, k, c = 2, 2, 3
-    args = mixed_sum_args(v=v, k=k, c=c, dropout=False)
+    args = mixed_sum_args(v=v, k=k, c=c, dtype=dtype, dropout=False)
     _, mean, variance = ops.mixed_sum(*args, backend=backend)
     for variant, e, (o, raw) in product(range(v), range(k), enumerate(args[1:3])):
-        values = raw[e][variant].transpose(0, 1).flatten(1)
+        values = raw[e][variant].double().transpose(0, 1).flatten(1)
         assert_close(mean[variant, e, o], values.mean(1))
         assert_close(variance[variant, e, o], values.var(1, correction=0))
 
 
-@backends_in("mixed_sum", torch.float64)
-def test_mixed_sum_eps(backend: str, assert_close: Close) -> None:
-    args = [*mixed_sum_args(), 0.3]
+@served("mixed_sum", BOTH)
+def test_mixed_sum_of_a_large_mean_and_a_small_variance(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    xs, raw_1x1, raw_3x3, alpha, _ = mixed_sum_args(k=1, n=8, size=(16, 16), dtype=dtype)
+    large = raw_1x1[0] + 1000
+    _, mean, variance = ops.mixed_sum(xs, [large], raw_3x3, alpha, backend=backend)
+    wanted_variance, wanted_mean = torch.var_mean(large.double(), dim=(1, 3, 4), correction=0)
+    assert_close(mean[:, 0, 0], wanted_mean)
+    torch.testing.assert_close(variance[:, 0, 0].double(), wanted_variance, rtol=1e-3, atol=0)
+
+
+@served("mixed_sum", BOTH)
+def test_mixed_sum_eps(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    args = [*mixed_sum_args(dtype=dtype), 0.3]
     node, _, _ = ops.mixed_sum(*args, backend=backend)
-    assert_close(node, reference.mixed_sum(*args)[0])
-    assert not torch.allclose(node, reference.mixed_sum(*args[:-1])[0])
+    assert_close(node, reference.mixed_sum(*double(args))[0])
+    assert not torch.allclose(node, reference.mixed_sum(*args[:-1])[0], rtol=1e-3)
 
 
 @served("mixed_sum", BOTH)
@@ -137,24 +160,29 @@ def test_mixed_sum_gradcheck(backend: str, dropout: bool) -> None:
     assert torch.autograd.gradcheck(node, leaves)
 
 
-@backends_in("mixed_sum", torch.float64)
-@pytest.mark.parametrize("which", ["alpha", "all but alpha"])
-def test_mixed_sum_gives_only_the_gradients_asked_for(backend: str, which: str, assert_close: Close) -> None:
-    args = mixed_sum_args()
-    expected = gradients(reference.mixed_sum, args, lambda out: [out[0]])
+ALPHA = 9  # among all tensors, behind three xs and six raw outputs
+
+
+@served("mixed_sum", BOTH)
+@pytest.mark.parametrize(
+    "wanted",
+    [[ALPHA], [i for i in range(13) if i != ALPHA], [0], [2, 4], [5], [8, ALPHA], [11]],
+    ids=["alpha", "all but alpha", "a source", "some", "a 1x1", "a 3x3 and alpha", "a skip scale"],
+)
+def test_mixed_sum_gives_only_the_gradients_asked_for(
+    backend: str, dtype: torch.dtype, wanted: list[int], assert_close: Close
+) -> None:
+    args = mixed_sum_args(dtype=dtype)
+    expected = gradients(reference.mixed_sum, double(args), lambda out: [out[0]])
     leaves = flat(args)
-    alpha = 9  # behind three xs and six raw outputs
-    wanted = [i for i in range(len(leaves)) if (i == alpha) == (which == "alpha")]
     for i in wanted:
         leaves[i].requires_grad_()
     node, _, _ = ops.mixed_sum(*args, backend=backend)
     weighted_sum([node]).backward()  # type: ignore[no-untyped-call]
     for i, leaf in enumerate(leaves):
-        if i in wanted:
-            assert leaf.grad is not None
+        assert (leaf.grad is not None) == (i in wanted)
+        if leaf.grad is not None:
             assert_close(leaf.grad, expected[i])
-        else:
-            assert leaf.grad is None
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3, 1, 1), (1, 0, 3, 4, 4), (0, 2, 3, 4, 4)])

@@ -16,6 +16,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    double,
     every_layout,
     flat,
     gradients,
@@ -52,13 +53,34 @@ def test_relu_conv_dtypes(backend: str, dtype: torch.dtype, assert_close: Close)
     check_against_reference("relu_conv", relu_conv_args(c=8, dtype=dtype), backend, assert_close)
 
 
-@backends_in("relu_conv", torch.float64)
+@served("relu_conv", BOTH)
 @every_layout
-def test_relu_conv_layouts(backend: str, layout: Callable[[Tensor], Tensor], assert_close: Close) -> None:
-    x, weight_1x1, weight_3x3 = relu_conv_args()
-    args = layout(x), weight_1x1.transpose(1, 2), transposed(weight_3x3)
+def test_relu_conv_layouts(
+    backend: str, dtype: torch.dtype, layout: Callable[[Tensor], Tensor], assert_close: Close
+) -> None:
+    for c, size in ((3, (5, 7)), (16, (8, 8))):
+        x, weight_1x1, weight_3x3 = relu_conv_args(c=c, size=size, dtype=dtype)
+        args = layout(x), weight_1x1.transpose(1, 2), transposed(weight_3x3)
+        check_against_reference("relu_conv", args, backend, assert_close)
+        check_gradients("relu_conv", args, backend, assert_close)
+
+
+@served("relu_conv", BOTH)
+@pytest.mark.parametrize("k", [0, 1, 7])
+def test_relu_conv_of_any_number_of_edges(
+    backend: str, dtype: torch.dtype, k: int, assert_close: Close
+) -> None:
+    args = relu_conv_args(k, dtype=dtype)
     check_against_reference("relu_conv", args, backend, assert_close)
-    check_gradients("relu_conv", args, backend, assert_close)
+    if k > 0:
+        check_gradients("relu_conv", args, backend, assert_close)
+
+
+@served("relu_conv", BOTH)
+def test_relu_conv_of_an_empty_batch_has_gradients(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    check_gradients("relu_conv", relu_conv_args(n=0, dtype=dtype), backend, assert_close)
 
 
 @served("relu_conv", BOTH)
@@ -76,19 +98,35 @@ def test_relu_conv_gradcheck(backend: str) -> None:
     assert torch.autograd.gradcheck(lambda *a: tuple(flat(ops.relu_conv(*a, backend=backend))), args)
 
 
-@backends_in("relu_conv", torch.float64)
-@pytest.mark.parametrize("wanted", range(3))
-def test_relu_conv_gives_only_the_gradients_asked_for(backend: str, wanted: int, assert_close: Close) -> None:
-    args = list(relu_conv_args())
-    expected = gradients(reference.relu_conv, args, flat)[wanted]
-    args[wanted].requires_grad_()
+@served("relu_conv", BOTH)
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1), (1, 2)], ids=str)
+def test_relu_conv_gives_only_the_gradients_asked_for(
+    backend: str, dtype: torch.dtype, wanted: tuple[int, ...], assert_close: Close
+) -> None:
+    args = list(relu_conv_args(dtype=dtype))
+    expected = gradients(reference.relu_conv, double(args), flat)
+    for i in wanted:
+        args[i].requires_grad_()
     outputs = flat(ops.relu_conv(*args, backend=backend))
     weighted_sum(outputs).backward()  # type: ignore[no-untyped-call]
     for i, arg in enumerate(args):
-        assert (arg.grad is not None) == (i == wanted)
-    gradient = args[wanted].grad
-    assert gradient is not None
-    assert_close(gradient, expected)
+        assert (arg.grad is not None) == (i in wanted)
+        if arg.grad is not None:
+            assert_close(arg.grad, expected[i])
+
+
+@served("relu_conv", BOTH)
+@pytest.mark.parametrize("used", [[0, 4], [1, 2, 3]], ids=str)
+def test_relu_conv_where_only_some_outputs_are_used(
+    backend: str, dtype: torch.dtype, used: list[int], assert_close: Close
+) -> None:
+    check_gradients(
+        "relu_conv",
+        relu_conv_args(dtype=dtype),
+        backend,
+        assert_close,
+        lambda out: [flat(out)[i] for i in used],
+    )
 
 
 @pytest.mark.parametrize(

@@ -30,6 +30,12 @@ PROGRAMS = {
         "cpu/ops/cell_statistics.cpp",
         "cpu/ops/training_cell.cpp",
     ],
+    "node": [
+        "cpu/kernels/gather.cpp",
+        "cpu/kernels/relu_conv.cpp",
+        "cpu/kernels/mixed_sum.cpp",
+        "cpu/kernels/raw_sum.cpp",
+    ],
 }
 """Name of tests/native/<name>_test.cpp -> the sources that it tests."""
 

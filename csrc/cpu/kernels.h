@@ -2,16 +2,20 @@
 #pragma once
 
 #include "cpu/dispatch.h"
+#include "cpu/kernels/gather.h"
 #include "cpu/kernels/masked_cell.h"
 #include "cpu/kernels/mixed_sum.h"
+#include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/residual_block.h"
 
 namespace vpdarts::cpu {
 
 struct Kernels {
+  const GatherKernels& gather;
   const ReluConvKernels& relu_conv;
   const MixedSumKernels& mixed_sum;
+  const RawSumKernels& raw_sum;
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
 };

@@ -21,6 +21,13 @@ inline void zero(float* p, int64_t count) {
 // Pixels that are worked on together: a buffer of them stays in the first-level cache.
 inline int64_t chunk_pixels(int64_t padded) { return padded >= 256 ? 6 : 2048 / padded / 6 * 6; }
 
+// Calls visit(first, count) for chunks of an image's pixels.
+template <typename Visit>
+inline void for_each_chunk(const Block& s, const Visit& visit) {
+  const int64_t pixels = s.height * s.width, most = chunk_pixels(s.padded);
+  for (int64_t p = 0; p < pixels; p += most) visit(p, pixels - p < most ? pixels - p : most);
+}
+
 // Takes pieces off the scratch memory, each aligned to a cache line.
 class Arena {
  public:
@@ -34,6 +41,11 @@ class Arena {
  private:
   float* next_;
 };
+
+// out = relu(x).
+inline void rectify(const float* x, int64_t floats, float* out) {
+  for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
+}
 
 // sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j.
 template <int kVecs>
@@ -78,11 +90,6 @@ inline void multiply(const Operand* operands, int64_t operand_count, int64_t cou
       products<1>(operands, operand_count, count, 0, c * padded, padded, padded, out + c, padded);
     }
   }
-}
-
-// Of pixels i-1, i, i+1, one over how many are inside 0..size-1.
-inline float box_share(int64_t i, int64_t size) {
-  return 1.0f / static_cast<float>(1 + (i > 0) + (i < size - 1));
 }
 
 }  // namespace

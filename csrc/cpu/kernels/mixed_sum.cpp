@@ -1,12 +1,10 @@
 // mixed_sum: the node as a weighted sum and its adjoints. See mixed_sum.h for the formulas.
 //
-// The pool is linear, so the sources are added up first and pooled once: sums of three columns are kept
-// for a whole image, sums of three of their rows are formed where they are used.
-//
 // Compiled once per instruction set; VPDARTS_ISA names the namespace.
 #include "mixed_sum.h"
 
 #include "images.h"
+#include "pool.h"
 #include "relu_conv.h"
 
 namespace {
@@ -46,54 +44,6 @@ inline void rectify(const float* x, const float* origin, int64_t count, int64_t 
     for (int64_t c = 0; c < padded; c += kLanes)
       store(out + p * padded + c, relu(load(x + p * padded + c)) - load(origin + c));
   }
-}
-
-inline void rectify(const float* x, int64_t floats, float* out) {
-  for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
-}
-
-// A term of a sum of images that is to be pooled.
-struct Pooled {
-  const float* image;
-  float factor;
-};
-
-// sums [H + 2][W][padded] = for every pixel the sum over its row's pixels i-1, i, i+1 of the terms, a row of
-// zeros at either end. Adjoint: every pixel is first divided by how many pixels its own box has.
-void pool_rows(const Block& s, const Pooled* terms, int64_t count, bool adjoint, float* sums) {
-  const int64_t row = s.width * s.padded;
-  zero(sums, row);
-  zero(sums + (s.height + 1) * row, row);
-  for (int64_t y = 0; y < s.height; ++y) {
-    float* out = sums + (y + 1) * row;
-    const float share = adjoint ? box_share(y, s.height) : 1.0f;
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec left{}, middle{}, right{};
-      for (int64_t i = 0; i <= s.width; ++i) {  // `right` is pixel i
-        right = Vec{};
-        if (i < s.width) {
-          for (int64_t k = 0; k < count; ++k)
-            right += terms[k].factor * load(terms[k].image + y * row + i * s.padded + c);
-          if (adjoint) right *= share * box_share(i, s.width);
-        }
-        if (i > 0) store(out + (i - 1) * s.padded + c, left + middle + right);
-        left = middle;
-        middle = right;
-      }
-    }
-  }
-}
-
-// The pooled value of a pixel, by the sums of three columns; `at` the pixel's place in its image.
-inline __attribute__((always_inline)) Vec pooled(const float* sums, int64_t at, int64_t row) {
-  return load(sums + at) + load(sums + at + row) + load(sums + at + 2 * row);
-}
-
-// Calls visit(first, count, place of the first) for chunks of an image's pixels.
-template <typename Visit>
-inline void for_each_chunk(const Block& s, const Visit& visit) {
-  const int64_t pixels = s.height * s.width, most = chunk_pixels(s.padded);
-  for (int64_t p = 0; p < pixels; p += most) visit(p, pixels - p < most ? pixels - p : most);
 }
 
 struct Scratch {

@@ -15,6 +15,8 @@ namespace {
 using vpdarts::cpu::border_map;
 using vpdarts::cpu::BorderMap;
 using vpdarts::cpu::RawGradient;
+using vpdarts::cpu::ReluConv1x1Backward;
+using vpdarts::cpu::ReluConv1x1Forward;
 using vpdarts::cpu::ReluConvBackward;
 using vpdarts::cpu::ReluConvForward;
 
@@ -80,6 +82,16 @@ void write_raw(const Block& s, const Tiles& tiles, const float* m, int64_t c, fl
   }
 }
 
+// raw = A^T m A of one block of channels from c on; statistics too unless null.
+template <int kVecs>
+void write_block(const Block& s, const Tiles& tiles, const float* m, int64_t c, float* raw,
+                 float* statistics) {
+  if (statistics != nullptr) return write_raw<kVecs>(s, tiles, m, c, raw, statistics);
+  inverse_transform<kVecs>(s, tiles, m, [&](int n, int64_t pixel, Vec value) {
+    store(raw + pixel * s.padded + c + n * kLanes, value);
+  });
+}
+
 // moments = mean of r and sum of (r - mean)(r - mean)^T over the block's pixels.
 void compute_moments(const Block& s, const float* x, float* chunk, float* pivot, float* moments) {
   const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded), square = s.padded * s.padded;
@@ -120,18 +132,18 @@ void forward(const ReluConvForward& args, float* scratch) {
   float* transformed = arena.take(tiles.floats);
   float* m = arena.take(tiles.product_floats);
   float* chunk = arena.take(chunk_pixels(s.padded) * s.padded);
-  compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
+  if (args.moments != nullptr) compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
   transform_input(s, tiles, args.x, transformed);
   for (int64_t e = 0; e < args.edges; ++e) {
     const Operand operand{transformed, args.weight[e]};
-    float* statistics = args.statistics + e * 2 * s.padded;
+    float* statistics = args.statistics != nullptr ? args.statistics + e * 2 * s.padded : nullptr;
     for (int64_t c = 0; c < s.padded; c += kMostBlock) {
       if (c + kMostBlock <= s.padded) {
         multiply_tiles<2>(s, tiles, &operand, 1, c, m);
-        write_raw<2>(s, tiles, m, c, args.raw[e], statistics);
+        write_block<2>(s, tiles, m, c, args.raw[e], statistics);
       } else {
         multiply_tiles<1>(s, tiles, &operand, 1, c, m);
-        write_raw<1>(s, tiles, m, c, args.raw[e], statistics);
+        write_block<1>(s, tiles, m, c, args.raw[e], statistics);
       }
     }
   }
@@ -269,13 +281,73 @@ void weight_gradient(int64_t channels, int64_t padded, const float* sums, float*
   }
 }
 
+int64_t scratch_1x1(const Block& block, int64_t edges) {
+  // An Operand takes two pointers: four floats.
+  return 2 * round_up(chunk_pixels(block.padded) * block.padded, 16) + round_up(4 * edges, 16);
+}
+
+void forward_1x1(const ReluConv1x1Forward& args, float* rectified) {
+  const Block& s = args.block;
+  const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded);
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most, at = p * s.padded;
+    rectify(args.x + at, count * s.padded, rectified);
+    for (int64_t e = 0; e < args.edges; ++e) {
+      const Operand operand{rectified, args.conv[e]};
+      multiply(&operand, 1, count, s.padded, args.raw[e] + at);
+    }
+  }
+}
+
+// dx = [x > 0] (product + rectified) of `count` pixels from `first` on, across images.
+void write_x_gradient(const ReluConv1x1Backward& args, int64_t first, int64_t count, const float* product) {
+  const Block& s = args.block;
+  const BorderMap border = border_map(s);
+  const Vec zeros{};
+  int64_t image = first / (s.height * s.width), y = first / s.width % s.height, i = first % s.width;
+  for (int64_t p = 0; p < count; ++p) {
+    const float* rectified =
+        args.rectified + image * border.image + border.first + y * border.row + i * s.padded;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      const int64_t at = (first + p) * s.padded + c;
+      const Vec inner = load(product + p * s.padded + c) + load(rectified + c);
+      store(args.x_gradient + at, load(args.x + at) > zeros ? inner : zeros);
+    }
+    if (++i == s.width) i = 0, ++y;
+    if (y == s.height) y = 0, ++image;
+  }
+}
+
+void backward_1x1(const ReluConv1x1Backward& args, float* scratch) {
+  const Block& s = args.block;
+  const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded), square = s.padded * s.padded;
+  Arena arena(scratch);
+  Operand* operands = reinterpret_cast<Operand*>(arena.take(4 * args.edges));
+  float* rectified = arena.take(most * s.padded);
+  float* product = arena.take(most * s.padded);
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most, at = p * s.padded;
+    if (args.x_gradient != nullptr) {
+      for (int64_t e = 0; e < args.edges; ++e) operands[e] = {args.gradient[e] + at, args.conv[e]};
+      multiply(operands, args.edges, count, s.padded, product);
+      write_x_gradient(args, p, count, product);
+    }
+    if (args.weight_sums != nullptr) {
+      rectify(args.x + at, count * s.padded, rectified);
+      for (int64_t e = 0; e < args.edges; ++e)
+        outer(args.gradient[e] + at, rectified, count, s.padded, args.weight_sums + e * square);
+    }
+  }
+}
+
 }  // namespace
 
 namespace vpdarts::cpu::VPDARTS_ISA {
 
 const ReluConvKernels& relu_conv_kernels() {
-  static const ReluConvKernels kernels = {kLanes,  weight_floats,    transform_conv, forward_scratch,
-                                          forward, backward_scratch, backward,       weight_gradient};
+  static const ReluConvKernels kernels = {kLanes,      weight_floats,    transform_conv, forward_scratch,
+                                          forward,     backward_scratch, backward,       weight_gradient,
+                                          scratch_1x1, forward_1x1,      backward_1x1};
   return kernels;
 }
 

@@ -1,6 +1,7 @@
 // The torch-free interface of the relu_conv kernels: r = relu(x), then the 3x3 convolutions of all edges
 // that leave a node, raw_e = W_e * r, by Winograd F(4x4, 3x3). Of the 1x1 convolutions the moments of r
-// say everything that batch norm needs; mixed_sum computes them pixel by pixel.
+// say everything that batch norm needs, and in a mixed cell mixed_sum computes them pixel by pixel; the
+// kernels with 1x1 in their names are for cells that need their raw outputs.
 #pragma once
 
 #include "block.h"
@@ -14,6 +15,7 @@ struct ReluConvForward {
   const float* const* weight;  // [edges], transformed
   float* const* raw;           // [edges], like x, aligned to 64 bytes
   // Of this block, over its pixels: mean of r [padded] and sum of (r - mean)(r - mean)^T [padded][padded].
+  // Null if nobody wants them; statistics likewise.
   float* moments;
   // Of this block, per edge: mean of raw [padded] and sum of (raw - mean)^2 [padded].
   float* statistics;
@@ -48,6 +50,27 @@ inline BorderMap border_map(const Block& block) {
   return {row, image, row + block.padded, block.images * image};
 }
 
+// raw_e = conv_e r, pixel by pixel.
+struct ReluConv1x1Forward {
+  Block block;
+  const float* x;
+  int64_t edges;
+  const float* const* conv;  // [edges][padded / block][padded][block], rows are input channels
+  float* const* raw;         // [edges], like x
+};
+
+// dx = [x > 0] ( rectified + sum_e conv_e draw_e ),   dW_e += sum over pixels of draw_e r^T.
+struct ReluConv1x1Backward {
+  Block block;
+  const float* x;
+  int64_t edges;
+  const float* const* gradient;  // [edges], of raw
+  const float* const* conv;      // [edges][padded / block][padded][block], rows are output channels
+  const float* rectified;        // what the 3x3 convolutions say of r; a border_map
+  float* x_gradient;             // null if nobody wants it
+  float* weight_sums;            // [edges][padded out][padded in], added to. Null if nobody wants it.
+};
+
 struct ReluConvKernels {
   int64_t lanes;
   // Floats of the transformed weight of one edge.
@@ -62,6 +85,10 @@ struct ReluConvKernels {
   void (*backward)(const ReluConvBackward& args, float* scratch);
   // From an edge's weight_sums to the gradient [C, C, 3, 3] of its weight.
   void (*weight_gradient)(int64_t channels, int64_t padded, const float* weight_sums, float* gradient);
+  // Floats of scratch memory of the 1x1 convolutions, forward and backward.
+  int64_t (*scratch_1x1)(const Block& block, int64_t edges);
+  void (*forward_1x1)(const ReluConv1x1Forward& args, float* scratch);
+  void (*backward_1x1)(const ReluConv1x1Backward& args, float* scratch);
 };
 
 namespace baseline {

@@ -1,0 +1,113 @@
+// Tensors as the kernels take them, a batch cut into blocks.
+#pragma once
+
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <algorithm>
+#include <cstdint>
+#include <vector>
+
+#include "cpu/kernels.h"
+
+namespace vpdarts::cpu {
+
+inline float* floats(const torch::stable::Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
+
+// [..., H, W, padded] in memory -> [..., C, H, W].
+inline torch::stable::Tensor channels_second(const torch::stable::Tensor& storage, int64_t channels) {
+  using torch::stable::transpose;
+  const int64_t d = storage.dim();
+  torch::stable::Tensor moved = transpose(transpose(storage, d - 2, d - 1), d - 3, d - 2);
+  return torch::stable::narrow(moved, d - 3, 0, channels);
+}
+
+// [..., C, H, W] -> contiguous [..., H, W, padded]: the same memory if it lies so already, else a copy.
+inline torch::stable::Tensor channels_last(const torch::stable::Tensor& tensor, int64_t padded) {
+  using torch::stable::transpose;
+  const int64_t d = tensor.dim(), channels = tensor.size(d - 3);
+  const torch::stable::Tensor moved = transpose(transpose(tensor, d - 3, d - 2), d - 2, d - 1);
+  if (channels == padded) return torch::stable::contiguous(moved);
+  std::vector<int64_t> sizes;
+  for (int64_t i = 0; i < d; ++i) sizes.push_back(i == d - 1 ? padded : moved.size(i));
+  torch::stable::Tensor storage = torch::stable::new_zeros(tensor, sizes);
+  torch::stable::Tensor inner = torch::stable::narrow(storage, d - 1, 0, channels);
+  torch::stable::copy_(inner, moved);
+  return storage;
+}
+
+// A batch cut into blocks of images: enough tiles to reuse a weight that has come into the cache, not more
+// than the cache holds, and work for every thread. The sums of a block do not depend on the threads.
+class Blocks {
+ public:
+  explicit Blocks(const Block& batch) : batch_(batch) {
+    const int64_t tiles = ((batch.height + 3) / 4) * ((batch.width + 3) / 4);
+    images_ = std::clamp<int64_t>(std::max<int64_t>(32, batch.padded) / tiles, 1,
+                                  std::max<int64_t>(1, batch.images / 4));
+  }
+  int64_t count() const { return (batch_.images + images_ - 1) / images_; }
+  Block operator[](int64_t b) const {
+    return {std::min(images_, batch_.images - b * images_), batch_.height, batch_.width, batch_.padded};
+  }
+  // Floats before block b.
+  int64_t offset(int64_t b) const { return b * (*this)[0].floats(); }
+  std::vector<int64_t> pixels() const {
+    std::vector<int64_t> result;
+    for (int64_t b = 0; b < count(); ++b) result.push_back((*this)[b].pixels());
+    return result;
+  }
+
+ private:
+  Block batch_;
+  int64_t images_;
+};
+
+// A tensor [N, C, H, W] or [V, N, C, H, W] of any strides, block by block as the kernels take it.
+class Source {
+ public:
+  Source(const torch::stable::Tensor& tensor, const Block& batch)
+      : tensor_(tensor), batch_(batch), channels_(tensor.size(tensor.dim() - 3)) {
+    const int64_t d = tensor.dim();
+    view_ = {floats(tensor), tensor.stride(d - 4), tensor.stride(d - 2), tensor.stride(d - 1),
+             tensor.stride(d - 3)};
+    variant_ = d == 5 ? tensor.stride(0) : 0;
+    const auto fits = [](int64_t size, int64_t stride, int64_t dense) {
+      return size == 1 || stride == dense;
+    };
+    const int64_t row = batch.width * batch.padded;
+    ready_ = channels_ == batch.padded && fits(channels_, view_.channel, 1) &&
+             fits(batch.width, view_.pixel, batch.padded) && fits(batch.height, view_.row, row) &&
+             fits(batch.images, view_.image, batch.height * row);
+  }
+  // Floats of memory that a block needs at most.
+  int64_t scratch(const Blocks& blocks) const { return ready_ ? 0 : (blocks[0].floats() + 15) / 16 * 16; }
+
+  // Block b of a variant: where it lies, or copied to `memory`, which moves on behind it.
+  const float* block(const Blocks& blocks, int64_t variant, int64_t b, float*& memory) const {
+    const float* data = view_.data + variant * variant_;
+    if (ready_) return data + blocks.offset(b);
+    const int64_t first = blocks.offset(b) / (batch_.height * batch_.width * batch_.padded);
+    float* copy = memory;
+    active_kernels().gather.images(
+        blocks[b], channels_,
+        {data + first * view_.image, view_.image, view_.row, view_.pixel, view_.channel}, copy);
+    memory += scratch(blocks);
+    return copy;
+  }
+
+ private:
+  torch::stable::Tensor tensor_;  // keeps the memory
+  Block batch_;
+  int64_t channels_, variant_;
+  ConstImageView view_;
+  bool ready_;
+};
+
+// Floats of memory that a block of each needs.
+inline int64_t scratch_of(const std::vector<Source>& sources, const Blocks& blocks) {
+  int64_t total = 0;
+  for (const Source& source : sources) total += source.scratch(blocks);
+  return total;
+}
+
+}  // namespace vpdarts::cpu

@@ -1,0 +1,71 @@
+"""`relu_conv` of the native extension, with its backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.cpu.masked_cell import padded_channels_last
+
+_forward = torch.ops.vpdarts_fast.relu_conv
+_backward = torch.ops.vpdarts_fast.relu_conv_backward
+
+
+def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """See `vpdarts_fast.reference.relu_conv`."""
+    raw_1x1, raw_3x3 = _forward(x, weight_1x1, weight_3x3)
+    return raw_1x1, raw_3x3
+
+
+@torch.library.register_fake("vpdarts_fast::relu_conv")  # type: ignore[untyped-decorator]
+def _forward_fake(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    edges = range(weight_1x1.shape[0])
+    raw_1x1, raw_3x3 = ([padded_channels_last(x, tuple(x.shape)) for _ in edges] for _ in range(2))
+    return raw_1x1, raw_3x3
+
+
+@torch.library.register_fake("vpdarts_fast::relu_conv_backward")  # type: ignore[untyped-decorator]
+def _backward_fake(
+    gradient_1x1: Sequence[Tensor],
+    gradient_3x3: Sequence[Tensor],
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    wants_x: bool,
+    wants_1x1: bool,
+    wants_3x3: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    def like(weight: Tensor, wanted: bool) -> Tensor:
+        return weight.new_empty(weight.shape[0] if wanted else 0, *weight.shape[1:])
+
+    return (
+        padded_channels_last(x, (x.shape[0] if wants_x else 0, *x.shape[1:])),
+        like(weight_1x1, wants_1x1),
+        like(weight_3x3, wants_3x3),
+    )
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Tensor], output: object) -> None:
+    ctx.save_for_backward(*inputs)
+    ctx.set_materialize_grads(False)
+
+
+def _differentiate(
+    ctx: Any, gradient_1x1: Sequence[Tensor | None], gradient_3x3: Sequence[Tensor | None]
+) -> tuple[Tensor | None, ...]:
+    x = ctx.saved_tensors[0]
+    wants = ctx.needs_input_grad[:3]
+    if all(gradient is None for gradient in (*gradient_1x1, *gradient_3x3)):
+        return None, None, None
+    gradients = (
+        [x.new_zeros(()).expand_as(x) if gradient is None else gradient for gradient in some]
+        for some in (gradient_1x1, gradient_3x3)
+    )
+    found = _backward(*gradients, *ctx.saved_tensors, *wants)
+    return tuple(gradient if wanted else None for gradient, wanted in zip(found, wants, strict=True))
+
+
+torch.library.register_autograd("vpdarts_fast::relu_conv", _differentiate, setup_context=_setup_context)
