@@ -6,6 +6,7 @@
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/residual_block.h"
+#include "cpu/kernels/trained_residual_block.h"
 
 namespace vpdarts::cpu {
 
@@ -14,6 +15,7 @@ struct Kernels {
   const MixedSumKernels& mixed_sum;
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
+  const TrainedResidualKernels& trained_residual_block;
 };
 
 // Of active_isa().

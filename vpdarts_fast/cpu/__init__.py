@@ -7,5 +7,6 @@ if native.available():
     from vpdarts_fast.cpu.masked_cell import masked_cell
     from vpdarts_fast.cpu.mixed_cell import mixed_cell
     from vpdarts_fast.cpu.residual_block import residual_block
+    from vpdarts_fast.cpu.trained_residual_block import trained_residual_block
 
-    __all__ = ["masked_cell", "mixed_cell", "residual_block"]
+    __all__ = ["masked_cell", "mixed_cell", "residual_block", "trained_residual_block"]

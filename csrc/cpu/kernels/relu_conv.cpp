@@ -120,7 +120,7 @@ void forward(const ReluConvForward& args, float* scratch) {
   float* transformed = arena.take(tiles.floats);
   float* m = arena.take(tiles.product_floats);
   float* chunk = arena.take(chunk_pixels(s.padded) * s.padded);
-  compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
+  if (args.moments != nullptr) compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
   transform_input(s, tiles, args.x, transformed);
   for (int64_t e = 0; e < args.edges; ++e) {
     const Operand operand{transformed, args.weight[e]};

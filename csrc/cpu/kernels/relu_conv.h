@@ -14,6 +14,7 @@ struct ReluConvForward {
   const float* const* weight;  // [edges], transformed
   float* const* raw;           // [edges], like x, aligned to 64 bytes
   // Of this block, over its pixels: mean of r [padded] and sum of (r - mean)(r - mean)^T [padded][padded].
+  // Null if nobody wants them.
   float* moments;
   // Of this block, per edge: mean of raw [padded] and sum of (raw - mean)^2 [padded].
   float* statistics;

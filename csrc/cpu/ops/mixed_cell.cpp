@@ -13,6 +13,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
+#include "cpu/ops/layout.h"
 #include "cpu/ops/parallel.h"
 #include "cpu/ops/training_cell.h"
 
@@ -36,28 +37,6 @@ uint32_t bits(float value) {
   uint32_t result;
   std::memcpy(&result, &value, sizeof(result));
   return result;
-}
-
-float* floats(const Tensor& tensor) { return static_cast<float*>(tensor.data_ptr()); }
-
-// [..., H, W, padded] in memory -> [..., C, H, W].
-Tensor channels_second(const Tensor& storage, int64_t channels) {
-  const int64_t d = storage.dim();
-  Tensor moved = torch::stable::transpose(torch::stable::transpose(storage, d - 2, d - 1), d - 3, d - 2);
-  return torch::stable::narrow(moved, d - 3, 0, channels);
-}
-
-// [..., C, H, W] -> contiguous [..., H, W, padded]: the same memory if it lies so already, else a copy.
-Tensor channels_last(const Tensor& tensor, int64_t padded) {
-  const int64_t d = tensor.dim(), channels = tensor.size(d - 3);
-  Tensor moved = torch::stable::transpose(torch::stable::transpose(tensor, d - 3, d - 2), d - 2, d - 1);
-  if (channels == padded) return torch::stable::contiguous(moved);
-  std::vector<int64_t> sizes;
-  for (int64_t i = 0; i < d; ++i) sizes.push_back(i == d - 1 ? padded : moved.size(i));
-  Tensor storage = torch::stable::new_zeros(tensor, sizes);
-  Tensor inner = torch::stable::narrow(storage, d - 1, 0, channels);
-  torch::stable::copy_(inner, moved);
-  return storage;
 }
 
 struct Checked {

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/ops/blocks.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
@@ -13,30 +14,6 @@ using Matrix = std::vector<float>;
 Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 
 }  // namespace
-
-// The batch cut into blocks of images: enough tiles to reuse a weight that has come into the cache, not more
-// than the cache holds, and work for every thread. The sums of a block do not depend on the threads.
-struct TrainingCell::Blocks {
-  explicit Blocks(const CellSizes& s) : sizes(s) {
-    const int64_t tiles = ((s.height + 3) / 4) * ((s.width + 3) / 4);
-    images =
-        std::clamp<int64_t>(std::max<int64_t>(32, s.padded) / tiles, 1, std::max<int64_t>(1, s.images / 4));
-    count = (s.images + images - 1) / images;
-    for (int64_t b = 0; b < count; ++b) pixels.push_back(block(b).pixels());
-  }
-  Block block(int64_t b) const {
-    return {std::min(images, sizes.images - b * images), sizes.height, sizes.width, sizes.padded};
-  }
-  int64_t first_pixel(int64_t b) const { return b * images * sizes.height * sizes.width; }
-  int64_t offset(int64_t b) const { return first_pixel(b) * sizes.padded; }
-
-  // Every pass over the batch goes the other way than the last: what that has left in the cache comes first.
-  int64_t turned(int64_t b, int64_t pass) const { return pass % 2 == 0 ? b : count - 1 - b; }
-
-  CellSizes sizes;
-  int64_t images, count;
-  std::vector<int64_t> pixels;
-};
 
 TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
                            const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,
@@ -63,9 +40,11 @@ Normalised TrainingCell::normalised(int64_t, int64_t op, float alpha,
 
 void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
   const CellSizes& s = sizes_;
-  const Blocks blocks(s);
+  const Blocks blocks({s.images, s.height, s.width, s.padded});
+  const int64_t block_count = blocks.count();
+  const std::vector<int64_t> block_pixels = blocks.pixels();
   const int64_t square = s.padded * s.padded, weight_floats = relu_conv_.weight_floats(s.padded);
-  const Block largest = blocks.block(0);
+  const Block largest = blocks[0];
   const ScratchSpace scratch(
       std::max(relu_conv_.forward_scratch(largest, s.nodes - 1), mixed_sum_.scratch(largest, s.nodes - 1)));
   Matrix transformed = zeros(s.edges() * weight_floats);
@@ -101,10 +80,10 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
     });
 
     const int64_t moment_floats = s.padded + square, statistic_floats = outgoing * 2 * s.padded;
-    Matrix moments = zeros(outgoing > 0 ? values * blocks.count * moment_floats : 0);
-    Matrix statistics = zeros(values * blocks.count * statistic_floats);
-    run(values * blocks.count, scratch, [&](int64_t unit, float* memory) {
-      const int64_t u = unit / blocks.count, b = blocks.turned(unit % blocks.count, i),
+    Matrix moments = zeros(outgoing > 0 ? values * block_count * moment_floats : 0);
+    Matrix statistics = zeros(values * block_count * statistic_floats);
+    run(values * block_count, scratch, [&](int64_t unit, float* memory) {
+      const int64_t u = unit / block_count, b = blocks.turned(unit % block_count, i),
                     offset = blocks.offset(b);
       float* node = state.node[i][u] + offset;
       if (i > 0) {
@@ -123,7 +102,7 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
                       keep};
         }
         mixed_sum_.forward(
-            {blocks.block(b), s.channels, blocks.first_pixel(b), i, edges, shift.data() + u * s.padded, node},
+            {blocks[b], s.channels, blocks.first_pixel(b), i, edges, shift.data() + u * s.padded, node},
             memory);
       }
       if (outgoing == 0) return;
@@ -134,10 +113,10 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
         weights[t - i - 1] = transformed.data() + e * weight_floats;
         raws[t - i - 1] = state.raw[e][u] + offset;
       }
-      relu_conv_.forward({blocks.block(b), node, outgoing, weights, raws,
-                          moments.data() + (u * blocks.count + b) * moment_floats,
-                          statistics.data() + (u * blocks.count + b) * statistic_floats},
-                         memory);
+      relu_conv_.forward(
+          {blocks[b], node, outgoing, weights, raws, moments.data() + (u * block_count + b) * moment_floats,
+           statistics.data() + (u * block_count + b) * statistic_floats},
+          memory);
     });
     if (outgoing == 0) break;
 
@@ -145,16 +124,16 @@ void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
     for (int64_t t = i + 1; t < s.nodes; ++t)
       state.statistics[edge_of(i, t)].assign(values, zeros(4 * s.padded));
     run_each(values, [&](int64_t u) {
-      const auto begin = moments.begin() + u * blocks.count * moment_floats;
+      const auto begin = moments.begin() + u * block_count * moment_floats;
       state.moments[i][u] =
-          combine_moments(s.padded, Matrix(begin, begin + blocks.count * moment_floats), blocks.pixels);
+          combine_moments(s.padded, Matrix(begin, begin + block_count * moment_floats), block_pixels);
       for (int64_t t = i + 1; t < s.nodes; ++t) {
         const int64_t e = edge_of(i, t);
         float* result = state.statistics[e][u].data();
         statistics_1x1(s.padded, matrix_1x1_[e].data(), state.moments[i][u], result, result + s.padded);
         combine_statistics(
-            s.padded, statistics.data() + u * blocks.count * statistic_floats + (t - i - 1) * 2 * s.padded,
-            statistic_floats, blocks.pixels, result + 2 * s.padded, result + 3 * s.padded);
+            s.padded, statistics.data() + u * block_count * statistic_floats + (t - i - 1) * 2 * s.padded,
+            statistic_floats, block_pixels, result + 2 * s.padded, result + 3 * s.padded);
       }
     });
   }
@@ -169,9 +148,10 @@ struct TrainingCell::EdgeGradient {
 void TrainingCell::backward(const float* alpha, const CellState& state, const float* gradient,
                             const CellGradients& wanted) const {
   const CellSizes& s = sizes_;
-  const Blocks blocks(s);
+  const Blocks blocks({s.images, s.height, s.width, s.padded});
+  const int64_t block_count = blocks.count();
   const int64_t square = s.padded * s.padded, weight_floats = relu_conv_.weight_floats(s.padded);
-  const Block largest = blocks.block(0);
+  const Block largest = blocks[0];
   const int64_t conv_scratch = (relu_conv_.backward_scratch(largest, s.nodes - 1) + 15) / 16 * 16;
   const int64_t border = (border_map(largest).floats + 15) / 16 * 16;
   const ScratchSpace scratch(conv_scratch + border + mixed_sum_.scratch(largest, s.nodes - 1));
@@ -211,13 +191,13 @@ void TrainingCell::backward(const float* alpha, const CellState& state, const fl
 
     const int64_t edge_sums = s.padded + square + (with_alpha ? 2 * s.padded : 0);
     const int64_t sums_floats = s.padded + i * edge_sums;
-    Matrix sums = zeros(blocks.count * sums_floats);
+    Matrix sums = zeros(block_count * sums_floats);
     const int64_t weight_sums = with_weights ? outgoing * weight_floats : 0;
     std::vector<Matrix> parts(scratch.threads());
 
-    run_in_parts(blocks.count, scratch, [&](int64_t unit, int64_t part, float* scratch_memory) {
+    run_in_parts(block_count, scratch, [&](int64_t unit, int64_t part, float* scratch_memory) {
       const int64_t b = blocks.turned(unit, i);
-      const Block block = blocks.block(b);
+      const Block block = blocks[b];
       const int64_t offset = blocks.offset(b), first = blocks.first_pixel(b);
       const float* x = last ? nullptr : state.node[i][0];
       float* rectified = scratch_memory + conv_scratch;
@@ -284,7 +264,7 @@ void TrainingCell::backward(const float* alpha, const CellState& state, const fl
     run_each(i, [&](int64_t j) {
       const int64_t e = edge_of(j, i);
       Matrix total = zeros(sums_floats);
-      for (int64_t b = 0; b < blocks.count; ++b) {
+      for (int64_t b = 0; b < block_count; ++b) {
         for (int64_t c = 0; c < s.padded; ++c) total[c] += sums[b * sums_floats + c];
         const int64_t from = s.padded + j * edge_sums;
         for (int64_t c = from; c < from + edge_sums; ++c) total[c] += sums[b * sums_floats + c];

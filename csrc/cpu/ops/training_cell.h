@@ -61,7 +61,6 @@ class TrainingCell {
                 const CellGradients& wanted) const;
 
  private:
-  struct Blocks;
   struct EdgeGradient;
   Dropout keep(int64_t edge) const { return keep_.empty() ? Dropout{} : keep_[edge]; }
   Normalised normalised(int64_t edge, int64_t op, float alpha, const std::vector<float>& statistics) const;
