@@ -1,4 +1,4 @@
-"""The native ops of the block between two stages beyond their contract: bad calls, threads, blocks, tracing."""
+"""The native residual blocks beyond their contract: bad calls, threads, blocks, tracing."""
 
 from __future__ import annotations
 

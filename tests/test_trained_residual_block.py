@@ -88,9 +88,7 @@ def test_trained_residual_block_gradients(
 
 
 @served("trained_residual_block", BOTH)
-def test_trained_residual_block_of_many_images(
-    backend: str, dtype: torch.dtype, assert_close: Close
-) -> None:
+def test_trained_residual_block_of_many_images(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
     """Blocks of several images with a smaller last one."""
     for n in (15, 16, 17, 33):
         args = trained_residual_block_args(n, (8, 16), (8, 8), dtype)
@@ -139,7 +137,9 @@ def test_trained_residual_block_gradcheck(backend: str, size: tuple[int, int]) -
 
 
 @served("trained_residual_block", BOTH)
-@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (3,), (4,), (5,), (1, 4), (0, 5), (0, 1, 2, 3)], ids=str)
+@pytest.mark.parametrize(
+    "wanted", [(0,), (1,), (2,), (3,), (4,), (5,), (1, 4), (0, 5), (0, 1, 2, 3)], ids=str
+)
 def test_trained_residual_block_gives_only_the_gradients_asked_for(
     backend: str, dtype: torch.dtype, wanted: tuple[int, ...], assert_close: Close
 ) -> None:

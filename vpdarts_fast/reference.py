@@ -229,7 +229,8 @@ def residual_block(
     shift_a, shift_b = shift[:, :, None, None]
     a = scale_a * F.conv2d(F.relu(x), weight_a, stride=2, padding=1) + shift_a
     b = scale_b * F.conv2d(F.relu(a), weight_b, padding=1) + shift_b
-    return b + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
+    out: Tensor = b + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
+    return out
 
 
 def trained_residual_block(

@@ -18,7 +18,9 @@ def residual_block(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """ReLU, conv a, batch norm, ReLU, conv b, batch norm, plus a pooled shortcut. For inference: not differentiable.
+    """ReLU, conv a, batch norm, ReLU, conv b, batch norm, plus a pooled shortcut.
+
+    For inference: not differentiable.
 
     Args:
         x: [N, C, H, W].

@@ -21,9 +21,7 @@ def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha
     check_shape(op, "weight_3x3", weight_3x3, (edges, channels, channels, 3, 3))
 
 
-def check_residual(
-    op: str, x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor
-) -> int:
+def check_residual(op: str, x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor) -> int:
     """x [N, C, H, W], weights [C_out, C, 3, 3], [C_out, C_out, 3, 3] and [C_out, C, 1, 1]; returns C_out."""
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise UserError(f"{op}: x must be [N, C, H, W], C, H and W at least 1; got {list(x.shape)}")

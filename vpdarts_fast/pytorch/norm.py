@@ -6,9 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def batch_norm(
-    raw: Tensor, weight: Tensor, bias: Tensor | None, eps: float
-) -> tuple[Tensor, Tensor, Tensor]:
+def batch_norm(raw: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
     """weight * normalised raw + bias, and raw's mean and biased variance [C].
 
     raw [N, C, H, W], weight [C] or [], bias [C] or none.
