@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, backends
-from vpdarts_fast.nn import MixedOp, SearchCell
+from vpdarts_fast.nn import MixedOp, ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import OPS
 
 CHANNELS, CLASSES, SIZE, SKIP_DROPOUT = 16, 10, 32, 0.2
@@ -57,7 +57,7 @@ class Form:
         the one from a seed, which fused cells need.
         """
         for part in module.modules():
-            if isinstance(part, SearchCell):
+            if isinstance(part, (SearchCell, ResidualBlock)):
                 part.fused = self.fused
             elif isinstance(part, MixedOp) and not self.fused:
                 part[1] = nn.Dropout(part[1].dropout)

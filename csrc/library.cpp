@@ -55,4 +55,18 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   m.def(
       "residual_block(Tensor x, Tensor weight_a, Tensor weight_b, Tensor weight_shortcut, Tensor scale, "
       "Tensor shift) -> Tensor");
+
+  // x and weights as above, gamma and beta [2, C_out] -> [N, C_out, ceil(H/2), ceil(W/2)], channels last;
+  // mean and biased variance [2, C_out]; and, for the backward pass, raw [2, N, ceil(H/2), ceil(W/2),
+  // padded].
+  m.def(
+      "trained_residual_block(Tensor x, Tensor weight_a, Tensor weight_b, Tensor weight_shortcut, "
+      "Tensor gamma, Tensor beta, float eps) -> (Tensor, Tensor, Tensor, Tensor)");
+  // gradient [N, C_out, ceil(H/2), ceil(W/2)] -> the gradients of x, weight_a, weight_b, weight_shortcut,
+  // gamma and beta; those not wanted have a first dimension of 0.
+  m.def(
+      "trained_residual_block_backward(Tensor gradient, Tensor x, Tensor weight_a, Tensor weight_b, "
+      "Tensor weight_shortcut, Tensor gamma, Tensor beta, float eps, Tensor mean, Tensor variance, "
+      "Tensor raw, bool wants_x, bool wants_weights, bool wants_norms) -> (Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
 }

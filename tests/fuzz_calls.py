@@ -114,6 +114,36 @@ def right_node_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Argument
     return args | {"alpha": alpha, "skip_scale": scale, "eps": eps}
 
 
+@st.composite
+def right_residual_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+    """The arguments of residual_block or trained_residual_block, in the order of the schema."""
+    c, c_out = (draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17, 33])) for _ in range(2))
+    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8), (16, 12)]))
+    lone = size in ((1, 1), (2, 2)) and op == "trained_residual_block"  # one value per channel and image
+    images = draw(st.integers(2 if lone else 1, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def normal(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator)
+
+    args: Arguments = {
+        "x": normal(images, c, *size),
+        "weight_a": normal(c_out, c, 3, 3) * (c**-0.5 / 3),
+        "weight_b": normal(c_out, c_out, 3, 3) * (c_out**-0.5 / 3),
+        "weight_shortcut": normal(c_out, c, 1, 1) * c**-0.5,
+    }
+    args |= dict.fromkeys(("scale", "shift") if op == "residual_block" else ("gamma", "beta"))
+    for name in list(args)[4:]:
+        args[name] = normal(2, c_out)
+    for name, value in args.items():
+        if layouts:
+            more = [channels_last] if value.dim() == 4 else []
+            args[name] = draw(st.sampled_from([*LAYOUTS, *more]))(value)
+    if op == "trained_residual_block":
+        args["eps"] = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+    return args
+
+
 def resized(x: Tensor, shape: list[int]) -> Tensor:
     return torch.zeros((), dtype=x.dtype).expand(shape)
 
@@ -193,13 +223,14 @@ SETTINGS: dict[str, list[Any]] = {
     "wants_alpha": [True, False],
     "wants_1x1": [True, False],
     "wants_3x3": [True, False],
+    "wants_norms": [True, False],
 }
 LISTS: dict[str, list[Any]] = {name: WANTS for name in ("wants_xs", "wants_1x1", "wants_3x3", "wants_scale")}
 
 
 def hostile_calls(draw: Callable[..., Any], args: Arguments) -> Arguments:
     """One to three of the arguments replaced."""
-    # Before anything is replaced, alpha by a huge one perhaps.
+    # Before anything is replaced, alpha by a huge one perhaps. Of ops without edges, nothing is None.
     edges = args["weight_1x1"].shape[0] if "weight_1x1" in args else 0
     for name in sorted(draw(st.sets(st.sampled_from(list(args)), min_size=1, max_size=3))):
         if name in LISTS and isinstance(args[name], list):

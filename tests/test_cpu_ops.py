@@ -17,6 +17,7 @@ from op_contract import Close, normal, weighted_sum
 from torch import Tensor
 
 from vpdarts_fast import native, ops, reference
+from vpdarts_fast.backends import BACKENDS
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
 
@@ -74,9 +75,9 @@ def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     """In a process of its own, since an instruction set is chosen once."""
     environment = os.environ | {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu"]
-    ops_with_kernels = ("masked_cell", "mixed_cell", "mixed_sum", "relu_conv")
-    files = [f"tests/test_{op}.py" for op in ops_with_kernels]
+    files = [f"tests/test_{op}.py" for op in BACKENDS[0].implementations]
     root = Path(__file__).parent.parent
+    assert BACKENDS[0].name == "cpu"
     run = subprocess.run([*command, *files], cwd=root, env=environment, capture_output=True, text=True)
     assert run.returncode == 0, run.stdout[-3000:]
     assert " passed" in run.stdout

@@ -1,4 +1,4 @@
-"""Random calls of the native ops: each target of fuzz_ops.py in a process of its own, which may crash."""
+"""Random calls of the native ops: each target in a process of its own, which may crash."""
 
 from __future__ import annotations
 
@@ -7,15 +7,19 @@ import subprocess
 import sys
 from pathlib import Path
 
+import fuzz_ops
+import fuzz_residual
 import pytest
-from fuzz_ops import TARGETS
 
 from vpdarts_fast import native
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
 
 
-@pytest.mark.parametrize("target", TARGETS)
+PROGRAMS = {target: module for module in (fuzz_ops, fuzz_residual) for target in module.TARGETS}
+
+
+@pytest.mark.parametrize("target", PROGRAMS)
 def test_random_calls_are_served_or_refused(target: str, tmp_path: Path) -> None:
     last = tmp_path / "last_call"
     environment = os.environ | {
@@ -24,7 +28,7 @@ def test_random_calls_are_served_or_refused(target: str, tmp_path: Path) -> None
         "OMP_NUM_THREADS": "2",
         "OMP_WAIT_POLICY": "PASSIVE",
     }
-    command = [sys.executable, "-X", "faulthandler", str(Path(__file__).parent / "fuzz_ops.py"), target]
+    command = [sys.executable, "-X", "faulthandler", str(PROGRAMS[target].__file__), target]
     run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     call = last.read_text() if last.exists() else "none"
     assert run.returncode == 0, f"{run.stdout[-1000:]}{run.stderr[-4000:]}\nThe last call:\n{call}"

@@ -36,6 +36,13 @@ PROGRAMS = {
         "cpu/kernels/mixed_sum.cpp",
         "cpu/kernels/raw_sum.cpp",
     ],
+    "residual_block": [
+        "cpu/kernels/residual_block.cpp",
+        "cpu/kernels/trained_residual_block.cpp",
+        "cpu/kernels/relu_conv.cpp",
+        "cpu/ops/cell_statistics.cpp",
+        "cpu/ops/training_residual.cpp",
+    ],
 }
 """Name of tests/native/<name>_test.cpp -> the sources that it tests."""
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.search.step import alpha_step, weights_step
+from vpdarts_fast.search.step import alpha_step, frozen, weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 
 CHANNELS, CLASSES = 3, 4
@@ -233,3 +233,18 @@ def test_steps_count_what_was_right(supernet: Supernet, alpha: Tensor, batch: Ba
     loss, correct = weights_step(supernet, alpha, batch, sgd(supernet), NO_CLIP)
     assert correct == right
     assert math.isclose(loss, F.cross_entropy(logits, labels).item(), rel_tol=1e-10)
+
+
+def test_the_weights_are_frozen_only_in_the_step_of_alpha(
+    supernet: Supernet, alpha: Tensor, batch: Batch
+) -> None:
+    """Those that have been before stay so; an error thaws the others too."""
+    supernet.classifier.bias.requires_grad_(False)
+    before = [parameter.requires_grad for parameter in supernet.parameters()]
+    alpha_step(supernet, alpha, torch.ones_like(alpha), batch, adam(alpha))
+    assert [parameter.requires_grad for parameter in supernet.parameters()] == before
+    assert all(parameter.grad is None for parameter in supernet.parameters())
+    with pytest.raises(ZeroDivisionError), frozen(supernet):
+        assert not any(parameter.requires_grad for parameter in supernet.parameters())
+        raise ZeroDivisionError
+    assert [parameter.requires_grad for parameter in supernet.parameters()] == before

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from vpdarts_fast import reference
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.nn import SkipConnect, edge_index
+from vpdarts_fast.nn import ResidualBlock, SearchCell, SkipConnect, edge_index
 from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, DiscreteCell, Genotype, Supernet, build_network
 
@@ -36,6 +36,12 @@ def make_supernet(channels: int = 4, cells: int = 1, classes: int = 5, dropout: 
             elif name.endswith("running_var") or ("weight" in name and tensor.dim() == 1):
                 tensor.uniform_(0.5, 1.5)
     return supernet
+
+
+def fuse(supernet: Supernet) -> None:
+    for cell in supernet.cells:
+        assert isinstance(cell, (SearchCell, ResidualBlock))
+        cell.fused = True
 
 
 def make_input(*size: int, n: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
@@ -171,8 +177,7 @@ def train_step(
 def test_fused_training_is_plain_training(dropout: float, cells: int, size: tuple[int, int]) -> None:
     plain = make_supernet(4, cells, dropout=dropout)
     fused = copy.deepcopy(plain)
-    for cell in fused.search_cells():
-        cell.fused = True
+    fuse(fused)
     images, alpha = make_input(*size, n=6)
     images = images.contiguous(memory_format=torch.channels_last)
     plain_logits, plain_left = train_step(plain, images, alpha)
@@ -196,8 +201,7 @@ def test_fused_training_honours_the_momentum(momentum: float | None) -> None:
             module.momentum = momentum
             module.reset_running_stats()
     fused = copy.deepcopy(plain)
-    for cell in fused.search_cells():
-        cell.fused = True
+    fuse(fused)
     for seed in (1, 2, 3):
         images, alpha = make_input(8, 8, seed=seed)
         plain(images, alpha)
@@ -209,15 +213,15 @@ def test_fused_training_honours_the_momentum(momentum: float | None) -> None:
 def test_fused_changes_nothing_in_eval_mode() -> None:
     plain = make_supernet(dropout=0.3).eval()
     fused = copy.deepcopy(plain)
-    for cell in fused.search_cells():
-        cell.fused = True
+    fuse(fused)
     images, alpha = make_input(8, 8)
     assert torch.equal(plain(images, alpha), fused(images, alpha))
 
 
 def test_the_fused_argument_reaches_every_cell() -> None:
-    assert all(cell.fused for cell in Supernet(1, 2, fused=True).search_cells())
-    assert not any(cell.fused for cell in Supernet(1, 2).search_cells())
+    for fused in (True, False):
+        cells = Supernet(1, 2, fused=fused).cells
+        assert [getattr(cell, "fused") for cell in cells] == [fused] * 8  # noqa: B009
 
 
 def test_skip_dropout() -> None:

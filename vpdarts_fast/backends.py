@@ -16,7 +16,7 @@ from torch import Tensor
 from vpdarts_fast import cpu, native, pytorch, reference
 from vpdarts_fast.errors import UserError
 
-OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block")
+OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
 """Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
 
 

@@ -82,11 +82,10 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
 
 def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
-    norms = [block.conv_a.norm, block.conv_b.norm]
+    norms = block.norms
     scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
     shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
-    weights = block.conv_a.conv.weight, block.conv_b.conv.weight, block.shortcut.weight
-    return ops.residual_block(x, *weights, scale, shift)
+    return ops.residual_block(x, *block.convolution_weights(), scale, shift)
 
 
 def _buffer(statistics: Tensor | None) -> Tensor:
@@ -100,7 +99,8 @@ def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
         if isinstance(cell, SearchCell):
             x = _batch_statistics_cell(cell, x, alpha)
         else:
-            x = torch.stack([cell(images) for images in x])
+            assert isinstance(cell, ResidualBlock)
+            x = torch.stack([cell.with_batch_statistics(images)[0] for images in x])
     return torch.stack([supernet.classify(images) for images in x])
 
 

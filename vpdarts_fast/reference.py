@@ -231,3 +231,40 @@ def residual_block(
     b = scale_b * F.conv2d(F.relu(a), weight_b, padding=1) + shift_b
     out: Tensor = b + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
     return out
+
+
+def trained_residual_block(
+    x: Tensor,
+    weight_a: Tensor,
+    weight_b: Tensor,
+    weight_shortcut: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The block between two stages, batch norms with the batch's own statistics.
+
+    Args:
+        x: [N, C, H, W].
+        weight_a: [C_out, C, 3, 3], of stride 2.
+        weight_b: [C_out, C_out, 3, 3].
+        weight_shortcut: [C_out, C, 1, 1], behind a 2x2 average pool.
+        gamma: [2, C_out], what the batch norms behind a and b multiply the normalised values with.
+        beta: [2, C_out], what they add.
+        eps: batch norm's epsilon.
+
+    Returns:
+        [N, C_out, ceil(H/2), ceil(W/2)]; mean and biased variance [2, C_out] of the outputs of the
+        convolutions a and b, over N and both sizes.
+    """
+    value = x
+    means, variances = [], []
+    for weight, factor, shift, stride in zip((weight_a, weight_b), gamma, beta, (2, 1), strict=True):
+        raw = F.conv2d(F.relu(value), weight, stride=stride, padding=1)
+        variance, mean = torch.var_mean(raw, dim=(0, 2, 3), correction=0, keepdim=True)
+        normalised = (raw - mean) / torch.sqrt(variance + eps)
+        value = factor[:, None, None] * normalised + shift[:, None, None]
+        means.append(mean.flatten())
+        variances.append(variance.flatten())
+    out = value + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
+    return out, torch.stack(means), torch.stack(variances)

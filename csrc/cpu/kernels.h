@@ -8,6 +8,7 @@
 #include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/residual_block.h"
+#include "cpu/kernels/trained_residual_block.h"
 
 namespace vpdarts::cpu {
 
@@ -18,6 +19,7 @@ struct Kernels {
   const RawSumKernels& raw_sum;
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
+  const TrainedResidualKernels& trained_residual_block;
 };
 
 // Of active_isa().

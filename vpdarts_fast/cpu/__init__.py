@@ -9,5 +9,13 @@ if native.available():
     from vpdarts_fast.cpu.mixed_sum import mixed_sum
     from vpdarts_fast.cpu.relu_conv import relu_conv
     from vpdarts_fast.cpu.residual_block import residual_block
+    from vpdarts_fast.cpu.trained_residual_block import trained_residual_block
 
-    __all__ = ["masked_cell", "mixed_cell", "mixed_sum", "relu_conv", "residual_block"]
+    __all__ = [
+        "masked_cell",
+        "mixed_cell",
+        "mixed_sum",
+        "relu_conv",
+        "residual_block",
+        "trained_residual_block",
+    ]

@@ -5,5 +5,6 @@ from vpdarts_fast.ops.mixed_cell import mixed_cell
 from vpdarts_fast.ops.mixed_sum import mixed_sum
 from vpdarts_fast.ops.relu_conv import relu_conv
 from vpdarts_fast.ops.residual_block import residual_block
+from vpdarts_fast.ops.trained_residual_block import trained_residual_block
 
-__all__ = ["masked_cell", "mixed_cell", "mixed_sum", "relu_conv", "residual_block"]
+__all__ = ["masked_cell", "mixed_cell", "mixed_sum", "relu_conv", "residual_block", "trained_residual_block"]

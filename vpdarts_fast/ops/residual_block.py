@@ -5,8 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vpdarts_fast import backends
-from vpdarts_fast.errors import UserError
-from vpdarts_fast.ops.shapes import check_shape
+from vpdarts_fast.ops.shapes import check_residual, check_shape
 
 
 def residual_block(
@@ -38,14 +37,7 @@ def residual_block(
     Raises:
         UserError: shapes that do not fit, or no backend for the dtype and device.
     """
-    if x.dim() != 4 or 0 in x.shape[1:]:
-        raise UserError(f"residual_block: x must be [N, C, H, W], C, H and W at least 1; got {list(x.shape)}")
-    if weight_a.dim() != 4 or weight_a.shape[0] == 0:
-        raise UserError(f"residual_block: weight_a must be [C_out, C, 3, 3]; got {list(weight_a.shape)}")
-    channels, out_channels = x.shape[1], weight_a.shape[0]
-    check_shape("residual_block", "weight_a", weight_a, (out_channels, channels, 3, 3))
-    check_shape("residual_block", "weight_b", weight_b, (out_channels, out_channels, 3, 3))
-    check_shape("residual_block", "weight_shortcut", weight_shortcut, (out_channels, channels, 1, 1))
+    out_channels = check_residual("residual_block", x, weight_a, weight_b, weight_shortcut)
     check_shape("residual_block", "scale", scale, (2, out_channels))
     check_shape("residual_block", "shift", shift, (2, out_channels))
     tensors = (x, weight_a, weight_b, weight_shortcut, scale, shift)

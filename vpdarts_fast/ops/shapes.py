@@ -1,4 +1,4 @@
-"""What the cell ops ask of their arguments' shapes."""
+"""What the ops of cells and of residual blocks ask of their arguments' shapes."""
 
 from __future__ import annotations
 
@@ -19,6 +19,19 @@ def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha
         raise UserError(f"{op}: x must hold 1 or V = {variants} variants; got {x.shape[0]}")
     check_shape(op, "weight_1x1", weight_1x1, (edges, channels, channels, 1, 1))
     check_shape(op, "weight_3x3", weight_3x3, (edges, channels, channels, 3, 3))
+
+
+def check_residual(op: str, x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor) -> int:
+    """x [N, C, H, W], weights [C_out, C, 3, 3], [C_out, C_out, 3, 3] and [C_out, C, 1, 1]; returns C_out."""
+    if x.dim() != 4 or 0 in x.shape[1:]:
+        raise UserError(f"{op}: x must be [N, C, H, W], C, H and W at least 1; got {list(x.shape)}")
+    if weight_a.dim() != 4 or weight_a.shape[0] == 0:
+        raise UserError(f"{op}: weight_a must be [C_out, C, 3, 3]; got {list(weight_a.shape)}")
+    channels, out_channels = x.shape[1], weight_a.shape[0]
+    check_shape(op, "weight_a", weight_a, (out_channels, channels, 3, 3))
+    check_shape(op, "weight_b", weight_b, (out_channels, out_channels, 3, 3))
+    check_shape(op, "weight_shortcut", weight_shortcut, (out_channels, channels, 1, 1))
+    return out_channels
 
 
 def check_shape(op: str, name: str, tensor: Tensor, expected: tuple[int, ...]) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast.pytorch.norm import batch_norm
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
 
 
@@ -39,7 +39,7 @@ def mixed_sum(
         node += avg_pool_3x3(pooled)
         for row, *raws in zip(table, raws_1x1, raws_3x3, strict=True):
             for raw, weight in zip(raws, row[2:4], strict=True):
-                term, mean, variance = _norm(raw, weight, eps)
+                term, mean, variance = batch_norm(raw, weight, None, eps)
                 node += term
                 statistics.append(torch.stack([mean, variance]))
         nodes.append(node)
@@ -51,13 +51,3 @@ def mixed_sum(
 def _slabs(x: Tensor) -> Sequence[Tensor]:
     """[V, N, C, H, W] -> V tensors [N, C, H, W]; for V = 1 a view whose gradient is a view too."""
     return (x.squeeze(0),) if len(x) == 1 else x.unbind(0)
-
-
-def _norm(raw: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """weight * batch_norm(raw), and raw's mean and biased variance. raw [N, C, H, W], weight []."""
-    channels = raw.shape[1]
-    mean, variance = raw.new_zeros(channels), raw.new_zeros(channels)
-    scale = weight.expand(channels).contiguous()  # batch norm is slow with strides of 0
-    count = raw.numel() // channels
-    out = F.batch_norm(raw, mean, variance, weight=scale, training=True, momentum=1.0, eps=eps)
-    return out, mean, variance * ((count - 1) / count)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast.leave_one_out import Batch
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -32,10 +35,27 @@ def alpha_step(
     Returns the mean loss and how many were right.
     """
     images, labels = batch
-    logits = supernet(images, alpha)
+    with frozen(supernet):
+        logits = supernet(images, alpha)
     loss = F.cross_entropy(logits, labels)
-    (alpha.grad,) = torch.autograd.grad(loss, alpha)  # of alpha alone: no weight gradient is computed
+    (alpha.grad,) = torch.autograd.grad(loss, alpha)
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
     return float(loss.detach()), int((logits.argmax(1) == labels).sum())
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed inside has no gradient with respect to the parameters.
+
+    Fused operations compute every gradient that a tensor may have, whether it is asked for or not.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)

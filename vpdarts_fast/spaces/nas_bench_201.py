@@ -106,8 +106,9 @@ class Supernet(Skeleton):
             num_classes,
             lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
         )
-        for cell in self.search_cells():
-            cell.fused = fused
+        for cell in self.cells:
+            if isinstance(cell, (SearchCell, ResidualBlock)):
+                cell.fused = fused
 
     def search_cells(self) -> list[SearchCell]:
         return [cell for cell in self.cells if isinstance(cell, SearchCell)]

@@ -13,6 +13,15 @@ struct Block {
   int64_t floats() const { return pixels() * padded; }
 };
 
+// The block between two stages, of stride 2: images of the input, and of the output ceil(height / 2) rows of
+// ceil(width / 2) pixels, all channels padded.
+struct ResidualShape {
+  int64_t images, height, width, channels, padded;
+  int64_t out_padded;
+  Block in() const { return {images, height, width, padded}; }
+  Block out() const { return {images, (height + 1) / 2, (width + 1) / 2, out_padded}; }
+};
+
 // Where images lie: pixel (b, y, x), channel c at data[b*image + y*row + x*pixel + c*channel].
 struct ImageView {
   float* data;

@@ -47,37 +47,46 @@ inline void rectify(const float* x, int64_t floats, float* out) {
   for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
 }
 
-// sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j.
+// sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j; rows of a, b and
+// sum lie so many floats apart.
 template <int kVecs>
-inline __attribute__((always_inline)) void outer_block(const float* __restrict a, const float* __restrict b,
-                                                       int64_t count, int64_t padded, float* sum) {
+inline __attribute__((always_inline)) void outer_block(const float* __restrict a, int64_t a_stride,
+                                                       const float* __restrict b, int64_t b_stride,
+                                                       int64_t count, float* sum, int64_t sum_stride) {
   Vec block[4][kVecs] = {};  // from zero: summing in two levels loses less
   for (int64_t p = 0; p < count; ++p) {
     Vec right[kVecs];
 #pragma GCC unroll 2
-    for (int n = 0; n < kVecs; ++n) right[n] = load(b + p * padded + n * kLanes);
+    for (int n = 0; n < kVecs; ++n) right[n] = load(b + p * b_stride + n * kLanes);
 #pragma GCC unroll 4
     for (int i = 0; i < 4; ++i) {
 #pragma GCC unroll 2
-      for (int n = 0; n < kVecs; ++n) block[i][n] += a[p * padded + i] * right[n];
+      for (int n = 0; n < kVecs; ++n) block[i][n] += a[p * a_stride + i] * right[n];
     }
   }
   for (int i = 0; i < 4; ++i) {
     for (int n = 0; n < kVecs; ++n) {
-      float* to = sum + i * padded + n * kLanes;
+      float* to = sum + i * sum_stride + n * kLanes;
       store(to, load(to) + block[i][n]);
     }
   }
 }
 
+// sum [rows][columns] += a^T b of a [count][rows], its rows a_stride floats apart, and b [count][columns].
+inline void outer(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t columns,
+                  int64_t count, float* sum) {
+  for (int64_t i = 0; i < rows; i += 4) {
+    float* to = sum + i * columns;
+    int64_t j = 0;
+    for (; j + kMostBlock <= columns; j += kMostBlock)
+      outer_block<2>(a + i, a_stride, b + j, columns, count, to + j, columns);
+    if (j < columns) outer_block<1>(a + i, a_stride, b + j, columns, count, to + j, columns);
+  }
+}
+
 // sum [padded][padded] += a^T b of a, b [count][padded].
 inline void outer(const float* a, const float* b, int64_t count, int64_t padded, float* sum) {
-  for (int64_t i = 0; i < padded; i += 4) {
-    int64_t j = 0;
-    for (; j + kMostBlock <= padded; j += kMostBlock)
-      outer_block<2>(a + i, b + j, count, padded, sum + i * padded + j);
-    if (j < padded) outer_block<1>(a + i, b + j, count, padded, sum + i * padded + j);
-  }
+  outer(a, padded, padded, b, padded, count, sum);
 }
 
 // out [count][padded] = sum over operands of tiles [count][padded] times weight [padded][padded] in blocks.

@@ -6,15 +6,13 @@
 // Compiled once per instruction set; VPDARTS_ISA names the namespace.
 #include "residual_block.h"
 
+#include "stride_two.h"
 #include "tiles.h"
 
 namespace {
 
 using vpdarts::cpu::ConstImageView;
-using vpdarts::cpu::ResidualShape;
 using vpdarts::cpu::ResidualWeights;
-
-constexpr int64_t kTaps = 9;
 
 // Folded weights, in one piece of memory.
 struct Folded {
@@ -32,18 +30,6 @@ struct Folded {
   float* conv_b;    // [36] matrices
   float* shift;     // [2][out_padded]
 };
-
-// matrix = w(to, from) in blocks of columns `to`; the padding is zero already.
-template <typename Weight>
-void pack_rectangle(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded, float* matrix,
-                    const Weight& w) {
-  for (int64_t to = 0; to < out_channels; ++to) {
-    const int64_t first = to / kMostBlock * kMostBlock;
-    const int64_t block = first + kMostBlock <= out_padded ? kMostBlock : kLanes;
-    float* column = matrix + first * padded + (to - first);
-    for (int64_t from = 0; from < channels; ++from) column[from * block] = w(to, from);
-  }
-}
 
 void fold(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded,
           const ResidualWeights& weights, float* folded) {
@@ -67,53 +53,6 @@ void fold(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_pa
   }
 }
 
-// relu(x) of one image with zeros around it, a row above and a column to the left first.
-struct RectifiedMap {
-  explicit RectifiedMap(const ResidualShape& s)
-      : row((2 * s.out().width + 1) * s.padded), floats((2 * s.out().height + 1) * row) {}
-  int64_t row, floats;
-};
-
-// The pixels of one output pixel's 2x2 window, kRows x kColumns of them inside the image:
-// to = relu(x) of each, average = their mean.
-template <int kRows, int kColumns>
-inline __attribute__((always_inline)) void read_window(const float* from, int64_t from_row,
-                                                       int64_t from_pixel, int64_t padded, float* to,
-                                                       int64_t to_row, float* average) {
-  for (int64_t c = 0; c < padded; c += kLanes) {
-    Vec sum{};
-    for (int y = 0; y < kRows; ++y) {
-      for (int i = 0; i < kColumns; ++i) {
-        const Vec value = load(from + y * from_row + i * from_pixel + c);
-        store(to + y * to_row + i * padded + c, relu(value));
-        sum += value;
-      }
-    }
-    store(average + c, sum * (1.0f / (kRows * kColumns)));
-  }
-}
-
-// map = relu(x) inside its border, pooled [pixels of the output][padded] = the 2x2 averages of x, which lies
-// with its channels together.
-void read_image(const ResidualShape& s, const float* x, int64_t row, int64_t pixel, float* map,
-                float* pooled) {
-  const int64_t map_row = RectifiedMap(s).row;
-  for (int64_t y = 0; y < s.height; y += 2) {
-    const bool two = y + 2 <= s.height;
-    for (int64_t i = 0; i < s.width; i += 2, pooled += s.padded) {
-      const float* from = x + y * row + i * pixel;
-      float* to = map + (y + 1) * map_row + (i + 1) * s.padded;
-      if (i + 2 <= s.width) {
-        two ? read_window<2, 2>(from, row, pixel, s.padded, to, map_row, pooled)
-            : read_window<1, 2>(from, row, pixel, s.padded, to, map_row, pooled);
-      } else {
-        two ? read_window<2, 1>(from, row, pixel, s.padded, to, map_row, pooled)
-            : read_window<1, 1>(from, row, pixel, s.padded, to, map_row, pooled);
-      }
-    }
-  }
-}
-
 // dense [height][width][padded] = an image of any strides; the padding is zero already.
 void gather_image(const ResidualShape& s, ConstImageView x, int64_t image, float* dense) {
   for (int64_t y = 0; y < s.height; ++y) {
@@ -129,25 +68,17 @@ void gather_image(const ResidualShape& s, ConstImageView x, int64_t image, float
 template <int kVecs>
 void reduce_image(const ResidualShape& s, const Folded& weights, const float* map, const float* pooled,
                   int64_t c, float* a, float* shortcut) {
-  const int64_t row = RectifiedMap(s).row, pixels = s.out().height * s.out().width;
   Vec shift[kVecs];
   for (int n = 0; n < kVecs; ++n) shift[n] = load(weights.shift + c + n * kLanes);
-  for (int64_t y = 0; y < s.out().height; ++y) {
-    Operand taps[kTaps];
-    for (int64_t tap = 0; tap < kTaps; ++tap)
-      taps[tap] = {map + (2 * y + tap / 3) * row + tap % 3 * s.padded,
-                   weights.conv_a + tap * s.padded * s.out_padded};
-    float* to = a + y * s.out().width * s.out_padded + c;
-    products<kVecs>(taps, kTaps, s.out().width, 0, c * s.padded, s.padded, 2 * s.padded, to, s.out_padded);
+  convolve_stride_two<kVecs>(s, weights.conv_a, map, c, a, [&](float* row) {
     for (int64_t i = 0; i < s.out().width; ++i) {
       for (int n = 0; n < kVecs; ++n) {
-        float* pixel = to + i * s.out_padded + n * kLanes;
+        float* pixel = row + i * s.out_padded + n * kLanes;
         store(pixel, load(pixel) + shift[n]);
       }
     }
-  }
-  const Operand operand{pooled, weights.shortcut};
-  products<kVecs>(&operand, 1, pixels, 0, c * s.padded, s.padded, s.padded, shortcut + c, s.out_padded);
+  });
+  multiply_pooled<kVecs>(s, weights.shortcut, pooled, c, shortcut);
 }
 
 // One block of kVecs vectors of output channels: out = conv_b + shift + shortcut.

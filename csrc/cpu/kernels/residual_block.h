@@ -8,13 +8,6 @@
 
 namespace vpdarts::cpu {
 
-// Of the input; the output has ceil(height / 2) rows of ceil(width / 2) pixels.
-struct ResidualShape {
-  int64_t images, height, width, channels, padded;
-  int64_t out_padded;
-  Block out() const { return {images, (height + 1) / 2, (width + 1) / 2, out_padded}; }
-};
-
 // conv_a [C_out, C, 3, 3], conv_b [C_out, C_out, 3, 3], shortcut [C_out, C, 1, 1]; scale and shift
 // [2, C_out], of conv_a and conv_b.
 struct ResidualWeights {

@@ -1,14 +1,14 @@
-// Tensors as the kernels take them, a batch cut into blocks.
+// Tensors as the kernels take them.
 #pragma once
 
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
-#include <algorithm>
 #include <cstdint>
 #include <vector>
 
 #include "cpu/kernels.h"
+#include "cpu/ops/blocks.h"
 
 namespace vpdarts::cpu {
 
@@ -36,32 +36,6 @@ inline torch::stable::Tensor channels_last(const torch::stable::Tensor& tensor, 
   return storage;
 }
 
-// A batch cut into blocks of images: enough tiles to reuse a weight that has come into the cache, not more
-// than the cache holds, and work for every thread. The sums of a block do not depend on the threads.
-class Blocks {
- public:
-  explicit Blocks(const Block& batch) : batch_(batch) {
-    const int64_t tiles = ((batch.height + 3) / 4) * ((batch.width + 3) / 4);
-    images_ = std::clamp<int64_t>(std::max<int64_t>(32, batch.padded) / tiles, 1,
-                                  std::max<int64_t>(1, batch.images / 4));
-  }
-  int64_t count() const { return (batch_.images + images_ - 1) / images_; }
-  Block operator[](int64_t b) const {
-    return {std::min(images_, batch_.images - b * images_), batch_.height, batch_.width, batch_.padded};
-  }
-  // Floats before block b.
-  int64_t offset(int64_t b) const { return b * (*this)[0].floats(); }
-  std::vector<int64_t> pixels() const {
-    std::vector<int64_t> result;
-    for (int64_t b = 0; b < count(); ++b) result.push_back((*this)[b].pixels());
-    return result;
-  }
-
- private:
-  Block batch_;
-  int64_t images_;
-};
-
 // A tensor [N, C, H, W] or [V, N, C, H, W] of any strides, block by block as the kernels take it.
 class Source {
  public:
@@ -86,11 +60,10 @@ class Source {
   const float* block(const Blocks& blocks, int64_t variant, int64_t b, float*& memory) const {
     const float* data = view_.data + variant * variant_;
     if (ready_) return data + blocks.offset(b);
-    const int64_t first = blocks.offset(b) / (batch_.height * batch_.width * batch_.padded);
     float* copy = memory;
     active_kernels().gather.images(
         blocks[b], channels_,
-        {data + first * view_.image, view_.image, view_.row, view_.pixel, view_.channel}, copy);
+        {data + blocks.first(b) * view_.image, view_.image, view_.row, view_.pixel, view_.channel}, copy);
     memory += scratch(blocks);
     return copy;
   }

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "cpu/ops/blocks.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
@@ -13,30 +14,6 @@ using Matrix = std::vector<float>;
 Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 
 }  // namespace
-
-// The batch cut into blocks of images: enough tiles to reuse a weight that has come into the cache, not more
-// than the cache holds, and work for every thread. The sums of a block do not depend on the threads.
-struct TrainingCell::Blocks {
-  explicit Blocks(const CellSizes& s) : sizes(s) {
-    const int64_t tiles = ((s.height + 3) / 4) * ((s.width + 3) / 4);
-    images =
-        std::clamp<int64_t>(std::max<int64_t>(32, s.padded) / tiles, 1, std::max<int64_t>(1, s.images / 4));
-    count = (s.images + images - 1) / images;
-    for (int64_t b = 0; b < count; ++b) pixels.push_back(block(b).pixels());
-  }
-  Block block(int64_t b) const {
-    return {std::min(images, sizes.images - b * images), sizes.height, sizes.width, sizes.padded};
-  }
-  int64_t first_pixel(int64_t b) const { return b * images * sizes.height * sizes.width; }
-  int64_t offset(int64_t b) const { return first_pixel(b) * sizes.padded; }
-
-  // Every pass over the batch goes the other way than the last: what that has left in the cache comes first.
-  int64_t turned(int64_t b, int64_t pass) const { return pass % 2 == 0 ? b : count - 1 - b; }
-
-  CellSizes sizes;
-  int64_t images, count;
-  std::vector<int64_t> pixels;
-};
 
 TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
                            const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,
@@ -84,12 +61,12 @@ class TrainingCell::ForwardPass {
         s_(cell.sizes_),
         plan_(plan),
         state_(state),
-        blocks_(s_),
+        blocks_({s_.images, s_.height, s_.width, s_.padded}),
         square_(s_.padded * s_.padded),
         moment_floats_(s_.padded + square_),
         weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
-        scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_.block(0), s_.nodes - 1),
-                          cell.mixed_sum_.scratch(blocks_.block(0), s_.nodes - 1))),
+        scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_[0], s_.nodes - 1),
+                          cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1))),
         transformed_(cell.transform_weights(false)) {
     state.moments.resize(s_.nodes - 1);
     state.statistics.resize(s_.edges());
@@ -98,10 +75,10 @@ class TrainingCell::ForwardPass {
   void run() {
     for (int64_t i = 0; i < s_.nodes; ++i) {
       fold(i);
-      moments_ = zeros(outgoing(i) > 0 ? values(i) * blocks_.count * moment_floats_ : 0);
-      statistics_ = zeros(values(i) * blocks_.count * statistic_floats(i));
-      cpu::run(values(i) * blocks_.count, scratch_, [&](int64_t unit, float* memory) {
-        const int64_t value = unit / blocks_.count, b = blocks_.turned(unit % blocks_.count, i);
+      moments_ = zeros(outgoing(i) > 0 ? values(i) * blocks_.count() * moment_floats_ : 0);
+      statistics_ = zeros(values(i) * blocks_.count() * statistic_floats(i));
+      cpu::run(values(i) * blocks_.count(), scratch_, [&](int64_t unit, float* memory) {
+        const int64_t value = unit / blocks_.count(), b = blocks_.turned(unit % blocks_.count(), i);
         if (i > 0) write_node(i, value, b, memory);
         if (outgoing(i) > 0) convolve(i, value, b, memory);
       });
@@ -154,14 +131,14 @@ class TrainingCell::ForwardPass {
                   alpha[4],
                   cell_.keep(e)};
     }
-    cell_.mixed_sum_.forward({blocks_.block(b), s_.channels, blocks_.first_pixel(b), i, edges,
+    cell_.mixed_sum_.forward({blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges,
                               shift_.data() + u * s_.padded, state_.node[i][u] + offset},
                              memory);
   }
 
   // The 3x3 convolutions of a block of node i, and what their batch norms and those of the 1x1 need of it.
   void convolve(int64_t i, int64_t u, int64_t b, float* memory) {
-    const int64_t offset = blocks_.offset(b), unit = u * blocks_.count + b;
+    const int64_t offset = blocks_.offset(b), unit = u * blocks_.count() + b;
     const float* weights[kMostIncoming];
     float* raws[kMostIncoming];
     for (int64_t t = i + 1; t < s_.nodes; ++t) {
@@ -170,7 +147,7 @@ class TrainingCell::ForwardPass {
       raws[t - i - 1] = state_.raw[e][u] + offset;
     }
     cell_.relu_conv_.forward(
-        {blocks_.block(b), state_.node[i][u] + offset, outgoing(i), weights, raws,
+        {blocks_[b], state_.node[i][u] + offset, outgoing(i), weights, raws,
          moments_.data() + unit * moment_floats_, statistics_.data() + unit * statistic_floats(i)},
         memory);
   }
@@ -181,17 +158,17 @@ class TrainingCell::ForwardPass {
     for (int64_t t = i + 1; t < s_.nodes; ++t)
       state_.statistics[edge_of(i, t)].assign(values(i), zeros(4 * s_.padded));
     run_each(values(i), [&](int64_t u) {
-      const auto begin = moments_.begin() + u * blocks_.count * moment_floats_;
-      state_.moments[i][u] =
-          combine_moments(s_.padded, Matrix(begin, begin + blocks_.count * moment_floats_), blocks_.pixels);
+      const auto begin = moments_.begin() + u * blocks_.count() * moment_floats_;
+      state_.moments[i][u] = combine_moments(
+          s_.padded, Matrix(begin, begin + blocks_.count() * moment_floats_), blocks_.pixels());
       for (int64_t t = i + 1; t < s_.nodes; ++t) {
         const int64_t e = edge_of(i, t), stride = statistic_floats(i);
         float* result = state_.statistics[e][u].data();
         statistics_1x1(s_.padded, cell_.matrix_1x1_[e].data(), state_.moments[i][u], result,
                        result + s_.padded);
         combine_statistics(s_.padded,
-                           statistics_.data() + u * blocks_.count * stride + (t - i - 1) * 2 * s_.padded,
-                           stride, blocks_.pixels, result + 2 * s_.padded, result + 3 * s_.padded);
+                           statistics_.data() + u * blocks_.count() * stride + (t - i - 1) * 2 * s_.padded,
+                           stride, blocks_.pixels(), result + 2 * s_.padded, result + 3 * s_.padded);
       }
     });
   }
@@ -227,13 +204,13 @@ class TrainingCell::BackwardPass {
         wanted_(wanted),
         with_weights_(wanted.weight_3x3 != nullptr),
         with_alpha_(wanted.alpha != nullptr),
-        blocks_(s_),
+        blocks_({s_.images, s_.height, s_.width, s_.padded}),
         square_(s_.padded * s_.padded),
         weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
         edge_sums_(s_.padded + square_ + (with_alpha_ ? 2 * s_.padded : 0)),
-        conv_scratch_((cell.relu_conv_.backward_scratch(blocks_.block(0), s_.nodes - 1) + 15) / 16 * 16),
-        border_((border_map(blocks_.block(0)).floats + 15) / 16 * 16),
-        scratch_(conv_scratch_ + border_ + cell.mixed_sum_.scratch(blocks_.block(0), s_.nodes - 1)),
+        conv_scratch_((cell.relu_conv_.backward_scratch(blocks_[0], s_.nodes - 1) + 15) / 16 * 16),
+        border_((border_map(blocks_[0]).floats + 15) / 16 * 16),
+        scratch_(conv_scratch_ + border_ + cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1)),
         transformed_(cell.transform_weights(true)),
         memory_(s_.nodes),
         node_gradient_(s_.nodes),
@@ -251,9 +228,9 @@ class TrainingCell::BackwardPass {
         node_gradient_[i] = target_;
       }
       fold_1x1(i);
-      sums_ = zeros(blocks_.count * sum_floats(i));
+      sums_ = zeros(blocks_.count() * sum_floats(i));
       parts_.assign(scratch_.threads(), Matrix());
-      run_in_parts(blocks_.count, scratch_, [&](int64_t unit, int64_t part, float* memory) {
+      run_in_parts(blocks_.count(), scratch_, [&](int64_t unit, int64_t part, float* memory) {
         const int64_t b = blocks_.turned(unit, i);
         if (outgoing(i) > 0) write_gradient(i, b, part, memory);
         if (i > 0) reduce(i, b, memory);
@@ -305,11 +282,11 @@ class TrainingCell::BackwardPass {
       edge[k] = {node_gradient_[t] + offset, packed_.data() + k * square_,
                  alpha_[5 * e + 1] * cell_.kept_scale(e), alpha_[5 * e + 4], cell_.keep(e)};
     }
-    cell_.relu_conv_.backward({blocks_.block(b), x, edges, raws, weights, target_ ? rectified : nullptr,
+    cell_.relu_conv_.backward({blocks_[b], x, edges, raws, weights, target_ ? rectified : nullptr,
                                with_weights_ ? parts_[part].data() : nullptr},
                               memory);
     if (target_ == nullptr) return;
-    cell_.mixed_sum_.backward({blocks_.block(b), s_.channels, blocks_.first_pixel(b), edges, edge, x,
+    cell_.mixed_sum_.backward({blocks_[b], s_.channels, blocks_.first_pixel(b), edges, edge, x,
                                packed_.data() + edges * square_, shift_.data(), rectified, target_ + offset},
                               rest);
   }
@@ -333,7 +310,7 @@ class TrainingCell::BackwardPass {
                   with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
     }
     cell_.mixed_sum_.reduce(
-        {blocks_.block(b), s_.channels, blocks_.first_pixel(b), i, edges, node_gradient_[i] + offset, sum},
+        {blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges, node_gradient_[i] + offset, sum},
         memory + conv_scratch_ + border_);
   }
 
@@ -356,7 +333,7 @@ class TrainingCell::BackwardPass {
   void finish_edge(int64_t j, int64_t i) {
     const int64_t e = edge_of(j, i), from = s_.padded + j * edge_sums_;
     Matrix g_sum = zeros(s_.padded), sums = zeros(edge_sums_);
-    for (int64_t b = 0; b < blocks_.count; ++b) {
+    for (int64_t b = 0; b < blocks_.count(); ++b) {
       const float* block = sums_.data() + b * sum_floats(i);
       for (int64_t c = 0; c < s_.padded; ++c) g_sum[c] += block[c];
       for (int64_t c = 0; c < edge_sums_; ++c) sums[c] += block[from + c];

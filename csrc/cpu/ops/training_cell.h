@@ -61,7 +61,6 @@ class TrainingCell {
                 const CellGradients& wanted) const;
 
  private:
-  struct Blocks;
   class ForwardPass;
   class BackwardPass;
   Dropout keep(int64_t edge) const { return keep_.empty() ? Dropout{} : keep_[edge]; }

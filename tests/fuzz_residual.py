@@ -1,0 +1,169 @@
+"""Random calls of the native ops of the block between two stages: `python tests/fuzz_residual.py TARGET`.
+
+What they must do, and what FUZZ_EXAMPLES and FUZZ_LOG are, is in fuzz_ops.py.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+
+import torch
+from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_residual_calls
+from fuzz_ops import ERRORS, call, check_close, comparable, many, on_the_cpu
+from hypothesis import given
+from hypothesis import strategies as st
+from op_contract import channels_last, double, sliced, transposed
+from torch import Tensor
+
+from vpdarts_fast import native, ops, reference
+
+DIFFERENTIABLE = ("x", "weight_a", "weight_b", "weight_shortcut", "gamma", "beta")
+
+
+def expected(op: str, args: Arguments) -> tuple[Tensor, ...]:
+    """The reference's result in float64."""
+    outputs = getattr(reference, op)(**{name: double(value) for name, value in args.items()})
+    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
+
+
+def detached(args: Arguments) -> Arguments:
+    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in args.items()}
+
+
+def check_values(op: str, args: Arguments) -> None:
+    before = {name: value.clone() for name, value in args.items() if isinstance(value, Tensor)}
+    for actual, wanted in zip(call(op, args), expected(op, args), strict=False):
+        check_close(actual, wanted)
+    assert all(torch.equal(args[name], value) for name, value in before.items()), "an argument was changed"
+
+
+@many
+@given(args=right_residual_calls("residual_block"))
+def residual_block(args: Arguments) -> None:
+    check_values("residual_block", args)
+
+
+@many
+@given(
+    args=right_residual_calls("trained_residual_block"),
+    wanted=st.sets(st.sampled_from(DIFFERENTIABLE), min_size=1),
+    layout=st.sampled_from([*LAYOUTS, channels_last]),
+)
+def trained_residual_block(args: Arguments, wanted: set[str], layout: Callable[[Tensor], Tensor]) -> None:
+    """Values, and the wanted gradients for an incoming gradient of any strides."""
+    check_values("trained_residual_block", args)
+    exact = {name: double(value) for name, value in args.items()}
+    for call_args in (args, exact):
+        for name in wanted:
+            call_args[name] = call_args[name].detach().requires_grad_()
+    out, exact_out = call("trained_residual_block", args)[0], expected("trained_residual_block", exact)[0]
+    incoming = layout(torch.randn(out.shape, generator=torch.Generator().manual_seed(1)))
+    gradients = torch.autograd.grad(out, [args[name] for name in DIFFERENTIABLE if name in wanted], incoming)
+    leaves = [exact[name] for name in DIFFERENTIABLE if name in wanted]
+    exact_gradients = torch.autograd.grad(exact_out, leaves, incoming.double(), allow_unused=True)
+    # The convolutions' gradients cancel where a batch norm undoes what they change.
+    scale = max(1.0, *(float(g.abs().max()) for g in exact_gradients if g is not None))
+    for gradient, exact_gradient in zip(gradients, exact_gradients, strict=True):
+        if exact_gradient is not None:
+            check_close(gradient, exact_gradient, scale)
+
+
+@many
+@given(data=st.data())
+def trained_residual_block_backward(data: st.DataObject) -> None:
+    """Direct calls with what a forward pass left behind, in any strides."""
+    forward = data.draw(right_residual_calls("trained_residual_block", layouts=False))
+    out, *saved = call("trained_residual_block", forward)
+    weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
+    leaves = {name: forward[name].clone().requires_grad_() for name in DIFFERENTIABLE}
+    usual = torch.autograd.grad(
+        call("trained_residual_block", forward | leaves)[0], list(leaves.values()), weights
+    )
+    strided = [sliced, transposed, permuted]
+    args = {"gradient": data.draw(st.sampled_from(strided))(weights)} | forward
+    for name, tensor in zip(("mean", "variance", "raw"), saved, strict=True):
+        args[name] = data.draw(st.sampled_from(strided))(tensor)
+    x, weight, norm = (data.draw(st.booleans()) for _ in range(3))
+    args |= {"wants_x": x, "wants_weights": weight, "wants_norms": norm}
+    gradients = call("trained_residual_block_backward", args)
+    wants = x, weight, weight, weight, norm, norm
+    for gradient, same, wanted in zip(gradients, usual, wants, strict=True):
+        assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
+
+
+def check_outcome(op: str, args: Arguments) -> None:
+    """An error, or what the reference makes of it; the public function agrees which."""
+    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)  # fakes take shapes as they come
+    try:
+        outputs = call(op, args)
+    except errors:
+        outputs = ()
+    if outputs and on_the_cpu(args):
+        images, _, height, width = args["x"].shape
+        assert outputs[0].shape == (images, len(args["weight_a"]), (height + 1) // 2, (width + 1) // 2)
+        if outputs[0].numel() > 0 and comparable({"eps": 1.0} | args):
+            for actual, wanted in zip(outputs, expected(op, detached(args)), strict=False):
+                check_close(actual, wanted)
+    try:
+        result = getattr(ops, op)(*args.values(), backend="cpu")
+    except ERRORS:
+        empty = bool(outputs) and 0 in (*args["x"].shape, len(args["weight_a"]))
+        assert not outputs or empty or not on_the_cpu(args), "refused by the public function alone"
+    else:
+        assert outputs, "refused by the native op alone"
+        first = result if isinstance(result, Tensor) else result[0]
+        assert first.shape == outputs[0].shape
+
+
+@many
+@given(data=st.data())
+def hostile_residual_block(data: st.DataObject) -> None:
+    args = data.draw(right_residual_calls("residual_block", layouts=False))
+    check_outcome("residual_block", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_trained_residual_block(data: st.DataObject) -> None:
+    args = data.draw(right_residual_calls("trained_residual_block", layouts=False))
+    check_outcome("trained_residual_block", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_trained_residual_block_backward(data: st.DataObject) -> None:
+    """Direct calls with what a forward pass left behind, some of it replaced."""
+    forward = data.draw(right_residual_calls("trained_residual_block", layouts=False))
+    out, *saved = call("trained_residual_block", forward)
+    args = {"gradient": torch.ones_like(out)} | forward
+    args |= dict(zip(("mean", "variance", "raw"), saved, strict=True))
+    args |= {"wants_x": True, "wants_weights": True, "wants_norms": True}
+    args = hostile_calls(data.draw, args)
+    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)
+    try:
+        gradients = call("trained_residual_block_backward", args)
+    except errors:
+        return
+    weights, norms = args["wants_weights"], args["wants_norms"]
+    wants = args["wants_x"], weights, weights, weights, norms, norms
+    for name, wanted, gradient in zip(DIFFERENTIABLE, wants, gradients, strict=True):
+        first, *rest = args[name].shape
+        assert gradient.shape == (first if wanted else 0, *rest)
+
+
+TARGETS: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (
+        residual_block,
+        trained_residual_block,
+        trained_residual_block_backward,
+        hostile_residual_block,
+        hostile_trained_residual_block,
+        hostile_trained_residual_block_backward,
+    )
+}
+
+if __name__ == "__main__":
+    assert native.available(), native.why_not()
+    TARGETS[sys.argv[1]]()

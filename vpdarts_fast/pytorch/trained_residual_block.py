@@ -1,0 +1,27 @@
+"""`trained_residual_block` in PyTorch: its convolutions, batch norms and pool."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vpdarts_fast.pytorch.norm import batch_norm
+
+
+def trained_residual_block(
+    x: Tensor,
+    weight_a: Tensor,
+    weight_b: Tensor,
+    weight_shortcut: Tensor,
+    gamma: Tensor,
+    beta: Tensor,
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `vpdarts_fast.reference.trained_residual_block`."""
+    raw_a = F.conv2d(F.relu(x), weight_a, stride=2, padding=1)
+    a, mean_a, variance_a = batch_norm(raw_a, gamma[0], beta[0], eps)
+    raw_b = F.conv2d(F.relu(a), weight_b, padding=1)
+    b, mean_b, variance_b = batch_norm(raw_b, gamma[1], beta[1], eps)
+    out = F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut) + b
+    return out, torch.stack([mean_a, mean_b]), torch.stack([variance_a, variance_b])
