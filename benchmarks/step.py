@@ -15,8 +15,8 @@ BATCH, SKIP = 64, 1
 class Step:
     """What a step of a form needs.
 
-    For the phase of alpha the weights of the compiled form need no gradient, since a compiled backward pass
-    computes all gradients that it might be asked for; the others compute that of alpha alone anyway.
+    For the phase of alpha the weights of the compiled form never need a gradient: `alpha_step` freezes them
+    only while it runs, and every such change would be compiled for.
     """
 
     def __init__(self, form: Form, phase: str, cells: int, batch: int = BATCH) -> None:

@@ -166,6 +166,27 @@ def test_residual_block(channels: int, size: int, quick: bool, compare: Callable
     compare(verified(work, 1e-4), rounds=7)
 
 
+def residual_gradients(form: Form, channels: int, size: int) -> Work:
+    """Forward and backward of the block in training: all gradients as a vector."""
+    torch.manual_seed(0)
+    block = form.module(ResidualBlock(channels, 2 * channels)).train()
+    network = form.forward(block)
+    x = form.images(normal(BATCH, channels, size, size, seed=1)).requires_grad_()
+    gradient = form.images(normal(BATCH, 2 * channels, size // 2, size // 2, seed=2))
+
+    def gradients() -> Tensor:
+        wanted = [x, *block.parameters()]
+        return torch.cat([g.flatten() for g in torch.autograd.grad(network(x), wanted, gradient)])
+
+    return form.run(gradients)
+
+
+@pytest.mark.parametrize(("channels", "size"), SHAPES[:2])
+def test_trained_residual_block(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+    work = {form.name: residual_gradients(form, channels, size) for form in forms(quick)}
+    compare(verified(work), rounds=7)
+
+
 def native_op(op: str) -> pytest.MarkDecorator:
     missing = op not in BACKENDS[0].implementations
     return pytest.mark.skipif(missing, reason=f"{op} has no native implementation")
