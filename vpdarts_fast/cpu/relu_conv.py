@@ -22,6 +22,8 @@ def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[T
 
 @torch.library.register_fake("vpdarts_fast::relu_conv")  # type: ignore[untyped-decorator]
 def _forward_fake(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    if not x.device == weight_1x1.device == weight_3x3.device:
+        raise ValueError("relu_conv: all tensors must be on one device")
     edges = range(weight_1x1.shape[0])
     raw_1x1, raw_3x3 = ([padded_channels_last(x, tuple(x.shape)) for _ in edges] for _ in range(2))
     return raw_1x1, raw_3x3
