@@ -7,8 +7,6 @@
 namespace vpdarts::cpu {
 namespace {
 
-std::vector<float> zeros(int64_t count) { return std::vector<float>(static_cast<size_t>(count)); }
-
 // product += a b, all [n][n].
 void add_product(int64_t n, const float* a, const float* b, float* product) {
   for (int64_t i = 0; i < n; ++i) {

@@ -2,10 +2,15 @@
 // gradients. Matrices are [padded][padded], rows are output channels.
 #pragma once
 
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
 namespace vpdarts::cpu {
+
+using Matrix = std::vector<float>;
+
+inline Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 
 // A node's r = relu(x) over all its pixels.
 struct Moments {

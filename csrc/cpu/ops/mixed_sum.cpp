@@ -17,13 +17,10 @@ namespace vpdarts::cpu {
 namespace {
 
 using torch::stable::Tensor;
-using Matrix = std::vector<float>;
 using Tensors = std::vector<Tensor>;
 using Sources = std::vector<Source>;
 
 constexpr const char* kName = "mixed_sum";
-
-Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
 
 // The arguments as the kernels take them.
 struct Terms {
@@ -85,9 +82,6 @@ Normalised normalised(const Terms& t, const Statistics& statistics, double eps, 
   return {t.row(v, e)[2 + o], eps, statistics.mean.data() + at, statistics.variance.data() + at};
 }
 
-// The same pass over the batch goes the other way: what the last has left in the cache comes first.
-int64_t turned(const Blocks& blocks, int64_t b) { return blocks.count() - 1 - b; }
-
 // Scratch memory for a unit of work: copies of the terms that do not lie as the kernels take them, and of the
 // gradient, then what the kernels need.
 ScratchSpace scratch_space(const Terms& t, const Blocks& blocks, int64_t gradient) {
@@ -134,7 +128,7 @@ void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, c
     }
   }
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
-    const int64_t v = unit / blocks.count(), b = turned(blocks, unit % blocks.count()),
+    const int64_t v = unit / blocks.count(), b = blocks.turned(unit % blocks.count(), 1),
                   offset = blocks.offset(b);
     std::vector<RawSumEdge> edges;
     for (int64_t e = 0; e < t.edges; ++e) {
@@ -273,7 +267,7 @@ void differentiate_raws(const Terms& t, const Blocks& blocks, const ScratchSpace
   };
   if (!wants(wanted.raw[0]) && !wants(wanted.raw[1])) return;
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
-    const int64_t v = unit / blocks.count(), b = turned(blocks, unit % blocks.count()),
+    const int64_t v = unit / blocks.count(), b = blocks.turned(unit % blocks.count(), 1),
                   offset = blocks.offset(b);
     const float* g = gradient.block(blocks, v, b, memory);
     std::vector<RawGradient> gradients;

@@ -7,13 +7,6 @@
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
-namespace {
-
-using Matrix = std::vector<float>;
-
-Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
-
-}  // namespace
 
 TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
                            const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,

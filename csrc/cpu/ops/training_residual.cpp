@@ -9,10 +9,6 @@
 namespace vpdarts::cpu {
 namespace {
 
-using Matrix = std::vector<float>;
-
-Matrix zeros(int64_t count) { return Matrix(static_cast<size_t>(count)); }
-
 int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 // The sum of equally long parts, those that are not empty, in their order.
