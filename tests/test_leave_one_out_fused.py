@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vpdarts_fast import data
+from vpdarts_fast import data, ops
 from vpdarts_fast.backends import serving
 from vpdarts_fast.fused_evaluation import variant_logits
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
@@ -181,3 +181,24 @@ def test_the_memory_budget_is_kept(mode: str, mebibytes: int) -> None:
     assert live.peak <= 1.05 * budget + (3 << 19)
     most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 8
     assert live.peak >= 0.5 * min(budget, most), "the budget is used"
+
+
+def test_recalibration_of_a_fused_supernet_is_fused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same statistics as the plain modules', dropout off."""
+    plain = make_supernet()
+    fused = copy.deepcopy(plain)
+    for cell in fused.cells:
+        cell.fused = True
+    assert all(skip.dropout > 0 for cell in fused.search_cells() for skip in cell.skip_connections())
+    seeds = []
+    mixed_cell = ops.mixed_cell
+
+    def spy(*args: Any, **kwargs: Any) -> Any:
+        seeds.append(args[4])
+        return mixed_cell(*args, **kwargs)
+
+    monkeypatch.setattr(ops, "mixed_cell", spy)
+    batches, alpha = make_batches(20, 20), make_alpha()
+    results = [leave_one_out(s, batches, alpha, batch_norm="recalibrated") for s in (plain, fused)]
+    assert_same(*results)
+    assert seeds == [None] * (2 * len(fused.search_cells()))

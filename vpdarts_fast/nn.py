@@ -99,7 +99,8 @@ class SearchCell(nn.Module):
     """Nodes in which every node feeds every later one through a mixed operation.
 
     Attributes:
-        fused: run through `vpdarts_fast.ops` instead of module by module; the same function.
+        fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
+            batch's own statistics; the same function.
     """
 
     def __init__(self, channels: int, op_names: Sequence[str], num_nodes: int, skip_dropout: float) -> None:
@@ -147,7 +148,7 @@ class SearchCell(nn.Module):
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
-        if self.fused and self.training:
+        if self.fused and self.convolutions()[0][0].norm.training:
             return self._forward_fused(x, alpha)
         nodes = [x]
         rows = iter(zip(self.mixed_ops(), alpha.unbind(0), strict=True))
@@ -165,7 +166,7 @@ class SearchCell(nn.Module):
             x.unsqueeze(0),
             *self.convolution_weights(),
             alpha.unsqueeze(0),
-            draw_seeds(len(skips)) if skips[0].dropout > 0 else None,
+            draw_seeds(len(skips)) if skips[0].training and skips[0].dropout > 0 else None,
             skips[0].dropout,
             self.eps,
         )
@@ -200,7 +201,8 @@ class ResidualBlock(nn.Module):
     [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
 
     Attributes:
-        fused: train through `vpdarts_fast.ops` instead of module by module; the same function.
+        fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
+            batch's own statistics; the same function.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
@@ -230,7 +232,7 @@ class ResidualBlock(nn.Module):
         return self.conv_a.conv.weight, self.conv_b.conv.weight, self.shortcut.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and self.training:
+        if self.fused and self.conv_a.norm.training:
             out, mean, variance = self.with_batch_statistics(x)
             for norm, norm_mean, norm_variance in zip(self.norms, mean, variance, strict=True):
                 update_running_statistics(norm, norm_mean, norm_variance, out)

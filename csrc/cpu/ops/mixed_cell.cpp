@@ -189,24 +189,36 @@ SharedValues share(int64_t nodes, int64_t variants, const float* alpha) {
   return shared;
 }
 
+// Pieces of memory of a node's size, each used again after `give_back`: the system clears new memory first.
+class NodePool {
+ public:
+  explicit NodePool(const CellSizes& sizes) : floats_(sizes.node_floats()) {}
+  float* take() {
+    if (taken_ == pieces_.size()) pieces_.push_back(allocate(floats_));
+    return pieces_[taken_++].get();
+  }
+  void give_back() { taken_ = 0; }
+
+ private:
+  int64_t floats_;
+  size_t taken_ = 0;
+  std::vector<Floats> pieces_;
+};
+
 // All variants on one input: out [V][node floats], statistics written per variant.
-void forward_shared(const TrainingCell& cell, const CellSizes& s, int64_t variants, const float* alpha,
-                    float* input, float* out, float* mean, float* variance) {
+void forward_shared(const TrainingCell& cell, const CellSizes& s, NodePool& pool, int64_t variants,
+                    const float* alpha, float* input, float* out, float* mean, float* variance) {
   const SharedValues shared = share(s.nodes, variants, alpha);
   CellState state;
-  std::vector<Floats> memory;
-  const auto take = [&] {
-    memory.push_back(allocate(s.node_floats()));
-    return memory.back().get();
-  };
+  pool.give_back();
   state.raw.resize(s.edges());
   for (int64_t i = 0; i < s.nodes; ++i) {
     std::vector<float*> values;
     for (size_t u = 0; u < shared.plan[i].size(); ++u) {
       const auto& of = shared.of[i];
       const int64_t first = std::find(of.begin(), of.end(), static_cast<int64_t>(u)) - of.begin();
-      values.push_back(i == 0 ? input : i == s.nodes - 1 ? out + first * s.node_floats() : take());
-      for (int64_t t = i + 1; t < s.nodes; ++t) state.raw[edge_of(i, t)].push_back(take());
+      values.push_back(i == 0 ? input : i == s.nodes - 1 ? out + first * s.node_floats() : pool.take());
+      for (int64_t t = i + 1; t < s.nodes; ++t) state.raw[edge_of(i, t)].push_back(pool.take());
     }
     state.node.push_back(values);
   }
@@ -243,15 +255,16 @@ std::tuple<Tensor, Tensor, Tensor> mixed_cell_variants(const Tensor& x, const Te
   Tensor mean = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
   Tensor variance = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
   const TrainingCell cell = cell_of(checked, w1, w3, eps);
+  NodePool pool(s);
   if (inputs == 1) {
-    forward_shared(cell, s, variants, floats(tables), floats(input), floats(out), floats(mean),
+    forward_shared(cell, s, pool, variants, floats(tables), floats(input), floats(out), floats(mean),
                    floats(variance));
   } else {
     const int64_t statistics = s.edges() * 2 * s.channels;
     for (int64_t v = 0; v < variants; ++v)
-      forward_shared(cell, s, 1, floats(tables) + v * s.edges() * 5, floats(input) + v * s.node_floats(),
-                     floats(out) + v * s.node_floats(), floats(mean) + v * statistics,
-                     floats(variance) + v * statistics);
+      forward_shared(cell, s, pool, 1, floats(tables) + v * s.edges() * 5,
+                     floats(input) + v * s.node_floats(), floats(out) + v * s.node_floats(),
+                     floats(mean) + v * statistics, floats(variance) + v * statistics);
   }
   return {channels_second(out, s.channels), mean, variance};
 }
