@@ -20,6 +20,11 @@ from pathlib import Path
 from contenders import BY_NAME
 from step import Step
 
+
+class NotMeasurable(Exception):
+    """This system does not tell how much memory a process has held."""
+
+
 NO_RESET = 3
 """Exit status: the kernel does not reset the high-water mark."""
 
@@ -63,14 +68,14 @@ def measure(name: str, phase: str, cells: int) -> int:
     """In a new process.
 
     Raises:
-        NotImplementedError: this system does not tell.
+        NotMeasurable: this system does not tell.
     """
     # Blocks of more than 256 KiB go back to the system when they are freed, whatever came before.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
     command = [sys.executable, __file__, name, phase, str(cells)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode == NO_RESET:
-        raise NotImplementedError(done.stderr.strip().splitlines()[-1])
+        raise NotMeasurable(done.stderr.strip().splitlines()[-1])
     assert done.returncode == 0, done.stderr
     return int(done.stdout)
 

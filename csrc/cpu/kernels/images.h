@@ -89,6 +89,18 @@ inline void outer(const float* a, const float* b, int64_t count, int64_t padded,
   outer(a, padded, padded, b, padded, count, sum);
 }
 
+// matrix = w(to, from) in blocks of columns `to`; the padding is zero already.
+template <typename Weight>
+void pack_rectangle(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded, float* matrix,
+                    const Weight& w) {
+  for (int64_t to = 0; to < out_channels; ++to) {
+    const int64_t first = to / kMostBlock * kMostBlock;
+    const int64_t block = first + kMostBlock <= out_padded ? kMostBlock : kLanes;
+    float* column = matrix + first * padded + (to - first);
+    for (int64_t from = 0; from < channels; ++from) column[from * block] = w(to, from);
+  }
+}
+
 // out [count][padded] = sum over operands of tiles [count][padded] times weight [padded][padded] in blocks.
 inline void multiply(const Operand* operands, int64_t operand_count, int64_t count, int64_t padded,
                      float* out) {

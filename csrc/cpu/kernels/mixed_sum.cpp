@@ -233,12 +233,8 @@ void backward(const MixedSumBackward& args, float* memory) {
 }
 
 void pack(int64_t padded, const float* matrix, float* conv) {
-  for (int64_t to = 0; to < padded; ++to) {
-    const int64_t first = to / kMostBlock * kMostBlock;
-    const int64_t block = first + kMostBlock <= padded ? kMostBlock : kLanes;
-    for (int64_t from = 0; from < padded; ++from)
-      conv[first * padded + from * block + (to - first)] = matrix[to * padded + from];
-  }
+  pack_rectangle(padded, padded, padded, padded, conv,
+                 [&](int64_t to, int64_t from) { return matrix[to * padded + from]; });
 }
 
 }  // namespace

@@ -9,18 +9,6 @@ using vpdarts::cpu::ResidualShape;
 
 constexpr int64_t kTaps = 9;
 
-// matrix = w(to, from) in blocks of columns `to`; the padding is zero already.
-template <typename Weight>
-void pack_rectangle(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded, float* matrix,
-                    const Weight& w) {
-  for (int64_t to = 0; to < out_channels; ++to) {
-    const int64_t first = to / kMostBlock * kMostBlock;
-    const int64_t block = first + kMostBlock <= out_padded ? kMostBlock : kLanes;
-    float* column = matrix + first * padded + (to - first);
-    for (int64_t from = 0; from < channels; ++from) column[from * block] = w(to, from);
-  }
-}
-
 // relu(x) of one image with zeros around it, a row above and a column to the left first.
 struct RectifiedMap {
   explicit RectifiedMap(const ResidualShape& s)
