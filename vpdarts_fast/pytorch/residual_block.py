@@ -18,7 +18,7 @@ def residual_block(
         (weight * factor[:, None, None, None]).contiguous(memory_format=torch.channels_last)
         for weight, factor in zip((weight_a, weight_b), scale, strict=True)
     )
-    image_bytes = x.stride(0) * x.element_size() if len(x) else 1
+    image_bytes = x[:1].numel() * x.element_size()
     parts = []
     for images in torch.split(x, max(1, CACHE_BYTES // max(1, image_bytes))):
         a = F.conv2d(F.relu(images), weight_a, shift[0], stride=2, padding=1)
