@@ -1,4 +1,4 @@
-"""Arguments of the native ops for fuzz_ops.py, as hypothesis strategies: right ones and hostile ones."""
+"""Arguments of the native ops for the fuzz tests, as hypothesis strategies: right ones and hostile ones."""
 
 from __future__ import annotations
 

@@ -1,41 +1,18 @@
-"""Random calls of the native ops of the block between two stages: `python tests/fuzz_residual.py TARGET`.
-
-What they must do, and what FUZZ_EXAMPLES and FUZZ_LOG are, is in fuzz_ops.py.
-"""
+"""Random calls of the native ops of the block between two stages; fuzz_checks.py says what they must do."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_residual_calls
-from fuzz_ops import ERRORS, call, check_close, comparable, many, on_the_cpu
+from fuzz_checks import call, check_close, check_outcome, check_values, expected, many, run_target, served
 from hypothesis import given
 from hypothesis import strategies as st
 from op_contract import channels_last, double, sliced, transposed
 from torch import Tensor
 
-from vpdarts_fast import native, ops, reference
-
 DIFFERENTIABLE = ("x", "weight_a", "weight_b", "weight_shortcut", "gamma", "beta")
-
-
-def expected(op: str, args: Arguments) -> tuple[Tensor, ...]:
-    """The reference's result in float64."""
-    outputs = getattr(reference, op)(**{name: double(value) for name, value in args.items()})
-    return (outputs,) if isinstance(outputs, Tensor) else tuple(outputs)
-
-
-def detached(args: Arguments) -> Arguments:
-    return {name: value.detach() if isinstance(value, Tensor) else value for name, value in args.items()}
-
-
-def check_values(op: str, args: Arguments) -> None:
-    before = {name: value.clone() for name, value in args.items() if isinstance(value, Tensor)}
-    for actual, wanted in zip(call(op, args), expected(op, args), strict=False):
-        check_close(actual, wanted)
-    assert all(torch.equal(args[name], value) for name, value in before.items()), "an argument was changed"
 
 
 @many
@@ -92,30 +69,6 @@ def trained_residual_block_backward(data: st.DataObject) -> None:
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
-def check_outcome(op: str, args: Arguments) -> None:
-    """An error, or what the reference makes of it; the public function agrees which."""
-    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)  # fakes take shapes as they come
-    try:
-        outputs = call(op, args)
-    except errors:
-        outputs = ()
-    if outputs and on_the_cpu(args):
-        images, _, height, width = args["x"].shape
-        assert outputs[0].shape == (images, len(args["weight_a"]), (height + 1) // 2, (width + 1) // 2)
-        if outputs[0].numel() > 0 and comparable({"eps": 1.0} | args):
-            for actual, wanted in zip(outputs, expected(op, detached(args)), strict=False):
-                check_close(actual, wanted)
-    try:
-        result = getattr(ops, op)(*args.values(), backend="cpu")
-    except ERRORS:
-        empty = bool(outputs) and 0 in (*args["x"].shape, len(args["weight_a"]))
-        assert not outputs or empty or not on_the_cpu(args), "refused by the public function alone"
-    else:
-        assert outputs, "refused by the native op alone"
-        first = result if isinstance(result, Tensor) else result[0]
-        assert first.shape == outputs[0].shape
-
-
 @many
 @given(data=st.data())
 def hostile_residual_block(data: st.DataObject) -> None:
@@ -140,10 +93,8 @@ def hostile_trained_residual_block_backward(data: st.DataObject) -> None:
     args |= dict(zip(("mean", "variance", "raw"), saved, strict=True))
     args |= {"wants_x": True, "wants_weights": True, "wants_norms": True}
     args = hostile_calls(data.draw, args)
-    errors = ERRORS if on_the_cpu(args) else (*ERRORS, IndexError)
-    try:
-        gradients = call("trained_residual_block_backward", args)
-    except errors:
+    gradients = served("trained_residual_block_backward", args)
+    if gradients is None:
         return
     weights, norms = args["wants_weights"], args["wants_norms"]
     wants = args["wants_x"], weights, weights, weights, norms, norms
@@ -165,5 +116,4 @@ TARGETS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    assert native.available(), native.why_not()
-    TARGETS[sys.argv[1]]()
+    run_target(TARGETS)

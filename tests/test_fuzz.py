@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-import fuzz_ops
+import fuzz_cells
+import fuzz_nodes
 import fuzz_residual
 import pytest
 
@@ -16,7 +17,7 @@ from vpdarts_fast import native
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
 
 
-PROGRAMS = {target: module for module in (fuzz_ops, fuzz_residual) for target in module.TARGETS}
+PROGRAMS = {target: module for module in (fuzz_cells, fuzz_nodes, fuzz_residual) for target in module.TARGETS}
 
 
 @pytest.mark.parametrize("target", PROGRAMS)

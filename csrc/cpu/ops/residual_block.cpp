@@ -29,6 +29,9 @@ Tensor residual_block(const Tensor& x, const Tensor& weight_a, const Tensor& wei
   check_tensor(kName, "weight_shortcut", weight_shortcut, {out_channels, channels, 1, 1});
   check_tensor(kName, "scale", scale, {2, out_channels});
   check_tensor(kName, "shift", shift, {2, out_channels});
+  STD_TORCH_CHECK(channels >= 1 && height >= 1 && width >= 1 && out_channels >= 1, kName,
+                  ": C, H, W and C_out must be at least 1; got x of ", text({count, channels, height, width}),
+                  " and C_out of ", out_channels);
 
   const ResidualBlockKernels& kernels = active_kernels().residual_block;
   const auto pad = [&](int64_t c) { return (c + kernels.lanes - 1) / kernels.lanes * kernels.lanes; };

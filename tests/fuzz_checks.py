@@ -1,0 +1,164 @@
+"""What the native ops must make of random calls, right ones and hostile ones.
+
+The calls are the targets of the other fuzz files: `python tests/fuzz_cells.py TARGET`.
+
+test_fuzz.py runs each target of those files in a process of its own, so that a crash is a failed test. The
+draws are the same in every run. FUZZ_EXAMPLES is how many calls a target makes, FUZZ_LOG a file that holds
+the last one.
+
+What a call must do:
+
+- right arguments of any strides: the result of the reference in float64, values and gradients;
+- hostile ones (dtype, rank, sizes, device, layout, NaN and infinity, settings out of range): an error of
+  Python, or a result of the right shape; and where the reference's result has no NaN and no infinity, that
+  result. (Where it has some, so may all of the op's: Winograd tiles and batch norms spread them, and a
+  factor of 0 need not be multiplied.)
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+from fuzz_calls import Arguments
+from hypothesis import HealthCheck, settings
+from op_contract import double, flat
+from torch import Tensor
+
+import vpdarts_fast.cpu  # noqa: F401  the fakes and the autograd of the ops
+from vpdarts_fast import native, ops, reference
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "300"))
+LOG = os.environ.get("FUZZ_LOG")
+
+ERRORS = (RuntimeError, ValueError)  # UserError, and PyTorch's for a device without the op, are among them
+NATIVE: Any = torch.ops.vpdarts_fast
+TOLERANCE = 1e-4
+"""Of results, relative to the largest expected element: far above rounding, far below a wrong term."""
+
+many = settings(
+    max_examples=EXAMPLES,
+    deadline=None,
+    derandomize=True,
+    database=None,
+    suppress_health_check=list(HealthCheck),
+)
+
+
+def log(op: str, args: Arguments) -> None:
+    """Keeps a description of the call that is about to be made."""
+    if LOG is None:
+        return
+
+    def text(value: Any) -> str:
+        if isinstance(value, list):
+            return "[" + "; ".join(map(text, value)) + "]"
+        if not isinstance(value, Tensor):
+            return repr(value)
+        kind = f"{value.dtype} {value.device} {value.layout}".replace("torch.", "")
+        strides = value.stride() if value.layout == torch.strided else ""
+        return f"{kind} {list(value.shape)} strides {strides}"
+
+    lines = [op, *(f"  {name}: {text(value)}" for name, value in args.items())]
+    Path(LOG).write_text("\n".join(lines) + "\n")
+
+
+def call(op: str, args: Arguments) -> list[Any]:
+    """The outputs of the native op itself, without the checks of its public function."""
+    log(op, args)
+    outputs = getattr(NATIVE, op)(*args.values())
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
+
+
+def served(op: str, args: Arguments) -> list[Any] | None:
+    """The outputs of the native op, or None if it refuses the call."""
+    # On the meta device the fakes answer, which take shapes as they come.
+    with suppress(*ERRORS, *(() if on_the_cpu(args) else (IndexError,))):
+        return call(op, args)
+    return None
+
+
+def expected(op: str, args: Arguments) -> list[Tensor]:
+    """The reference's outputs in float64, in the order of the native op's."""
+    values = {name: double(value) for name, value in args.items()}
+    if op == "mixed_cell":  # of one variant, which the native op leaves out
+        values["x"], values["alpha"] = values["x"][None], values["alpha"][None]
+        return [output[0] for output in reference.mixed_cell(**values)]
+    return flat([getattr(reference, op.removesuffix("_variants"))(**values)])
+
+
+def detached(value: Any) -> Any:
+    """Tensors, also in lists, without gradients."""
+    if isinstance(value, Tensor):
+        return value.detach()
+    return [detached(item) for item in value] if isinstance(value, list) else value
+
+
+def check_close(actual: Tensor, wanted: Tensor, scale: float | None = None) -> None:
+    assert actual.shape == wanted.shape, (actual.shape, wanted.shape)
+    if wanted.numel() == 0 or not wanted.isfinite().all():
+        return
+    largest = float(wanted.abs().max()) if scale is None else scale
+    error = float((actual.detach().double() - wanted).abs().max())
+    assert error <= TOLERANCE * max(largest, 1e-30), (error, largest)
+
+
+def check_values(op: str, args: Arguments) -> None:
+    """The reference's values (saved tensors may follow), and arguments that stay what they were."""
+    before = [tensor.clone() for tensor in flat(list(args.values()))]
+    for actual, wanted in zip(flat(call(op, args)), expected(op, args), strict=False):
+        check_close(actual, wanted)
+    assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
+
+
+def on_the_cpu(args: Arguments) -> bool:
+    return all(tensor.device.type == "cpu" for tensor in flat(list(args.values())))
+
+
+def comparable(args: Arguments) -> bool:
+    """No overflow in float32, no division by a variance of nearly -eps."""
+    tensors = [t for t in flat(list(args.values())) if t.is_floating_point()]
+    return args.get("eps", 1) > 1e-6 and not any((t.isfinite() & (t.abs() > 1e6)).any() for t in tensors)
+
+
+def check_outcome(op: str, args: Arguments) -> None:
+    """An error, or what the reference makes of the call; the public function agrees which."""
+    outputs, on_cpu = served(op, args), on_the_cpu(args)
+    if outputs is not None and on_cpu:
+        fake = getattr(NATIVE, op)(*(on_meta(value) for value in args.values()))
+        assert shapes(fake) == shapes(outputs)
+        if comparable(args) and all(output.numel() > 0 for output in flat(outputs)[:1]):
+            for actual, wanted in zip(flat(outputs), expected(op, args), strict=False):
+                check_close(actual, wanted)
+    if op == "mixed_cell":  # its public function is that of mixed_cell_variants
+        return
+    try:
+        result = getattr(ops, op.removesuffix("_variants"))(*args.values(), backend="cpu")
+    except ERRORS:
+        assert outputs is None or not on_cpu, "refused by the public function alone"
+    else:
+        assert outputs is not None, "refused by the native op alone"
+        public = shapes(result)
+        assert public == shapes(outputs)[: len(public)]
+
+
+def on_meta(value: Any) -> Any:
+    """Tensors, also in lists, without their data."""
+    if isinstance(value, Tensor):
+        return value.to("meta")
+    return [on_meta(item) for item in value] if isinstance(value, list) else value
+
+
+def shapes(outputs: Any) -> list[torch.Size]:
+    return [tensor.shape for tensor in flat(outputs)]
+
+
+def run_target(targets: dict[str, Callable[[], None]]) -> None:
+    """The target that the command line names."""
+    assert native.available(), native.why_not()
+    targets[sys.argv[1]]()

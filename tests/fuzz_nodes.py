@@ -1,0 +1,142 @@
+"""Random calls of the native ops of single nodes; fuzz_checks.py says what they must do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from fuzz_calls import LAYOUTS, Arguments, hostile_calls, right_node_calls
+from fuzz_checks import (
+    NATIVE,
+    call,
+    check_close,
+    check_outcome,
+    check_values,
+    detached,
+    many,
+    run_target,
+    served,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+from op_contract import channels_last, double, flat
+from torch import Tensor
+
+from vpdarts_fast import reference
+
+
+def node_outputs(op: str, outputs: Any) -> list[Tensor]:
+    """Those that have gradients."""
+    return flat(outputs) if op == "relu_conv" else [outputs[0]]
+
+
+def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> None:
+    """Values, and the gradients of some tensors for incoming gradients of any strides."""
+    check_values(op, args)
+    if op == "relu_conv" and len(args["weight_1x1"]) == 0:  # no output
+        return
+    leaves = [detached(value) for value in args.values()]
+    exact_leaves = double(leaves)
+    chosen = data.draw(st.sets(st.integers(0, len(flat(leaves)) - 1), min_size=1))
+    for i in chosen:
+        for some in (leaves, exact_leaves):
+            flat(some)[i].requires_grad_()
+    got = node_outputs(op, getattr(NATIVE, op)(*leaves))
+    wanted_outputs = node_outputs(op, getattr(reference, op)(*exact_leaves))
+    layout = data.draw(st.sampled_from([*LAYOUTS, channels_last]))
+    generator = torch.Generator().manual_seed(1)
+    incoming = [layout(torch.randn(output.shape, generator=generator)) for output in got]
+    reached = [o for o, output in enumerate(wanted_outputs) if output.requires_grad]
+    gradients = torch.autograd.grad(
+        got, [flat(leaves)[i] for i in chosen], incoming, allow_unused=True, materialize_grads=True
+    )
+    wanted_gradients = torch.autograd.grad(
+        [wanted_outputs[o] for o in reached],
+        [flat(exact_leaves)[i] for i in chosen],
+        [double(incoming[o]) for o in reached],
+        allow_unused=True,
+        materialize_grads=True,
+    )
+    scale = max([1.0, *(float(g.abs().max()) for g in wanted_gradients if g.numel())])
+    for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+        check_close(actual, wanted, scale)
+
+
+@many
+@given(data=st.data())
+def relu_conv(data: st.DataObject) -> None:
+    node_values_and_gradients("relu_conv", data.draw(right_node_calls("relu_conv")), data)
+
+
+@many
+@given(data=st.data())
+def mixed_sum(data: st.DataObject) -> None:
+    node_values_and_gradients("mixed_sum", data.draw(right_node_calls("mixed_sum")), data)
+
+
+@many
+@given(data=st.data())
+def hostile_relu_conv(data: st.DataObject) -> None:
+    args = data.draw(right_node_calls("relu_conv", layouts=False))
+    check_outcome("relu_conv", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_mixed_sum(data: st.DataObject) -> None:
+    args = data.draw(right_node_calls("mixed_sum", layouts=False))
+    check_outcome("mixed_sum", hostile_calls(data.draw, args))
+
+
+@many
+@given(data=st.data())
+def hostile_relu_conv_backward(data: st.DataObject) -> None:
+    forward = data.draw(right_node_calls("relu_conv", layouts=False))
+    raw_1x1, raw_3x3 = call("relu_conv", forward)
+    args = {"gradient_1x1": list(raw_1x1), "gradient_3x3": list(raw_3x3)} | forward
+    args |= {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
+    args = hostile_calls(data.draw, args)
+    gradients = served("relu_conv_backward", args)
+    if gradients is None:
+        return
+    for name, gradient in zip(forward, gradients, strict=True):
+        first, *rest = args[name].shape
+        wanted = args[name.replace("weight", "wants") if name != "x" else "wants_x"]
+        assert gradient.shape == (first if wanted else 0, *rest)
+
+
+@many
+@given(data=st.data())
+def hostile_mixed_sum_backward(data: st.DataObject) -> None:
+    forward = data.draw(right_node_calls("mixed_sum", layouts=False))
+    node, mean, variance = call("mixed_sum", forward)
+    args = {"gradient": torch.ones_like(node)} | forward | {"mean": mean, "variance": variance}
+    k = len(forward["xs"])
+    args |= {"wants_xs": [True] * k, "wants_1x1": [True] * k, "wants_3x3": [True] * k, "wants_alpha": True}
+    args |= {"wants_scale": [True] * len(forward["skip_scale"])}
+    args = hostile_calls(data.draw, args)
+    gradients = served("mixed_sum_backward", args)
+    if gradients is None:
+        return
+    *lists, alpha, scale = gradients
+    lists.append(scale)
+    for name, gradients in zip(("wants_xs", "wants_1x1", "wants_3x3", "wants_scale"), lists, strict=True):
+        assert [len(gradient) > 0 for gradient in gradients] == list(args[name])
+    assert alpha.shape == (args["alpha"].shape[0] if args["wants_alpha"] else 0, *args["alpha"].shape[1:])
+
+
+TARGETS: dict[str, Callable[[], None]] = {
+    function.__name__: function
+    for function in (
+        relu_conv,
+        mixed_sum,
+        hostile_relu_conv,
+        hostile_relu_conv_backward,
+        hostile_mixed_sum,
+        hostile_mixed_sum_backward,
+    )
+}
+
+if __name__ == "__main__":
+    run_target(TARGETS)
