@@ -49,8 +49,10 @@ class Step:
 
     def _step(self) -> float:
         if self.phase == "weights":
-            return weights_step(self.network, self.alpha, self.batch, self.weights_optimizer, self.clip)[0]
-        return alpha_step(self.network, self.alpha, self.alive, self.batch, self.alpha_optimizer)[0]
+            loss, _ = weights_step(self.network, self.alpha, self.batch, self.weights_optimizer, self.clip)
+        else:
+            loss, _ = alpha_step(self.network, self.alpha, self.alive, self.batch, self.alpha_optimizer)
+        return float(loss)
 
     def double(self) -> Step:
         """This step in float64; in place, before the first one."""

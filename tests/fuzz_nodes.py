@@ -15,6 +15,7 @@ from fuzz_checks import (
     check_values,
     detached,
     many,
+    on_the_cpu,
     run_target,
     served,
 )
@@ -98,7 +99,7 @@ def hostile_relu_conv_backward(data: st.DataObject) -> None:
     args |= {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
     args = hostile_calls(data.draw, args)
     gradients = served("relu_conv_backward", args)
-    if gradients is None:
+    if gradients is None or not on_the_cpu(args):
         return
     for name, gradient in zip(forward, gradients, strict=True):
         first, *rest = args[name].shape
@@ -117,7 +118,7 @@ def hostile_mixed_sum_backward(data: st.DataObject) -> None:
     args |= {"wants_scale": [True] * len(forward["skip_scale"])}
     args = hostile_calls(data.draw, args)
     gradients = served("mixed_sum_backward", args)
-    if gradients is None:
+    if gradients is None or not on_the_cpu(args):
         return
     *lists, alpha, scale = gradients
     lists.append(scale)

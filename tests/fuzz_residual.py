@@ -6,7 +6,17 @@ from collections.abc import Callable
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_residual_calls
-from fuzz_checks import call, check_close, check_outcome, check_values, expected, many, run_target, served
+from fuzz_checks import (
+    call,
+    check_close,
+    check_outcome,
+    check_values,
+    expected,
+    many,
+    on_the_cpu,
+    run_target,
+    served,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 from op_contract import channels_last, double, sliced, transposed
@@ -94,7 +104,7 @@ def hostile_trained_residual_block_backward(data: st.DataObject) -> None:
     args |= {"wants_x": True, "wants_weights": True, "wants_norms": True}
     args = hostile_calls(data.draw, args)
     gradients = served("trained_residual_block_backward", args)
-    if gradients is None:
+    if gradients is None or not on_the_cpu(args):
         return
     weights, norms = args["wants_weights"], args["wants_norms"]
     wants = args["wants_x"], weights, weights, weights, norms, norms

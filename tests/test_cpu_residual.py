@@ -85,6 +85,7 @@ def test_residual_blocks_are_repeatable(threads: int, assert_close: Close) -> No
         (0, torch.zeros(5, 8, 9, 9, dtype=torch.float64), "x must be float32"),
         (0, torch.zeros(8, 9, 9), r"x must be \[N, C, H, W\]; got 3 dimensions"),
         (0, torch.zeros(5, 7, 9, 9), r"weight_a must have shape \[16, 7, 3, 3\]"),
+        (0, torch.zeros(5, 8, 0, 9), "C, H, W and C_out must be at least 1; got x of"),
         (1, torch.zeros(16, 8, 9), r"weight_a must be \[C_out, C, 3, 3\]; got 3 dimensions"),
         (1, torch.zeros(16, 8, 3, 2), r"weight_a must have shape \[16, 8, 3, 3\]"),
         (2, torch.zeros(16, 8, 3, 3), r"weight_b must have shape \[16, 16, 3, 3\]"),
@@ -103,7 +104,7 @@ def test_hostile_arguments_of_residual_blocks_are_refused_by_the_native_side(
         getattr(NATIVE, op)(*args, *settings)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 2, 2), (0, 8, 9, 9), (5, 8, 0, 9)])
+@pytest.mark.parametrize("shape", [(1, 8, 2, 2), (0, 8, 9, 9)])
 def test_a_lone_value_has_no_statistics(shape: tuple[int, ...]) -> None:
     args = [arg.detach() for arg in arguments()]
     args[0] = torch.zeros(shape)

@@ -152,7 +152,7 @@ def test_weights_steps_follow_the_formula(supernet: Supernet, alpha: Tensor, bat
         for (name, weight), gradient in zip(textbook.weights.items(), gradients, strict=True):
             expected[name], velocity[name] = nesterov(weight.detach(), gradient, velocity.get(name))
         measured, _ = weights_step(supernet, alpha, step, optimizer, NO_CLIP)
-        assert measured == pytest.approx(loss.item(), rel=1e-10)
+        assert measured.item() == pytest.approx(loss.item(), rel=1e-10)
         assert_same(dict(supernet.state_dict()), {**expected})
     assert torch.equal(alpha.detach(), before) and alpha.grad is None
 
@@ -171,7 +171,7 @@ def test_alpha_steps_follow_the_formula(supernet: Supernet, alpha: Tensor, batch
         second = BETAS[1] * second + (1 - BETAS[1]) * gradient**2
         direction = (first / (1 - BETAS[0] ** t)) / ((second / (1 - BETAS[1] ** t)).sqrt() + 1e-8)
         measured, _ = alpha_step(supernet, alpha, alive, batch, optimizer)
-        assert measured == pytest.approx(loss.item(), rel=1e-10)
+        assert measured.item() == pytest.approx(loss.item(), rel=1e-10)
         assert alpha.grad is not None
         torch.testing.assert_close(alpha.grad, plain, rtol=1e-8, atol=1e-11)
         expected = table.detach() - ALPHA_LEARNING_RATE * direction
@@ -232,7 +232,7 @@ def test_steps_count_what_was_right(supernet: Supernet, alpha: Tensor, batch: Ba
     right = int((logits.argmax(1) == labels).sum())
     loss, correct = weights_step(supernet, alpha, batch, sgd(supernet), NO_CLIP)
     assert correct == right
-    assert math.isclose(loss, F.cross_entropy(logits, labels).item(), rel_tol=1e-10)
+    assert math.isclose(float(loss), F.cross_entropy(logits, labels).item(), rel_tol=1e-10)
 
 
 def test_the_weights_are_frozen_only_in_the_step_of_alpha(

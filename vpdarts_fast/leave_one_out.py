@@ -118,8 +118,9 @@ def leave_one_out(
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
     calibration = _calibration_batches(stream) if batch_norm == "recalibrated" else []
-    correct = torch.zeros(len(tables), dtype=torch.int64)
-    loss = torch.zeros(len(tables), dtype=torch.float64)
+    device = supernet.classifier.weight.device  # nothing is read back before the end
+    correct = torch.zeros(len(tables), dtype=torch.int64, device=device)
+    loss = torch.zeros(len(tables), dtype=torch.float64, device=device)
     images = 0
     with evaluation_mode(supernet, batch_norm, calibration, alpha):
         for inputs, labels in chain(calibration, stream):
@@ -139,8 +140,8 @@ def leave_one_out(
                 on_batch(images)
     if images == 0:
         raise UserError("leave_one_out: no images; `batches` was empty")
-    accuracy = correct.double() * (100 / images)
-    loss /= images
+    accuracy = correct.cpu().double() * (100 / images)
+    loss = loss.cpu() / images
     return LeaveOneOut(
         accuracy[number].view(alpha.shape),
         loss[number].view(alpha.shape),
@@ -153,9 +154,9 @@ def leave_one_out(
 def _count(logits: Tensor, labels: Tensor, correct: Tensor, loss: Tensor) -> None:
     """Adds the right predictions and the losses of logits [V, N, classes] to correct [V] and loss [V]."""
     variants, count = logits.shape[:2]
-    correct += (logits.argmax(2) == labels).sum(1).cpu()
+    correct += (logits.argmax(2) == labels).sum(1)
     losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(variants), reduction="none")
-    loss += losses.view(variants, count).sum(1).cpu()
+    loss += losses.view(variants, count).sum(1)
 
 
 def _checked(batch: Batch, supernet: Supernet) -> Batch:

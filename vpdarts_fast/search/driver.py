@@ -128,14 +128,12 @@ class Search:
             loss, correct = weights_step(
                 state.supernet, state.alpha, batch, state.weights_optimizer, config.gradient_clip
             )
-            self._check_finite(loss, "weights")
             state.record.weights.add(loss, correct, len(batch[1]))
             if pruning:
                 batch = self._batch(self.validation, validation[state.step], "validation")
                 loss, correct = alpha_step(
                     state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer
                 )
-                self._check_finite(loss, "alpha")
                 state.record.alpha.add(loss, correct, len(batch[1]))
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
@@ -145,6 +143,8 @@ class Search:
         """Writes the epoch's metrics and the checkpoint."""
         state = self.state
         metrics = self._metrics()
+        for phase in ("weights", "alpha"):
+            self._check_finite(metrics[f"{phase}_loss"], phase)
         state.schedule.step()
         for phase, seconds in state.record.seconds.items():
             state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
@@ -268,8 +268,8 @@ class Search:
         if self.stop():
             raise Interrupted
 
-    def _check_finite(self, loss: float, phase: str) -> None:
-        if not math.isfinite(loss):
+    def _check_finite(self, loss: float | None, phase: str) -> None:
+        if loss is not None and not math.isfinite(loss):
             raise UserError(
                 f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
                 "smaller --learning-rate, --gradient-clip or --alpha-start"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,24 +15,30 @@ from vpdarts_fast.search.streams import seed_for
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 
-@dataclass
 class Mean:
-    """Loss and accuracy over the images of an epoch so far."""
+    """Loss and accuracy over the images of an epoch so far, added up on the device that they come from."""
 
-    loss: float = 0.0
-    correct: int = 0
-    images: int = 0
+    def __init__(self, loss: float = 0.0, correct: int = 0, images: int = 0) -> None:
+        self._sums = torch.tensor([loss, correct], dtype=torch.float64)
+        self._images = images
 
-    def add(self, loss: float, correct: int, images: int) -> None:
-        self.loss += loss * images
-        self.correct += correct
-        self.images += images
+    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
+        """The mean loss [] of so many images, and of how many the prediction was right []."""
+        step = torch.stack([loss.double() * images, correct.double()])
+        self._sums = self._sums.to(step.device) + step
+        self._images += images
 
     def summary(self) -> tuple[float | None, float | None]:
         """Mean loss and accuracy in per cent; None without images."""
-        if not self.images:
+        if not self._images:
             return None, None
-        return self.loss / self.images, 100 * self.correct / self.images
+        loss, correct = self._sums.tolist()
+        return loss / self._images, 100 * correct / self._images
+
+    def to_dict(self) -> dict[str, Any]:
+        """The arguments of a new one that goes on from here."""
+        loss, correct = self._sums.tolist()
+        return {"loss": loss, "correct": int(correct), "images": self._images}
 
 
 @dataclass
@@ -47,6 +52,9 @@ class EpochRecord:
     decay: float | None = None
     choices: list[int] | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"leave_one_out": 0.0, "train": 0.0})
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**vars(self), "weights": self.weights.to_dict(), "alpha": self.alpha.to_dict()}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> EpochRecord:
@@ -108,7 +116,7 @@ class SearchState:
             "alive": self.alive,
             "epoch": self.epoch,
             "step": self.step,
-            "record": dataclasses.asdict(self.record),
+            "record": self.record.to_dict(),
             "seconds": self.seconds,
         }
 

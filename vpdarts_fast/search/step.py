@@ -15,8 +15,12 @@ from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 def weights_step(
     supernet: Supernet, alpha: Tensor, batch: Batch, optimizer: torch.optim.Optimizer, gradient_clip: float
-) -> tuple[float, int]:
-    """Trains the weights on a training batch, alpha fixed; returns the mean loss and how many were right."""
+) -> tuple[Tensor, Tensor]:
+    """Trains the weights on a training batch, alpha fixed.
+
+    Returns the mean loss [] and how many were right []. Nothing is read back from the device, here and in
+    `alpha_step`, so that it need not be waited for.
+    """
     images, labels = batch
     logits = supernet(images, alpha.detach())
     loss = F.cross_entropy(logits, labels)
@@ -24,15 +28,15 @@ def weights_step(
     loss.backward()  # type: ignore[no-untyped-call]
     torch.nn.utils.clip_grad_norm_(supernet.parameters(), gradient_clip)
     optimizer.step()
-    return float(loss.detach()), int((logits.argmax(1) == labels).sum())
+    return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
 def alpha_step(
     supernet: Supernet, alpha: Tensor, alive: Tensor, batch: Batch, optimizer: torch.optim.Optimizer
-) -> tuple[float, int]:
+) -> tuple[Tensor, Tensor]:
     """Trains alpha [E, O] on a validation batch, the weights fixed; ops not `alive` [E, O] stay at 0.
 
-    Returns the mean loss and how many were right.
+    Returns the mean loss [] and how many were right [].
     """
     images, labels = batch
     with frozen(supernet):
@@ -42,7 +46,7 @@ def alpha_step(
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
-    return float(loss.detach()), int((logits.argmax(1) == labels).sum())
+    return loss.detach(), (logits.argmax(1) == labels).sum()
 
 
 @contextmanager

@@ -5,9 +5,9 @@
 
 #include <algorithm>
 
-#include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/parallel.h"
+#include "cpu/ops/residual_arguments.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -18,21 +18,10 @@ constexpr const char* kName = "residual_block";
 
 Tensor residual_block(const Tensor& x, const Tensor& weight_a, const Tensor& weight_b,
                       const Tensor& weight_shortcut, const Tensor& scale, const Tensor& shift) {
-  STD_TORCH_CHECK(x.dim() == 4, kName, ": x must be [N, C, H, W]; got ", x.dim(), " dimensions");
-  STD_TORCH_CHECK(weight_a.dim() == 4, kName, ": weight_a must be [C_out, C, 3, 3]; got ", weight_a.dim(),
-                  " dimensions");
-  const int64_t count = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  const int64_t out_channels = weight_a.size(0);
-  check_tensor(kName, "x", x, {count, channels, height, width});
-  check_tensor(kName, "weight_a", weight_a, {out_channels, channels, 3, 3});
-  check_tensor(kName, "weight_b", weight_b, {out_channels, out_channels, 3, 3});
-  check_tensor(kName, "weight_shortcut", weight_shortcut, {out_channels, channels, 1, 1});
+  const int64_t out_channels = check_residual(kName, x, weight_a, weight_b, weight_shortcut);
   check_tensor(kName, "scale", scale, {2, out_channels});
   check_tensor(kName, "shift", shift, {2, out_channels});
-  STD_TORCH_CHECK(channels >= 1 && height >= 1 && width >= 1 && out_channels >= 1, kName,
-                  ": C, H, W and C_out must be at least 1; got x of ", text({count, channels, height, width}),
-                  " and C_out of ", out_channels);
-
+  const int64_t count = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
   const ResidualBlockKernels& kernels = active_kernels().residual_block;
   const auto pad = [&](int64_t c) { return (c + kernels.lanes - 1) / kernels.lanes * kernels.lanes; };
   const int64_t padded = pad(channels), out_padded = pad(out_channels);

@@ -8,6 +8,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
+#include "cpu/ops/residual_arguments.h"
 #include "cpu/ops/training_residual.h"
 
 namespace vpdarts::cpu {
@@ -52,22 +53,13 @@ class Arguments {
   // Returns C_out.
   static int64_t check(const Tensor& x, const Tensor& weight_a, const Tensor& weight_b,
                        const Tensor& weight_shortcut, const Tensor& gamma, const Tensor& beta) {
-    STD_TORCH_CHECK(x.dim() == 4, kName, ": x must be [N, C, H, W]; got ", x.dim(), " dimensions");
-    STD_TORCH_CHECK(weight_a.dim() == 4, kName, ": weight_a must be [C_out, C, 3, 3]; got ", weight_a.dim(),
-                    " dimensions");
-    const int64_t count = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-    const int64_t out_channels = weight_a.size(0);
-    check_tensor(kName, "x", x, {count, channels, height, width});
-    check_tensor(kName, "weight_a", weight_a, {out_channels, channels, 3, 3});
-    check_tensor(kName, "weight_b", weight_b, {out_channels, out_channels, 3, 3});
-    check_tensor(kName, "weight_shortcut", weight_shortcut, {out_channels, channels, 1, 1});
+    const int64_t out_channels = check_residual(kName, x, weight_a, weight_b, weight_shortcut);
     check_tensor(kName, "gamma", gamma, {2, out_channels});
     check_tensor(kName, "beta", beta, {2, out_channels});
-    STD_TORCH_CHECK(channels >= 1 && out_channels >= 1, kName, ": C and C_out must be at least 1; got ",
-                    channels, " and ", out_channels);
-    STD_TORCH_CHECK(count * ((height + 1) / 2) * ((width + 1) / 2) >= 2, kName,
+    const int64_t pixels = ((x.size(2) + 1) / 2) * ((x.size(3) + 1) / 2);
+    STD_TORCH_CHECK(x.size(0) * pixels >= 2, kName,
                     ": the output must hold two values per channel; got x of ",
-                    text({count, channels, height, width}));
+                    text({x.size(0), x.size(1), x.size(2), x.size(3)}));
     return out_channels;
   }
 
