@@ -1,0 +1,14 @@
+"""How many pixels and channels a program of the memory-bound kernels works on."""
+
+from __future__ import annotations
+
+import triton
+
+ELEMENTS = 2048
+"""Of a block: 16 a thread of 4 warps, so that all loads of 16 bytes are under way before the first is used."""
+
+
+def block_sizes(channels: int, elements: int = ELEMENTS) -> tuple[int, int]:
+    """Pixels and channels of a block, both powers of two."""
+    block_c = min(triton.next_power_of_2(channels), 64)
+    return max(elements // block_c, 1), block_c
