@@ -103,7 +103,7 @@ def planned_cell(
     bias = x.new_empty(pairs, padded, dtype=torch.float32)
     alpha = alpha.contiguous()
     parameters = (tensor.contiguous() for tensor in (weight_1x1, weight_3x3, mean, variance))
-    fold_weights[pairs, 9, across * across](
+    fold_weights[pairs, across * across](
         *(weight, bias, *parameters, alpha, plan.edges, plan.rows, eps), channels, padded, block_c
     )
     pixels = images * height * width

@@ -27,30 +27,30 @@ def fold_weights(
 
     of each of D pairs of an edge and a row of alpha. weight [D, 9, PADDED in, PADDED out], 0 in the padding,
     bias [D, PADDED]; weight_1x1 [E, C, C], weight_3x3 [E, C, C, 9], mean and variance [E, 2, C],
-    alpha [V * E, 5], edges and rows [D] int32. Grid (D, 9, blocks of PADDED^2).
+    alpha [V * E, 5], edges and rows [D] int32. Grid (D, blocks of PADDED^2).
     """
-    d, tap = tl.program_id(0), tl.program_id(1)
+    d = tl.program_id(0)
     across: tl.constexpr = PADDED // BLOCK_C
-    i = tl.program_id(2) // across * BLOCK_C + tl.arange(0, BLOCK_C)
-    o = tl.program_id(2) % across * BLOCK_C + tl.arange(0, BLOCK_C)
+    i = tl.program_id(1) // across * BLOCK_C + tl.arange(0, BLOCK_C)
+    o = tl.program_id(1) % across * BLOCK_C + tl.arange(0, BLOCK_C)
     edge, row = tl.load(edges + d), alpha + tl.load(rows + d) * 5
     norm = edge * 2 * C + o
-    scale_1x1 = tl.load(row + 2).to(tl.float32) / tl.sqrt(
-        tl.load(variance + norm, mask=o < C, other=1).to(tl.float32) + eps
-    )
-    scale_3x3 = tl.load(row + 3).to(tl.float32) / tl.sqrt(
-        tl.load(variance + norm + C, mask=o < C, other=1).to(tl.float32) + eps
-    )
+    deviation_1x1 = tl.sqrt(tl.load(variance + norm, mask=o < C, other=1).to(tl.float32) + eps)
+    deviation_3x3 = tl.sqrt(tl.load(variance + norm + C, mask=o < C, other=1).to(tl.float32) + eps)
+    scale_1x1 = tl.load(row + 2).to(tl.float32) / deviation_1x1
+    scale_3x3 = tl.load(row + 3).to(tl.float32) / deviation_3x3
     mask = (i < C)[:, None] & (o < C)[None, :]
     at = (edge * C + o)[None, :] * C + i[:, None]
-    folded = tl.load(weight_3x3 + at * 9 + tap, mask=mask, other=0).to(tl.float32) * scale_3x3[None, :]
-    centre = tl.load(weight_1x1 + at, mask=mask & (tap == 4), other=0).to(tl.float32)
-    folded += centre * scale_1x1[None, :]
-    out = (d * 9 + tap).to(tl.int64) * PADDED * PADDED + i[:, None] * PADDED + o[None, :]
-    tl.store(weight + out, folded.to(weight.dtype.element_ty))
-    shift = tl.load(mean + norm, mask=o < C, other=0).to(tl.float32) * scale_1x1
-    shift += tl.load(mean + norm + C, mask=o < C, other=0).to(tl.float32) * scale_3x3
-    tl.store(bias + d * PADDED + o, -shift, mask=(o >= 0) & (tap == 4) & (tl.program_id(2) < across))
+    out = weight + d.to(tl.int64) * 9 * PADDED * PADDED + i[:, None] * PADDED + o[None, :]
+    for tap in tl.static_range(9):
+        folded = tl.load(weight_3x3 + at * 9 + tap, mask=mask, other=0).to(tl.float32) * scale_3x3[None, :]
+        if tap == 4:
+            folded += tl.load(weight_1x1 + at, mask=mask, other=0).to(tl.float32) * scale_1x1[None, :]
+        tl.store(out + tap * PADDED * PADDED, folded.to(weight.dtype.element_ty))
+    if tl.program_id(1) < across:
+        shift = tl.load(mean + norm, mask=o < C, other=0).to(tl.float32) * scale_1x1
+        shift += tl.load(mean + norm + C, mask=o < C, other=0).to(tl.float32) * scale_3x3
+        tl.store(bias + d * PADDED + o, -shift)
 
 
 def _that_fit(configs, arguments, **sizes):
@@ -116,19 +116,23 @@ def cell_node(
         pool = a_pool * box_share(y, x, height, width)
         shift += tl.load(bias + fold * PADDED + o)
         image = values[e] + (tl.load(numbers + u * k + e).to(tl.int64) * pixels + start) * C
-        for step in range(9 * (PADDED // BLOCK_C)):
-            tap, block = step % 9, step // 9
-            dy, dx = tap // 3 - 1, tap % 3 - 1
+        for block in range(PADDED // BLOCK_C):
             i = block * BLOCK_C + tl.arange(0, BLOCK_C)
-            mask = (inside(y + dy, x + dx, height, width) & here)[:, None] & (i < C)[None, :]
-            tile = tl.load(image + ((p + (dy * width + dx)) * C)[:, None] + i[None, :], mask=mask, other=0)
-            taps = weight + (fold * 9 + tap).to(tl.int64) * PADDED * PADDED
-            taps = tl.load(taps + (i * PADDED)[:, None] + o[None, :])
-            product = tl.dot(
-                tl.maximum(tile, 0).to(OPERAND), taps.to(OPERAND), product, input_precision=PRECISION
-            )
-            share = pool + tl.where(tap == 4, a_skip, 0.0)
-            other += tl.where(block == tl.program_id(1), share[:, None] * tile.to(tl.float32), 0.0)
+            exists = here[:, None] & (i < C)[None, :]
+            tiles = image + (p * C)[:, None] + i[None, :]
+            taps = weight + fold.to(tl.int64) * 9 * PADDED * PADDED + (i * PADDED)[:, None] + o[None, :]
+            for tap in range(9):
+                dy, dx = tap // 3 - 1, tap % 3 - 1
+                mask = inside(y + dy, x + dx, height, width)[:, None] & exists
+                tile = tl.load(tiles + (dy * width + dx) * C, mask=mask, other=0)
+                matrix = tl.load(taps + tap * PADDED * PADDED).to(OPERAND)
+                rectified = tl.maximum(tile, 0).to(OPERAND)
+                product = tl.dot(rectified, matrix, product, input_precision=PRECISION)
+                share = pool + tl.where(tap == 4, a_skip, 0.0)
+                if PADDED == BLOCK_C:
+                    other += share[:, None] * tile
+                else:
+                    other += tl.where(block == tl.program_id(1), share[:, None] * tile, 0.0)
     total = product + (other + shift[None, :])
     out = node + (u.to(tl.int64) * pixels + start) * C + (p * C)[:, None] + o[None, :]
     tl.store(out, total.to(node.dtype.element_ty), mask=here[:, None] & (o < C)[None, :])

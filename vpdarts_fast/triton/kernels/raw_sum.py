@@ -118,26 +118,25 @@ def form_node(
     y, x = place(start + i, height, width)
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
     k: tl.constexpr = len(xs)
-    total = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     pooled = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    for tap in tl.static_range(9):
+    for tap in range(9):
         dy, dx = tap // 3 - 1, tap % 3 - 1
         mask = inside(y + dy, x + dx, height, width)[:, None] & here
         for e in tl.static_range(k):
             source = xs[e] + (first + (dy * width + dx)) * x_steps[e]
-            value = tl.load(source + (i * x_steps[e])[:, None] + c[None, :], mask=mask, other=0).to(tl.float32)
-            row = alpha + (v * k + e) * 5
-            pooled += tl.load(row + 4).to(tl.float32) * value
-            if tap == 4:
-                skip = tl.load(row + 1).to(tl.float32) * value
-                if len(scales) > 0:
-                    scale = scales[e] + first * scale_steps[e] + (i * scale_steps[e])[:, None] + c[None, :]
-                    skip *= tl.load(scale, mask=here, other=0).to(tl.float32)
-                if seeds is not None:
-                    position = ((start + i) * C)[:, None] + c[None, :]
-                    skip *= skip_scale(position.to(tl.uint32), tl.load(seeds + e), last, factor)
-                total += skip
-    total += pooled * box_share(y, x, height, width)[:, None]
+            value = tl.load(source + (i * x_steps[e])[:, None] + c[None, :], mask=mask, other=0)
+            pooled += tl.load(alpha + (v * k + e) * 5 + 4).to(tl.float32) * value
+    total = pooled * box_share(y, x, height, width)[:, None]
+    for e in tl.static_range(k):
+        value = xs[e] + first * x_steps[e] + (i * x_steps[e])[:, None] + c[None, :]
+        value = tl.load(value, mask=here, other=0) * tl.load(alpha + (v * k + e) * 5 + 1).to(tl.float32)
+        if len(scales) > 0:
+            scale = scales[e] + first * scale_steps[e] + (i * scale_steps[e])[:, None] + c[None, :]
+            value *= tl.load(scale, mask=here, other=0)
+        if seeds is not None:
+            position = ((start + i) * C)[:, None] + c[None, :]
+            value *= skip_scale(position.to(tl.uint32), tl.load(seeds + e), last, factor)
+        total += value
     for j in tl.static_range(2 * k):
         at = (v * 2 * k + j) * C + c
         deviation = tl.sqrt(tl.load(variance + at, mask=c < C, other=1) + eps)
@@ -196,21 +195,22 @@ def reduce_gradient(
     g = tl.load(source, mask=here, other=0).to(tl.float32)
     tl.store(parts, tl.sum(g, axis=0), mask=c < C)
     t = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
-    for tap in tl.static_range(9):
+    for tap in range(9):
         dy, dx = tap // 3 - 1, tap % 3 - 1
         mask = inside(y + dy, x + dx, height, width)[:, None] & here
         value = tl.load(source + (dy * width + dx) * gradient_step, mask=mask, other=0).to(tl.float32)
         t += box_share(y + dy, x + dx, height, width)[:, None] * value
+    nothing = tl.zeros([BLOCK_C], tl.float32)
+    for j in tl.static_range(2 * k):
+        part = parts + (2 + 4 * (j // 2) + j % 2) * C
+        if WANTS_RAWS[j]:
+            average = tl.load(mean + (v * 2 * k + j) * C + c, mask=c < C, other=0)
+            raw = raws[j] + first * raw_steps[j] + (i * raw_steps[j])[:, None] + c[None, :]
+            centred = tl.load(raw, mask=here, other=0).to(tl.float32) - average[None, :]
+            tl.store(part, tl.sum(g * centred, axis=0), mask=c < C)
+        else:
+            tl.store(part, nothing, mask=c < C)
     for e in tl.static_range(k):
-        for o in tl.static_range(2):
-            if WANTS_RAWS[2 * e + o]:
-                j = 2 * e + o
-                average = tl.load(mean + (v * 2 * k + j) * C + c, mask=c < C, other=0)
-                raw = raws[j] + first * raw_steps[j] + (i * raw_steps[j])[:, None] + c[None, :]
-                centred = tl.load(raw, mask=here, other=0).to(tl.float32) - average[None, :]
-                tl.store(parts + (2 + 4 * e + o) * C, tl.sum(g * centred, axis=0), mask=c < C)
-            else:
-                tl.store(parts + (2 + 4 * e + o) * C, tl.zeros([BLOCK_C], tl.float32), mask=c < C)
         a_skip = tl.load(alpha + (v * k + e) * 5 + 1).to(tl.float32)
         a_pool = tl.load(alpha + (v * k + e) * 5 + 4).to(tl.float32)
         kept = g
@@ -234,8 +234,8 @@ def reduce_gradient(
                 value = a_skip * g * value
                 tl.store(scale_gradients[e] + out, value.to(gradient.dtype.element_ty), mask=here)
         if not WANTS_ALPHA:
-            tl.store(parts + (1 + 4 * e) * C, tl.zeros([BLOCK_C], tl.float32), mask=c < C)
-            tl.store(parts + (4 + 4 * e) * C, tl.zeros([BLOCK_C], tl.float32), mask=c < C)
+            tl.store(parts + (1 + 4 * e) * C, nothing, mask=c < C)
+            tl.store(parts + (4 + 4 * e) * C, nothing, mask=c < C)
 
 
 @triton.jit
