@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.autotuner import Autotuner
 from triton.runtime.jit import JITFunction
+
+MULTIPROCESSOR = {80: (164, 2048), 90: (228, 2048), 100: (228, 2048), 120: (100, 1536)}
+"""Compute capability -> KB of shared memory and threads of a multiprocessor; all have 64 K registers."""
 
 TOOLS = Path(triton.__file__).parent / "backends/nvidia/bin"
 
@@ -41,13 +44,16 @@ class Launch:
     """A kernel as a launch compiled it.
 
     Attributes:
+        capability: what it is compiled for, 90 for sm_90.
         name: of the kernel.
         cubin: its machine code.
         warps: of a block.
         shared: bytes of a block.
-        config: the tuned sizes.
+        config: the sizes it was launched with.
+        folder: for the tools' files.
     """
 
+    capability: int
     name: str
     cubin: bytes
     warps: int
@@ -77,12 +83,12 @@ class Launch:
         return len(re.findall(rf"\s{instruction}\b", self.code))
 
     @property
-    def blocks_per_multiprocessor(self) -> int:
-        """As registers (64 K), shared memory (100 KB, of which 1 KB a block is the driver's), threads (2048;
-        1536 of compute capability 8.6 to 8.9 and 12) and the number of warps allow.
-        """
+    def warps_per_multiprocessor(self) -> int:
+        """As registers, shared memory (1 KB a block is the driver's) and the number of threads allow."""
+        shared, threads = MULTIPROCESSOR[self.capability]
         registers = -(-self.resources["REG"] // 8) * 8 * 32 * self.warps
-        return min(65536 // registers, 100 * 1024 // (self.shared + 1024), 1536 // (32 * self.warps))
+        blocks = min(65536 // registers, shared * 1024 // (self.shared + 1024), threads // (32 * self.warps))
+        return blocks * self.warps
 
 
 @contextmanager
@@ -99,7 +105,7 @@ def compiled_launches(capability: int, folder: Path) -> Iterator[list[Launch]]:
             sizes = {key: value for key, value in kwargs.items() if key.isupper()}
             cubin, metadata = kernel.asm["cubin"], kernel.metadata
             launches.append(
-                Launch(self.__name__, cubin, metadata.num_warps, metadata.shared, sizes, folder)
+                Launch(capability, self.__name__, cubin, metadata.num_warps, metadata.shared, sizes, folder)
             )
 
     def compile_configs(self: Autotuner, *args: Any, **kwargs: Any) -> None:
@@ -116,5 +122,3 @@ def compiled_launches(capability: int, folder: Path) -> Iterator[list[Launch]]:
         JITFunction.run, Autotuner.run = run_kernel, run_tuned
         driver._active = before
 
-
-Call = Callable[[], Any]

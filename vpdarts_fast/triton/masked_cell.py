@@ -96,7 +96,8 @@ def planned_cell(
     _, images, channels, height, width = x.shape
     if x.numel() == 0:
         return empty_channels_last(x, (len(plan.of), *x.shape[1:]))
-    block_c = min(max(triton.next_power_of_2(channels), 16), 64)
+    widest = 32 if x.dtype == torch.float32 else 64  # or both accumulators do not fit into the registers
+    block_c = min(max(triton.next_power_of_2(channels), 16), widest)
     padded = triton.cdiv(channels, block_c) * block_c
     pairs, across = len(plan.rows), padded // block_c
     weight = x.new_empty(pairs, 9, padded, padded)

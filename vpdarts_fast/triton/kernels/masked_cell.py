@@ -53,23 +53,17 @@ def fold_weights(
         tl.store(bias + d * PADDED + o, -shift)
 
 
-def _that_fit(configs, arguments, **sizes):
-    """Exact float32 products have no tensor cores: more than 64 x 64 of them do not fit into registers."""
-    exact = sizes["PRECISION"] == "ieee" and sizes["OPERAND"] == tl.float32
-    return [config for config in configs if config.num_warps == (8 if exact else 4)]
-
-
 CONFIGS = [
-    triton.Config({"BLOCK_P": 128}, num_warps=4, num_stages=3),
-    triton.Config({"BLOCK_P": 64}, num_warps=4, num_stages=4),
+    triton.Config({"BLOCK_P": 64}, num_warps=4, num_stages=2),
     triton.Config({"BLOCK_P": 64}, num_warps=8, num_stages=2),
+    triton.Config({"BLOCK_P": 128}, num_warps=8, num_stages=3),
 ]
+"""Two, one and two output rows a thread; the tensor cores' wide instructions need 64 rows and 4 warps at least."""
 
 
 @triton.autotune(
     CONFIGS[:1] if interpreted() else CONFIGS,
     key=["C", "PRECISION"],
-    prune_configs_by={"early_config_prune": _that_fit},
 )
 @triton.jit
 def cell_node(
@@ -109,13 +103,16 @@ def cell_node(
     product = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     other = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     shift = tl.zeros([BLOCK_C], tl.float32)
-    for e in tl.static_range(k):
+    for e in range(k):
+        value = values[0]
+        for j in tl.static_range(1, k):
+            value = tl.where(e == j, values[j], value)
         fold = tl.load(folds + u * k + e)
         row = alpha + tl.load(rows + fold) * 5
         a_skip, a_pool = tl.load(row + 1).to(tl.float32), tl.load(row + 4).to(tl.float32)
         pool = a_pool * box_share(y, x, height, width)
         shift += tl.load(bias + fold * PADDED + o)
-        image = values[e] + (tl.load(numbers + u * k + e).to(tl.int64) * pixels + start) * C
+        image = value + (tl.load(numbers + u * k + e).to(tl.int64) * pixels + start) * C
         for block in range(PADDED // BLOCK_C):
             i = block * BLOCK_C + tl.arange(0, BLOCK_C)
             exists = here[:, None] & (i < C)[None, :]
