@@ -78,6 +78,12 @@ class Launch:
         """The disassembly."""
         return self._tool("nvdisasm", "-c")
 
+    @property
+    def summary(self) -> str:
+        """For messages."""
+        of = f"{self.name} {self.config} for sm_{self.capability}, {self.warps} warps"
+        return f"{of}: {self.resources}, {self.shared} bytes shared, {self.warps_per_multiprocessor} warps"
+
     def count(self, instruction: str) -> int:
         """How many instructions match the expression."""
         return len(re.findall(rf"\s{instruction}\b", self.code))

@@ -116,7 +116,7 @@ def planned_cell(
             C=channels,
             PADDED=padded,
             OPERAND=_operand(x.dtype),
-            PRECISION=_precision(),
+            PRECISION=float32_precision(),
             BLOCK_C=block_c,
         )
         nodes.append(node)
@@ -129,6 +129,6 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
     return tl.float32 if wide else tl.bfloat16 if dtype == torch.bfloat16 else tl.float16
 
 
-def _precision() -> str:
+def float32_precision() -> str:
     """How float32 is multiplied: as PyTorch's own products are."""
     return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
