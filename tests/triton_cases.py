@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -14,7 +15,6 @@ from op_contract import (
     double,
     flat,
     gradients,
-    normal,
     weighted_sum,
 )
 from test_masked_cell import leave_one_out_tables, masked_cell_args
@@ -47,7 +47,9 @@ def test_one_of_each(assert_close: Close) -> None:
                             assert_close)  # fmt: skip
 
 
-@pytest.mark.parametrize(("n", "c", "size"), [(1, 1, (1, 6)), (2, 100, (2, 2)), (3, 16, (13, 17)), (4, 8, (1, 2))])
+@pytest.mark.parametrize(
+    ("n", "c", "size"), [(1, 1, (1, 6)), (2, 100, (2, 2)), (3, 16, (13, 17)), (4, 8, (1, 2))]
+)
 def test_mixed_sum_of_odd_sizes(n: int, c: int, size: tuple[int, int], assert_close: Close) -> None:
     """Several blocks of pixels and of channels, the last ones not full."""
     assert (n * size[0] * size[1] * 16 > 2 * ELEMENTS) == (c == 16)
@@ -104,8 +106,9 @@ def test_alphas_in_float32_beside_half_precision(dtype: torch.dtype, assert_clos
     assert_close(node, expected[0])
     for actual, wanted in zip((mean, variance), expected[1:], strict=True):
         assert_close(actual, wanted)  # in float32: they are not rounded to half precision on the way
-    actual_gradients = gradients(ops_mixed_sum, args, node_only)
-    for actual, wanted in zip(actual_gradients, gradients(reference.mixed_sum, double(args), node_only), strict=True):
+    actual_gradients = gradients(partial(ops.mixed_sum, backend="triton"), args, node_only)
+    wanted_gradients = gradients(reference.mixed_sum, double(args), node_only)
+    for actual, wanted in zip(actual_gradients, wanted_gradients, strict=True):
         assert_close(actual.to(dtype), wanted)
     assert actual_gradients[6].dtype == torch.float32 and actual_gradients[0].dtype == dtype
 
@@ -113,10 +116,6 @@ def test_alphas_in_float32_beside_half_precision(dtype: torch.dtype, assert_clos
     out = ops.masked_cell(*args, backend="triton")
     assert out.dtype == dtype
     assert_close(out, reference.masked_cell(*double(args)))
-
-
-def ops_mixed_sum(*args: Any) -> Any:
-    return ops.mixed_sum(*args, backend="triton")
 
 
 @pytest.mark.parametrize("dropout", [0.25, 2**-40, 1 - 2**-32])
@@ -168,7 +167,8 @@ def test_mixed_sum_is_a_well_behaved_operator() -> None:
 def test_compiles_as_one_graph(op: str, assert_close: Close) -> None:
     make = {"mixed_sum": mixed_sum_args, "mixed_cell": mixed_cell_args}[op]
     args = make(v=1, n=2, c=3, size=(3, 4), dtype=torch.float32)
-    compiled = torch.compile(lambda *a: getattr(ops, op)(*a, backend="triton"), backend="aot_eager", fullgraph=True)
+    function = partial(getattr(ops, op), backend="triton")
+    compiled = torch.compile(function, backend="aot_eager", fullgraph=True)
     expected = gradients(getattr(reference, op), double(args), node_only)
     for gradient, wanted in zip(gradients(compiled, args, node_only), expected, strict=True):
         assert_close(gradient, wanted)

@@ -1,4 +1,4 @@
-"""Triton kernels compiled without a GPU, from the launches of the real host code; and what they compiled to."""
+"""Triton kernels compiled without a GPU, as the host code launches them; and what they compiled to."""
 
 from __future__ import annotations
 
@@ -127,4 +127,3 @@ def compiled_launches(capability: int, folder: Path) -> Iterator[list[Launch]]:
     finally:
         JITFunction.run, Autotuner.run = run_kernel, run_tuned
         driver._active = before
-

@@ -44,7 +44,7 @@ class Backend:
     mixed_precision: bool = False
 
     def unsupported(self, op: str, tensors: Sequence[Tensor], small: Sequence[Tensor] = ()) -> list[str]:
-        """The reasons why this backend cannot serve the call; none if it can. small: alphas and statistics."""
+        """The reasons why this backend cannot serve the call; none if it can. Arguments as `serving`."""
         if self.missing is not None:
             return [self.missing]
         reasons = []

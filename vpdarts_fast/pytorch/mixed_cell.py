@@ -15,11 +15,8 @@ from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
 from vpdarts_fast.sharing import alpha_rows, combinations, pick
 
-
 ReluConv = Callable[[Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]
-MixedSum = Callable[
-    [list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]
-]
+MixedSum = Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]]
 """Of xs, raw_1x1, raw_3x3, alpha [V, k, 5] and the k edges that enter the node."""
 
 

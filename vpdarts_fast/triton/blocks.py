@@ -10,7 +10,7 @@ ELEMENTS = 4096 if interpreted() else 1024  # the interpreter's time is a progra
 """Of a block: 8 a thread of 4 warps, two loads of 16 bytes in float32."""
 
 
-def block_sizes(channels: int, elements: int = ELEMENTS) -> tuple[int, int]:
+def block_sizes(channels: int) -> tuple[int, int]:
     """Pixels and channels of a block, both powers of two."""
     block_c = min(triton.next_power_of_2(channels), 64)
-    return max(elements // block_c, 1), block_c
+    return ELEMENTS // block_c, block_c

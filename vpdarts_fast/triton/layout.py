@@ -17,8 +17,8 @@ def empty_channels_last(like: Tensor, shape: Sequence[int], dtype: torch.dtype |
 def pixel_rows(x: Tensor) -> tuple[Tensor, int]:
     """x [V, N, C, H, W] as the kernels take it, and how many elements lie from pixel to pixel.
 
-    A slice of the channels of a wider tensor, as a convolution for several edges leaves it, is taken as it is;
-    what lies otherwise is copied.
+    A slice of the channels of a wider tensor, as a convolution for several edges leaves it, is taken as it
+    is; what lies otherwise is copied.
     """
     variants, images, channels, height, width = x.shape
     pixels = ((width, 4), (height, 3), (images, 1), (variants, 0))

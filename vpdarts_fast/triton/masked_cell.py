@@ -1,14 +1,16 @@
 """`masked_cell` in Triton: weights folded once for each alpha row of an edge, then one implicit GEMM a node.
 
 Values of a node that several variants share are computed once (`vpdarts_fast.sharing`). Which these are is
-the `Plan`, which depends on where alphas differ, not on the alphas: it is made on the host, once for all cells.
+the `Plan`, which depends on where alphas differ, not on their values; it is made on the host, once for all
+cells.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 import triton
@@ -59,11 +61,11 @@ def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, device: torch.device
         incoming = range(first, first + len(of))
         distinct, number = combinations(of, tables, incoming)
         numbers.append(integers([c.sources for c in distinct]))
-        folds.append(integers([[pairs[pair] for pair in zip(incoming, c.rows)] for c in distinct]))
+        folds.append(
+            integers([[pairs[pair] for pair in zip(incoming, c.rows, strict=True)] for c in distinct])
+        )
         of.append(number)
-    return Plan(
-        integers([e for e, _ in pairs]), integers(rows), tuple(numbers), tuple(folds), tuple(of[-1])
-    )
+    return Plan(integers([e for e, _ in pairs]), integers(rows), tuple(numbers), tuple(folds), tuple(of[-1]))
 
 
 @torch.no_grad()
@@ -111,7 +113,7 @@ def planned_cell(
     nodes = [channels_last(x)]
     for numbers, folds in zip(plan.numbers, plan.folds, strict=True):
         node = empty_channels_last(x, (len(numbers), *x.shape[1:]))
-        cell_node[lambda size, u=len(node): (triton.cdiv(pixels, size["BLOCK_P"]), across, u)](
+        cell_node[_grid(pixels, across, len(node))](
             *(node, tuple(nodes), numbers, folds, weight, bias, alpha, plan.rows, pixels, height, width),
             C=channels,
             PADDED=padded,
@@ -121,6 +123,10 @@ def planned_cell(
         )
         nodes.append(node)
     return pick(nodes[-1], plan.of)
+
+
+def _grid(pixels: int, across: int, values: int) -> Callable[[dict[str, Any]], tuple[int, int, int]]:
+    return lambda sizes: (triton.cdiv(pixels, sizes["BLOCK_P"]), across, values)
 
 
 def _operand(dtype: torch.dtype) -> tl.dtype:

@@ -78,6 +78,12 @@ class _Terms:
         self.blocks, channel_blocks = triton.cdiv(self.pixels, block_p), triton.cdiv(self.channels, block_c)
         self.grid = self.blocks, channel_blocks, self.variants
         self.sizes = {"C": self.channels, "BLOCK_P": block_p, "BLOCK_C": block_c}
+        self.tuned_sizes = {"EDGES": len(xs), "C": self.channels, "BLOCK_C": block_c}
+
+    def tuned_grid(self, sizes: dict[str, Any]) -> tuple[int, int, int]:
+        """As `grid`, for kernels whose block is tuned."""
+        _, channel_blocks, variants = self.grid
+        return triton.cdiv(self.pixels, sizes["ELEMENTS"] // sizes["BLOCK_C"]), channel_blocks, variants
 
 
 def _in_turn(of_1x1: Sequence[_T], of_3x3: Sequence[_T]) -> list[_T]:
@@ -115,8 +121,8 @@ def _forward(
         mean, variance, parts, blocks, t.pixels, RAWS=t.raw_count, **t.sizes
     )
     terms = *t.xs, *t.raws, *t.scales, skip_seed, *t.dropout
-    raw_sum.form_node[t.grid](
-        node, *terms, alpha.contiguous(), mean, variance, eps, *t.image, **t.sizes
+    raw_sum.form_node[t.tuned_grid](
+        node, *terms, alpha.contiguous(), mean, variance, eps, *t.image, **t.tuned_sizes
     )
     return node, mean, variance
 
@@ -186,10 +192,10 @@ def _backward(
         *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps), ROWS=rows, **t.sizes
     )
     if any(wants_raws):
-        raw_sum.differentiate_raws[t.grid](
+        raw_sum.differentiate_raws[t.tuned_grid](
             *(_or_none(_in_turn(of_1x1, of_3x3), wants_raws), g, step, *t.raws),
             *(table, mean, variance, totals, eps, t.pixels),
-            **t.sizes,
+            **t.tuned_sizes,
         )
     return found
 

@@ -58,7 +58,9 @@ CONFIGS = [
     triton.Config({"BLOCK_P": 64}, num_warps=8, num_stages=2),
     triton.Config({"BLOCK_P": 128}, num_warps=8, num_stages=3),
 ]
-"""Two, one and two output rows a thread; the tensor cores' wide instructions need 64 rows and 4 warps at least."""
+"""The tensor cores' wide instructions need 64 rows and 4 warps at least. With 8 warps
+a thread needs fewer registers, with 128 rows each weight is read half as often.
+"""
 
 
 @triton.autotune(
@@ -90,8 +92,8 @@ def cell_node(
     An implicit GEMM: the convolutions of all k edges are 9 k products [P, in] x [in, out] that add up in
     float32 registers. The same loads, before the ReLU, serve the skips and the pools.
     node [U, pixels, C]; values: k tensors [U_e, pixels, C], of which x_e is number numbers[u, e];
-    numbers, folds [U, k] and rows [D] int32; weight [D, 9, PADDED, PADDED], bias [D, PADDED], alpha [V * E, 5].
-    Grid (blocks of pixels, blocks of PADDED, U).
+    numbers, folds [U, k] and rows [D] int32; weight [D, 9, PADDED, PADDED], bias [D, PADDED],
+    alpha [V * E, 5]. Grid (blocks of pixels, blocks of PADDED, U).
     """
     u = tl.program_id(2)
     start = tl.program_id(0) * BLOCK_P

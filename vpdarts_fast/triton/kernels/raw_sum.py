@@ -3,13 +3,19 @@
 All are bound by memory. Tensors are [V, pixels, C] with `step` elements from pixel to pixel; `raws` holds
 2k of them, the 1x1 and the 3x3 output of each edge in turn. Sums over pixels are taken in two stages: each
 program adds up a block of pixels, then the blocks are added up in order. So no sum depends on which program
-ends first. Everything is added up in float32.
+ends first, and kernels that add up are not tuned: blocks of another size would round differently. Everything
+is added up in float32.
 """
 
 import triton
 import triton.language as tl
 
+from vpdarts_fast.triton.availability import interpreted
 from vpdarts_fast.triton.kernels.pixels import box_share, inside, place, skip_scale
+
+SIZES = (4096,) if interpreted() else (1024, 512)
+CONFIGS = [triton.Config({"ELEMENTS": elements}, num_warps=4) for elements in SIZES]
+"""Of a block, in kernels that do not add up: in float32 two loads of 16 bytes a thread, or one."""
 
 
 @triton.jit
@@ -82,6 +88,7 @@ def combine_statistics(
     tl.store(variance + tl.program_id(0) * C + c, tl.sum(squares, axis=0) / pixels, mask=c < C)
 
 
+@triton.autotune(CONFIGS, key=["C", "EDGES"])
 @triton.jit
 def form_node(
     node,
@@ -101,15 +108,17 @@ def form_node(
     pixels,
     height,
     width,
+    EDGES: tl.constexpr,
     C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ELEMENTS: tl.constexpr,
 ):
-    """node = sum_e a_skip scale_e x_e + a_1x1 norm(raw_1x1_e) + a_3x3 norm(raw_3x3_e) + pool(sum_e a_pool x_e)
+    """node = sum_e a_skip scale_e x_e + a_1x1 norm(raw_1x1_e) + a_3x3 norm(raw_3x3_e) + pool(a_pool x_e)
 
     scales: none, or k factors; seeds: none, or [k] int64 to draw them from. alpha [V, k, 5], mean and
     variance [V, 2k, C]. Grid (blocks of pixels, blocks of channels, V).
     """
+    BLOCK_P: tl.constexpr = ELEMENTS // BLOCK_C
     v = tl.program_id(2)
     start = tl.program_id(0) * BLOCK_P
     first = v.to(tl.int64) * pixels + start
@@ -117,7 +126,7 @@ def form_node(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     y, x = place(start + i, height, width)
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
-    k: tl.constexpr = len(xs)
+    k: tl.constexpr = EDGES
     pooled = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for tap in range(9):
         dy, dx = tap // 3 - 1, tap % 3 - 1
@@ -281,6 +290,7 @@ def add_up_parts(
         tl.store(out, tl.zeros([], out.dtype.element_ty), mask=(row > 0) & (column == 1))
 
 
+@triton.autotune(CONFIGS, key=["C", "EDGES"])
 @triton.jit
 def differentiate_raws(
     raw_gradients,
@@ -294,22 +304,24 @@ def differentiate_raws(
     totals,
     eps,
     pixels,
+    EDGES: tl.constexpr,
     C: tl.constexpr,
-    BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
+    ELEMENTS: tl.constexpr,
 ):
-    """raw_gradient = a / sqrt(variance + eps) (g - sum g / n - (raw - mean) sum g (raw - mean) / (n (variance + eps)))
+    """raw_gradient = a / s (g - sum g / n - (raw - mean) sum g (raw - mean) / (n s^2)),  s^2 = variance + eps
 
     raw_gradients hold 2k tensors, or None where nobody wants one; totals [V, 1 + 4k, C].
     Grid (blocks of pixels, blocks of channels, V).
     """
+    BLOCK_P: tl.constexpr = ELEMENTS // BLOCK_C
     v = tl.program_id(2)
     start = tl.program_id(0) * BLOCK_P
     first = v.to(tl.int64) * pixels + start
     i = tl.arange(0, BLOCK_P)
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
-    raw_count: tl.constexpr = len(raws)
+    raw_count: tl.constexpr = 2 * EDGES
     totals += v * (1 + 2 * raw_count) * C + c
     source = gradient + first * gradient_step + (i * gradient_step)[:, None] + c[None, :]
     g = tl.load(source, mask=here, other=0).to(tl.float32)
