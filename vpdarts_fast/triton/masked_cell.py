@@ -106,22 +106,23 @@ def planned_cell(
     bias = x.new_empty(pairs, padded, dtype=torch.float32)
     alpha = alpha.contiguous()
     parameters = (tensor.contiguous() for tensor in (weight_1x1, weight_3x3, mean, variance))
-    fold_weights[pairs, across * across](
-        *(weight, bias, *parameters, alpha, plan.edges, plan.rows, eps), channels, padded, block_c
-    )
-    pixels = images * height * width
-    nodes = [channels_last(x)]
-    for numbers, folds in zip(plan.numbers, plan.folds, strict=True):
-        node = empty_channels_last(x, (len(numbers), *x.shape[1:]))
-        cell_node[_grid(pixels, across, len(node))](
-            *(node, tuple(nodes), numbers, folds, weight, bias, alpha, plan.rows, pixels, height, width),
-            C=channels,
-            PADDED=padded,
-            OPERAND=_operand(x.dtype),
-            PRECISION=float32_precision(),
-            BLOCK_C=block_c,
+    with torch.cuda.device_of(x):
+        fold_weights[pairs, across * across](
+            *(weight, bias, *parameters, alpha, plan.edges, plan.rows, eps), channels, padded, block_c
         )
-        nodes.append(node)
+        pixels = images * height * width
+        nodes = [channels_last(x)]
+        for numbers, folds in zip(plan.numbers, plan.folds, strict=True):
+            node = empty_channels_last(x, (len(numbers), *x.shape[1:]))
+            cell_node[_grid(pixels, across, len(node))](
+                *(node, tuple(nodes), numbers, folds, weight, bias, alpha, plan.rows, pixels, height, width),
+                C=channels,
+                PADDED=padded,
+                OPERAND=_operand(x.dtype),
+                PRECISION=float32_precision(),
+                BLOCK_C=block_c,
+            )
+            nodes.append(node)
     return pick(nodes[-1], plan.of)
 
 

@@ -112,6 +112,20 @@ def _forward(
     if node.numel() == 0:
         return node, mean, variance
     t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
+    with torch.cuda.device_of(node):
+        _launch_forward(t, node, mean, variance, alpha.contiguous(), skip_seed, eps)
+    return node, mean, variance
+
+
+def _launch_forward(
+    t: _Terms,
+    node: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    eps: float,
+) -> None:
     blocks, channel_blocks, variants = t.grid
     parts = mean.new_empty(variants, blocks, t.raw_count, 2, t.channels)
     raw_sum.block_statistics[blocks, t.raw_count, variants * channel_blocks](
@@ -121,10 +135,7 @@ def _forward(
         mean, variance, parts, blocks, t.pixels, RAWS=t.raw_count, **t.sizes
     )
     terms = *t.xs, *t.raws, *t.scales, skip_seed, *t.dropout
-    raw_sum.form_node[t.tuned_grid](
-        node, *terms, alpha.contiguous(), mean, variance, eps, *t.image, **t.tuned_sizes
-    )
-    return node, mean, variance
+    raw_sum.form_node[t.tuned_grid](node, *terms, alpha, mean, variance, eps, *t.image, **t.tuned_sizes)
 
 
 def _outputs(xs: Sequence[Tensor], alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -178,25 +189,26 @@ def _backward(
     g, step, table = *pixel_rows(gradient), alpha.contiguous()
     wants_raws = _in_turn(wants_1x1, wants_3x3)
     scale_gradients = _or_none(of_scale, wants_scale) or (None,) * len(xs)
-    raw_sum.reduce_gradient[t.grid](
-        *(parts, _or_none(of_xs, wants_xs), scale_gradients, g, step),
-        *(*t.xs, *t.raws, *t.scales, skip_seed, *t.dropout, table, mean, *t.image),
-        WANTS_RAWS=tuple(wanted or wants_alpha for wanted in wants_raws),
-        WANTS_ALPHA=wants_alpha,
-        **t.sizes,
-    )
-    if not (wants_alpha or any(wants_raws)):
-        return found
-    totals = mean.new_empty(variants, rows, t.channels)
-    raw_sum.add_up_parts[rows, variants](
-        *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps), ROWS=rows, **t.sizes
-    )
-    if any(wants_raws):
-        raw_sum.differentiate_raws[t.tuned_grid](
-            *(_or_none(_in_turn(of_1x1, of_3x3), wants_raws), g, step, *t.raws),
-            *(table, mean, variance, totals, eps, t.pixels),
-            **t.tuned_sizes,
+    with torch.cuda.device_of(gradient):
+        raw_sum.reduce_gradient[t.grid](
+            *(parts, _or_none(of_xs, wants_xs), scale_gradients, g, step),
+            *(*t.xs, *t.raws, *t.scales, skip_seed, *t.dropout, table, mean, *t.image),
+            WANTS_RAWS=tuple(wanted or wants_alpha for wanted in wants_raws),
+            WANTS_ALPHA=wants_alpha,
+            **t.sizes,
         )
+        if not (wants_alpha or any(wants_raws)):
+            return found
+        totals = mean.new_empty(variants, rows, t.channels)
+        raw_sum.add_up_parts[rows, variants](
+            *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps), ROWS=rows, **t.sizes
+        )
+        if any(wants_raws):
+            raw_sum.differentiate_raws[t.tuned_grid](
+                *(_or_none(_in_turn(of_1x1, of_3x3), wants_raws), g, step, *t.raws),
+                *(table, mean, variance, totals, eps, t.pixels),
+                **t.tuned_sizes,
+            )
     return found
 
 

@@ -125,7 +125,7 @@ def cell_node(
                 mask = inside(y + dy, x + dx, height, width)[:, None] & exists
                 tile = tl.load(tiles + (dy * width + dx) * C, mask=mask, other=0)
                 matrix = tl.load(taps + tap * PADDED * PADDED).to(OPERAND)
-                rectified = tl.maximum(tile, 0).to(OPERAND)
+                rectified = tl.maximum(tile, 0, propagate_nan=tl.PropagateNan.ALL).to(OPERAND)
                 product = tl.dot(rectified, matrix, product, input_precision=PRECISION)
                 share = pool + tl.where(tap == 4, a_skip, 0.0)
                 if PADDED == BLOCK_C:
