@@ -16,8 +16,11 @@ triton = pytest.importorskip("triton")
 
 from triton_compiler import Launch, compiled_launches  # noqa: E402
 
+from vpdarts_fast.triton.availability import interpreted  # noqa: E402
 from vpdarts_fast.triton.masked_cell import masked_cell  # noqa: E402
 from vpdarts_fast.triton.mixed_sum import mixed_sum_with_dropout  # noqa: E402
+
+pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 
 SIZE = (32, 32)
 TENSOR_CORES = r"(?:HMMA|HGMMA|UTCHMMA|UTCQMMA|QGMMA)[.\w]*"
