@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -36,3 +37,8 @@ def channels_last(x: Tensor) -> Tensor:
     """x [V, N, C, H, W], copied unless its pixels lie side by side."""
     rows, step = pixel_rows(x)
     return rows if step == x.shape[2] else x.movedim(2, 4).contiguous().movedim(4, 2)
+
+
+def device_of(x: Tensor) -> AbstractContextManager[object]:
+    """Kernels are launched on the current CUDA device, which need not be the one of their tensors."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

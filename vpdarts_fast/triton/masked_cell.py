@@ -20,7 +20,7 @@ from torch import Tensor
 from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick
 from vpdarts_fast.triton.availability import interpreted
 from vpdarts_fast.triton.kernels.masked_cell import cell_node, fold_weights
-from vpdarts_fast.triton.layout import channels_last, empty_channels_last
+from vpdarts_fast.triton.layout import channels_last, device_of, empty_channels_last
 
 
 @dataclass(frozen=True)
@@ -106,7 +106,7 @@ def planned_cell(
     bias = x.new_empty(pairs, padded, dtype=torch.float32)
     alpha = alpha.contiguous()
     parameters = (tensor.contiguous() for tensor in (weight_1x1, weight_3x3, mean, variance))
-    with torch.cuda.device_of(x):
+    with device_of(x):
         fold_weights[pairs, across * across](
             *(weight, bias, *parameters, alpha, plan.edges, plan.rows, eps), channels, padded, block_c
         )

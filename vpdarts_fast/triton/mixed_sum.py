@@ -18,7 +18,7 @@ from torch import Tensor
 
 from vpdarts_fast.triton.blocks import block_sizes
 from vpdarts_fast.triton.kernels import raw_sum
-from vpdarts_fast.triton.layout import empty_channels_last, pixel_rows
+from vpdarts_fast.triton.layout import device_of, empty_channels_last, pixel_rows
 
 _T = TypeVar("_T")
 
@@ -112,7 +112,7 @@ def _forward(
     if node.numel() == 0:
         return node, mean, variance
     t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
-    with torch.cuda.device_of(node):
+    with device_of(node):
         _launch_forward(t, node, mean, variance, alpha.contiguous(), skip_seed, eps)
     return node, mean, variance
 
@@ -189,7 +189,7 @@ def _backward(
     g, step, table = *pixel_rows(gradient), alpha.contiguous()
     wants_raws = _in_turn(wants_1x1, wants_3x3)
     scale_gradients = _or_none(of_scale, wants_scale) or (None,) * len(xs)
-    with torch.cuda.device_of(gradient):
+    with device_of(gradient):
         raw_sum.reduce_gradient[t.grid](
             *(parts, _or_none(of_xs, wants_xs), scale_gradients, g, step),
             *(*t.xs, *t.raws, *t.scales, skip_seed, *t.dropout, table, mean, *t.image),
