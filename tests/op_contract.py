@@ -23,16 +23,20 @@ BOTH = (torch.float32, torch.float64)
 ALL = (*BOTH, torch.bfloat16, torch.float16)
 
 
+ON_THE_CPU = [b for b in BACKENDS if not b.device_types or "cpu" in b.device_types]
+"""The contract's tensors lie there."""
+
+
 def served(op: str, dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
-    """Every (backend, dtype) that the registry serves for this op."""
-    pairs = [(b.name, d) for b in BACKENDS if op in b.implementations for d in dtypes if d in b.dtypes]
+    """Every (backend, dtype) that the registry serves for this op on the CPU."""
+    pairs = [(b.name, d) for b in ON_THE_CPU if op in b.implementations for d in dtypes if d in b.dtypes]
     ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
     return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
 
 
 def backends_in(op: str, dtype: torch.dtype) -> pytest.MarkDecorator:
-    """Every backend that serves this op in this dtype."""
-    names = [b.name for b in BACKENDS if op in b.implementations and dtype in b.dtypes]
+    """Every backend that serves this op in this dtype on the CPU."""
+    names = [b.name for b in ON_THE_CPU if op in b.implementations and dtype in b.dtypes]
     return pytest.mark.parametrize("backend", names)
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from op_contract import ON_THE_CPU
 
 from vpdarts_fast import backends, ops, reference
 from vpdarts_fast.backends import BACKENDS, Backend, select
@@ -33,7 +34,7 @@ def test_auto_takes_the_first_that_can_serve(op: str, dtype: torch.dtype) -> Non
     assert select(op, tensors, "auto") is able[0].implementations[op]
 
 
-@pytest.mark.parametrize(("op", "name"), [(op, b.name) for b in BACKENDS for op in b.implementations])
+@pytest.mark.parametrize(("op", "name"), [(op, b.name) for b in ON_THE_CPU for op in b.implementations])
 def test_an_explicit_choice_is_obeyed(op: str, name: str) -> None:
     chosen = next(b for b in BACKENDS if b.name == name)
     assert select(op, [torch.zeros(1)], name) is chosen.implementations[op]
@@ -67,7 +68,8 @@ def test_a_call_nobody_can_serve_lists_every_reason() -> None:
     first, *complaints = str(error.value).splitlines()
     assert first == "no backend can serve relu_conv"
     assert [line.split(":")[0].strip() for line in complaints] == [b.name for b in BACKENDS]
-    assert all("must have one dtype; got torch.float32, torch.float64" in line for line in complaints)
+    one_dtype = "all tensors must have one dtype; got torch.float32, torch.float64"
+    assert all((b.missing or one_dtype) in line for b, line in zip(BACKENDS, complaints, strict=True))
 
 
 def test_an_explicit_choice_that_cannot_serve_says_why_and_does_not_fall_through() -> None:
@@ -98,6 +100,18 @@ def test_an_explicit_choice_that_cannot_serve_says_why_and_does_not_fall_through
 def test_reasons(op: str, tensors: list[torch.Tensor], reason: str | None) -> None:
     reasons = backend("some").unsupported(op, tensors)
     assert (not reasons) if reason is None else any(reason in given for given in reasons)
+
+
+@pytest.mark.parametrize("mixed", [False, True])
+@pytest.mark.parametrize("wide", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_alphas_of_a_wider_dtype(mixed: bool, wide: torch.dtype, dtype: torch.dtype) -> None:
+    some = backend("some", mixed_precision=mixed, dtypes=frozenset({torch.float32, torch.bfloat16}))
+    reasons = some.unsupported("relu_conv", [torch.zeros(1, dtype=dtype)], [torch.zeros(1, dtype=wide)])
+    fits = dtype == wide or (mixed and dtype == torch.bfloat16 and wide == torch.float32)
+    assert (not reasons) == fits
+    elsewhere = some.unsupported("relu_conv", [torch.zeros(1)], [torch.zeros(1, device="meta")])
+    assert any("must be on one device" in reason for reason in elsewhere)
 
 
 def test_a_backend_without_device_types_runs_anywhere() -> None:

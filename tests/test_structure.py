@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import inspect
 from pathlib import Path
 from types import ModuleType
@@ -34,6 +34,14 @@ def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
     module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
     assert isinstance(module, ModuleType)
     assert callable(getattr(module, op))
+
+
+@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("op", ["relu_conv", "mixed_sum", "mixed_cell", "masked_cell"])
+def test_the_triton_backend_has_a_file_for_its_ops(op: str) -> None:
+    """Also where it cannot run, and so is not registered."""
+    module = importlib.import_module(f"vpdarts_fast.triton.{op}")
+    assert parameters(getattr(module, op)) == parameters(getattr(reference, op))
 
 
 @pytest.mark.parametrize("op", backends.OPS)

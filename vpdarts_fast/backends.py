@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import cpu, native, pytorch, reference
+from vpdarts_fast import cpu, native, pytorch, reference, triton
 from vpdarts_fast.errors import UserError
 
 OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
@@ -32,6 +32,7 @@ class Backend:
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
         missing: why it is not there at all, or None.
+        mixed_precision: whether alphas and statistics may be float32 beside activations of half precision.
     """
 
     name: str
@@ -40,15 +41,16 @@ class Backend:
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
     missing: str | None = None
+    mixed_precision: bool = False
 
-    def unsupported(self, op: str, tensors: Sequence[Tensor]) -> list[str]:
-        """The reasons why this backend cannot serve the call; none if it can."""
+    def unsupported(self, op: str, tensors: Sequence[Tensor], small: Sequence[Tensor] = ()) -> list[str]:
+        """The reasons why this backend cannot serve the call; none if it can. Arguments as `serving`."""
         if self.missing is not None:
             return [self.missing]
         reasons = []
         if op not in self.implementations:
             reasons.append(f"has no {op}")
-        devices = {tensor.device.type for tensor in tensors}
+        devices = {tensor.device.type for tensor in (*tensors, *small)}
         if len(devices) > 1:
             reasons.append(f"all tensors must be on one device; got {', '.join(sorted(devices))}")
         if self.device_types and not devices <= self.device_types:
@@ -56,6 +58,8 @@ class Backend:
                 f"runs on {', '.join(sorted(self.device_types))}; got {', '.join(sorted(devices))}"
             )
         dtypes = {tensor.dtype for tensor in tensors}
+        beside = {torch.float32} if self.mixed_precision and dtypes <= _HALVES else set()
+        dtypes |= {tensor.dtype for tensor in small} - beside
         if len(dtypes) > 1:
             reasons.append(f"all tensors must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
         if not dtypes <= self.dtypes:
@@ -64,7 +68,8 @@ class Backend:
         return reasons
 
 
-_FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
+_HALVES = frozenset({torch.bfloat16, torch.float16})
+_FLOATS = frozenset({torch.float32, torch.float64}) | _HALVES
 
 
 def _implementations(module: ModuleType) -> dict[str, Callable[..., Any]]:
@@ -80,6 +85,15 @@ BACKENDS = (
         {"masked_cell": 3, "mixed_cell": 4},
         native.why_not(),
     ),
+    Backend(
+        "triton",
+        _implementations(triton),
+        triton.device_types(),
+        frozenset({torch.float32}) | _HALVES,
+        {"masked_cell": 5, "mixed_cell": 17},
+        triton.why_not(),
+        mixed_precision=True,
+    ),
     Backend("pytorch", _implementations(pytorch), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}),
     Backend(
         "reference", _implementations(reference), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}
@@ -88,13 +102,23 @@ BACKENDS = (
 """Best first: `auto` takes the first that can serve the call."""
 
 
-def select(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Callable[..., Any]:
+def select(
+    op: str, tensors: Sequence[Tensor], backend: str = "auto", small: Sequence[Tensor] = ()
+) -> Callable[..., Any]:
     """The implementation of `op` for these arguments; errors as `serving`."""
-    return serving(op, tensors, backend).implementations[op]
+    return serving(op, tensors, backend, small).implementations[op]
 
 
-def serving(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Backend:
+def serving(
+    op: str, tensors: Sequence[Tensor], backend: str = "auto", small: Sequence[Tensor] = ()
+) -> Backend:
     """The backend that serves a call of `op` with these tensors.
+
+    Args:
+        op: of `OPS`.
+        tensors: activations and weights, all of one dtype.
+        backend: a name, or auto.
+        small: alphas and statistics; of the same dtype unless the backend has `mixed_precision`.
 
     Raises:
         UserError: an unknown backend, or none that serves the call, with every backend's reasons.
@@ -104,7 +128,7 @@ def serving(op: str, tensors: Sequence[Tensor], backend: str = "auto") -> Backen
         raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
     complaints = []
     for candidate in candidates:
-        reasons = candidate.unsupported(op, tensors)
+        reasons = candidate.unsupported(op, tensors, small)
         if not reasons:
             return candidate
         complaints.append(f"{candidate.name}: {'; '.join(reasons)}")

@@ -42,6 +42,6 @@ def masked_cell(
     check_cell("masked_cell", x, weight_1x1, weight_3x3, alpha)
     for name, tensor in (("mean", mean), ("variance", variance)):
         check_shape("masked_cell", name, tensor, (alpha.shape[1], 2, x.shape[2]))
-    tensors = (x, weight_1x1, weight_3x3, mean, variance, alpha)
-    output: Tensor = backends.select("masked_cell", tensors, backend)(*tensors, eps)
+    tensors, small = (x, weight_1x1, weight_3x3), (mean, variance, alpha)
+    output: Tensor = backends.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)
     return output

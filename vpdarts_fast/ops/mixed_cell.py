@@ -28,7 +28,7 @@ def mixed_cell(
         weight_1x1: [E, C, C, 1, 1], edges in the order 0->1, 0->2, 1->2, ...
         weight_3x3: [E, C, C, 3, 3].
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool.
-        skip_seed: none, or [E] int64 on the CPU: the seeds of the skip connections' dropout.
+        skip_seed: none, or [E] int64, on the CPU or where x is: the seeds of the skip connections' dropout.
         skip_dropout: its probability, in steps of 2^-32.
         eps: batch norm's epsilon.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
@@ -49,6 +49,6 @@ def mixed_cell(
         raise UserError(f"mixed_cell: skip_seed must be int64; got {skip_seed.dtype}")
     if skip_seed is not None:
         check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
-    implementation = backends.select("mixed_cell", (x, weight_1x1, weight_3x3, alpha), backend)
+    implementation = backends.select("mixed_cell", (x, weight_1x1, weight_3x3), backend, (alpha,))
     node, mean, variance = implementation(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps)
     return node, mean, variance

@@ -54,7 +54,7 @@ def mixed_sum(
                 raise UserError(f"mixed_sum: {name}[{e}] must be {list(shape)}; got {list(tensor.shape)}")
     if tuple(alpha.shape) != (shape[0], k, 5):
         raise UserError(f"mixed_sum: alpha must be [V, k, 5] = {[shape[0], k, 5]}; got {list(alpha.shape)}")
-    tensors = (*xs, *raw_1x1, *raw_3x3, alpha, *skip_scale)
-    implementation = backends.select("mixed_sum", tensors, backend)
+    tensors = (*xs, *raw_1x1, *raw_3x3, *skip_scale)
+    implementation = backends.select("mixed_sum", tensors, backend, (alpha,))
     node, mean, variance = implementation(xs, raw_1x1, raw_3x3, alpha, skip_scale, eps)
     return node, mean, variance

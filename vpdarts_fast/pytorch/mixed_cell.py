@@ -5,6 +5,8 @@ Variants that share a node's value share its convolutions (`vpdarts_fast.sharing
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
 from vpdarts_fast.sharing import alpha_rows, combinations, pick
+
+ReluConv = Callable[[Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]
+MixedSum = Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]]
+"""Of xs, raw_1x1, raw_3x3, alpha [V, k, 5] and the k edges that enter the node."""
 
 
 def mixed_cell(
@@ -24,8 +30,32 @@ def mixed_cell(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_cell`."""
+
+    def sum_with_dropout(
+        xs: list[Tensor], raw_1x1: list[Tensor], raw_3x3: list[Tensor], table: Tensor, incoming: range
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        scales = []
+        if skip_seed is not None and skip_dropout > 0:
+            scales = [
+                skip_scale(int(skip_seed[e]), skip_dropout, x[0]).expand_as(source)
+                for e, source in zip(incoming, xs, strict=True)
+            ]
+        return mixed_sum(xs, raw_1x1, raw_3x3, table, scales, eps)
+
+    return node_by_node(x, weight_1x1, weight_3x3, alpha, relu_conv, sum_with_dropout)
+
+
+def node_by_node(
+    x: Tensor,
+    weight_1x1: Tensor,
+    weight_3x3: Tensor,
+    alpha: Tensor,
+    relu_conv: ReluConv,
+    mixed_sum: MixedSum,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixed_cell` out of the two ops of a node. Alpha is only read where several variants may share."""
     variants, edges, _ = alpha.shape
-    tables = alpha_rows(alpha)
+    tables = alpha_rows(alpha) if variants > 1 else [[()] * edges]
     nodes = [x]
     of = [list(range(variants)) if len(x) > 1 else [0] * variants]
     raw: dict[int, tuple[Tensor, Tensor]] = {}
@@ -35,24 +65,22 @@ def mixed_cell(
         incoming = range(first, first + i)
         source = nodes[-1]
         outgoing = [e for e in range(first + i - 1, edges) if _source(e) == i - 1]
-        outputs = relu_conv(source.flatten(0, 1), weight_1x1[outgoing], weight_3x3[outgoing])
+        weights = (torch.stack([weight[e] for e in outgoing]) for weight in (weight_1x1, weight_3x3))
+        outputs = relu_conv(source.flatten(0, 1), *weights)
         for e, raw_1x1, raw_3x3 in zip(outgoing, *outputs, strict=True):
             raw[e] = raw_1x1.view_as(source), raw_3x3.view_as(source)
         distinct, numbers = combinations(of, tables, incoming)
         sources = [[c.sources[j] for c in distinct] for j in range(i)]
         pairs = [raw.pop(e) for e in incoming]
-        scales = []
-        if skip_seed is not None and skip_dropout > 0:
-            scale = [skip_scale(int(skip_seed[e]), skip_dropout, x[0]).unsqueeze(0) for e in incoming]
-            scales = [s.expand(len(distinct), *s.shape[1:]) for s in scale]
-        first_of = torch.tensor([numbers.index(u) for u in range(len(distinct))], device=alpha.device)
+        table = alpha[:, first : first + i]
+        if variants > 1:
+            table = table[[numbers.index(u) for u in range(len(distinct))]]
         node, mean, variance = mixed_sum(
             [pick(node, sources[j]) for j, node in enumerate(nodes)],
             [pick(pair[0], sources[j]) for j, pair in enumerate(pairs)],
             [pick(pair[1], sources[j]) for j, pair in enumerate(pairs)],
-            alpha[first_of, first : first + i] if variants > 1 else alpha[:, first : first + i],
-            scales,
-            eps,
+            table,
+            incoming,
         )
         nodes.append(node)
         of.append(numbers)

@@ -1,0 +1,100 @@
+"""The Triton backend under Triton's interpreter, which runs its kernels on the CPU.
+
+The interpreter must be chosen before Triton is imported, and would then serve bfloat16 on the CPU by itself:
+so these tests run in processes of their own.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vpdarts_fast
+
+ROOT = Path(__file__).parent.parent
+
+CONTRACT = {
+    "mixed_sum": [
+        "dtypes",
+        "of_many",
+        "of_a_large_mean_and_a_small_variance",
+        "eps",
+        "alphas[mixed-triton-float32]",
+        "gradients[size2-triton-float32]",
+        "layouts[odd-sliced-triton-float32]",
+        "gives_only_the_gradients_asked_for[all but alpha-triton-float32]",
+        "gives_only_the_gradients_asked_for[a skip scale-triton-float32]",
+    ],
+    "relu_conv": ["values", "dtypes", "layouts", "gradients", "of_any_number_of_edges"],
+    "mixed_cell": [
+        "dtypes",
+        "of_any_number_of_nodes[4-triton-float32]",
+        "gives_only_the_gradients_asked_for[(1, 2)-triton-float32]",
+    ],
+    "masked_cell": [
+        "dtypes",
+        "leaves_one_out[shared-3-triton-float32]",
+        "takes_an_expanded_input",
+        "alphas[mixed-triton-float32]",
+        "eps",
+    ],
+}
+"""Of each op's contract, what tells most in its time (the interpreter takes 50 us an operation). All of it:
+TRITON_INTERPRET=1 pytest -k triton tests/test_{mixed_sum,relu_conv,mixed_cell,masked_cell}.py
+"""
+
+pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed")
+
+
+def interpret(tests: list[str], folder: Path = ROOT) -> tuple[int, str]:
+    """How many tests passed, and what pytest wrote."""
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    passed = re.search(r"(\d+) passed", run.stdout)
+    assert run.returncode in (0, 1), run.stdout[-3000:] + run.stderr[-3000:]  # tests ran
+    return (int(passed[1]) if passed else 0), run.stdout
+
+
+def test_the_op_contract() -> None:
+    tests = [f"tests/test_{op}.py::test_{op}_{test}" for op, tests in CONTRACT.items() for test in tests]
+    passed, output = interpret([*tests, "-k", "triton"])
+    assert passed > len(tests) and "failed" not in output, output[-3000:]
+
+
+def test_what_it_promises_beyond_the_contract() -> None:
+    passed, output = interpret(["tests/triton_cases.py"])
+    assert passed > 20 and "failed" not in output and "skipped" not in output, output[-3000:]
+
+
+BROKEN = {
+    "the pool reaches over the border": ("pixels.py", "(x < width)", "(x <= width)"),
+    "the pool's adjoint is the pool": (
+        "raw_sum.py",
+        "box_share(y + dy, x + dx, height, width)",
+        "box_share(y, x, height, width)",
+    ),
+}
+"""What is wrong -> kernel file, text, replacement."""
+
+
+@pytest.mark.parametrize("fault", BROKEN)
+def test_a_broken_kernel_is_caught(fault: str, tmp_path: Path) -> None:
+    file, text, replacement = BROKEN[fault]
+    skipped = shutil.ignore_patterns("*.so", "__pycache__", "native")
+    shutil.copytree(Path(vpdarts_fast.__file__).parent, tmp_path / "vpdarts_fast", ignore=skipped)
+    shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    kernels = tmp_path / "vpdarts_fast/triton/kernels" / file
+    source = kernels.read_text()
+    assert text in source
+    kernels.write_text(source.replace(text, replacement))
+    passed, output = interpret(["tests/triton_cases.py", "-k", "test_one_of_each"], tmp_path)
+    assert passed == 0 and "Tensor-likes are not close" in output, output[-3000:]

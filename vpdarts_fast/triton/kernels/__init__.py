@@ -1,0 +1,1 @@
+"""The kernels in Triton's language; they know of pointers and pixels, not of PyTorch."""

@@ -1,0 +1,284 @@
+"""`mixed_sum` in Triton, with its backward pass.
+
+forward     block_statistics, combine_statistics: mean and variance of every raw output; then form_node
+backward    reduce_gradient, add_up_parts: the sums that batch norms and alpha need, alpha's gradient, and the
+            gradients of xs and skip_scale on the way; then differentiate_raws
+
+Mean and variance stay in float32 for the backward pass, whatever alpha's dtype.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import torch
+import triton
+from torch import Tensor
+
+from vpdarts_fast.triton.blocks import block_sizes
+from vpdarts_fast.triton.kernels import raw_sum
+from vpdarts_fast.triton.layout import device_of, empty_channels_last, pixel_rows
+
+_T = TypeVar("_T")
+
+
+def mixed_sum(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_scale: Sequence[Tensor] = (),
+    eps: float = 1e-5,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """See `vpdarts_fast.reference.mixed_sum`; mean and variance have alpha's dtype."""
+    node, mean, variance = _forward(
+        list(xs), list(raw_1x1), list(raw_3x3), alpha, list(skip_scale), None, 0.0, eps
+    )
+    return node, mean.to(alpha.dtype), variance.to(alpha.dtype)
+
+
+def mixed_sum_with_dropout(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixed_sum` whose kernels draw skip_scale from skip_seed [k] int64, as `reference.skip_scale`."""
+    node, mean, variance = _forward(
+        list(xs), list(raw_1x1), list(raw_3x3), alpha, [], skip_seed, skip_dropout, eps
+    )
+    return node, mean.to(alpha.dtype), variance.to(alpha.dtype)
+
+
+class _Terms:
+    """The tensors of a call as the kernels take them, and what its launches share."""
+
+    def __init__(
+        self,
+        xs: Sequence[Tensor],
+        raw_1x1: Sequence[Tensor],
+        raw_3x3: Sequence[Tensor],
+        skip_scale: Sequence[Tensor],
+        skip_dropout: float,
+    ) -> None:
+        self.variants, images, self.channels, self.height, self.width = xs[0].shape
+        self.xs = _rows(xs)
+        self.raws = _rows(_in_turn(raw_1x1, raw_3x3))
+        self.raw_count = 2 * len(raw_1x1)
+        self.scales = _rows(skip_scale)
+        kept = round((1 - skip_dropout) * 2**32)
+        self.dropout = kept - 1, 2**32 / kept
+        self.pixels = images * self.height * self.width
+        self.image = self.pixels, self.height, self.width
+        block_p, block_c = block_sizes(self.channels)
+        self.blocks, channel_blocks = triton.cdiv(self.pixels, block_p), triton.cdiv(self.channels, block_c)
+        self.grid = self.blocks, channel_blocks, self.variants
+        self.sizes = {"C": self.channels, "BLOCK_P": block_p, "BLOCK_C": block_c}
+        self.tuned_sizes = {"EDGES": len(xs), "C": self.channels, "BLOCK_C": block_c}
+
+    def tuned_grid(self, sizes: dict[str, Any]) -> tuple[int, int, int]:
+        """As `grid`, for kernels whose block is tuned."""
+        _, channel_blocks, variants = self.grid
+        return triton.cdiv(self.pixels, sizes["ELEMENTS"] // sizes["BLOCK_C"]), channel_blocks, variants
+
+
+def _in_turn(of_1x1: Sequence[_T], of_3x3: Sequence[_T]) -> list[_T]:
+    """Edge by edge, the 1x1 convolution first."""
+    return [some for pair in zip(of_1x1, of_3x3, strict=True) for some in pair]
+
+
+def _rows(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    pairs = [pixel_rows(tensor) for tensor in tensors]
+    return tuple(rows for rows, _ in pairs), tuple(step for _, step in pairs)
+
+
+@torch.library.custom_op("vpdarts_triton::mixed_sum", mutates_args=())
+def _forward(
+    xs: list[Tensor],
+    raw_1x1: list[Tensor],
+    raw_3x3: list[Tensor],
+    alpha: Tensor,
+    skip_scale: list[Tensor],
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The node; mean and variance in float32."""
+    node, mean, variance = _outputs(xs, alpha)
+    if node.numel() == 0:
+        return node, mean, variance
+    t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
+    with device_of(node):
+        _launch_forward(t, node, mean, variance, alpha.contiguous(), skip_seed, eps)
+    return node, mean, variance
+
+
+def _launch_forward(
+    t: _Terms,
+    node: Tensor,
+    mean: Tensor,
+    variance: Tensor,
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    eps: float,
+) -> None:
+    blocks, channel_blocks, variants = t.grid
+    parts = mean.new_empty(variants, blocks, t.raw_count, 2, t.channels)
+    raw_sum.block_statistics[blocks, t.raw_count, variants * channel_blocks](
+        parts, *t.raws, t.pixels, **t.sizes
+    )
+    raw_sum.combine_statistics[variants * t.raw_count, channel_blocks](
+        mean, variance, parts, blocks, t.pixels, RAWS=t.raw_count, **t.sizes
+    )
+    terms = *t.xs, *t.raws, *t.scales, skip_seed, *t.dropout
+    raw_sum.form_node[t.tuned_grid](node, *terms, alpha, mean, variance, eps, *t.image, **t.tuned_sizes)
+
+
+def _outputs(xs: Sequence[Tensor], alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    statistics = (xs[0].shape[0], len(xs), 2, xs[0].shape[2])
+    mean, variance = (alpha.new_empty(statistics, dtype=torch.float32) for _ in range(2))
+    return empty_channels_last(xs[0], xs[0].shape), mean, variance
+
+
+@_forward.register_fake
+def _forward_fake(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_scale: Sequence[Tensor],
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _outputs(xs, alpha)
+
+
+@torch.library.custom_op("vpdarts_triton::mixed_sum_backward", mutates_args=())
+def _backward(
+    gradient: Tensor,
+    xs: list[Tensor],
+    raw_1x1: list[Tensor],
+    raw_3x3: list[Tensor],
+    alpha: Tensor,
+    skip_scale: list[Tensor],
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+    mean: Tensor,
+    variance: Tensor,
+    wants_xs: list[bool],
+    wants_1x1: list[bool],
+    wants_3x3: list[bool],
+    wants_alpha: bool,
+    wants_scale: list[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    """The gradients of xs, raw_1x1, raw_3x3, alpha and skip_scale; those not wanted are empty."""
+    found = _gradients(xs[0], alpha, wants_xs, wants_1x1, wants_3x3, wants_alpha, wants_scale)
+    of_xs, of_1x1, of_3x3, of_alpha, of_scale = found
+    if gradient.numel() == 0:
+        return found
+    t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
+    blocks, _, variants = t.grid
+    rows = 1 + 2 * t.raw_count
+    parts = mean.new_empty(variants, blocks, rows, t.channels)
+    g, step, table = *pixel_rows(gradient), alpha.contiguous()
+    wants_raws = _in_turn(wants_1x1, wants_3x3)
+    scale_gradients = _or_none(of_scale, wants_scale) or (None,) * len(xs)
+    with device_of(gradient):
+        raw_sum.reduce_gradient[t.grid](
+            *(parts, _or_none(of_xs, wants_xs), scale_gradients, g, step),
+            *(*t.xs, *t.raws, *t.scales, skip_seed, *t.dropout, table, mean, *t.image),
+            WANTS_RAWS=tuple(wanted or wants_alpha for wanted in wants_raws),
+            WANTS_ALPHA=wants_alpha,
+            **t.sizes,
+        )
+        if not (wants_alpha or any(wants_raws)):
+            return found
+        totals = mean.new_empty(variants, rows, t.channels)
+        raw_sum.add_up_parts[rows, variants](
+            *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps), ROWS=rows, **t.sizes
+        )
+        if any(wants_raws):
+            raw_sum.differentiate_raws[t.tuned_grid](
+                *(_or_none(_in_turn(of_1x1, of_3x3), wants_raws), g, step, *t.raws),
+                *(table, mean, variance, totals, eps, t.pixels),
+                **t.tuned_sizes,
+            )
+    return found
+
+
+def _or_none(gradients: Sequence[Tensor], wants: Sequence[bool]) -> tuple[Tensor | None, ...]:
+    return tuple(gradient if wanted else None for gradient, wanted in zip(gradients, wants, strict=True))
+
+
+def _gradients(
+    x: Tensor,
+    alpha: Tensor,
+    wants_xs: Sequence[bool],
+    wants_1x1: Sequence[bool],
+    wants_3x3: Sequence[bool],
+    wants_alpha: bool,
+    wants_scale: Sequence[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    def like_x(wants: Sequence[bool]) -> list[Tensor]:
+        return [empty_channels_last(x, (x.shape[0] if wanted else 0, *x.shape[1:])) for wanted in wants]
+
+    of_alpha = alpha.new_empty(alpha.shape[0] if wants_alpha else 0, *alpha.shape[1:])
+    return like_x(wants_xs), like_x(wants_1x1), like_x(wants_3x3), of_alpha, like_x(wants_scale)
+
+
+@_backward.register_fake
+def _backward_fake(
+    gradient: Tensor,
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_scale: Sequence[Tensor],
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+    mean: Tensor,
+    variance: Tensor,
+    wants_xs: Sequence[bool],
+    wants_1x1: Sequence[bool],
+    wants_3x3: Sequence[bool],
+    wants_alpha: bool,
+    wants_scale: Sequence[bool],
+) -> tuple[list[Tensor], list[Tensor], list[Tensor], Tensor, list[Tensor]]:
+    return _gradients(xs[0], alpha, wants_xs, wants_1x1, wants_3x3, wants_alpha, wants_scale)
+
+
+def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    xs, raw_1x1, raw_3x3, alpha, skip_scale, skip_seed, *ctx.settings = inputs
+    ctx.save_for_backward(*xs, *raw_1x1, *raw_3x3, *skip_scale, alpha, skip_seed, *output[1:])
+    ctx.edges = len(xs)
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(*output[1:])
+
+
+def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
+    *terms, alpha, skip_seed, mean, variance = ctx.saved_tensors
+    k = ctx.edges
+    xs, raw_1x1, raw_3x3, skip_scale = terms[:k], terms[k : 2 * k], terms[2 * k : 3 * k], terms[3 * k :]
+    wants = ctx.needs_input_grad[:5]
+    if gradient is None:
+        return *(None if isinstance(wanted, bool) else [None] * len(wanted) for wanted in wants), *_REST
+    inputs = xs, raw_1x1, raw_3x3, alpha, skip_scale, skip_seed
+    found = _backward(gradient, *inputs, *ctx.settings, mean, variance, *wants)
+    return (
+        *(list(_or_none(gradients, wanted)) for gradients, wanted in zip(found[:3], wants[:3], strict=True)),
+        found[3] if wants[3] else None,
+        list(_or_none(found[4], wants[4])),
+        *_REST,
+    )
+
+
+_REST = (None, None, None)  # skip_seed, skip_dropout, eps
+
+_forward.register_autograd(_differentiate, setup_context=_setup_context)
