@@ -42,7 +42,7 @@ T __shfl_xor_sync(unsigned mask, T value, int distance, int width = 32, int line
   return mine.take;
 }
 
-inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
+inline int min(int a, int b) { return a < b ? a : b; }
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   std::memcpy(&bits, &x, sizeof(bits));

@@ -43,15 +43,6 @@ void check_shape(const NodeShape& s) {
   to_int(kName, "N H W", s.pixels() + 8 * static_cast<int64_t>(s.images) * s.width);
 }
 
-// Statistics may be wider than the activations: they have alpha's type.
-void check_wide(const char* name, const Tensor& tensor, const Terms& t,
-                std::initializer_list<int64_t> sizes) {
-  STD_TORCH_CHECK(tensor.device() == t.x.device(), kName, ": ", name, " must be on the others' device");
-  STD_TORCH_CHECK(tensor.scalar_type() == t.x.scalar_type() || tensor.scalar_type() == ScalarType::Float,
-                  kName, ": ", name, " must be float32 or have the others' dtype");
-  vpdarts::check_shape(kName, name, tensor, sizes);
-}
-
 Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3, const Tensor& alpha,
               const Tensors& skip_scale, double eps) {
   const size_t edges = xs.size();
@@ -69,7 +60,7 @@ Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3,
           alpha,
           {}};
   check_shape(t.shape);
-  check_wide("alpha", alpha, t, {t.shape.variants, t.shape.edges, 5});
+  check_wide(kName, "alpha", alpha, t.x, {t.shape.variants, t.shape.edges, 5});
   for (size_t e = 0; e < edges; ++e) {
     t.terms.x[e] = lay_out(t, "xs", xs[e]);
     t.terms.raw[e][0] = lay_out(t, "raw_1x1", raw_1x1[e]);
@@ -130,8 +121,8 @@ std::tuple<Tensors, Tensors, Tensors, Tensor, Tensors> mixed_sum_backward(
   const OnDeviceOf device(alpha);
   Terms t = checked(xs, raw_1x1, raw_3x3, alpha, skip_scale, eps);
   const NodeShape& s = t.shape;
-  check_wide("mean", mean, t, {s.variants, s.edges, 2, s.channels});
-  check_wide("variance", variance, t, {s.variants, s.edges, 2, s.channels});
+  check_wide(kName, "mean", mean, t.x, {s.variants, s.edges, 2, s.channels});
+  check_wide(kName, "variance", variance, t.x, {s.variants, s.edges, 2, s.channels});
   const Tensor means = floats(mean), variances = floats(variance);
   const Tensor workspace = new_floats(t, {backward_workspace(s)});
   const Tensor of_alpha = new_floats(t, {wants_alpha ? s.variants : 0, s.edges, 5});

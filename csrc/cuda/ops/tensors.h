@@ -7,9 +7,11 @@
 #include <torch/headeronly/util/Exception.h>
 
 #include <cstdint>
+#include <initializer_list>
 #include <limits>
 
 #include "channels_last.h"
+#include "check.h"
 #include "cuda/kernels/number.h"
 
 namespace vpdarts::cuda {
@@ -28,6 +30,15 @@ inline Number number_of(const char* op, const Tensor& tensor) {
     default:
       STD_TORCH_CHECK(false, op, ": tensors must be float32, float16 or bfloat16");
   }
+}
+
+// What is small may be wider than the activations x: alphas, statistics, weights.
+inline void check_wide(const char* op, const char* name, const Tensor& tensor, const Tensor& x,
+                       std::initializer_list<int64_t> sizes) {
+  STD_TORCH_CHECK(tensor.device() == x.device(), op, ": ", name, " must be on the others' device");
+  STD_TORCH_CHECK(tensor.scalar_type() == x.scalar_type() || tensor.scalar_type() == ScalarType::Float, op,
+                  ": ", name, " must be float32 or have the others' dtype");
+  check_shape(op, name, tensor, sizes);
 }
 
 // Contiguous float32, a copy only where it is not that already.
