@@ -67,7 +67,8 @@ def test_a_call_nobody_can_serve_lists_every_reason() -> None:
     first, *complaints = str(error.value).splitlines()
     assert first == "no backend can serve relu_conv"
     assert [line.split(":")[0].strip() for line in complaints] == [b.name for b in BACKENDS]
-    assert all("must have one dtype; got torch.float32, torch.float64" in line for line in complaints)
+    for b, line in zip(BACKENDS, complaints, strict=True):
+        assert (b.missing or "must have one dtype; got torch.float32, torch.float64") in line
 
 
 def test_an_explicit_choice_that_cannot_serve_says_why_and_does_not_fall_through() -> None:
@@ -98,6 +99,12 @@ def test_an_explicit_choice_that_cannot_serve_says_why_and_does_not_fall_through
 def test_reasons(op: str, tensors: list[torch.Tensor], reason: str | None) -> None:
     reasons = backend("some").unsupported(op, tensors)
     assert (not reasons) if reason is None else any(reason in given for given in reasons)
+
+
+def test_a_refusal_is_asked_for_last() -> None:
+    refusing = backend("some", refusal=lambda op, tensors: f"{op} of {len(tensors)} has no room")
+    assert refusing.unsupported("relu_conv", [torch.zeros(1)]) == ["relu_conv of 1 has no room"]
+    assert "has no room" not in str(refusing.unsupported("mixed_sum", [torch.zeros(1)]))
 
 
 def test_a_backend_without_device_types_runs_anywhere() -> None:

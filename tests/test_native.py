@@ -129,7 +129,7 @@ def test_build_info() -> None:
     assert info["compiler"].split()[0] in ("GNU", "Clang")
     assert info["isas"][0] == "baseline"
     assert set(native.supported_isas()) <= set(info["isas"])
-    assert info["cuda"] is False
+    assert isinstance(info["cuda"], bool)
     assert f'version = "{info["version"]}"' in (ROOT / "pyproject.toml").read_text()
     assert info["version"] == version("vpdarts-fast") == vpdarts_fast.__version__
 

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import cpu, native, pytorch, reference
+from vpdarts_fast import cpu, cuda, native, pytorch, reference
 from vpdarts_fast.errors import UserError
 
 OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
@@ -32,6 +32,7 @@ class Backend:
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
         missing: why it is not there at all, or None.
+        refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Backend:
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
     missing: str | None = None
+    refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor]) -> list[str]:
         """The reasons why this backend cannot serve the call; none if it can."""
@@ -61,7 +63,8 @@ class Backend:
         if not dtypes <= self.dtypes:
             computes, got = (", ".join(sorted(map(str, some))) for some in (self.dtypes, dtypes))
             reasons.append(f"computes in {computes}; got {got}")
-        return reasons
+        refusal = None if reasons else self.refusal(op, tensors)
+        return reasons if refusal is None else [refusal]
 
 
 _FLOATS = frozenset({torch.float32, torch.float64, torch.bfloat16, torch.float16})
@@ -72,6 +75,15 @@ def _implementations(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 
 BACKENDS = (
+    Backend(
+        "cuda",
+        _implementations(cuda),
+        frozenset({"cuda"}),
+        _FLOATS - {torch.float64},
+        {"masked_cell": 2},
+        cuda.why_not(),
+        cuda.refusal,
+    ),
     Backend(
         "cpu",
         _implementations(cpu),

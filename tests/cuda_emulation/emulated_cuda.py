@@ -5,29 +5,27 @@ VPDARTS_EMULATED_LIBRARY names the library, which takes the native extension's p
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 
-sys.modules["vpdarts_fast._C"] = None  # type: ignore[assignment]
-
 import torch
 
-from vpdarts_fast import backends
-from vpdarts_fast.errors import UserError
 
-torch.ops.load_library(os.environ["VPDARTS_EMULATED_LIBRARY"])
-
-from vpdarts_fast.cpu.masked_cell import masked_cell
-from vpdarts_fast.cpu.mixed_sum import mixed_sum
-
-assert backends.BACKENDS[0].missing is not None, UserError("the extension is loaded")
-backends.BACKENDS = (
-    backends.Backend(
+def register() -> None:
+    """To be called before anything else imports vpdarts_fast."""
+    sys.modules["vpdarts_fast._C"] = None  # type: ignore[assignment]
+    torch.ops.load_library(os.environ["VPDARTS_EMULATED_LIBRARY"])
+    backends = importlib.import_module("vpdarts_fast.backends")
+    ops = ("mixed_sum", "masked_cell")
+    emulated = backends.Backend(
         "cuda",
-        {"mixed_sum": mixed_sum, "masked_cell": masked_cell},
+        {op: getattr(importlib.import_module(f"vpdarts_fast.cpu.{op}"), op) for op in ops},
         frozenset({"cpu"}),
         frozenset({torch.float32, torch.bfloat16, torch.float16}),
-        {"masked_cell": 1},
-    ),
-    *backends.BACKENDS,
-)
+        {},
+    )
+    backends.BACKENDS = (emulated, *(b for b in backends.BACKENDS if b.name != "cuda"))
+
+
+register()
