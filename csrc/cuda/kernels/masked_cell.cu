@@ -24,7 +24,7 @@ struct Maps {
   int positions;   // to compute
   int tiles;       // of kTile positions
   int stride;      // values of a pixel
-  int lead, size;  // pixels before position 0, and in all
+  int lead, size;  // pixels before position 0; from one map to the next, whose lead ends this one
 
   Maps(const CellShape& s, int images) : images(images), row(s.width + 1), image((s.height + 1) * row) {
     positions = (images - 1) * image + (s.height - 1) * row + s.width;
@@ -32,13 +32,15 @@ struct Maps {
     // An odd number of tiles: neighbouring pixels begin in different banks.
     stride = s.padded() + (s.padded() / kTile % 2 == 0 ? kTile : 0);
     lead = row + 1;
-    size = lead + tiles * kTile + lead;
+    size = lead + tiles * kTile;
   }
 
+  // From one map to the next, and of all nodes but the last.
   __host__ __device__ int64_t values() const { return static_cast<int64_t>(size) * stride; }
-  // Of all nodes but the last, and a tile of sums for each warp.
+  __host__ __device__ int64_t values(int nodes) const { return (nodes - 1) * values() + lead * stride; }
+  // Of the maps and a tile of sums for each warp.
   int64_t shared_bytes(const CellShape& s) const {
-    return (s.nodes - 1) * values() * bytes_of(s.number) + kWarps * kTile * kTile * 4;
+    return values(s.nodes) * bytes_of(s.number) + kWarps * kTile * kTile * 4;
   }
 };
 
@@ -141,7 +143,7 @@ __device__ __forceinline__ void load_tail(const T* from, int count, float (&to)[
 template <typename T, int kPack, bool kAligned>
 __device__ __forceinline__ void fill_maps(const CellShape& s, const Maps& maps, int images, const T* x,
                                           T* map) {
-  const int packs = maps.stride / kPack, all = (s.nodes - 1) * maps.size;
+  const int packs = maps.stride / kPack, all = (s.nodes - 1) * maps.size + maps.lead;
   for (int i = static_cast<int>(threadIdx.x); i < all * packs; i += kWarps * 32) {
     const int place = i / packs, channel = i % packs * kPack;
     const Pixel pixel = pixel_at(s, maps, images, place - maps.lead);
@@ -219,7 +221,7 @@ __global__ __launch_bounds__(kWarps * 32) void cell_kernel(MaskedCell args, Maps
   const int warp = static_cast<int>(threadIdx.x) / 32, lane = static_cast<int>(threadIdx.x) % 32;
   const int64_t image_values = static_cast<int64_t>(s.height) * s.width * s.channels;
   T* map = shared_memory<T>();
-  float* sums_tile = reinterpret_cast<float*>(map + (s.nodes - 1) * maps.values()) + warp * kTile * kTile;
+  float* sums_tile = reinterpret_cast<float*>(map + maps.values(s.nodes)) + warp * kTile * kTile;
   const int64_t variant_images = static_cast<int64_t>(v) * s.images;
   fill_maps<T, kPack, kAligned>(
       s, maps, images,
@@ -295,7 +297,9 @@ void launch_all(const MaskedCell& args, void* stream) {
 const char* masked_cell_refuses(const CellShape& s) {
   if (s.nodes > kMostNodes) return "has too many nodes";
   if (s.variants > 65535) return "has too many variants for one launch";
-  if (Maps(s, 1).shared_bytes(s) > shared_bytes_limit())
+  const bool large =
+      static_cast<int64_t>(s.height) * s.width > 1 << 20 || s.channels > 1 << 14;  // for an int
+  if (large || Maps(s, 1).shared_bytes(s) > shared_bytes_limit())
     return "has values that do not fit in a block's shared memory";
   return nullptr;
 }

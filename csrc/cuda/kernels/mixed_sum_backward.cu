@@ -82,7 +82,7 @@ __device__ __forceinline__ void reduce_pack(const MixedSumBackward& args, int e,
 
 // partial [V, k, blocks, kSums, C]. Grid: blocks, V k, channel blocks.
 template <typename T, int kPack>
-__global__ __launch_bounds__(kThreads) void reduce_kernel(MixedSumBackward args, float* partial) {
+__global__ __launch_bounds__(kThreads, 2) void reduce_kernel(MixedSumBackward args, float* partial) {
   const NodeShape& s = args.shape;
   const Lanes lanes(s.channels, kPack);
   const Place at = place(lanes, s.channels, kPack);
