@@ -67,7 +67,7 @@ def build(
 def run_checks(library: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
     """Runs tests with the emulated kernels as the backend `cuda`."""
     paths = os.pathsep.join([str(EMULATION), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    options = ["-q", "-p", "emulated_cuda", "-p", "no:cacheprovider", "-k", "cuda", *arguments]
+    options = ["-q", "-s", "-p", "emulated_cuda", "-p", "no:cacheprovider", "-k", "cuda", *arguments]
     command = [sys.executable, "-m", "pytest", *options]
     return run(command, PYTHONPATH=paths, VPDARTS_EMULATED_LIBRARY=str(library), **env)
 
