@@ -36,7 +36,7 @@ class Budget:
 BUDGETS = {
     "statistics_kernel": Budget(64, 17 * THREADS * 4, 4),
     "node_kernel": Budget(104, 0, 2),
-    "reduce_kernel": Budget(128, 40 * THREADS * 4, 2),
+    "reduce_kernel": Budget(128, 20 * THREADS * 4, 2),
     "raw_gradient_kernel": Budget(80, 0, 3),
     "cell_kernel": Budget(128, 0, 2),
 }

@@ -243,19 +243,20 @@ void launch_mixed_sum_backward(const MixedSumBackward& args, void* stream) {
   with_access(s.number, all_aligned(args), [&](auto access) {
     using T = typename decltype(access)::T;
     constexpr int kPack = decltype(access)::kPack;
-    const unsigned z = static_cast<unsigned>(channel_blocks(s.channels, kPack));
-    const int blocks = reduce_blocks<kPack>(s);
-    launch("mixed_sum_backward reduce", reduce_kernel<T, kPack>,
-           {static_cast<unsigned>(blocks), variants * edges, z}, kThreads,
-           kSums * kPack * kThreads * sizeof(float), stream, args, partial);
+    constexpr int kReduced = kPack < 4 ? kPack : 4;  // so that the sums fit in registers
+    const int blocks = reduce_blocks<kReduced>(s);
+    const auto z = [&](int pack) { return static_cast<unsigned>(channel_blocks(s.channels, pack)); };
+    launch("mixed_sum_backward reduce", reduce_kernel<T, kReduced>,
+           {static_cast<unsigned>(blocks), variants * edges, z(kReduced)}, kThreads,
+           kSums * kReduced * kThreads * sizeof(float), stream, args, partial);
     if (!wants_raw(args) && args.alpha_gradient == nullptr) return;
     launch("mixed_sum_backward coefficients", coefficients_kernel, {edges, variants}, {32, kSums - 1},
            size_t{0}, stream, args, static_cast<const float*>(partial), blocks, factors);
     if (!wants_raw(args)) return;
-    launch(
-        "mixed_sum_backward raw gradients", raw_gradient_kernel<T, kPack>,
-        {static_cast<unsigned>(ceil_div(s.pixels(), kPixels * Lanes(s.channels, kPack).rows)), variants, z},
-        kThreads, size_t{0}, stream, args, static_cast<const float*>(factors));
+    launch("mixed_sum_backward raw gradients", raw_gradient_kernel<T, kPack>,
+           {static_cast<unsigned>(ceil_div(s.pixels(), kPixels * Lanes(s.channels, kPack).rows)), variants,
+            z(kPack)},
+           kThreads, size_t{0}, stream, args, static_cast<const float*>(factors));
   });
 }
 
