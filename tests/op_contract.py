@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vpdarts_fast import ops, reference
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends import BACKENDS, Backend
 
 Close = Callable[[Tensor, Tensor], None]
 
@@ -23,16 +23,23 @@ BOTH = (torch.float32, torch.float64)
 ALL = (*BOTH, torch.bfloat16, torch.float16)
 
 
+def on_the_cpu(op: str) -> list[Backend]:
+    """The backends that serve this op there, where the contract's tensors lie."""
+    return [
+        b for b in BACKENDS if op in b.implementations and (not b.device_types or "cpu" in b.device_types)
+    ]
+
+
 def served(op: str, dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
     """Every (backend, dtype) that the registry serves for this op."""
-    pairs = [(b.name, d) for b in BACKENDS if op in b.implementations for d in dtypes if d in b.dtypes]
+    pairs = [(b.name, d) for b in on_the_cpu(op) for d in dtypes if d in b.dtypes]
     ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
     return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
 
 
 def backends_in(op: str, dtype: torch.dtype) -> pytest.MarkDecorator:
     """Every backend that serves this op in this dtype."""
-    names = [b.name for b in BACKENDS if op in b.implementations and dtype in b.dtypes]
+    names = [b.name for b in on_the_cpu(op) if dtype in b.dtypes]
     return pytest.mark.parametrize("backend", names)
 
 

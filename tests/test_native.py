@@ -203,6 +203,21 @@ def test_native_on_without_a_compiler_and_a_wrong_mode_fail(
     assert message in result.stdout
 
 
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("on", "VPDARTS_CUDA=on: no working nvcc"),
+        ("yes", "VPDARTS_CUDA must be auto, on or off; got 'yes'"),
+    ],
+)
+def test_cuda_on_without_nvcc_and_a_wrong_mode_fail(source_tree: Path, mode: str, message: str) -> None:
+    result = run_python(
+        "setup.py", "-q", "build_ext", cwd=source_tree, VPDARTS_CUDA=mode, CUDACXX="/no/such/nvcc"
+    )
+    assert result.returncode != 0
+    assert message in result.stdout
+
+
 def test_native_off_builds_nothing(source_tree: Path) -> None:
     result = run_python("setup.py", "build_ext", cwd=source_tree, VPDARTS_NATIVE="off")
     assert result.returncode == 0, result.stdout
