@@ -76,6 +76,14 @@ def _implementations(module: ModuleType) -> dict[str, Callable[..., Any]]:
 
 BACKENDS = (
     Backend(
+        "cpu",
+        _implementations(cpu),
+        frozenset({"cpu"}),
+        frozenset({torch.float32}),
+        {"masked_cell": 3, "mixed_cell": 4},
+        native.why_not(),
+    ),
+    Backend(
         "cuda",
         _implementations(cuda),
         frozenset({"cuda"}),
@@ -83,14 +91,6 @@ BACKENDS = (
         {"masked_cell": 2},
         cuda.why_not(),
         cuda.refusal,
-    ),
-    Backend(
-        "cpu",
-        _implementations(cpu),
-        frozenset({"cpu"}),
-        frozenset({torch.float32}),
-        {"masked_cell": 3, "mixed_cell": 4},
-        native.why_not(),
     ),
     Backend("pytorch", _implementations(pytorch), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}),
     Backend(
