@@ -17,7 +17,7 @@ NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
 CPP_SOURCES    := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE_SOURCES))
 
 # What an install depends on besides files; the records below change only when these do.
-BUILD_SETTINGS := CXX=$(CXX) NATIVE=$(VPDARTS_NATIVE) WERROR=$(VPDARTS_WERROR)
+BUILD_SETTINGS := CXX=$(CXX) NATIVE=$(VPDARTS_NATIVE) WERROR=$(VPDARTS_WERROR) CUDA=$(VPDARTS_CUDA) ARCHS=$(TORCH_CUDA_ARCH_LIST)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:

@@ -1,7 +1,8 @@
 """Lets setuptools build the native extension through CMake; everything else is in pyproject.toml.
 
 VPDARTS_NATIVE=auto (default): where nothing can be compiled the package installs without the extension
-and says so. on: that is an error. off: the extension is not built.
+and says so. on: that is an error. off: the extension is not built. VPDARTS_CUDA says the same of the CUDA
+kernels in it, TORCH_CUDA_ARCH_LIST which GPUs they are for.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
 MODE = os.environ.get("VPDARTS_NATIVE") or "auto"
-if MODE not in ("auto", "on", "off"):
-    raise SystemExit(f"error: VPDARTS_NATIVE must be auto, on or off; got {MODE!r}")
+CUDA = os.environ.get("VPDARTS_CUDA") or "auto"
+for name, mode in (("VPDARTS_NATIVE", MODE), ("VPDARTS_CUDA", CUDA)):
+    if mode not in ("auto", "on", "off"):
+        raise SystemExit(f"error: {name} must be auto, on or off; got {mode!r}")
 
 NEEDS = "needs a C++17 compiler, the Python headers (Debian, Ubuntu: g++, python3-dev), CMake and Ninja"
 
@@ -61,11 +64,15 @@ class CMakeBuild(build_ext):
             "CMAKE_MAKE_PROGRAM": find_tool("ninja"),
             "Python_EXECUTABLE": sys.executable,
             "VPDARTS_WERROR": os.environ.get("VPDARTS_WERROR") or "OFF",
+            "VPDARTS_CUDA": CUDA,
+            "TORCH_CUDA_ARCH_LIST": os.environ.get("TORCH_CUDA_ARCH_LIST") or "",
             "VPDARTS_TORCH_DIR": find_torch(),
             "pybind11_DIR": pybind11.get_cmake_dir(),
         }
         configure += [f"-D{name}={value}" for name, value in options.items()]
         if subprocess.run(configure).returncode != 0:
+            if CUDA == "on":  # asked for, so not to be skipped silently
+                raise SystemExit("error: VPDARTS_CUDA=on, and the configuration fails; see above")
             raise CompileError(NEEDS)
         # From here on a failure is a fault of the sources, never one to skip silently.
         if subprocess.run([configure[0], "--build", str(build_dir)]).returncode != 0:

@@ -17,6 +17,15 @@ inline std::string text(std::initializer_list<int64_t> sizes) {
   return result + "]";
 }
 
+// Raises unless the tensor is of exactly these sizes.
+inline void check_shape(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                        std::initializer_list<int64_t> expected) {
+  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
+  int64_t dimension = 0;
+  for (int64_t size : expected) same = same && tensor.size(dimension++) == size;
+  STD_TORCH_CHECK(same, op, ": ", name, " must have shape ", text(expected));
+}
+
 // Raises unless the tensor is on the CPU, of this type (float32 or int64) and of exactly these sizes.
 inline void check_tensor(const char* op, const char* name, const torch::stable::Tensor& tensor,
                          std::initializer_list<int64_t> expected,
@@ -24,10 +33,15 @@ inline void check_tensor(const char* op, const char* name, const torch::stable::
   STD_TORCH_CHECK(tensor.is_cpu(), op, ": ", name, " must be on the CPU");
   STD_TORCH_CHECK(tensor.scalar_type() == type, op, ": ", name, " must be ",
                   type == torch::headeronly::ScalarType::Float ? "float32" : "int64");
-  bool same = tensor.dim() == static_cast<int64_t>(expected.size());
-  int64_t dimension = 0;
-  for (int64_t size : expected) same = same && tensor.size(dimension++) == size;
-  STD_TORCH_CHECK(same, op, ": ", name, " must have shape ", text(expected));
+  check_shape(op, name, tensor, expected);
+}
+
+// Raises unless the tensor is on this one's device, of its type and of exactly these sizes.
+inline void check_like(const char* op, const char* name, const torch::stable::Tensor& tensor,
+                       const torch::stable::Tensor& like, std::initializer_list<int64_t> expected) {
+  STD_TORCH_CHECK(tensor.device() == like.device(), op, ": ", name, " must be on the others' device");
+  STD_TORCH_CHECK(tensor.scalar_type() == like.scalar_type(), op, ": ", name, " must have the others' dtype");
+  check_shape(op, name, tensor, expected);
 }
 
 }  // namespace vpdarts

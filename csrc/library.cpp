@@ -29,6 +29,12 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   m.def(
       "masked_cell(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor mean, Tensor variance, "
       "Tensor alpha, float eps) -> Tensor");
+  // The same, float32 multiplied with ten bits of mantissa; CUDA only.
+  m.def(
+      "masked_cell_tf32(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor mean, Tensor variance, "
+      "Tensor alpha, float eps) -> Tensor");
+  // Whether x's device has room for the cell; CUDA only.
+  m.def("masked_cell_fits(Tensor x, Tensor alpha) -> bool");
 
   // x [N, C, H, W], weight_1x1 [E, C, C, 1, 1], weight_3x3 [E, C, C, 3, 3], alpha [E, 5], skip_seed [E]
   // int64 -> the last node [N, C, H, W], channels last; mean and biased variance [E, 2, C]; and, for the

@@ -114,6 +114,12 @@ def test_alphas_of_a_wider_dtype(mixed: bool, wide: torch.dtype, dtype: torch.dt
     assert any("must be on one device" in reason for reason in elsewhere)
 
 
+def test_a_refusal_is_asked_for_last() -> None:
+    refusing = backend("some", refusal=lambda op, tensors: f"{op} of {len(tensors)} has no room")
+    assert refusing.unsupported("relu_conv", [torch.zeros(1)]) == ["relu_conv of 1 has no room"]
+    assert "has no room" not in str(refusing.unsupported("mixed_sum", [torch.zeros(1)]))
+
+
 def test_a_backend_without_device_types_runs_anywhere() -> None:
     anywhere = backend("some", device_types=frozenset())
     assert anywhere.unsupported("relu_conv", [torch.zeros(1, device="meta")]) == []

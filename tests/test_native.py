@@ -129,7 +129,7 @@ def test_build_info() -> None:
     assert info["compiler"].split()[0] in ("GNU", "Clang")
     assert info["isas"][0] == "baseline"
     assert set(native.supported_isas()) <= set(info["isas"])
-    assert info["cuda"] is False
+    assert isinstance(info["cuda"], bool)
     assert f'version = "{info["version"]}"' in (ROOT / "pyproject.toml").read_text()
     assert info["version"] == version("vpdarts-fast") == vpdarts_fast.__version__
 
@@ -198,6 +198,21 @@ def test_native_on_without_a_compiler_and_a_wrong_mode_fail(
 ) -> None:
     result = run_python(
         "setup.py", "-q", "build_ext", cwd=source_tree, VPDARTS_NATIVE=mode, CXX="/no/such/compiler"
+    )
+    assert result.returncode != 0
+    assert message in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("mode", "message"),
+    [
+        ("on", "VPDARTS_CUDA=on: no working nvcc"),
+        ("yes", "VPDARTS_CUDA must be auto, on or off; got 'yes'"),
+    ],
+)
+def test_cuda_on_without_nvcc_and_a_wrong_mode_fail(source_tree: Path, mode: str, message: str) -> None:
+    result = run_python(
+        "setup.py", "-q", "build_ext", cwd=source_tree, VPDARTS_CUDA=mode, CUDACXX="/no/such/nvcc"
     )
     assert result.returncode != 0
     assert message in result.stdout

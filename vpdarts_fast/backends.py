@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import cpu, native, pytorch, reference, triton
+from vpdarts_fast import cpu, cuda, native, pytorch, reference, triton
 from vpdarts_fast.errors import UserError
 
 OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
@@ -33,6 +33,7 @@ class Backend:
             peak, in a leave-one-out evaluation.
         missing: why it is not there at all, or None.
         mixed_precision: whether alphas and statistics may be float32 beside activations of half precision.
+        refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Backend:
     node_values: Mapping[str, int]
     missing: str | None = None
     mixed_precision: bool = False
+    refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor], small: Sequence[Tensor] = ()) -> list[str]:
         """The reasons why this backend cannot serve the call; none if it can. Arguments as `serving`."""
@@ -65,7 +67,8 @@ class Backend:
         if not dtypes <= self.dtypes:
             computes, got = (", ".join(sorted(map(str, some))) for some in (self.dtypes, dtypes))
             reasons.append(f"computes in {computes}; got {got}")
-        return reasons
+        refusal = None if reasons else self.refusal(op, (*tensors, *small))
+        return reasons if refusal is None else [refusal]
 
 
 _HALVES = frozenset({torch.bfloat16, torch.float16})
@@ -84,6 +87,16 @@ BACKENDS = (
         frozenset({torch.float32}),
         {"masked_cell": 3, "mixed_cell": 4},
         native.why_not(),
+    ),
+    Backend(
+        "cuda",
+        _implementations(cuda),
+        frozenset({"cuda"}),
+        _FLOATS - {torch.float64},
+        {"masked_cell": 2},
+        cuda.why_not(),
+        mixed_precision=True,
+        refusal=cuda.refusal,
     ),
     Backend(
         "triton",

@@ -31,7 +31,8 @@ def padded(channels: int) -> int:
 
 
 def padded_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
-    """An empty [..., C, H, W], channels last, the channels padded to a multiple of the lanes in memory."""
+    """An empty [..., C, H, W], channels last; on the CPU padded to a multiple of the lanes in memory."""
     *leading, channels, height, width = shape
-    storage = like.new_empty(*leading, height, width, padded(channels))
+    in_memory = padded(channels) if like.device.type == "cpu" else channels
+    storage = like.new_empty(*leading, height, width, in_memory)
     return storage.movedim(-1, -3).narrow(-3, 0, channels)

@@ -38,7 +38,7 @@ def _forward_fake(
 ) -> tuple[Tensor, Tensor, Tensor]:
     shape = tuple(xs[0].shape)
     statistics = (shape[0], len(xs), 2, shape[2])
-    return padded_channels_last(alpha, shape), alpha.new_empty(statistics), alpha.new_empty(statistics)
+    return padded_channels_last(xs[0], shape), alpha.new_empty(statistics), alpha.new_empty(statistics)
 
 
 @torch.library.register_fake("vpdarts_fast::mixed_sum_backward")  # type: ignore[untyped-decorator]
@@ -61,7 +61,7 @@ def _backward_fake(
     variants, *rest = xs[0].shape
 
     def like_xs(wants: Sequence[bool]) -> list[Tensor]:
-        return [padded_channels_last(alpha, (variants if wanted else 0, *rest)) for wanted in wants]
+        return [padded_channels_last(xs[0], (variants if wanted else 0, *rest)) for wanted in wants]
 
     return (
         like_xs(wants_xs),

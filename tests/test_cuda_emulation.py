@@ -1,0 +1,198 @@
+"""The CUDA sources, run on the CPU: the op contract, sanitizers, and faults that must be found."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+EMULATION = ROOT / "tests" / "cuda_emulation"
+TORCH = Path(torch.__file__).parent
+COMPILER = os.environ.get("CXX") or shutil.which("g++")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+
+pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+
+SOURCES = (
+    "library.cpp",
+    *(f"cuda/ops/{op}.cpp" for op in ("mixed_sum", "masked_cell")),
+    *(f"cuda/kernels/{name}.cu" for name in ("mixed_sum", "mixed_sum_backward", "masked_cell")),
+)
+
+
+def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, **env},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=900,
+        check=False,
+    )
+
+
+def build(
+    folder: Path, csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, changed: str = ""
+) -> Path:
+    """The emulated library; what does not depend on the file `changed` is taken from `objects`."""
+    assert COMPILER is not None
+    folder.mkdir(exist_ok=True)
+    options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *flags]
+    options += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Itests/cuda_emulation", f"-I{csrc}"]
+    options += ["-isystem", str(TORCH / "include")]
+    linked = []
+    for source in (EMULATION / "emulation.cpp", *(csrc / source for source in SOURCES)):
+        name = f"{source.parent.name}-{source.name}.o"
+        same = source.suffix == ".cpp" or (changed.endswith(".cu") and source.name != changed)
+        reused = objects if same else None
+        linked.append(str((reused or folder) / name))
+        if reused is None:
+            compiled = run([COMPILER, *options, "-x", "c++", "-c", str(source), "-o", linked[-1]])
+            assert compiled.returncode == 0, compiled.stdout[-3000:]
+            assert "warning" not in compiled.stdout, compiled.stdout[-3000:]
+    library = folder / "libemulated.so"
+    linking = run([COMPILER, "-shared", *flags, *linked, "-o", str(library), f"-L{TORCH}/lib", "-ltorch_cpu"])
+    assert linking.returncode == 0, linking.stdout[-3000:]
+    return library
+
+
+def run_checks(library: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
+    """Runs tests with the emulated kernels as the backend `cuda`."""
+    paths = os.pathsep.join([str(EMULATION), str(ROOT), os.environ.get("PYTHONPATH", "")])
+    options = ["-q", "-s", "-p", "emulated_cuda", "-p", "no:cacheprovider", "-k", "cuda", *arguments]
+    command = [sys.executable, "-m", "pytest", *options]
+    return run(command, PYTHONPATH=paths, VPDARTS_EMULATED_LIBRARY=str(library), **env)
+
+
+@pytest.fixture(scope="module")
+def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("plain"), ROOT / "csrc")
+
+
+@pytest.fixture(scope="module")
+def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return build(tmp_path_factory.mktemp("sanitized"), ROOT / "csrc", SANITIZE)
+
+
+@pytest.mark.parametrize("op", ["mixed_sum", "masked_cell"])
+def test_emulated_kernels_hold_the_op_contract(emulated: Path, op: str) -> None:
+    result = run_checks(emulated, f"tests/test_{op}.py", VPDARTS_EMULATION_SCHEDULE="random:7")
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def sanitizer_environment() -> dict[str, str]:
+    """The sanitizer's library must come first in a process, and the one of exceptions with it."""
+    assert COMPILER is not None
+    names = ("libasan.so", "libstdc++.so.6")
+    preload = [run([COMPILER, f"-print-file-name={name}"]).stdout.strip() for name in names]
+    return {"LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
+
+
+def test_emulated_kernels_under_sanitizers_in_every_schedule(sanitized: Path) -> None:
+    result = run_checks(sanitized, "tests/cuda_emulation/kernel_checks.py", **sanitizer_environment())
+    assert result.returncode == 0, result.stdout[-3000:]
+    assert " passed" in result.stdout
+
+
+def broken_copy(folder: Path, file: str, right: str, wrong: str, place: int) -> Path:
+    """csrc with one occurrence of a text exchanged."""
+    csrc = folder / "csrc"
+    shutil.copytree(ROOT / "csrc", csrc)
+    path = csrc / "cuda" / "kernels" / file
+    pieces = path.read_text().split(right)
+    assert len(pieces) > place + 1, f"{file} has no such place: {right}"
+    path.write_text(right.join(pieces[: place + 1]) + wrong + right.join(pieces[place + 1 :]))
+    return csrc
+
+
+BARRIER, WARP_BARRIER = "__syncthreads();", "__syncwarp();"
+FAULTS = {
+    "no barrier between steps of a reduction": ("block.h", BARRIER, "", 0, "mixed_sum_schedules"),
+    "no barrier before shifts are added up": ("mixed_sum.cu", BARRIER, "", 0, "mixed_sum_schedules"),
+    "no barrier between nodes": ("masked_cell.cu", BARRIER, "", 0, "masked_cell_schedules"),
+    "no barrier before a tile is overwritten": (
+        "masked_cell.cu",
+        WARP_BARRIER,
+        "",
+        0,
+        "masked_cell_schedules",
+    ),
+    "no barrier before a tile is read": ("masked_cell.cu", WARP_BARRIER, "", 1, "masked_cell_schedules"),
+    "a pool that counts one pixel too many": ("pack.h", "i < size - 1", "i < size", 0, "schedules"),
+    "a pool that wraps around": ("mixed_sum.cu", "strip.column > 0", "strip.column >= 0", 0, "sum_schedules"),
+    "a strip that is one row short": (
+        "block.h",
+        "? first + kStrip",
+        "? first + kStrip - 1",
+        0,
+        "sum_schedules",
+    ),
+    "a row too many in a reduction": (
+        "block.h",
+        "half >= lanes.rows",
+        "half > lanes.rows",
+        0,
+        "sum_schedules",
+    ),
+    "a wrong shuffle": ("mixed_sum_backward.cu", "distance = 16", "distance = 8", 0, "sum_schedules"),
+    "a shuffle with missing lanes": (
+        "mixed_sum_backward.cu",
+        "alpha_gradient = sum_of_warp(alpha_gradient);",
+        "if (lane < 31) alpha_gradient = sum_of_warp(alpha_gradient);",
+        0,
+        "sum_schedules",
+    ),
+    "threads that leave before a barrier": (
+        "mixed_sum.cu",
+        "  combine_rows(",
+        "  if (!at.inside || at.row > 2) return;\n  combine_rows(",
+        0,
+        "sum_schedules",
+    ),
+    "no zeros between two images": (
+        "masked_cell.cu",
+        "image((s.height + 1) * row)",
+        "image(s.height * row)",
+        0,
+        "groups_of_images",
+    ),
+    "weights of another variant": (
+        "masked_cell.cu",
+        "bits(u, 1) != bits(v, 1)",
+        "bits(u, 1) != bits(u, 1)",
+        0,
+        "leaves_one_out",
+    ),
+}
+"""What is broken -> file, the right text, the wrong one, which occurrence, the checks that must fail."""
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_a_broken_kernel_is_found(emulated: Path, tmp_path: Path, fault: str) -> None:
+    *change, checks = FAULTS[fault]
+    library = build(
+        tmp_path / "build", broken_copy(tmp_path, *change), objects=emulated.parent, changed=change[0]
+    )
+    result = run_checks(library, "tests/cuda_emulation/kernel_checks.py", "-x", "-k", checks)
+    assert result.returncode == 1, f"not found:\n{result.stdout[-3000:]}"
+    assert " failed" in result.stdout, result.stdout[-3000:]
+
+
+def test_shared_memory_that_is_too_small_is_found(sanitized: Path, tmp_path: Path) -> None:
+    csrc = broken_copy(
+        tmp_path, "masked_cell.cu", "kWarps * kTile * kTile * 4", "kWarps * kTile * kTile * 4 - 4", 0
+    )
+    library = build(tmp_path / "build", csrc, SANITIZE, sanitized.parent, "masked_cell.cu")
+    checks = ["tests/cuda_emulation/kernel_checks.py", "-k", "masked_cell_in_half_precision and 16-size3"]
+    result = run_checks(library, *checks, **sanitizer_environment())
+    assert result.returncode != 0
+    assert "heap-buffer-overflow" in result.stdout, result.stdout[-3000:]
