@@ -132,8 +132,9 @@ def check_outcome(op: str, args: Arguments) -> None:
     if outputs is not None and on_cpu:
         fake = getattr(NATIVE, op)(*(on_meta(value) for value in args.values()))
         assert shapes(fake) == shapes(outputs)
-        if comparable(args) and all(output.numel() > 0 for output in flat(outputs)[:1]):
-            for actual, wanted in zip(flat(outputs), expected(op, args), strict=False):
+        if any(output.numel() > 0 for output in flat(outputs)[:1]) and comparable(args):
+            plain = {name: detached(value) for name, value in args.items()}
+            for actual, wanted in zip(flat(outputs), expected(op, plain), strict=False):
                 check_close(actual, wanted)
     if op == "mixed_cell":  # its public function is that of mixed_cell_variants
         return
