@@ -34,6 +34,7 @@ def node_outputs(op: str, outputs: Any) -> list[Tensor]:
 
 def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> None:
     """Values, and the gradients of some tensors for incoming gradients of any strides."""
+    before = [tensor.clone() for tensor in flat(list(args.values()))]
     check_values(op, args)
     if op == "relu_conv" and len(args["weight_1x1"]) == 0:  # no output
         return
@@ -62,6 +63,7 @@ def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> 
     scale = max([1.0, *(float(g.abs().max()) for g in wanted_gradients if g.numel())])
     for actual, wanted in zip(gradients, wanted_gradients, strict=True):
         check_close(actual, wanted, scale)
+    assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
 
 
 @many
