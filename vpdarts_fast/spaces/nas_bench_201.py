@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.nn import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.precision import wide, without_autocast
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES, OPS, Genotype, all_genotypes
 
 __all__ = [
@@ -68,8 +69,10 @@ class Skeleton(nn.Module):
             raise UserError(f"images must have shape [N, 3, H, W]; got {list(images.shape)}")
 
     def classify(self, x: Tensor) -> Tensor:
-        """The last cell's output [N, 4C, H, W] -> logits [N, classes]."""
-        logits: Tensor = self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
+        """The last cell's output [N, 4C, H, W] -> logits [N, classes], of the parameters' dtype."""
+        pooled = self.global_pooling(wide(self.lastact(x))).flatten(1)
+        with without_autocast(x):  # half precision would make too many logits equal
+            logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
         return logits
 
 
