@@ -142,3 +142,9 @@ def serving(
             return candidate
         complaints.append(f"{candidate.name}: {'; '.join(reasons)}")
     raise UserError(f"no backend can serve {op}\n  " + "\n  ".join(complaints))
+
+
+def preferred(op: str, backend: str) -> str:
+    """What a network that is to run on `backend` asks for: that, for the ops that it has; for others auto."""
+    lacks_it = any(b.name == backend and b.missing is None and op not in b.implementations for b in BACKENDS)
+    return "auto" if lacks_it else backend

@@ -87,6 +87,7 @@ class Supernet(Skeleton):
         num_classes: of the classifier.
         skip_dropout: probability of the dropout behind every skip connection while training.
         fused: train through the fused operations; the same function.
+        backend: what serves those that it has (`vpdarts_fast.backends`); auto takes the best for each.
 
     Raises:
         UserError: a size below its minimum, a probability outside 0..1.
@@ -100,6 +101,7 @@ class Supernet(Skeleton):
         *,
         skip_dropout: float = 0.2,
         fused: bool = False,
+        backend: str = "auto",
     ) -> None:
         if not 0 <= skip_dropout < 1:
             raise UserError(f"skip_dropout must be in [0, 1); got {skip_dropout}")
@@ -109,9 +111,10 @@ class Supernet(Skeleton):
             num_classes,
             lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
         )
+        self.backend = backend
         for cell in self.cells:
             if isinstance(cell, (SearchCell, ResidualBlock)):
-                cell.fused = fused
+                cell.fused, cell.backend = fused, backend
 
     def search_cells(self) -> list[SearchCell]:
         return [cell for cell in self.cells if isinstance(cell, SearchCell)]
