@@ -19,6 +19,11 @@ from vpdarts_fast.errors import UserError
 OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
 """Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
 
+TRAINING_OPS = ("mixed_cell", "trained_residual_block")
+"""What a supernet runs on where batch norms use the batch's own statistics."""
+EVALUATION_OPS = ("masked_cell", "residual_block")
+"""And where their statistics are fixed."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -132,16 +137,21 @@ def serving(
     Raises:
         UserError: an unknown backend, or none that serves the call, with every backend's reasons.
     """
-    candidates = [b for b in BACKENDS if backend in ("auto", b.name)]
-    if not candidates:
-        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
     complaints = []
-    for candidate in candidates:
+    for candidate in named(backend):
         reasons = candidate.unsupported(op, tensors, small)
         if not reasons:
             return candidate
         complaints.append(f"{candidate.name}: {'; '.join(reasons)}")
     raise UserError(f"no backend can serve {op}\n  " + "\n  ".join(complaints))
+
+
+def named(backend: str) -> list[Backend]:
+    """The backend of this name, or all for auto; `UserError` if there is none."""
+    found = [b for b in BACKENDS if backend in ("auto", b.name)]
+    if not found:
+        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
+    return found
 
 
 def preferred(op: str, backend: str) -> str:

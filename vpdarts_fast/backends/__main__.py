@@ -14,8 +14,8 @@ STAGE = 16, 32, 32  # the paper's first
 
 
 def table(device: torch.device) -> list[str]:
-    """A line an op and a column a backend: the precisions it serves, * where auto takes it; then the reasons."""
-    cells = {(op, b.name): [] for op in OPS for b in BACKENDS}
+    """A line an op, a column a backend: the precisions it serves, * where auto takes it; then the reasons."""
+    cells: dict[tuple[str, str], list[str]] = {(op, b.name): [] for op in OPS for b in BACKENDS}
     reasons: dict[str, None] = {}
     for op in OPS:
         for precision, dtype in PRECISIONS.items():

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import chain
 
 import torch
 from torch import Tensor
 
 from vpdarts_fast import backends
-from vpdarts_fast.backends import Backend, preferred, serving
+from vpdarts_fast.backends import Backend, named, preferred, serving
 from vpdarts_fast.errors import UserError
 
 Stage = tuple[int, int, int]
@@ -40,27 +41,39 @@ def report(
     Raises:
         UserError: an explicit choice has none of the ops, or cannot serve one that it has; with every reason.
     """
-    ops = dict.fromkeys(op for phase in phases.values() for op in phase)
-    if backend != "auto" and all(preferred(op, backend) == "auto" for op in ops):
-        raise UserError(f"backend {backend} has none of the ops of this search: {', '.join(ops)}")
-    failures: list[str] = []
-    passed_over: list[str] = []
+    ops = list(dict.fromkeys(op for phase in phases.values() for op in phase))
+    if backend != "auto":
+        _check_choice(backend, ops, stages, dtype, device)
     names: dict[str, list[str]] = {op: [] for op in ops}
+    passed_over: list[str] = []
     for op in ops:
         for stage in stages:
             tensors, small = probe(stage, dtype, device)
-            try:
-                chosen = serving(op, tensors, preferred(op, backend), small)
-            except UserError as error:
-                failures.append(str(error))
-                continue
+            chosen = serving(op, tensors, preferred(op, backend), small)
             names[op].append(chosen.name)
             if backend == "auto":
                 passed_over += _passed_over(chosen, op, tensors, small, device)
-    if failures:
-        raise UserError("\n".join(dict.fromkeys(failures)))
     said = ", ".join(f"{phase} {_by_op(some, names, stages)}" for phase, some in phases.items())
     return said + (f" ({'; '.join(dict.fromkeys(passed_over))})" if passed_over else "")
+
+
+def _check_choice(
+    name: str, ops: Sequence[str], stages: Sequence[Stage], dtype: torch.dtype, device: torch.device
+) -> None:
+    (backend,) = named(name)
+    asked = [op for op in ops if preferred(op, name) == name]
+    if not asked:
+        raise UserError(f"backend {name} has none of the operations of this search: {', '.join(ops)}")
+    refused: dict[str, list[str]] = {}  # by reason, what
+    for op in asked:
+        by_stage = [backend.unsupported(op, *probe(stage, dtype, device)) for stage in stages]
+        for reason in dict.fromkeys(chain(*by_stage)):
+            where = [f"{stage[0]}" for stage, some in zip(stages, by_stage, strict=True) if reason in some]
+            everywhere = len(where) == len(stages)
+            refused.setdefault(reason, []).append(op if everywhere else f"{op} (C={', '.join(where)})")
+    if refused:
+        lines = [f"{', '.join(calls)}: {reason}" for reason, calls in refused.items()]
+        raise UserError("\n  ".join([f"backend {name} cannot serve this search", *lines]))
 
 
 def _passed_over(
