@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.backends import preferred
 from vpdarts_fast.pytorch.dropout import skip_scale
 
 
@@ -101,12 +102,14 @@ class SearchCell(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
     """
 
     def __init__(self, channels: int, op_names: Sequence[str], num_nodes: int, skip_dropout: float) -> None:
         super().__init__()
         self.num_nodes = num_nodes
         self.fused = False
+        self.backend = "auto"
         self.edges = nn.ModuleDict(
             {
                 f"{i}<-{j}": MixedOp(OPERATIONS[name](channels, skip_dropout, False) for name in op_names)
@@ -169,6 +172,7 @@ class SearchCell(nn.Module):
             draw_seeds(len(skips)) if skips[0].training and skips[0].dropout > 0 else None,
             skips[0].dropout,
             self.eps,
+            backend=preferred("mixed_cell", self.backend),
         )
         for pair, means, variances in zip(self.convolutions(), mean[0], variance[0], strict=True):
             for conv, edge_mean, edge_variance in zip(pair, means, variances, strict=True):
@@ -203,11 +207,13 @@ class ResidualBlock(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.fused = False
+        self.backend = "auto"
         self.conv_a = ReLUConvBN(channels_in, channels_out, 3, 2, affine=True)
         self.conv_b = ReLUConvBN(channels_out, channels_out, 3, 1, affine=True)
         self.downsample = nn.Sequential(
@@ -249,4 +255,5 @@ class ResidualBlock(nn.Module):
             torch.stack([norm.weight for norm in self.norms]),
             torch.stack([norm.bias for norm in self.norms]),
             self.conv_a.norm.eps,
+            backend=preferred("trained_residual_block", self.backend),
         )

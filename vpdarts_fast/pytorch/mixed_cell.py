@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
@@ -37,7 +38,7 @@ def mixed_cell(
         scales = []
         if skip_seed is not None and skip_dropout > 0:
             scales = [
-                skip_scale(int(skip_seed[e]), skip_dropout, x[0]).expand_as(source)
+                skip_scale(int(skip_seed[e]), skip_dropout, wide(x[0])).expand_as(source)
                 for e, source in zip(incoming, xs, strict=True)
             ]
         return mixed_sum(xs, raw_1x1, raw_3x3, table, scales, eps)

@@ -1,10 +1,15 @@
-"""`residual_block` in PyTorch: batch norms folded into the convolutions, a few images at a time."""
+"""`residual_block` in PyTorch: batch norms folded into the convolutions, a few images at a time.
+
+What is folded is float32 or better and rounded once, to the dtype of the convolutions.
+"""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vpdarts_fast.precision import wide
 
 CACHE_BYTES = 2 << 20
 """Of the input that is worked on at once, so that what lies between the convolutions stays in the cache."""
@@ -15,9 +20,10 @@ def residual_block(
 ) -> Tensor:
     """See `vpdarts_fast.reference.residual_block`."""
     weight_a, weight_b = (
-        (weight * factor[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-        for weight, factor in zip((weight_a, weight_b), scale, strict=True)
+        (weight * factor[:, None, None, None]).to(x.dtype).contiguous(memory_format=torch.channels_last)
+        for weight, factor in zip((weight_a, weight_b), wide(scale), strict=True)
     )
+    shift = shift.to(x.dtype)
     image_bytes = x[:1].numel() * x.element_size()
     parts = []
     for images in torch.split(x, max(1, CACHE_BYTES // max(1, image_bytes))):

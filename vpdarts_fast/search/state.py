@@ -81,6 +81,7 @@ class SearchState:
                 num_classes,
                 skip_dropout=config.skip_dropout,
                 fused=config.fused,
+                backend=config.backend,
             )
         self.supernet = supernet.to(device).train()
         self.alpha = torch.full_like(self.supernet.new_alpha(), config.alpha_start).requires_grad_()
