@@ -7,7 +7,7 @@ node 2 and 25 of node 3, instead of 25 of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -67,7 +67,7 @@ def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
         return torch.tensor(numbers, device=device)
 
 
-_KNOWN = WeakTensorKeyDictionary()
+_KNOWN: MutableMapping[Tensor, tuple[int, list[list[Row]]]] = WeakTensorKeyDictionary()
 """Alpha on a device -> its version and its rows."""
 
 
@@ -89,8 +89,6 @@ def _remember(alpha: Tensor, rows: list[list[Row]]) -> Tensor:
 
 def alpha_rows(alpha: Tensor) -> list[list[Row]]:
     """Alpha [V, E, O] as hashable rows; waits for the device unless they are known and not changed since."""
-    version, rows = _KNOWN.get(alpha, (None, []))
-    if version is not None and version == alpha._version:
-        known: list[list[Row]] = rows
-        return known
+    if (known := _KNOWN.get(alpha)) is not None and known[0] == alpha._version:
+        return known[1]
     return [[tuple(row) for row in table] for table in alpha.tolist()]
