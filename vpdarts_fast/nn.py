@@ -64,15 +64,15 @@ class SkipConnect(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.dropout == 0:
             return x
-        return x * skip_scale(int(draw_seeds(1)), self.dropout, x)
+        return x * skip_scale(draw_seeds(1, x.device)[0], self.dropout, x)
 
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}"
 
 
-def draw_seeds(count: int) -> Tensor:
-    """[count] int64 from PyTorch's CPU generator."""
-    return torch.empty(count, dtype=torch.int64).random_(-(2**63), None)
+def draw_seeds(count: int, device: torch.device) -> Tensor:
+    """[count] int64 on the device, from PyTorch's generator of that device."""
+    return torch.empty(count, dtype=torch.int64, device=device).random_(-(2**63), None)
 
 
 OPERATIONS: dict[str, Callable[[int, float, bool], nn.Module]] = {
@@ -169,7 +169,7 @@ class SearchCell(nn.Module):
             x.unsqueeze(0),
             *self.convolution_weights(),
             alpha.unsqueeze(0),
-            draw_seeds(len(skips)) if skips[0].training and skips[0].dropout > 0 else None,
+            draw_seeds(len(skips), x.device) if skips[0].training and skips[0].dropout > 0 else None,
             skips[0].dropout,
             self.eps,
             backend=preferred("mixed_cell", self.backend),

@@ -14,7 +14,7 @@ from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
-from vpdarts_fast.sharing import alpha_rows, combinations, pick
+from vpdarts_fast.sharing import alpha_rows, combinations, index, pick
 
 ReluConv = Callable[[Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]
 MixedSum = Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]]
@@ -31,14 +31,15 @@ def mixed_cell(
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_cell`."""
+    seeds = skip_seed.to(x.device) if skip_seed is not None and skip_dropout > 0 else None
 
     def sum_with_dropout(
         xs: list[Tensor], raw_1x1: list[Tensor], raw_3x3: list[Tensor], table: Tensor, incoming: range
     ) -> tuple[Tensor, Tensor, Tensor]:
         scales = []
-        if skip_seed is not None and skip_dropout > 0:
+        if seeds is not None:
             scales = [
-                skip_scale(int(skip_seed[e]), skip_dropout, wide(x[0])).expand_as(source)
+                skip_scale(seeds[e], skip_dropout, wide(x[0])).expand_as(source)
                 for e, source in zip(incoming, xs, strict=True)
             ]
         return mixed_sum(xs, raw_1x1, raw_3x3, table, scales, eps)
@@ -75,7 +76,7 @@ def node_by_node(
         pairs = [raw.pop(e) for e in incoming]
         table = alpha[:, first : first + i]
         if variants > 1:
-            table = table[[numbers.index(u) for u in range(len(distinct))]]
+            table = table[index(tuple(numbers.index(u) for u in range(len(distinct))), alpha.device)]
         node, mean, variance = mixed_sum(
             [pick(node, sources[j]) for j, node in enumerate(nodes)],
             [pick(pair[0], sources[j]) for j, pair in enumerate(pairs)],
@@ -85,8 +86,10 @@ def node_by_node(
         )
         nodes.append(node)
         of.append(numbers)
-        means.append(mean[numbers] if variants > 1 else mean)
-        variances.append(variance[numbers] if variants > 1 else variance)
+        if variants > 1:
+            mean, variance = (some[index(tuple(numbers), alpha.device)] for some in (mean, variance))
+        means.append(mean)
+        variances.append(variance)
     return pick(nodes[-1], of[-1]), torch.cat(means, dim=1), torch.cat(variances, dim=1)
 
 

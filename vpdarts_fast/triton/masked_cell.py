@@ -41,7 +41,7 @@ class Plan:
     of: tuple[int, ...]
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=256)  # more than a leave-one-out evaluation has, whose CUDA graphs need them to its end
 def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, device: torch.device) -> Plan:
     """tables: alpha as rows; shared: whether the input is the same for all variants."""
 
