@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 
 import torch
 
@@ -33,12 +34,12 @@ def table(device: torch.device) -> list[str]:
     return [*lines, "", *reasons, ""]
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     argparse.ArgumentParser(
         prog="python -m vpdarts_fast.backends",
         description="Shows the backends of every op on this machine. * is what auto takes. "
         "TF32 is served by what serves fp32 on CUDA.",
-    ).parse_args()
+    ).parse_args(arguments)
     for kind in ("cpu", "cuda"):
         if kind == "cpu" or torch.cuda.is_available():
             print("\n".join(table(torch.device(kind))))
