@@ -35,7 +35,7 @@ WRITERS = frozenset(
 MAPS = frozenset(
     "abs add addcdiv addcmul avg_pool2d avg_pool2d_backward bitwise_and bitwise_or bitwise_right_shift "
     "bitwise_xor __rshift__ clamp clone div eq exp ge gt index_select isfinite le lerp _log_softmax "
-    "_log_softmax_backward_data log lt masked_fill mul ne native_dropout native_dropout_backward neg "
+    "_log_softmax_backward_data log lt masked_fill maximum minimum mul ne native_dropout native_dropout_backward neg "
     "nll_loss_forward pow reciprocal relu repeat rsqrt sqrt sub threshold_backward where".split()
 )
 """One kernel: every input is read, every output written."""
@@ -70,8 +70,8 @@ def cost(
         return Work(name, 1, total_size(outputs))
     if name == "copy":
         return Work(name, 1, total_size(inputs[1:]) + total_size(outputs))
-    if name.startswith("_foreach"):
-        return _foreach(name, args, outputs or tensors(args[0]))
+    if name.startswith(("_foreach", "_fused")):
+        return _foreach(name, args, tensors(args[0]) if func._schema.is_mutable else outputs)
     if name in MAPS:
         return Work(name, 1, total_size((*inputs, *outputs)), elements)
     if name in REDUCTIONS:
@@ -150,7 +150,7 @@ def _index(args: Sequence[Any], out: Any) -> Work:
 def _foreach(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> Work:
     """Lists of tensors, as many at a time as a launch takes. A norm has zeros before and a sum after it."""
     lists = [arg for arg in args if isinstance(arg, (list, tuple)) and tensors(arg)]
-    depth = len(lists) + (not name.endswith("_") and name != "_foreach_norm")
+    depth = len(lists) + (written[0] is not lists[0][0] and name != "_foreach_norm")
     launches = math.ceil(len(lists[0]) / TENSORS_OF_A_LAUNCH[depth - 1])
     read = [tensor for some in lists for tensor in some]
     extra = 2 if name == "_foreach_norm" else 0
