@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Preci
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.checkpoint import write_atomically
-from vpdarts_fast.search.config import PRESETS, Preset
+from vpdarts_fast.search.config import PRESETS, Preset, flag
 
 FILE_WIDTH = 110
 """Columns of the printed tables where there is no terminal."""
@@ -65,6 +66,12 @@ class Command:
     assumptions: tyro.conf.OmitArgPrefixes[Assumptions] = field(default_factory=Assumptions)
     json: Path | None = None
     """Write everything into this file too."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self.assumptions).items():
+            most = 1 if name.endswith("share") else math.inf
+            if not 0 < value <= most:
+                raise UserError(f"{flag(name)} must be above 0 and at most {most}; got {value}")
 
 
 @dataclass(frozen=True)
@@ -167,8 +174,7 @@ def show(content: dict[str, Any], console: Console) -> None:
                 *(_shown(some[how]) for how in ("launched_s", "graph_s")),
             )
         ratios = (
-            values["eager"][how] / values["ours"][how]
-            for how in ("bytes", "flops", "launched_s", "graph_s")
+            values["eager"][how] / values["ours"][how] for how in ("bytes", "flops", "launched_s", "graph_s")
         )
         table.add_row(
             "  eager / ours",

@@ -50,9 +50,7 @@ INPUTS_OF_A_CAT = 128
 """Shape.cu, CAT_ARRAY_BATCH_SIZE."""
 
 
-def cost(
-    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any
-) -> Work | None:
+def cost(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Work | None:
     """The work of a call on device tensors; None if it starts nothing.
 
     Raises:
@@ -71,7 +69,7 @@ def cost(
     if name == "copy":
         return Work(name, 1, total_size(inputs[1:]) + total_size(outputs))
     if name.startswith(("_foreach", "_fused")):
-        return _foreach(name, args, tensors(args[0]) if func._schema.is_mutable else outputs)
+        return _foreach(name, args, outputs)
     if name in MAPS:
         return Work(name, 1, total_size((*inputs, *outputs)), elements)
     if name in REDUCTIONS:
@@ -85,6 +83,11 @@ def cost(
 def is_factory(func: torch._ops.OpOverload) -> bool:
     """Whether the result depends on the shapes and types of its arguments only."""
     return func._schema.name.partition("::")[2] in WRITERS and not func._schema.is_mutable
+
+
+def is_uninitialised(func: torch._ops.OpOverload) -> bool:
+    """Whether the result holds whatever was in memory."""
+    return "empty" in func._schema.name
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -120,7 +123,9 @@ def _batch_norm_backward(args: Sequence[Any], out: Any) -> Work:
     gradient, x, weight, *_, wanted = args
     cudnn = weight is not None and x.dtype == torch.float32 and wanted[2]
     launches = 1 if cudnn or x.is_contiguous() else 2
-    return Work("batch_norm_backward", launches, total_size((gradient, x, gradient, x, out[0])), 8 * x.numel())
+    return Work(
+        "batch_norm_backward", launches, total_size((gradient, x, gradient, x, out[0])), 8 * x.numel()
+    )
 
 
 def _concatenation(args: Sequence[Any], out: Any) -> Work:
@@ -147,15 +152,15 @@ def _index(args: Sequence[Any], out: Any) -> Work:
     return Work("index", 1 + copies, 2 * total_size((out,)) + total_size(indices))
 
 
-def _foreach(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> Work:
+def _foreach(name: str, args: Sequence[Any], outputs: Sequence[Tensor]) -> Work:
     """Lists of tensors, as many at a time as a launch takes. A norm has zeros before and a sum after it."""
     lists = [arg for arg in args if isinstance(arg, (list, tuple)) and tensors(arg)]
-    depth = len(lists) + (written[0] is not lists[0][0] and name != "_foreach_norm")
-    launches = math.ceil(len(lists[0]) / TENSORS_OF_A_LAUNCH[depth - 1])
+    norm = name == "_foreach_norm"
+    depth = len(lists) + (len(outputs) > 0 and not norm)  # in place there are none
+    launches = math.ceil(len(lists[0]) / TENSORS_OF_A_LAUNCH[depth - 1]) + 2 * norm
     read = [tensor for some in lists for tensor in some]
-    extra = 2 if name == "_foreach_norm" else 0
     elements = sum(tensor.numel() for tensor in lists[0])
-    return Work(name, launches + extra, total_size((*read, *written)), elements)
+    return Work(name, launches, total_size((*read, *(outputs or lists[0]))), elements)
 
 
 SPECIAL: dict[str, Callable[[Sequence[Any], Any], Work | None]] = {

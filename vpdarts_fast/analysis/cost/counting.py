@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vpdarts_fast import backends, native
@@ -76,7 +76,7 @@ class Count(TorchDispatchMode):
         if func is _DEVICE_OF:
             return _CPU
         if func is _ITEM:
-            return self.read(args[0])
+            return tree_leaves(self.read(args[0]))[0]
         if func is torch.ops.vpdarts_fast.masked_cell_fits.default:
             return cuda_masked_cell_fits(*args, self.shared_bytes)
         if func.namespace == "vpdarts_triton":
@@ -134,6 +134,7 @@ class Count(TorchDispatchMode):
         given = aten.tensors((args, kwargs))
         fresh = aten.is_factory(func)  # takes no more than shapes
         known = all(fresh or self.value(tensor) is not None for tensor in given)
+        known = known and not aten.is_uninitialised(func)
         if known and results and all(tensor.numel() <= SMALL for tensor in (*given, *results)):
             with _disable_current_modes():
                 values = tree_map(partial(self._beside, fresh), (args, kwargs))
