@@ -68,10 +68,6 @@ class FormSearch(Search):
             self._train_epoch()
             self._end_epoch()
 
-    def _batch(self, *arguments: Any, **named: Any) -> Batch:
-        images, labels = super()._batch(*arguments, **named)
-        return self.form.images(images), labels
-
 
 def verify(folder: Path) -> None:
     """Without dropout, which the forms draw in different ways, every form finds the same losses.

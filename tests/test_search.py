@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
 from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, checkpoint
@@ -189,13 +189,13 @@ def test_fused_and_plain_agree(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int
 ) -> None:
     """A whole search in float64, where rounding stays too small to tip a ReLU or a tie; same dropout."""
-    batch = Search._batch
+    take = ImageSet.take
 
-    def double_batch(*args: Any) -> tuple[Tensor, Tensor]:
-        images, labels = batch(*args)
+    def double_take(*args: Any) -> tuple[Tensor, Tensor]:
+        images, labels = take(*args)
         return images.double(), labels
 
-    monkeypatch.setattr(Search, "_batch", double_batch)
+    monkeypatch.setattr(ImageSet, "take", double_take)
     torch.set_default_dtype(torch.float64)
     try:
         plain, fused = (

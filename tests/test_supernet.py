@@ -242,13 +242,14 @@ def test_skip_dropout() -> None:
 def test_skip_dropout_draws_as_the_reference(dropout: float) -> None:
     x = torch.ones(3, 5, 4, 6)
     for seed in (0, 1, -1, 2**62 + 12345, -(2**63)):
-        assert torch.equal(skip_scale(seed, dropout, x), reference.skip_scale(seed, dropout, x))
+        assert torch.equal(skip_scale(torch.tensor(seed), dropout, x), reference.skip_scale(seed, dropout, x))
 
 
 def test_skip_dropout_draws_independently() -> None:
     """Neighbours in every direction, and the same places under seeds that differ by one."""
     x = torch.ones(64, 16, 16, 16)
-    draws = [(skip_scale(seed, 0.5, x) > 0).double() - 0.5 for seed in (5, 6, 5 + 2**32, 7 + 2**40)]
+    seeds = torch.tensor([5, 6, 5 + 2**32, 7 + 2**40])
+    draws = [(skip_scale(seed, 0.5, x) > 0).double() - 0.5 for seed in seeds]
     pairs = [(draws[0].roll(1, dim), draws[0]) for dim in range(4)] + list(combinations(draws, 2))
     for a, b in pairs:
         assert abs(float((a * b).mean())) < 0.25 * 5 / 512, "five standard deviations"

@@ -14,12 +14,17 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import serving
+from vpdarts_fast.backends import preferred, serving
 from vpdarts_fast.nn import ResidualBlock, SearchCell
+from vpdarts_fast.precision import autocast
+from vpdarts_fast.sharing import some_tables
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
+
+GPU_BUDGET = 4 << 30
+"""Bytes: a GPU has no cache to stay in, and few large launches keep it busier than many small ones."""
 
 
 def variant_logits(
@@ -30,7 +35,7 @@ def variant_logits(
     Args:
         supernet: in eval mode.
         images: [N, 3, H, W].
-        alpha: [V, E, O], similar variants next to each other.
+        alpha: [V, E, O], similar variants next to each other; from `sharing.tables_on`, or it is read back.
         batch_statistics: batch norms use the statistics of `images`, per variant; else the stored ones.
         memory_budget: bytes for the activations of a piece; None is the default.
 
@@ -38,10 +43,12 @@ def variant_logits(
         Which variants, which images, and their logits [variants, images, classes].
     """
     op = "mixed_cell" if batch_statistics else "masked_cell"
-    budget = memory_budget or DEFAULT_BUDGET[op]
+    budget = memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op])
     count, _, height, width = images.shape
-    node_bytes = supernet.channels * height * width * images.element_size()
-    per_image = serving(op, [images]).node_values[op] * node_bytes
+    like_nodes = autocast(images[:0])
+    node_bytes = supernet.channels * height * width * like_nodes[0].element_size()
+    backend = serving(op, like_nodes, preferred(op, supernet.backend))
+    per_image = backend.node_values[op] * node_bytes
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
     if batch_statistics:
         variants_together, images_together = max(1, budget // (per_image * max(count, 1))), count
@@ -53,7 +60,7 @@ def variant_logits(
         stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
         for v in range(0, len(alpha), variants_together):
             variants = slice(v, min(len(alpha), v + variants_together))
-            yield variants, some, evaluate(supernet, stem, alpha[variants])
+            yield variants, some, evaluate(supernet, stem, some_tables(alpha, variants))
 
 
 def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
@@ -69,14 +76,16 @@ def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 
 
 def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
-    norms = [(conv_1x1.norm, conv_3x3.norm) for conv_1x1, conv_3x3 in cell.convolutions()]
+    norms = [conv.norm for pair in cell.convolutions() for conv in pair]
+    shape = (len(norms) // 2, 2, x.shape[2])  # [E, 2, C]
     return ops.masked_cell(
         x,
         *cell.convolution_weights(),
-        torch.stack([torch.stack([_buffer(norm.running_mean) for norm in pair]) for pair in norms]),
-        torch.stack([torch.stack([_buffer(norm.running_var) for norm in pair]) for pair in norms]),
+        torch.stack([_buffer(norm.running_mean) for norm in norms]).view(shape),
+        torch.stack([_buffer(norm.running_var) for norm in norms]).view(shape),
         alpha,
         cell.eps,
+        backend=preferred("masked_cell", cell.backend),
     )
 
 
@@ -85,7 +94,8 @@ def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     norms = block.norms
     scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
     shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
-    return ops.residual_block(x, *block.convolution_weights(), scale, shift)
+    backend = preferred("residual_block", block.backend)
+    return ops.residual_block(x, *block.convolution_weights(), scale, shift, backend=backend)
 
 
 def _buffer(statistics: Tensor | None) -> Tensor:
@@ -106,4 +116,5 @@ def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 
 def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
     """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
-    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps)[0]
+    backend = preferred("mixed_cell", cell.backend)
+    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps, backend=backend)[0]

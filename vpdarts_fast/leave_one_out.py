@@ -18,6 +18,8 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.fused_evaluation import variant_logits
+from vpdarts_fast.graphs import Captured, recorder_for
+from vpdarts_fast.sharing import tables_on
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha
 
 Batch = tuple[Tensor, Tensor]
@@ -106,42 +108,47 @@ def leave_one_out(
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
     if memory_budget is not None and memory_budget <= 0:
         raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
+    weight = supernet.classifier.weight
+    alpha = alpha.detach().to("cpu", weight.dtype)  # from here to the end nothing waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    alpha = alpha.detach().to(supernet.classifier.weight.dtype)
     removed = removals(alpha)
     if fused:
         tables, number = distinct_variants(alpha, removed)
     else:
         tables = torch.cat([alpha[None], removed])
         number = torch.arange(1, len(tables))
+    tables = tables_on(weight.device, tables)
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
     calibration = _calibration_batches(stream) if batch_norm == "recalibrated" else []
-    device = supernet.classifier.weight.device  # nothing is read back before the end
-    correct = torch.zeros(len(tables), dtype=torch.int64, device=device)
-    loss = torch.zeros(len(tables), dtype=torch.float64, device=device)
+    counts = Counts(len(tables), supernet.num_classes, weight.device)
     images = 0
-    with evaluation_mode(supernet, batch_norm, calibration, alpha):
+
+    def evaluate(inputs: Tensor, labels: Tensor) -> None:
+        if fused:
+            parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
+        else:
+            parts = (
+                (slice(v, v + 1), slice(None), supernet(inputs, table)[None])
+                for v, table in enumerate(tables)
+            )
+        for variants, some, logits in parts:
+            counts.add(variants, logits, labels[some])
+
+    captured = Captured(evaluate, recorder_for(weight.device))
+    with evaluation_mode(supernet, batch_norm, calibration, tables[0]):
         for inputs, labels in chain(calibration, stream):
             if batch_norm == "batch":
                 _check_has_statistics(inputs)
-            if fused:
-                parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
-            else:
-                parts = (
-                    (slice(v, v + 1), slice(None), supernet(inputs, table)[None])
-                    for v, table in enumerate(tables)
-                )
-            for variants, some, logits in parts:
-                _count(logits, labels[some], correct[variants], loss[variants])
+            captured(inputs, labels)
             images += len(labels)
             if on_batch is not None:
                 on_batch(images)
     if images == 0:
         raise UserError("leave_one_out: no images; `batches` was empty")
-    accuracy = correct.cpu().double() * (100 / images)
-    loss = loss.cpu() / images
+    correct, losses = counts.read()
+    accuracy, loss = correct.double() * (100 / images), losses / images
     return LeaveOneOut(
         accuracy[number].view(alpha.shape),
         loss[number].view(alpha.shape),
@@ -151,12 +158,38 @@ def leave_one_out(
     )
 
 
-def _count(logits: Tensor, labels: Tensor, correct: Tensor, loss: Tensor) -> None:
-    """Adds the right predictions and the losses of logits [V, N, classes] to correct [V] and loss [V]."""
-    variants, count = logits.shape[:2]
-    correct += (logits.argmax(2) == labels).sum(1)
-    losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(variants), reduction="none")
-    loss += losses.view(variants, count).sum(1)
+class Counts:
+    """Right predictions and losses of V variants, added up where they are computed."""
+
+    def __init__(self, variants: int, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._correct = torch.zeros(variants, dtype=torch.int64, device=device)
+        self._loss = torch.zeros(variants, dtype=torch.float64, device=device)
+        self._least, self._greatest = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add(self, variants: slice, logits: Tensor, labels: Tensor) -> None:
+        """Logits [variants, N, classes] and labels [N] of N images more."""
+        self._least.copy_(torch.minimum(self._least, labels.min()))
+        self._greatest.copy_(torch.maximum(self._greatest, labels.max()))
+        labels = labels.clamp(0, self._classes - 1)  # `read` complains; a GPU would stop for good
+        some, count = logits.shape[:2]
+        self._correct[variants].add_((logits.argmax(2) == labels).sum(1))
+        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(some), reduction="none")
+        self._loss[variants].add_(losses.view(some, count).sum(1))
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Right predictions [V] int64 and sums of losses [V] float64, on the CPU.
+
+        Raises:
+            UserError: a label was out of range.
+        """
+        least, greatest = int(self._least), int(self._greatest)
+        if least < 0 or greatest >= self._classes:
+            raise UserError(
+                f"labels must be in 0..{self._classes - 1}; got {least}..{greatest}: "
+                "the supernet has fewer classes than the data, or the labels are wrong"
+            )
+        return self._correct.cpu(), self._loss.cpu()
 
 
 def _checked(batch: Batch, supernet: Supernet) -> Batch:
@@ -168,12 +201,6 @@ def _checked(batch: Batch, supernet: Supernet) -> Batch:
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise UserError(
             f"labels must be int64 [N] = [{len(images)}]; got {list(labels.shape)} of {labels.dtype}"
-        )
-    classes = supernet.num_classes
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < classes:
-        raise UserError(
-            f"labels must be in 0..{classes - 1}; got {int(labels.min())}..{int(labels.max())}: "
-            "the supernet has fewer classes than the data, or the labels are wrong"
         )
     return batch
 
@@ -223,11 +250,12 @@ def evaluation_mode(
                 norm.running_mean = weight.new_zeros(norm.num_features)
                 norm.running_var = weight.new_ones(norm.num_features)
                 norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
-                norm.momentum = None  # cumulative average
                 norm.track_running_stats = True
                 norm.train()
-            for images, _ in calibration:
+            for count, (images, _) in enumerate(calibration, start=1):
                 _check_has_statistics(images)
+                for norm in norms:
+                    norm.momentum = 1 / count  # cumulative average, without a look at the count on the device
                 supernet(images, alpha)
             for norm in norms:
                 norm.eval()

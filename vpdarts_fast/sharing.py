@@ -7,11 +7,13 @@ node 2 and 25 of node 3, instead of 25 of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils.weak import WeakTensorKeyDictionary
 
 Row = tuple[float, ...]
 """Alphas of one edge."""
@@ -55,10 +57,38 @@ def pick(values: Tensor, numbers: Sequence[int]) -> Tensor:
     """values[numbers], kept channels last: [U, N, C, H, W] -> [len(numbers), N, C, H, W]."""
     if list(numbers) == list(range(len(values))):
         return values
-    index = torch.tensor(numbers, device=values.device)
-    return values.movedim(2, 4).index_select(0, index).movedim(4, 2)
+    return values.movedim(2, 4).index_select(0, index(tuple(numbers), values.device)).movedim(4, 2)
+
+
+@lru_cache(maxsize=4096)  # a leave-one-out evaluation has some dozens, which its CUDA graphs need to its end
+def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """The numbers [U] int64 on the device; copied there once, since a copy waits and cannot be captured."""
+    with torch.inference_mode(False):  # also of use where gradients are computed
+        return torch.tensor(numbers, device=device)
+
+
+_KNOWN: MutableMapping[Tensor, tuple[int, list[list[Row]]]] = WeakTensorKeyDictionary()
+"""Alpha on a device -> its version and its rows."""
+
+
+def tables_on(device: torch.device, tables: Tensor) -> Tensor:
+    """Alpha tables [V, E, O] from the CPU on a device, where `alpha_rows` knows them without a read-back."""
+    return _remember(tables.to(device, copy=True), alpha_rows(tables))
+
+
+def some_tables(alpha: Tensor, variants: slice) -> Tensor:
+    """alpha[variants], as well known as alpha [V, E, O]."""
+    return _remember(alpha[variants], alpha_rows(alpha)[variants])
+
+
+def _remember(alpha: Tensor, rows: list[list[Row]]) -> Tensor:
+    if not alpha.is_inference():  # or its changes are not counted
+        _KNOWN[alpha] = alpha._version, rows
+    return alpha
 
 
 def alpha_rows(alpha: Tensor) -> list[list[Row]]:
-    """Alpha [V, E, O] as hashable rows."""
+    """Alpha [V, E, O] as hashable rows; waits for the device unless they are known and not changed since."""
+    if (known := _KNOWN.get(alpha)) is not None and known[0] == alpha._version:
+        return known[1]
     return [[tuple(row) for row in table] for table in alpha.tolist()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
@@ -70,30 +71,81 @@ class ImageSet:
             UserError: ``indices`` is not int64 [B].
             IndexError: an index is out of range.
         """
+        return self.take(self.draw(indices, generator).to(self.labels.device))
+
+    def draw(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """What `take` is to do; arguments and errors as `batch`.
+
+        Returns:
+            int64 [1, B], the indices; with a generator [4, B]: the crops' first rows and columns within the
+            padded image too, and 1 where the crop is flipped.
+        """
         if indices.dtype != torch.int64 or indices.ndim != 1:
             raise UserError(f"indices must be int64 [B]; got {describe(indices)}")
         if ((indices < 0) | (indices >= len(self))).any():
             raise IndexError(
                 f"indices must be in 0..{len(self) - 1}; got {int(indices.min())}..{int(indices.max())}"
             )
+        if generator is None:
+            return indices[None]
+        count = len(indices)
+        places = torch.randint(2 * self.augmentation.padding + 1, (2, count), generator=generator)
+        mirrored = torch.zeros_like(indices)
+        if self.augmentation.flip:
+            mirrored = torch.randint(2, (count,), generator=generator)
+        return torch.cat([indices[None], places, mirrored[None]])
+
+    def take(self, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch that `draw` describes, as `batch` returns it; on the device that the set is on."""
+        indices, *augmentation = draw
         pixels = self.images.numpy()[indices.numpy()]
-        if generator is not None:
-            pixels = self._augment(pixels, generator)
+        if augmentation:
+            tops, lefts, mirrored = (row.numpy() for row in augmentation)
+            pixels = crop(pixels, tops, lefts, self.augmentation.padding)
+            flipped = mirrored.astype(bool)
+            pixels[flipped] = pixels[flipped, :, ::-1]
         normalised = pixels.reshape(len(pixels), self._mean.size).astype(np.float32)
         normalised -= self._mean
         normalised /= self._std
         images = torch.from_numpy(normalised.reshape(pixels.shape)).permute(0, 3, 1, 2)
         return images, self.labels[indices]
 
-    def _augment(self, images: Images, generator: torch.Generator) -> Images:
-        count = len(images)
-        padding = self.augmentation.padding
-        tops, lefts = torch.randint(2 * padding + 1, (2, count), generator=generator).numpy()
-        images = crop(images, tops, lefts, padding)
-        if self.augmentation.flip:
-            mirrored = torch.randint(2, (count,), generator=generator).bool().numpy()
-            images[mirrored] = images[mirrored, :, ::-1]
-        return images
+    def to(self, device: torch.device) -> ImageSet:
+        """The set with its images on a device, where `take` makes batches of the same bits."""
+        return self if device.type == "cpu" else DeviceImageSet(self, device)
+
+
+class DeviceImageSet(ImageSet):
+    """An `ImageSet` whose `take` works on a device, without a copy from the host and without waiting.
+
+    `draw` stays on the CPU, so that a generator gives the same batches everywhere.
+    """
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        vars(self).update(vars(images))
+        padding, (height, width) = images.augmentation.padding, images.images.shape[1:3]
+        border = (0, 0, *2 * (padding, padding))
+        self._padded = F.pad(
+            images.images.to(device), border
+        )  # [N, H+2p, W+2p, 3]: a crop needs no case for it
+        self.labels = images.labels.to(device)
+        self._mean_of_channel, self._std_of_channel = (
+            torch.from_numpy(of_pixels[:3]).to(device) for of_pixels in (images._mean, images._std)
+        )
+        self._y, self._x = (torch.arange(size, device=device) for size in (height, width))
+        self._across = width - 1 - 2 * self._x  # from a column to its mirror image
+
+    def take(self, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch that `draw` [1 or 4, B], on the device, describes."""
+        indices, *augmentation = draw
+        if augmentation:
+            tops, lefts, mirrored = (row[:, None] for row in augmentation)
+            rows, columns = tops + self._y, lefts + self._x + mirrored * self._across  # [B, H], [B, W]
+        else:
+            rows, columns = (i[None] + self.augmentation.padding for i in (self._y, self._x))
+        pixels = self._padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
+        normalised = (pixels.float() - self._mean_of_channel) / self._std_of_channel
+        return normalised.permute(0, 3, 1, 2), self.labels[indices]
 
 
 def crop(images: Images, tops: Indices, lefts: Indices, padding: int) -> Images:

@@ -14,12 +14,14 @@ from torch import Tensor
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, ImageSet, epoch_order, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import Batch, LeaveOneOut, leave_one_out
+from vpdarts_fast.graphs import Captured, recorder_for
+from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.precision import computing_in
 from vpdarts_fast.search import checkpoint
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
-from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers
+from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers, step_sums
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.genotype import Genotype
@@ -67,9 +69,13 @@ class Search:
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop = table, stop
         self.device = choose_device(config.device)
-        self.training, self.validation = split_halves(limited(data, config), config.seed)
+        halves = split_halves(limited(data, config), config.seed)
+        self.training, self.validation = (half.to(self.device) for half in halves)
         self.criterion, self.pruning = make_criterion(config), make_pruning(config)
         self.state = SearchState(config, data.num_classes, self.device)
+        recorder = recorder_for(self.device)
+        self._weights_step = Captured(self._train_weights, recorder)
+        self._alpha_step = Captured(self._train_alpha, recorder)
 
     def resume(self) -> None:
         """Continues from the run's checkpoint; `UserError` unless a search with these settings wrote it."""
@@ -91,17 +97,18 @@ class Search:
 
         Raises:
             Interrupted: `stop` said so.
-            UserError: a loss is not finite, or a file cannot be written.
+            UserError: a loss is not finite, a file cannot be written, or the device lacks the precision.
         """
-        try:
-            while self.state.epoch < self.config.epochs:
-                self._begin_epoch()
-                self._train_epoch()
-                self._end_epoch()
-            return self._select()
-        except Interrupted:
-            self._save()  # not before: an evaluation changes the batch norms while it lasts
-            raise
+        with computing_in(self.config.precision, self.device):
+            try:
+                while self.state.epoch < self.config.epochs:
+                    self._begin_epoch()
+                    self._train_epoch()
+                    self._end_epoch()
+                return self._select()
+            except Interrupted:
+                self._save()  # not before: an evaluation changes the batch norms while it lasts
+                raise
 
     def _begin_epoch(self) -> None:
         """Evaluates the ops and prunes, at the beginning of every pruning epoch."""
@@ -117,27 +124,35 @@ class Search:
     def _train_epoch(self) -> None:
         """Alternates a weight step on a training batch with an alpha step on a validation batch."""
         state, config, pruning = self.state, self.config, self.state.epoch >= self.config.warmup_epochs
-        training = self._order(self.training, "training order")
-        validation = self._order(self.validation, "validation order")
+        training = self._draws(self.training, "training")
+        validation = self._draws(self.validation, "validation") if pruning else []
+        state.publish_learning_rate()
         self.observer.phase("pruning" if pruning else "warm-up", len(training), state.step)
         while state.step < len(training):
             self._stop_if_asked()
             started = time.perf_counter()
             torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
-            batch = self._batch(self.training, training[state.step], "training")
-            loss, correct = weights_step(
-                state.supernet, state.alpha, batch, state.weights_optimizer, config.gradient_clip
-            )
-            state.record.weights.add(loss, correct, len(batch[1]))
+            draw = training[state.step]
+            state.record.weights.add(self._weights_step(draw), draw.shape[1])
             if pruning:
-                batch = self._batch(self.validation, validation[state.step], "validation")
-                loss, correct = alpha_step(
-                    state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer
-                )
-                state.record.alpha.add(loss, correct, len(batch[1]))
+                draw = validation[state.step]
+                state.record.alpha.add(self._alpha_step(draw), draw.shape[1])
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
             self.observer.advance(state.step, state.epoch + state.step / len(training))
+
+    def _train_weights(self, draw: Tensor) -> Tensor:
+        """A weight step on what is drawn from the training images; its `step_sums`."""
+        state, batch = self.state, self.training.take(draw)
+        clip = self.config.gradient_clip
+        step = weights_step(state.supernet, state.alpha, batch, state.weights_optimizer, clip)
+        return step_sums(*step, len(batch[1]))
+
+    def _train_alpha(self, draw: Tensor) -> Tensor:
+        """An alpha step on what is drawn from the validation images; its `step_sums`."""
+        state, batch = self.state, self.validation.take(draw)
+        step = alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
+        return step_sums(*step, len(batch[1]))
 
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
@@ -196,7 +211,7 @@ class Search:
         started = time.perf_counter()
         generator = stream(config.seed, "evaluation images", state.epoch)
         count = max(1, round(len(self.validation) * config.validation_proportion))
-        drawn = torch.randperm(len(self.validation), generator=generator)[:count]
+        drawn = self.validation.draw(torch.randperm(len(self.validation), generator=generator)[:count])
         parts = math.ceil(count / config.evaluation_batch_size)
         self.observer.phase("leave-one-out", count)
 
@@ -206,7 +221,7 @@ class Search:
 
         evaluation = leave_one_out(
             state.supernet,
-            (self._batch(self.validation, indices) for indices in drawn.tensor_split(parts)),
+            map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
             state.alpha,
             batch_norm=config.batch_norm,
             fused=config.fused,
@@ -218,16 +233,15 @@ class Search:
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
 
-    def _order(self, images: ImageSet, purpose: str) -> list[Tensor]:
-        generator = stream(self.config.seed, purpose, self.state.epoch)
-        return epoch_order(len(images), self.config.batch_size, generator, drop_last=False)
-
-    def _batch(self, images: ImageSet, indices: Tensor, augment: str = "") -> Batch:
-        """A batch on the device; augmented, by this stream, if one is named."""
-        position = (self.state.epoch, self.state.step)
-        generator = stream(self.config.seed, augment + " augmentation", *position) if augment else None
-        inputs, labels = images.batch(indices, generator)
-        return inputs.to(self.device), labels.to(self.device)
+    def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
+        """What each step of the epoch takes of the images, on the device; copied there all at once."""
+        seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
+        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last=False)
+        draws = [
+            images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
+            for step, indices in enumerate(order)
+        ]
+        return list(torch.split(torch.cat(draws, dim=1).to(self.device), size, dim=1))
 
     def _metrics(self) -> dict[str, Any]:
         state, record = self.state, self.state.record

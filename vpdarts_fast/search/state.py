@@ -11,6 +11,7 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.streams import seed_for
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -22,10 +23,9 @@ class Mean:
         self._sums = torch.tensor([loss, correct], dtype=torch.float64)
         self._images = images
 
-    def add(self, loss: Tensor, correct: Tensor, images: int) -> None:
-        """The mean loss [] of so many images, and of how many the prediction was right []."""
-        step = torch.stack([loss.double() * images, correct.double()])
-        self._sums = self._sums.to(step.device) + step
+    def add(self, sums: Tensor, images: int) -> None:
+        """What `step_sums` gives of so many images."""
+        self._sums = self._sums.to(sums.device).add_(sums)
         self._images += images
 
     def summary(self) -> tuple[float | None, float | None]:
@@ -39,6 +39,14 @@ class Mean:
         """The arguments of a new one that goes on from here."""
         loss, correct = self._sums.tolist()
         return {"loss": loss, "correct": int(correct), "images": self._images}
+
+
+def step_sums(loss: Tensor, correct: Tensor, images: int) -> Tensor:
+    """[2] float64 of a step: the loss summed over its images, and how many were right.
+
+    loss [] is their mean, correct [].
+    """
+    return torch.stack([loss.double() * images, correct.double()])
 
 
 @dataclass
@@ -81,23 +89,14 @@ class SearchState:
                 num_classes,
                 skip_dropout=config.skip_dropout,
                 fused=config.fused,
+                backend=config.backend,
             )
         self.supernet = supernet.to(device).train()
         self.alpha = torch.full_like(self.supernet.new_alpha(), config.alpha_start).requires_grad_()
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
-        self.weights_optimizer = torch.optim.SGD(
-            self.supernet.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
-        self.alpha_optimizer = torch.optim.Adam(
-            [self.alpha],
-            lr=config.alpha_learning_rate,
-            betas=config.alpha_betas,
-            weight_decay=config.alpha_weight_decay,
-        )
+        captured = device.type == "cuda"
+        self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
+        self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.weights_optimizer, T_max=config.epochs, eta_min=config.learning_rate_end
         )
@@ -105,6 +104,11 @@ class SearchState:
         self.step = 0
         self.record = EpochRecord()
         self.seconds: dict[str, float] = {}
+
+    def publish_learning_rate(self) -> None:
+        """Makes steps take what the schedule says, also those already captured."""
+        if isinstance(self.weights_optimizer, CapturableSGD):
+            self.weights_optimizer.publish()
 
     _PARTS = ("supernet", "weights_optimizer", "alpha_optimizer", "schedule")
 
@@ -133,7 +137,8 @@ class SearchState:
         """The inverse of `state_dict`; `UserError` naming `source` where it does not fit."""
         try:
             for part in self._PARTS:
-                getattr(self, part).load_state_dict(content[part])
+                own, saved = getattr(self, part), content[part]
+                own.load_state_dict(adapted(saved, own) if isinstance(own, torch.optim.Optimizer) else saved)
             for name in ("alpha", "alive"):
                 own, saved = getattr(self, name), content[name]
                 if saved.shape != own.shape or saved.dtype != own.dtype:

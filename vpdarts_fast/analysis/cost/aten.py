@@ -40,8 +40,9 @@ WRITERS = _names(
 MAPS = _names(
     "abs add addcdiv addcmul avg_pool2d avg_pool2d_backward bitwise_and bitwise_or bitwise_right_shift "
     "bitwise_xor clamp clone div eq exp ge gt index_select isfinite le lerp log _log_softmax "
-    "_log_softmax_backward_data lt masked_fill mul native_dropout native_dropout_backward ne neg "
-    "nll_loss_forward pow reciprocal relu repeat __rshift__ rsqrt sqrt sub threshold_backward where"
+    "_log_softmax_backward_data lt masked_fill maximum minimum mul native_dropout "
+    "native_dropout_backward ne neg nll_loss_forward pow reciprocal relu repeat __rshift__ rsqrt sqrt sub "
+    "threshold_backward where"
 )
 """One kernel: every input is read, every output written."""
 
@@ -73,7 +74,7 @@ def cost(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any
         return Work(name, 1, total_size(outputs))
     if name == "copy":
         return Work(name, 1, total_size(inputs[1:]) + total_size(outputs))
-    if name.startswith("_foreach"):
+    if name.startswith(("_foreach", "_fused")):
         return _foreach(name, args, outputs)
     if name in MAPS:
         return Work(name, 1, total_size((*inputs, *outputs)), elements)

@@ -82,7 +82,8 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "vpdarts_triton":
             with self:
                 return _triton_host_code(func)(*args, **kwargs)
-        out = func(*args, **kwargs)
+        fused_optimizer = func._schema.name.startswith("aten::_fused_")  # in place; has no stand-in
+        out = None if fused_optimizer else func(*args, **kwargs)
         if any(tensor.device.type == "cuda" for tensor in aten.tensors((args, kwargs, out))):
             self._count(func, args, kwargs, out)
         self._follow(func, args, kwargs, out)

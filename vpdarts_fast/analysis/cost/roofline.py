@@ -57,8 +57,8 @@ class Assumptions:
     """The shortest time a kernel takes, in microseconds."""
     launch_us: float = 5.0
     """What the host takes for each launch, in microseconds, while the device computes."""
-    graph_us: float = 1.0
-    """Between two kernels of a CUDA graph, in microseconds."""
+    gap_us: float = 1.0
+    """Between two kernels that are there to be run, in microseconds."""
 
 
 @dataclass(frozen=True)
@@ -88,10 +88,10 @@ class Roofline:
         """Seconds that the device computes."""
         return sum(times * self.seconds(work) for work, times in tally.work.items())
 
+    def in_a_graph(self, tally: Tally) -> float:
+        """Seconds where the kernels follow each other as closely as they can, as in a CUDA graph."""
+        return self.busy(tally) + tally.launches * self.assumptions.gap_us * 1e-6
+
     def launched(self, tally: Tally) -> float:
         """Seconds where the host launches one by one, while the device computes: the longer of both."""
-        return max(self.busy(tally), tally.launches * self.assumptions.launch_us * 1e-6)
-
-    def in_a_graph(self, tally: Tally) -> float:
-        """Seconds where a CUDA graph starts the kernels one after the other."""
-        return self.busy(tally) + tally.launches * self.assumptions.graph_us * 1e-6
+        return max(self.in_a_graph(tally), tally.launches * self.assumptions.launch_us * 1e-6)

@@ -1,0 +1,360 @@
+"""Steps and leave-one-out chunks as CUDA graphs, proven without a GPU (tests/capture.py says how)."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from capture import NotCapturable, Tape, Watch, Watched
+from leave_one_out_cases import every_mode
+from test_search import outcome, run
+from torch import Tensor
+
+from vpdarts_fast import backends, graphs, nn
+from vpdarts_fast.backends import BACKENDS, Backend
+from vpdarts_fast.data import ImageData, ImageSet, load
+from vpdarts_fast.data.batches import DeviceImageSet
+from vpdarts_fast.graphs import Captured
+from vpdarts_fast.leave_one_out import BatchNorm, Counts, leave_one_out
+from vpdarts_fast.search import Search, SearchConfig, step
+from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
+from vpdarts_fast.search.state import SearchState
+from vpdarts_fast.sharing import alpha_rows, some_tables, tables_on
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    pytest.mark.filterwarnings("error:continuing without CUDA graphs"),
+]
+
+CONFIG = SearchConfig(
+    preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=2,
+    pruning_epochs=3, batch_size=12, evaluation_batch_size=4, device="cpu",
+)  # fmt: skip
+"""Batches of 12, 12 and 8 images, evaluations of four batches: of every shape more than are run as they are."""
+
+META = torch.device("meta")
+evaluation = importlib.import_module("vpdarts_fast.leave_one_out")  # the package has a function of this name
+state_module = importlib.import_module("vpdarts_fast.search.state")
+driver = importlib.import_module("vpdarts_fast.search.driver")
+
+
+@pytest.fixture(scope="module")
+def digits() -> ImageData:
+    return load("digits")
+
+
+def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in (evaluation, state_module, driver):
+        monkeypatch.setattr(module, "recorder_for", lambda device: recorder)
+
+
+# --- the class itself --------------------------------------------------------------------------
+
+
+def test_a_function_is_recorded_once_a_shape() -> None:
+    total, tape, calls = torch.zeros(1), Tape(), []
+
+    def add(x: Tensor, y: Tensor) -> Tensor:
+        calls.append(len(x))
+        total.add_((x * y).sum())
+        return x + total
+
+    captured, expected = Captured(add, tape), 0.0
+    for n in (3, 2, 3, 3, 2, 3, 2, 2, 3):
+        x, y = torch.randn(n), torch.randn(n)
+        expected += float((x * y).sum())
+        assert torch.equal(captured(x, y), x + total)
+        assert float(total) == pytest.approx(expected, abs=1e-5)
+    assert calls == [3, 2, 3, 3, 2, 2], "twice as it is, then recorded"
+    assert (tape.recorded, tape.replayed) == (2, 5)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
+    class Failing(Tape):
+        def record(self, function: Callable[[], Any]) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    captured = Captured(lambda x: x + 1, Failing())
+    for _ in range(graphs.WARM_UP):
+        captured(torch.zeros(1))
+    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
+        assert captured(torch.zeros(1)) == 1
+    assert captured.refusal == "operation not permitted when stream is capturing"
+    assert captured(torch.ones(2)).tolist() == [2, 2]
+
+
+def test_on_the_cpu_nothing_is_recorded() -> None:
+    assert graphs.recorder_for(torch.device("cpu")) is None
+    seen = []
+    captured = Captured(seen.append, None)
+    for _ in range(5):
+        captured(torch.zeros(1))
+    assert len(seen) == 5
+
+
+@pytest.mark.parametrize(
+    "waits",
+    [
+        lambda x: x.sum().item(),
+        lambda x: int(x[0]),
+        lambda x: x.tolist(),
+        lambda x: x if x[0] > 0 else -x,
+        lambda x: x.nonzero(),
+        lambda x: x[x > 0],
+        lambda x: x.cpu(),
+        lambda x: x + torch.tensor([1, 2, 3], device=x.device),
+        lambda x: x * torch.tensor(2, device=x.device),
+        lambda x: torch.equal(x, x),
+        lambda x: x.copy_(torch.ones(3)),
+        lambda x: x.new_tensor([1]),
+    ],
+)
+def test_what_waits_is_found(waits: Callable[[Tensor], Any]) -> None:
+    """Test the test."""
+    with pytest.raises((NotCapturable, RuntimeError)), Watch():
+        waits(torch.ones(3, dtype=torch.int64, device=META))
+
+
+# --- nothing waits: real steps and chunks on tensors that have no values ------------------------------
+
+
+def serve_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Backend `name`, and PyTorch's for what it has not, serve the device `meta` as they would a GPU."""
+    if name == "triton":
+        pytest.importorskip("triton")
+        ops = {op: getattr(importlib.import_module(f"vpdarts_fast.triton.{op}"), op) for op in TRITON_OPS}
+        masked_cell = importlib.import_module("vpdarts_fast.triton.masked_cell")
+        for kernel in ("fold_weights", "cell_node"):
+            monkeypatch.setattr(masked_cell, kernel, NoKernel())
+    elif name == "cuda":
+        if not backends.native.available():
+            pytest.skip(str(backends.native.why_not()))
+        from vpdarts_fast.cpu.mixed_sum import mixed_sum
+        from vpdarts_fast.cuda.masked_cell import masked_cell as native_cell
+
+        ops = {"masked_cell": native_cell, "mixed_sum": mixed_sum}
+    else:
+        ops = {}
+    values = {"masked_cell": 5, "mixed_cell": 17}
+    first = Backend(name, ops, frozenset({"meta"}), frozenset({torch.float32}), values)
+    rest = tuple(b for b in BACKENDS if b.name == "pytorch")
+    monkeypatch.setattr(backends, "BACKENDS", (first, *rest))
+
+
+TRITON_OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell")
+
+
+class NoKernel:
+    """A kernel that does nothing: what a launch computes does not matter where there are no values."""
+
+    def __getitem__(self, grid: Any) -> Callable[..., None]:
+        return lambda *args, **sizes: None
+
+
+every_backend = pytest.mark.parametrize("backend", ["triton", "cuda", "pytorch"])
+
+
+@pytest.fixture
+def fused_sgd_without_values(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """PyTorch's fused optimisers on `meta`: SGD's kernel has no form for it, and both refuse the device."""
+    for module in ("torch.optim.sgd", "torch.optim.adam"):
+        monkeypatch.setattr(sys.modules[module], "_device_dtype_check_for_fused", lambda parameter: None)
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_fused_sgd_.tensor_lr", lambda *args, **settings: None, "Meta")
+        yield
+
+
+def search_on_meta(
+    digits: ImageData, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[Search, Watched]:
+    """A search whose supernet, alpha, images and optimisers have no values."""
+    watched = Watched()
+    record_with(watched, monkeypatch)
+    monkeypatch.setattr(driver, "choose_device", lambda name: META)
+    from vpdarts_fast.search import RunFolder
+
+    return Search(dataclasses.replace(CONFIG, **settings), digits, RunFolder(folder), None), watched  # type: ignore[arg-type]
+
+
+def take_steps(search: Search) -> None:
+    """Of both phases, until both are recorded."""
+    for draw in [search._draws(search.training, "training")[0]] * (graphs.WARM_UP + 2):
+        search._weights_step(draw)
+        search._alpha_step(draw)
+
+
+@every_backend
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_steps_wait_for_nothing(
+    backend: str,
+    fused: bool,
+    digits: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fused_sgd_without_values: None,
+) -> None:
+    serve_meta(backend, monkeypatch)
+    search, watched = search_on_meta(digits, tmp_path, monkeypatch, fused=fused)
+    take_steps(search)
+    assert watched.recorded == 2
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda logits: logits.sum().item(),
+        lambda logits: torch.arange(3).to(logits.device),
+        lambda logits: logits[logits > 0],
+    ],
+    ids=["item", "copy from the host", "mask"],
+)
+def test_a_step_that_waits_is_found(
+    fault: Callable[[Tensor], Any],
+    digits: ImageData,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fused_sgd_without_values: None,
+) -> None:
+    """Test the test."""
+
+    def faulty(logits: Tensor, labels: Tensor) -> Tensor:
+        fault(logits)
+        return F.cross_entropy(logits, labels)
+
+    search, _ = search_on_meta(digits, tmp_path, monkeypatch)
+    monkeypatch.setattr(step.F, "cross_entropy", faulty)
+    with pytest.raises((NotCapturable, RuntimeError, NotImplementedError)):
+        take_steps(search)
+
+
+def evaluate_on_meta(mode: BatchNorm, monkeypatch: pytest.MonkeyPatch, fused: bool = True) -> Watched:
+    watched = Watched()
+    monkeypatch.setattr(evaluation, "recorder_for", lambda device: watched)
+    monkeypatch.setattr(Counts, "read", lambda self: (torch.zeros(len(self._correct)),) * 2)
+    supernet = Supernet(channels=2, cells_per_stage=1, num_classes=4, fused=True).to(META)
+    alpha = torch.full((6, 5), 0.2)
+    alpha[2, 3] = 0
+    batch = torch.empty(5, 3, 6, 6, device=META), torch.empty(5, dtype=torch.int64, device=META)
+    node = 2 * 6 * 6 * 4
+    leave_one_out(
+        supernet, [batch] * 4, alpha, batch_norm=mode, fused=fused, memory_budget=node * 17 * 5 * 10
+    )
+    return watched
+
+
+@every_backend
+@every_mode
+def test_leave_one_out_waits_for_nothing(
+    backend: str, mode: BatchNorm, monkeypatch: pytest.MonkeyPatch, calibrate_on_few: None
+) -> None:
+    serve_meta(backend, monkeypatch)
+    assert evaluate_on_meta(mode, monkeypatch).recorded == 1
+
+
+def test_the_loop_of_leave_one_out_waits_for_nothing(
+    monkeypatch: pytest.MonkeyPatch, calibrate_on_few: None
+) -> None:
+    assert evaluate_on_meta("recalibrated", monkeypatch, fused=False).recorded == 1
+
+
+@every_mode
+def test_tables_that_are_not_known_are_found(
+    mode: BatchNorm, monkeypatch: pytest.MonkeyPatch, calibrate_on_few: None
+) -> None:
+    """Test the test: alphas are read back where nobody has told what they are."""
+    serve_meta("triton", monkeypatch)
+    monkeypatch.setattr(evaluation, "tables_on", lambda device, tables: tables.to(device))
+    with pytest.raises((NotCapturable, RuntimeError, NotImplementedError)):
+        evaluate_on_meta(mode, monkeypatch)
+
+
+def test_known_tables_are_read_anew_after_a_change() -> None:
+    tables = torch.randn(4, 6, 5)
+    known = tables_on(torch.device("cpu"), tables)
+    assert known.data_ptr() != tables.data_ptr() and alpha_rows(known) is alpha_rows(known)
+    assert alpha_rows(some_tables(known, slice(1, 3))) == alpha_rows(tables[1:3].clone())
+    known[0, 0, 0] = 7
+    assert alpha_rows(known)[0][0][0] == 7
+
+
+# --- all state lies in tensors: whole searches from a tape ---------------------------------------------
+
+
+def search_with(
+    recorder: Any, digits: ImageData, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> dict[str, Any]:
+    """The outcome of a search as on a GPU, but on the CPU."""
+    monkeypatch.setattr(ImageSet, "to", DeviceImageSet)
+    record_with(recorder, monkeypatch)
+    run(dataclasses.replace(CONFIG, **settings), digits, folder)
+    return outcome(folder)
+
+
+def search_both_ways(
+    digits: ImageData, folder: Path, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> tuple[Tape, dict[str, Any], dict[str, Any]]:
+    """Replayed and step by step."""
+    tape = Tape()
+    replayed = search_with(tape, digits, folder / "replayed", monkeypatch, **settings)
+    monkeypatch.setattr(graphs, "WARM_UP", sys.maxsize)
+    return tape, replayed, search_with(Tape(), digits, folder / "eager", monkeypatch, **settings)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"batch_norm": "batch"},
+        {"batch_norm": "running", "pruning": "progressive"},
+        {"fused": False, "pruning_epochs": 2},
+    ],
+    ids=lambda settings: " ".join(map(str, settings.values())) or "default",
+)
+def test_a_search_of_replays_is_the_same_bits(
+    settings: dict[str, Any], digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Batches, crops, dropout, learning rate, alphas and their pruning change; the last batch is smaller."""
+    tape, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, **settings)
+    assert replayed == eager
+    assert tape.recorded >= 4 + 2 and tape.replayed > tape.recorded
+
+
+def test_a_search_of_replays_through_pytorch_is_the_same_bits(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whose multi-variant ops are written around the tables."""
+    monkeypatch.setattr(backends, "BACKENDS", tuple(b for b in BACKENDS if b.name == "pytorch"))
+    _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, pruning_epochs=2)
+    assert replayed == eager
+
+
+@pytest.mark.parametrize("fault", ["learning rate", "dropout", "alphas"])
+def test_state_outside_of_tensors_is_found(
+    fault: str, digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Test the test: what a graph would have recorded as a constant."""
+    if fault == "learning rate":
+        monkeypatch.setattr(CapturableSGD, "publish", lambda self: None)
+        monkeypatch.setattr(CapturableSGD, "step", torch.optim.SGD.step)
+    elif fault == "dropout":
+        generator = torch.Generator().manual_seed(0)
+        monkeypatch.setattr(
+            nn,
+            "draw_seeds",
+            lambda count, device: torch.tensor([generator.seed() >> 1 for _ in range(count)]),
+        )
+        monkeypatch.setattr(Watch, "__torch_dispatch__", Watch.__torch_dispatch__)
+    else:
+        monkeypatch.setattr(step, "alpha_step", step.alpha_step)
+        detach = Tensor.detach
+        monkeypatch.setattr(Tensor, "detach", lambda self: detach(self).clone() if self.shape == (6, 5) else detach(self))
+    _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, pruning_epochs=2)
+    assert replayed != eager

@@ -1,0 +1,112 @@
+"""CUDA graphs: what a function starts on the device is recorded once, and from then on started as a whole.
+
+A graph repeats kernels on the addresses that they were recorded with. So a function can be captured if all
+that changes between its calls lies in tensors that stay where they are, if it waits for nothing on the
+device, and if no value on the device decides what it does.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+T = TypeVar("T")
+
+WARM_UP = 2
+"""Calls with arguments of a shape before one is captured: the first makes the state of optimisers, chooses
+among the configurations of kernels and loads them; the second finds all that in place."""
+
+
+class Recorder(Protocol):
+    """What records functions."""
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """Calls it as it will be recorded, but for good."""
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
+        """Its result, and what computes that anew; until then there is nothing in it."""
+
+
+class CudaGraphs:
+    """Records on a CUDA device, all functions with one stream and one pool of memory.
+
+    They may share it as long as no result is needed any more when another of them is replayed.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._pool = torch.cuda.graph_pool_handle()
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        """On the stream that captures, as libraries keep a state for each."""
+        current = torch.cuda.current_stream(self._device)
+        self._stream.wait_stream(current)
+        with torch.cuda.stream(self._stream):
+            result = function()
+        current.wait_stream(self._stream)
+        return result
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+            result = function()
+        return result, graph.replay
+
+
+def recorder_for(device: torch.device) -> Recorder | None:
+    """What records on this device; None where there is nothing to gain."""
+    return CudaGraphs(device) if device.type == "cuda" else None
+
+
+@dataclass(frozen=True)
+class _Recording(Generic[T]):
+    inputs: tuple[Tensor, ...]
+    result: T
+    replay: Callable[[], object]
+
+
+class Captured(Generic[T]):
+    """A function of tensors, recorded once for each shape of its arguments; without a recorder, as it is.
+
+    A result is good until the next call of anything with the same recorder.
+
+    Attributes:
+        refusal: why calls are not recorded any more, or None. There is a warning too.
+    """
+
+    def __init__(self, function: Callable[..., T], recorder: Recorder | None) -> None:
+        self._function, self._recorder = function, recorder
+        self._calls: Counter[object] = Counter()
+        self._recordings: dict[object, _Recording[T]] = {}
+        self.refusal: str | None = None
+
+    def __call__(self, *inputs: Tensor) -> T:
+        if self._recorder is None or self.refusal is not None:
+            return self._function(*inputs)
+        shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
+        if shapes not in self._recordings:
+            self._calls[shapes] += 1
+            if self._calls[shapes] <= WARM_UP:
+                return self._recorder.warm_up(lambda: self._function(*inputs))
+            try:
+                self._recordings[shapes] = self._record(self._recorder, inputs)
+            except RuntimeError as error:
+                self.refusal = str(error)
+                warnings.warn(f"continuing without CUDA graphs: {error}", stacklevel=2)
+                return self._function(*inputs)
+        recording = self._recordings[shapes]
+        for own, given in zip(recording.inputs, inputs, strict=True):
+            own.copy_(given)
+        recording.replay()
+        return recording.result
+
+    def _record(self, recorder: Recorder, inputs: tuple[Tensor, ...]) -> _Recording[T]:
+        own = tuple(tensor.clone() for tensor in inputs)
+        return _Recording(own, *recorder.record(lambda: self._function(*own)))
