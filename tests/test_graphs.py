@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib
 import sys
@@ -406,7 +407,7 @@ def test_checkpoints_of_captured_and_other_searches_are_the_same_kind(
     writer, reader = new(written_by), new(not written_by)
     train(writer)
     writer.schedule.step()
-    content = writer.state_dict()
+    content = copy.deepcopy(writer.state_dict())
     assert content["weights_optimizer"]["param_groups"][0]["lr"] == writer.schedule.get_last_lr()[0]
     assert isinstance(content["weights_optimizer"]["param_groups"][0]["lr"], float)
     reader.load_state_dict(content, "test")
