@@ -8,8 +8,10 @@ import pytest
 import torch
 from op_contract import ON_THE_CPU
 
-from vpdarts_fast import backends, ops, reference
-from vpdarts_fast.backends import BACKENDS, Backend, select
+from vpdarts_fast import Supernet, backends, fused_evaluation, leave_one_out, ops, reference
+from vpdarts_fast.backends import BACKENDS, Backend, preferred, select
+from vpdarts_fast.backends.__main__ import main as show_table
+from vpdarts_fast.backends.report import report
 from vpdarts_fast.errors import UserError
 
 FLOATS = (torch.float32, torch.float64)
@@ -102,14 +104,12 @@ def test_reasons(op: str, tensors: list[torch.Tensor], reason: str | None) -> No
     assert (not reasons) if reason is None else any(reason in given for given in reasons)
 
 
-@pytest.mark.parametrize("mixed", [False, True])
 @pytest.mark.parametrize("wide", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_alphas_of_a_wider_dtype(mixed: bool, wide: torch.dtype, dtype: torch.dtype) -> None:
-    some = backend("some", mixed_precision=mixed, dtypes=frozenset({torch.float32, torch.bfloat16}))
+def test_alphas_of_a_wider_dtype(wide: torch.dtype, dtype: torch.dtype) -> None:
+    some = backend("some", dtypes=frozenset({torch.float32, torch.bfloat16}))
     reasons = some.unsupported("relu_conv", [torch.zeros(1, dtype=dtype)], [torch.zeros(1, dtype=wide)])
-    fits = dtype == wide or (mixed and dtype == torch.bfloat16 and wide == torch.float32)
-    assert (not reasons) == fits
+    assert (not reasons) == (dtype == wide or (dtype == torch.bfloat16 and wide == torch.float32))
     elsewhere = some.unsupported("relu_conv", [torch.zeros(1)], [torch.zeros(1, device="meta")])
     assert any("must be on one device" in reason for reason in elsewhere)
 
@@ -131,3 +131,112 @@ def test_ops_pass_the_choice_on() -> None:
         ops.relu_conv(x, w1, w3, backend="cudnn")
     with pytest.raises(UserError, match="no backend can serve relu_conv"):
         ops.relu_conv(x.double(), w1, w3)
+
+
+# A whole search -------------------------------------------------------------------------------------------
+
+PHASES = {"training": backends.TRAINING_OPS, "leave-one-out": backends.EVALUATION_OPS}
+STAGES = [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
+CPU = torch.device("cpu")
+
+
+def implemented(*ops: str) -> dict[str, Any]:
+    """Functions for these ops that are not called."""
+    return dict.fromkeys(ops, reference.relu_conv)
+
+
+@pytest.fixture
+def four(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One is missing, one is for GPUs, one has two of the ops, one has all."""
+    no_room = "a block's shared memory has no room. Try a smaller cell"
+    unbuilt = backend("unbuilt", missing="it is not built. Build it")
+    elsewhere = backend(
+        "elsewhere", device_types=frozenset({"cuda"}), implementations=implemented(*backends.OPS)
+    )
+    small = backend(
+        "small",
+        implementations=implemented("masked_cell", "mixed_cell"),
+        refusal=lambda op, tensors: no_room if op == "masked_cell" and tensors[0].shape[2] > 32 else None,
+    )
+    whole = backend(
+        "whole",
+        implementations=implemented(*backends.OPS),
+        dtypes=frozenset({torch.float32, torch.bfloat16}),
+        device_types=frozenset(),
+    )
+    monkeypatch.setattr(backends, "BACKENDS", (unbuilt, elsewhere, small, whole))
+
+
+@pytest.mark.usefixtures("four")
+def test_the_report_says_who_serves_what_and_why_nothing_better_does() -> None:
+    assert report(PHASES, STAGES, torch.float32, CPU) == (
+        "training mixed_cell small, trained_residual_block whole, "
+        "leave-one-out masked_cell small (C=16, 32) whole (C=64), residual_block whole "
+        "(not unbuilt: it is not built; not small: a block's shared memory has no room)"
+    )
+    assert report(PHASES, STAGES, torch.bfloat16, CPU) == (
+        "training whole, leave-one-out whole "
+        "(not unbuilt: it is not built; not small: computes in torch.float32; got torch.bfloat16)"
+    )
+
+
+@pytest.mark.usefixtures("four")
+def test_an_explicit_choice_serves_the_ops_that_it_has() -> None:
+    assert report(PHASES, STAGES, torch.float32, CPU, "whole") == "training whole, leave-one-out whole"
+    said = report(PHASES, STAGES[:2], torch.float32, CPU, "small")
+    assert said.startswith("training mixed_cell small, trained_residual_block whole, leave-one-out ")
+    assert [preferred(op, "small") for op in ("mixed_cell", "residual_block")] == ["small", "auto"]
+    assert preferred("mixed_cell", "unbuilt") == "unbuilt", "to be refused with the reason"
+
+
+@pytest.mark.usefixtures("four")
+@pytest.mark.parametrize(
+    ("phases", "dtype", "name", "reason"),
+    [
+        (PHASES, torch.float32, "small", "masked_cell (C=64): a block's shared memory has no room"),
+        (PHASES, torch.bfloat16, "small", "  mixed_cell, masked_cell: computes in torch.float32; got"),
+        (PHASES, torch.float32, "unbuilt", "trained_residual_block, masked_cell, residual_block: it is not"),
+        (PHASES, torch.float32, "elsewhere", ", residual_block: runs on cuda; got cpu"),
+        ({"some": ("residual_block",)}, torch.float32, "small", "none of the operations of this search: res"),
+        (PHASES, torch.float32, "cudnn", "unknown backend 'cudnn'; expected auto, unbuilt, "),
+    ],
+)
+def test_an_explicit_choice_that_cannot_serve_a_search(
+    phases: dict[str, tuple[str, ...]], dtype: torch.dtype, name: str, reason: str
+) -> None:
+    with pytest.raises(UserError) as error:
+        report(phases, STAGES, dtype, CPU, name)
+    assert reason in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["pytorch", "reference"])
+def test_a_supernet_runs_on_the_backend_it_is_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = set()
+    serve = backends.serving
+
+    def spy(op: str, tensors: Any, backend: str = "auto", small: Any = ()) -> Backend:
+        asked.add((op, backend))
+        return serve(op, tensors, backend, small)
+
+    for module in (backends, fused_evaluation):
+        monkeypatch.setattr(module, "serving", spy)
+    supernet = Supernet(2, 1, fused=True, backend=name)
+    images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
+    supernet(images, supernet.new_alpha())
+    leave_one_out(supernet, [(images, labels)], supernet.new_alpha(), batch_norm="running")
+    leave_one_out(supernet, [(images, labels)], supernet.new_alpha(), batch_norm="batch")
+    assert asked == {(op, name) for op in (*backends.TRAINING_OPS, *backends.EVALUATION_OPS)}
+
+
+def test_the_table_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    show_table([])
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head.split() == ["on", "cpu", *(b.name for b in BACKENDS)]
+    for op, line in zip(backends.OPS, lines, strict=False):
+        assert line.split()[0] == op
+        for precision, dtype in (("fp32*", torch.float32), ("bf16*", torch.bfloat16)):
+            first = next(b for b in BACKENDS if not b.unsupported(op, [torch.zeros(1, dtype=dtype)]))
+            column = head.index(f"  {first.name}") + 2
+            assert precision in line[column:].partition("  ")[0] and line.count(precision) == 1
+    for b in BACKENDS:
+        assert b.missing is None or f"{b.name}: {b.missing}" in lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import weakref
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -25,6 +26,7 @@ from vpdarts_fast import data, ops
 from vpdarts_fast.backends import serving
 from vpdarts_fast.fused_evaluation import variant_logits
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
+from vpdarts_fast.precision import bfloat16_products
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -166,20 +168,25 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
     [("running", 2), ("running", 8), ("running", 32), ("batch", 8), ("batch", 32)],
 )
-def test_the_memory_budget_is_kept(mode: str, mebibytes: int) -> None:
+@pytest.mark.parametrize("bfloat16", [False, True])
+def test_the_memory_budget_is_kept(mode: str, mebibytes: int, bfloat16: bool) -> None:
     """Folded weights, the images' stem output and temporaries of a convolution come on top: 1.5 MiB here."""
     supernet = make_supernet(channels=8).eval()
     if mode == "batch":
         drop_statistics(supernet)
     alpha, ((images, _),) = make_alpha(), make_batches(8, image=(16, 16))
     images = images.repeat(2, 1, 1, 1)
+    if bfloat16:
+        supernet, alpha, images = supernet.float(), alpha.float(), images.float()
     tables, _ = distinct_variants(alpha, removals(alpha))
     budget = mebibytes << 20
-    with torch.no_grad(), LiveBytes() as live:
+    cpu = torch.device("cpu")
+    with bfloat16_products(cpu) if bfloat16 else nullcontext(), torch.no_grad(), LiveBytes() as live:
         for _ in variant_logits(supernet, images, tables, mode == "batch", budget):
             pass
     assert live.peak <= 1.05 * budget + (3 << 19)
-    most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * 8 * 16 * 16 * 8
+    node = 8 * 16 * 16 * (2 if bfloat16 else 8)
+    most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * node
     assert live.peak >= 0.5 * min(budget, most), "the budget is used"
 
 

@@ -30,8 +30,6 @@ from vpdarts_fast.triton.layout import pixel_rows
 from vpdarts_fast.triton.masked_cell import float32_precision, plan, planned_cell
 from vpdarts_fast.triton.mixed_sum import mixed_sum_with_dropout
 
-HALVES = (torch.bfloat16, torch.float16)
-
 
 def test_the_interpreter_serves_the_cpu() -> None:
     (backend,) = (b for b in BACKENDS if b.name == "triton")
@@ -83,39 +81,6 @@ def test_a_plan_is_good_for_other_alphas_that_differ_in_the_same_places(assert_c
     made = plan(rows, True, torch.device("cpu"))
     args[5] = args[5] * 0.5
     assert_close(planned_cell(made, *args, 1e-5), reference.masked_cell(*double(args)))
-
-
-def wide(args: list[Any], dtype: torch.dtype) -> list[Any]:
-    """Activations and weights in half precision; alphas and statistics in float32, as none can hold."""
-
-    def narrow(value: Any) -> Any:
-        if isinstance(value, list):
-            return [narrow(item) for item in value]
-        small = isinstance(value, Tensor) and value.dim() <= 3
-        return value.to(torch.float32 if small else dtype) if isinstance(value, Tensor) else value
-
-    return [narrow(arg) for arg in args]
-
-
-@pytest.mark.parametrize("dtype", HALVES)
-def test_alphas_in_float32_beside_half_precision(dtype: torch.dtype, assert_close: Close) -> None:
-    args = wide(mixed_sum_args(v=1, k=2, c=8), dtype)
-    node, mean, variance = ops.mixed_sum(*args, backend="triton")
-    assert node.dtype == dtype and mean.dtype == variance.dtype == torch.float32
-    expected = reference.mixed_sum(*double(args))
-    assert_close(node, expected[0])
-    for actual, wanted in zip((mean, variance), expected[1:], strict=True):
-        assert_close(actual, wanted)  # in float32: they are not rounded to half precision on the way
-    actual_gradients = gradients(partial(ops.mixed_sum, backend="triton"), args, node_only)
-    wanted_gradients = gradients(reference.mixed_sum, double(args), node_only)
-    for actual, wanted in zip(actual_gradients, wanted_gradients, strict=True):
-        assert_close(actual.to(dtype), wanted)
-    assert actual_gradients[6].dtype == torch.float32 and actual_gradients[0].dtype == dtype
-
-    args = wide(masked_cell_args(v=2, c=8, nodes=3), dtype)
-    out = ops.masked_cell(*args, backend="triton")
-    assert out.dtype == dtype
-    assert_close(out, reference.masked_cell(*double(args)))
 
 
 @pytest.mark.parametrize("dropout", [0.25, 2**-40, 1 - 2**-32])

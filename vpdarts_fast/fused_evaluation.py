@@ -14,8 +14,9 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import serving
+from vpdarts_fast.backends import preferred, serving
 from vpdarts_fast.nn import ResidualBlock, SearchCell
+from vpdarts_fast.precision import autocast
 from vpdarts_fast.sharing import some_tables
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -44,8 +45,10 @@ def variant_logits(
     op = "mixed_cell" if batch_statistics else "masked_cell"
     budget = memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op])
     count, _, height, width = images.shape
-    node_bytes = supernet.channels * height * width * images.element_size()
-    per_image = serving(op, [images]).node_values[op] * node_bytes
+    like_nodes = autocast(images[:0])
+    node_bytes = supernet.channels * height * width * like_nodes[0].element_size()
+    backend = serving(op, like_nodes, preferred(op, supernet.backend))
+    per_image = backend.node_values[op] * node_bytes
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
     if batch_statistics:
         variants_together, images_together = max(1, budget // (per_image * max(count, 1))), count
@@ -82,6 +85,7 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
         torch.stack([_buffer(norm.running_var) for norm in norms]).view(shape),
         alpha,
         cell.eps,
+        backend=preferred("masked_cell", cell.backend),
     )
 
 
@@ -90,7 +94,8 @@ def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     norms = block.norms
     scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
     shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
-    return ops.residual_block(x, *block.convolution_weights(), scale, shift)
+    backend = preferred("residual_block", block.backend)
+    return ops.residual_block(x, *block.convolution_weights(), scale, shift, backend=backend)
 
 
 def _buffer(statistics: Tensor | None) -> Tensor:
@@ -111,4 +116,5 @@ def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 
 def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
     """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
-    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps)[0]
+    backend = preferred("mixed_cell", cell.backend)
+    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps, backend=backend)[0]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.backends import preferred
 from vpdarts_fast.pytorch.dropout import skip_scale
 
 
@@ -101,12 +102,14 @@ class SearchCell(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
     """
 
     def __init__(self, channels: int, op_names: Sequence[str], num_nodes: int, skip_dropout: float) -> None:
         super().__init__()
         self.num_nodes = num_nodes
         self.fused = False
+        self.backend = "auto"
         self.edges = nn.ModuleDict(
             {
                 f"{i}<-{j}": MixedOp(OPERATIONS[name](channels, skip_dropout, False) for name in op_names)
@@ -169,10 +172,10 @@ class SearchCell(nn.Module):
             draw_seeds(len(skips), x.device) if skips[0].training and skips[0].dropout > 0 else None,
             skips[0].dropout,
             self.eps,
+            backend=preferred("mixed_cell", self.backend),
         )
-        for pair, means, variances in zip(self.convolutions(), mean[0], variance[0], strict=True):
-            for conv, edge_mean, edge_variance in zip(pair, means, variances, strict=True):
-                update_running_statistics(conv.norm, edge_mean, edge_variance, x)
+        norms = [conv.norm for pair in self.convolutions() for conv in pair]
+        update_running_statistics(norms, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
         return node.squeeze(0)
 
 
@@ -182,17 +185,29 @@ def edge_index(source: int, target: int) -> int:
 
 
 @torch.no_grad()
-def update_running_statistics(norm: nn.BatchNorm2d, mean: Tensor, variance: Tensor, x: Tensor) -> None:
-    """What a training-mode forward of `norm` does to its buffers. mean, biased variance [C], of x's batch."""
-    if norm.running_mean is None or norm.running_var is None or norm.num_batches_tracked is None:
-        return
-    norm.num_batches_tracked += 1
-    momentum = norm.momentum
-    if momentum is None:
-        momentum = 1.0 / float(norm.num_batches_tracked)
+def update_running_statistics(
+    norms: Sequence[nn.BatchNorm2d], mean: Tensor, variance: Tensor, x: Tensor
+) -> None:
+    """What a training-mode forward of batch norms does to their buffers, all of them together.
+
+    mean and biased variance [norms, C], of x's batch.
+    """
     count = x.numel() // x.shape[1]
-    norm.running_mean.lerp_(mean, momentum)
-    norm.running_var.lerp_(variance * (count / max(count - 1, 1)), momentum)
+    unbiased = variance * (count / max(count - 1, 1))
+    buffers, found, momenta = [], [], []
+    for i, norm in enumerate(norms):
+        own = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if own[0] is not None and own[1] is not None and own[2] is not None:
+            buffers.append(own)
+            found.append((mean[i], unbiased[i]))
+            momenta.append(norm.momentum)
+    if not buffers:
+        return
+    means, variances, batches = zip(*buffers, strict=True)
+    torch._foreach_add_(batches, 1)
+    weights = [1 / float(b) if m is None else m for b, m in zip(batches, momenta, strict=True)]
+    for kept, new in zip((means, variances), zip(*found, strict=True), strict=True):
+        torch._foreach_lerp_(kept, new, weights)
 
 
 class ResidualBlock(nn.Module):
@@ -203,11 +218,13 @@ class ResidualBlock(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:
         super().__init__()
         self.fused = False
+        self.backend = "auto"
         self.conv_a = ReLUConvBN(channels_in, channels_out, 3, 2, affine=True)
         self.conv_b = ReLUConvBN(channels_out, channels_out, 3, 1, affine=True)
         self.downsample = nn.Sequential(
@@ -234,8 +251,7 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         if self.fused and self.conv_a.norm.training:
             out, mean, variance = self.with_batch_statistics(x)
-            for norm, norm_mean, norm_variance in zip(self.norms, mean, variance, strict=True):
-                update_running_statistics(norm, norm_mean, norm_variance, out)
+            update_running_statistics(self.norms, mean, variance, out)
             return out
         shortcut: Tensor = self.downsample(x)
         residual: Tensor = self.conv_b(self.conv_a(x))
@@ -249,4 +265,5 @@ class ResidualBlock(nn.Module):
             torch.stack([norm.weight for norm in self.norms]),
             torch.stack([norm.bias for norm in self.norms]),
             self.conv_a.norm.eps,
+            backend=preferred("trained_residual_block", self.backend),
         )

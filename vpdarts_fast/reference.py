@@ -3,6 +3,10 @@
 Every backend is held against these functions by the tests; none of them is fast. Variants share one
 leading axis V (the supernet under V alpha tables), images the next one N. Alpha's columns are
 `none`, `skip_connect`, `nor_conv_1x1`, `nor_conv_3x3`, `avg_pool_3x3`.
+
+Activations and weights have one dtype. Alphas and statistics (mean and variance; gamma, beta, scale and
+shift) have it too, or float32 beside half precision. Sums are float32 or better, and each result is
+rounded once: activations to the dtype of activations, statistics to that of alpha or gamma.
 """
 
 from __future__ import annotations
@@ -12,6 +16,8 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from vpdarts_fast.precision import wide
 
 
 def avg_pool_3x3(x: Tensor) -> Tensor:
@@ -61,20 +67,21 @@ def mixed_sum(
         node [V, N, C, H, W]; mean [V, k, 2, C] and biased variance [V, k, 2, C] of the raw outputs
         (1x1 first), over N, H and W.
     """
-    node = torch.zeros_like(xs[0])
+    node = torch.zeros_like(wide(xs[0]))
     means, variances = [], []
-    for e, x in enumerate(xs):
-        _, skip, conv_1x1, conv_3x3, pool = alpha[:, e, :, None, None, None, None].unbind(1)
+    for e, x in enumerate(map(wide, xs)):
+        _, skip, conv_1x1, conv_3x3, pool = wide(alpha)[:, e, :, None, None, None, None].unbind(1)
         node = node + skip * (x * skip_scale[e] if skip_scale else x)
         node = node + pool * avg_pool_3x3(x.flatten(0, 1)).view_as(x)
-        for weight, raw in ((conv_1x1, raw_1x1[e]), (conv_3x3, raw_3x3[e])):
+        for weight, raw in ((conv_1x1, wide(raw_1x1[e])), (conv_3x3, wide(raw_3x3[e]))):
             variance, mean = torch.var_mean(raw, dim=(1, 3, 4), correction=0, keepdim=True)
             node = node + weight * (raw - mean) / torch.sqrt(variance + eps)
             means.append(mean.flatten(1))
             variances.append(variance.flatten(1))
     variants, k = alpha.shape[:2]
     shape = (variants, k, 2, xs[0].shape[2])
-    return node, torch.stack(means, dim=1).view(shape), torch.stack(variances, dim=1).view(shape)
+    mean, variance = (torch.stack(some, dim=1).view(shape).to(alpha.dtype) for some in (means, variances))
+    return node.to(xs[0].dtype), mean, variance
 
 
 def keep_bits(seed: int, shape: Sequence[int]) -> Tensor:
@@ -145,7 +152,7 @@ def mixed_cell(
             ]
             scales = []
             if skip_seed is not None and skip_dropout > 0:
-                scales = [skip_scale(int(skip_seed[e]), skip_dropout, x[0])[None] for e in edges]
+                scales = [skip_scale(int(skip_seed[e]), skip_dropout, wide(x[0]))[None] for e in edges]
             node, mean, variance = mixed_sum(
                 nodes,
                 [raw_1x1[0][None] for raw_1x1, _ in raws],
@@ -186,8 +193,11 @@ def masked_cell(
     Returns:
         The last node, [V, N, C, H, W].
     """
+    dtype = x.dtype
+    x, weight_1x1, weight_3x3 = wide(x), wide(weight_1x1), wide(weight_3x3)
+    mean, variance = wide(mean), wide(variance)
     outputs = []
-    for v, table in enumerate(alpha):
+    for v, table in enumerate(wide(alpha)):
         nodes = [x[v if len(x) > 1 else 0]]
         e = 0
         while e < len(table):
@@ -206,7 +216,7 @@ def masked_cell(
                 e += 1
             nodes.append(node)
         outputs.append(nodes[-1])
-    return torch.stack(outputs)
+    return torch.stack(outputs).to(dtype)
 
 
 def residual_block(
@@ -225,12 +235,12 @@ def residual_block(
     Returns:
         [N, C_out, ceil(H/2), ceil(W/2)].
     """
-    scale_a, scale_b = scale[:, :, None, None]
-    shift_a, shift_b = shift[:, :, None, None]
-    a = scale_a * F.conv2d(F.relu(x), weight_a, stride=2, padding=1) + shift_a
-    b = scale_b * F.conv2d(F.relu(a), weight_b, padding=1) + shift_b
-    out: Tensor = b + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
-    return out
+    scale_a, scale_b = wide(scale)[:, :, None, None]
+    shift_a, shift_b = wide(shift)[:, :, None, None]
+    a = scale_a * F.conv2d(F.relu(wide(x)), wide(weight_a), stride=2, padding=1) + shift_a
+    b = scale_b * F.conv2d(F.relu(a), wide(weight_b), padding=1) + shift_b
+    out: Tensor = b + F.conv2d(F.avg_pool2d(wide(x), 2, ceil_mode=True), wide(weight_shortcut))
+    return out.to(x.dtype)
 
 
 def trained_residual_block(
@@ -257,14 +267,16 @@ def trained_residual_block(
         [N, C_out, ceil(H/2), ceil(W/2)]; mean and biased variance [2, C_out] of the outputs of the
         convolutions a and b, over N and both sizes.
     """
-    value = x
+    value = wide(x)
     means, variances = [], []
-    for weight, factor, shift, stride in zip((weight_a, weight_b), gamma, beta, (2, 1), strict=True):
-        raw = F.conv2d(F.relu(value), weight, stride=stride, padding=1)
+    for weight, factor, shift, stride in zip(
+        (weight_a, weight_b), wide(gamma), wide(beta), (2, 1), strict=True
+    ):
+        raw = F.conv2d(F.relu(value), wide(weight), stride=stride, padding=1)
         variance, mean = torch.var_mean(raw, dim=(0, 2, 3), correction=0, keepdim=True)
         normalised = (raw - mean) / torch.sqrt(variance + eps)
         value = factor[:, None, None] * normalised + shift[:, None, None]
         means.append(mean.flatten())
         variances.append(variance.flatten())
-    out = value + F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut)
-    return out, torch.stack(means), torch.stack(variances)
+    out = value + F.conv2d(F.avg_pool2d(wide(x), 2, ceil_mode=True), wide(weight_shortcut))
+    return out.to(x.dtype), torch.stack(means).to(gamma.dtype), torch.stack(variances).to(gamma.dtype)

@@ -17,6 +17,7 @@ from torch import Tensor
 from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
+from vpdarts_fast.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig, checkpoint
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
@@ -74,8 +75,8 @@ def run_folders(paths: tuple[Path, ...]) -> list[Path]:
 def open_runs(folders: list[Path]) -> list[tuple[Path, SearchConfig]]:
     """The runs' settings; `UserError` unless they differ in nothing but the seed and where they ran."""
     opened = [(folder, RunFolder.open(folder)[1]) for folder in folders]
-    aside = ("seed", "data", "download", "device", "threads", "memory_budget_mib", "benchmark_table",
-             "tensorboard", "snapshots")  # fmt: skip
+    aside = ("seed", "data", "download", "backend", "device", "threads", "memory_budget_mib",
+             "benchmark_table", "tensorboard", "snapshots")  # fmt: skip
     first_folder, first = opened[0]
     for folder, config in opened[1:]:
         differ = [
@@ -125,9 +126,10 @@ def evaluate_run(
     known = _known(folder / RUN_FILE, count) if reuse else {}
     supernet = Supernet(config.channels, config.cells_per_stage, content.num_classes, fused=True).to(target)
     snapshots = []
-    for done, path in enumerate(paths):
-        progress(done, len(paths))
-        snapshots.append(_evaluate(path, supernet, batches, known))
+    with computing_in("fp32", target):  # whatever the search had, so that all runs compare
+        for done, path in enumerate(paths):
+            progress(done, len(paths))
+            snapshots.append(_evaluate(path, supernet, batches, known))
     progress(len(paths), len(paths))
     return EvaluatedRun(folder, config, count, sorted(snapshots, key=lambda snapshot: snapshot.epoch))
 

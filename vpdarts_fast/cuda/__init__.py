@@ -23,8 +23,11 @@ def why_not() -> str | None:
 
 
 def refusal(op: str, tensors: Sequence[Tensor]) -> str | None:
-    """Why the kernels cannot take a call whose tensors they can; None if they do."""
-    if op == "masked_cell" and not torch.ops.vpdarts_fast.masked_cell_fits(tensors[0], tensors[-1]):
+    """Why the kernels cannot take a call whose tensors they can; None if they do.
+
+    A lone tensor asks for the backend as such, before there is a cell's input.
+    """
+    if op == "masked_cell" and len(tensors) > 1 and not torch.ops.vpdarts_fast.masked_cell_fits(tensors[0], tensors[-1]):
         return "a block's shared memory has no room for the cell's values"
     return None
 

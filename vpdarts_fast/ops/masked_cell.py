@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.ops.shapes import check_cell, check_shape
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def masked_cell(
@@ -42,6 +43,7 @@ def masked_cell(
     check_cell("masked_cell", x, weight_1x1, weight_3x3, alpha)
     for name, tensor in (("mean", mean), ("variance", variance)):
         check_shape("masked_cell", name, tensor, (alpha.shape[1], 2, x.shape[2]))
-    tensors, small = (x, weight_1x1, weight_3x3), (mean, variance, alpha)
-    output: Tensor = backends.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)
+    tensors, small = autocast(x, weight_1x1, weight_3x3), (mean, variance, alpha)
+    with without_autocast(x):
+        output: Tensor = backends.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)
     return output

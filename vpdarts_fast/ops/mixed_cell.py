@@ -8,6 +8,7 @@ from torch import Tensor
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.shapes import check_cell, check_shape
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def mixed_cell(
@@ -49,6 +50,8 @@ def mixed_cell(
         raise UserError(f"mixed_cell: skip_seed must be int64; got {skip_seed.dtype}")
     if skip_seed is not None:
         check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
-    implementation = backends.select("mixed_cell", (x, weight_1x1, weight_3x3), backend, (alpha,))
-    node, mean, variance = implementation(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps)
+    tensors = autocast(x, weight_1x1, weight_3x3)
+    implementation = backends.select("mixed_cell", tensors, backend, (alpha,))
+    with without_autocast(x):
+        node, mean, variance = implementation(*tensors, alpha, skip_seed, skip_dropout, eps)
     return node, mean, variance

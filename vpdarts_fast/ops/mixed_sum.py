@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def mixed_sum(
@@ -54,7 +56,8 @@ def mixed_sum(
                 raise UserError(f"mixed_sum: {name}[{e}] must be {list(shape)}; got {list(tensor.shape)}")
     if tuple(alpha.shape) != (shape[0], k, 5):
         raise UserError(f"mixed_sum: alpha must be [V, k, 5] = {[shape[0], k, 5]}; got {list(alpha.shape)}")
-    tensors = (*xs, *raw_1x1, *raw_3x3, *skip_scale)
-    implementation = backends.select("mixed_sum", tensors, backend, (alpha,))
-    node, mean, variance = implementation(xs, raw_1x1, raw_3x3, alpha, skip_scale, eps)
+    terms = [autocast(*some) for some in (xs, raw_1x1, raw_3x3, skip_scale)]
+    implementation = backends.select("mixed_sum", list(chain(*terms)), backend, (alpha,))
+    with without_autocast(xs[0]):
+        node, mean, variance = implementation(*terms[:3], alpha, terms[3], eps)
     return node, mean, variance

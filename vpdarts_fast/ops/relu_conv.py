@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def relu_conv(
@@ -33,6 +34,7 @@ def relu_conv(
         if tuple(weight.shape) != expected:
             raise UserError(f"relu_conv: {name} must be [k, C, C, {kernel}, {kernel}] = {list(expected)}; "
                             f"got {list(weight.shape)}")  # fmt: skip
-    tensors = (x, weight_1x1, weight_3x3)
-    raw_1x1, raw_3x3 = backends.select("relu_conv", tensors, backend)(*tensors)
+    tensors = autocast(x, weight_1x1, weight_3x3)
+    with without_autocast(x):
+        raw_1x1, raw_3x3 = backends.select("relu_conv", tensors, backend)(*tensors)
     return raw_1x1, raw_3x3

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.ops.shapes import check_residual, check_shape
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def residual_block(
@@ -40,6 +41,7 @@ def residual_block(
     out_channels = check_residual("residual_block", x, weight_a, weight_b, weight_shortcut)
     check_shape("residual_block", "scale", scale, (2, out_channels))
     check_shape("residual_block", "shift", shift, (2, out_channels))
-    tensors = (x, weight_a, weight_b, weight_shortcut, scale, shift)
-    output: Tensor = backends.select("residual_block", tensors, backend)(*tensors)
+    tensors, small = autocast(x, weight_a, weight_b, weight_shortcut), (scale, shift)
+    with without_autocast(x):
+        output: Tensor = backends.select("residual_block", tensors, backend, small)(*tensors, *small)
     return output

@@ -7,6 +7,7 @@ from torch import Tensor
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.shapes import check_residual, check_shape
+from vpdarts_fast.precision import autocast, without_autocast
 
 
 def trained_residual_block(
@@ -45,6 +46,7 @@ def trained_residual_block(
     check_shape(op, "beta", beta, (2, out_channels))
     if x.shape[0] * -(-x.shape[2] // 2) * -(-x.shape[3] // 2) < 2:
         raise UserError(f"{op}: the output must hold two values per channel; got x of {list(x.shape)}")
-    tensors = (x, weight_a, weight_b, weight_shortcut, gamma, beta)
-    out, mean, variance = backends.select(op, tensors, backend)(*tensors, eps)
+    tensors, small = autocast(x, weight_a, weight_b, weight_shortcut), (gamma, beta)
+    with without_autocast(x):
+        out, mean, variance = backends.select(op, tensors, backend, small)(*tensors, *small, eps)
     return out, mean, variance

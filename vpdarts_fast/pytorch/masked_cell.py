@@ -8,7 +8,7 @@ With fixed statistics an edge is one convolution on relu(x), a skip and a pool, 
 So every variant is computed with the alphas most variants have, all of them in one convolution, and
 then corrected on the few (variant, edge) pairs whose alphas differ: + edge(x; a - a_common). Where
 variants share a node's value (an input shared by all, until the first edge that differs), it is
-computed once.
+computed once. Of half precision, what is folded and what is added up is float32.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
 from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick
 
@@ -71,7 +72,7 @@ def masked_cell(
     eps: float = 1e-5,
 ) -> Tensor:
     """See `vpdarts_fast.reference.masked_cell`."""
-    deviation = torch.sqrt(variance + eps)
+    deviation = torch.sqrt(wide(variance) + eps)
     edges = Edges(
         weight_1x1 / deviation[:, 0, :, None, None, None],
         weight_3x3 / deviation[:, 1, :, None, None, None],
@@ -108,7 +109,7 @@ def _node(nodes: Sequence[Node], edges: Edges, incoming: range, tables: Sequence
             if c.rows[j] != common[j]:
                 difference = tuple(a - b for a, b in zip(c.rows[j], common[j], strict=True))
                 _correct(values[u], nodes[j], c.sources[j], edges, e, difference)
-    return Node(values, of)
+    return Node(values.to(nodes[0].values.dtype), of)
 
 
 def _common(nodes: Sequence[Node], edges: Edges, incoming: Sequence[int], rows: Sequence[Row]) -> Tensor:
@@ -116,9 +117,7 @@ def _common(nodes: Sequence[Node], edges: Edges, incoming: Sequence[int], rows: 
     kernel = torch.cat([edges.kernel(e, row) for e, row in zip(incoming, rows, strict=True)], dim=1)
     bias = torch.stack([edges.bias(e, row) for e, row in zip(incoming, rows, strict=True)]).sum(0)
     rectified = [node.rectified.flatten(0, 1) for node in nodes]
-    values = F.conv2d(
-        rectified[0] if len(nodes) == 1 else torch.cat(rectified, dim=1), kernel, bias, padding=1
-    )
+    values = wide(_conv(rectified[0] if len(nodes) == 1 else torch.cat(rectified, dim=1), kernel, bias))
     pooled = torch.zeros_like(values)
     for node, row in zip(nodes, rows, strict=True):
         x = node.values.flatten(0, 1)
@@ -133,8 +132,13 @@ def _correct(out: Tensor, node: Node, u: int, edges: Edges, e: int, row: Row) ->
     if row[1]:
         out.add_(x, alpha=row[1])
     if row[3]:
-        out.add_(F.conv2d(rectified, edges.kernel(e, row), edges.bias(e, row), padding=1))
+        out.add_(_conv(rectified, edges.kernel(e, row), edges.bias(e, row)))
     elif row[2]:
-        out.add_(F.conv2d(rectified, edges.weight_1x1[e] * row[2], edges.bias(e, row)))
+        out.add_(_conv(rectified, edges.weight_1x1[e] * row[2], edges.bias(e, row)))
     if row[4]:
-        out.add_(avg_pool_3x3(x), alpha=row[4])
+        out.add_(avg_pool_3x3(wide(x)), alpha=row[4])
+
+
+def _conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
+    """x [N, k*C, H, W] by kernel [C, k*C, 3 or 1, 3 or 1], both of x's dtype, plus bias [C]."""
+    return F.conv2d(x, kernel.to(x.dtype), bias.to(x.dtype), padding=kernel.shape[-1] // 2)

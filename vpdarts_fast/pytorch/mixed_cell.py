@@ -6,10 +6,12 @@ Variants that share a node's value share its convolutions (`vpdarts_fast.sharing
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import isqrt
 
 import torch
 from torch import Tensor
 
+from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.pytorch.relu_conv import relu_conv
@@ -38,7 +40,7 @@ def mixed_cell(
         scales = []
         if seeds is not None:
             scales = [
-                skip_scale(seeds[e], skip_dropout, x[0]).expand_as(source)
+                skip_scale(seeds[e], skip_dropout, wide(x[0])).expand_as(source)
                 for e, source in zip(incoming, xs, strict=True)
             ]
         return mixed_sum(xs, raw_1x1, raw_3x3, table, scales, eps)
@@ -59,21 +61,23 @@ def node_by_node(
     tables = alpha_rows(alpha) if variants > 1 else [[()] * edges]
     nodes = [x]
     of = [list(range(variants)) if len(x) > 1 else [0] * variants]
+    # Taken apart once, so that the gradients of the parts are put together at once.
+    parts = [weight.unbind() for weight in (weight_1x1, weight_3x3)]
+    of_nodes = torch.split(alpha, list(range(1, (1 + isqrt(1 + 8 * edges)) // 2)), dim=1)
     raw: dict[int, tuple[Tensor, Tensor]] = {}
     means, variances = [], []
-    while (first := len(nodes) * (len(nodes) - 1) // 2) < edges:
-        i = len(nodes)
+    for i, table in enumerate(of_nodes, 1):
+        first = i * (i - 1) // 2
         incoming = range(first, first + i)
         source = nodes[-1]
         outgoing = [e for e in range(first + i - 1, edges) if _source(e) == i - 1]
-        weights = (torch.stack([weight[e] for e in outgoing]) for weight in (weight_1x1, weight_3x3))
+        weights = (torch.stack([weight[e] for e in outgoing]) for weight in parts)
         outputs = relu_conv(source.flatten(0, 1), *weights)
         for e, raw_1x1, raw_3x3 in zip(outgoing, *outputs, strict=True):
             raw[e] = raw_1x1.view_as(source), raw_3x3.view_as(source)
         distinct, numbers = combinations(of, tables, incoming)
         sources = [[c.sources[j] for c in distinct] for j in range(i)]
         pairs = [raw.pop(e) for e in incoming]
-        table = alpha[:, first : first + i]
         if variants > 1:
             table = table[index(tuple(numbers.index(u) for u in range(len(distinct))), alpha.device)]
         node, mean, variance = mixed_sum(

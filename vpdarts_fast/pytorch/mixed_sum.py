@@ -3,7 +3,7 @@
 node = sum_e [skip_e * x_e + a1_e * norm(raw1_e) + a3_e * norm(raw3_e)] + pool(sum_e pool_e * x_e)
 
 The pool is linear, so it runs once a node. Without gradients, norm and alpha are one scale and one
-shift per channel.
+shift per channel. Of half precision the sums are float32.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.norm import batch_norm
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
 
@@ -29,22 +30,22 @@ def mixed_sum(
     nodes, statistics = [], []
     by_variant = zip(*(zip(*map(_slabs, some), strict=True) for some in (xs, raw_1x1, raw_3x3)), strict=True)
     scales = list(zip(*map(_slabs, skip_scale), strict=True)) or [()] * len(alpha)
-    for table, (sources, raws_1x1, raws_3x3), scale in zip(alpha, by_variant, scales, strict=True):
+    for table, (sources, raws_1x1, raws_3x3), scale in zip(wide(alpha), by_variant, scales, strict=True):
         skips = [x * s for x, s in zip(sources, scale, strict=True)] if scale else sources
-        node = skips[0] * table[0, 1]
-        pooled = sources[0] * table[0, 4]
+        node = wide(skips[0]) * table[0, 1]
+        pooled = wide(sources[0]) * table[0, 4]
         for e in range(1, len(xs)):
             node = torch.addcmul(node, skips[e], table[e, 1])
             pooled = torch.addcmul(pooled, sources[e], table[e, 4])
         node += avg_pool_3x3(pooled)
         for row, *raws in zip(table, raws_1x1, raws_3x3, strict=True):
             for raw, weight in zip(raws, row[2:4], strict=True):
-                term, mean, variance = batch_norm(raw, weight, None, eps)
+                term, mean, variance = batch_norm(wide(raw), weight, None, eps)
                 node += term
                 statistics.append(torch.stack([mean, variance]))
-        nodes.append(node)
+        nodes.append(node.to(xs[0].dtype))
     shape = (*alpha.shape[:2], 2, 2, xs[0].shape[2])
-    mean, variance = torch.stack(statistics).view(shape).unbind(3)
+    mean, variance = torch.stack(statistics).view(shape).to(alpha.dtype).unbind(3)
     return nodes[0].unsqueeze(0) if len(nodes) == 1 else torch.stack(nodes), mean, variance
 
 

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.norm import batch_norm
 
 
@@ -20,8 +21,9 @@ def trained_residual_block(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.trained_residual_block`."""
     raw_a = F.conv2d(F.relu(x), weight_a, stride=2, padding=1)
-    a, mean_a, variance_a = batch_norm(raw_a, gamma[0], beta[0], eps)
-    raw_b = F.conv2d(F.relu(a), weight_b, padding=1)
-    b, mean_b, variance_b = batch_norm(raw_b, gamma[1], beta[1], eps)
+    a, mean_a, variance_a = batch_norm(wide(raw_a), wide(gamma[0]), wide(beta[0]), eps)
+    raw_b = F.conv2d(F.relu(a).to(x.dtype), weight_b, padding=1)
+    b, mean_b, variance_b = batch_norm(wide(raw_b), wide(gamma[1]), wide(beta[1]), eps)
     out = F.conv2d(F.avg_pool2d(x, 2, ceil_mode=True), weight_shortcut) + b
-    return out, torch.stack([mean_a, mean_b]), torch.stack([variance_a, variance_b])
+    mean, variance = torch.stack([mean_a, mean_b]), torch.stack([variance_a, variance_b])
+    return out.to(x.dtype), mean.to(gamma.dtype), variance.to(gamma.dtype)

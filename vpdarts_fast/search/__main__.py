@@ -21,14 +21,18 @@ import torch
 import tyro
 
 from vpdarts_fast import native
+from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
+from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.precision import check_precision
 from vpdarts_fast.report import draw_pictures, require_tensorboard
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console, result_lines, warn
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device
+from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
     SUMMARY_FILE,
@@ -161,12 +165,14 @@ def run_command(command: Command, stop: StopRequest) -> int:
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    choose_device(config.device)  # these complain before there is a folder
+    # These complain before there is a folder.
+    check_precision(config.precision, choose_device(config.device))
     native.summary()
     if config.tensorboard:
         require_tensorboard()
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
+    backend_line(config, data.image_size)
     root = command.resume or command.out or new_folder(config)
     resuming = command.resume is not None
     several = len(command.seeds) > 1
@@ -257,8 +263,26 @@ def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: 
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
         f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
         + native.summary(),
+        backend_line(config, data.image_size),
         f"run folder: {folder}",
     ]
+
+
+def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
+    """What serves training and leave-one-out on this device, and why nothing better does.
+
+    Raises:
+        UserError: --backend names one that cannot.
+    """
+    if not config.fused:
+        return "backends: none, the plain PyTorch modules"
+    phases = {"training": TRAINING_OPS}
+    if make_criterion(config).needs_evaluation:
+        phases["leave-one-out"] = TRAINING_OPS if config.batch_norm == "batch" else EVALUATION_OPS
+    sizes = [tuple(-(-size // 2**stage) for size in image_size) for stage in range(3)]
+    stages = [(config.channels * 2**stage, *size) for stage, size in enumerate(sizes)]
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    return "backends: " + report(phases, stages, dtype, choose_device(config.device), config.backend)
 
 
 if __name__ == "__main__":

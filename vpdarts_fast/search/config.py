@@ -11,14 +11,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
+from vpdarts_fast.backends import BACKENDS
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import BatchNorm
+from vpdarts_fast.precision import Precision
 
 if TYPE_CHECKING:
     Dataset = str
-else:  # what `load` knows is only known at run time
+    BackendName = str
+else:  # what `load` knows is only known at run time, and so are the backends
     Dataset = Literal[DATASETS]
+    BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
 
 Preset = Literal["quick", "cpu", "paper"]
 Pruning = Literal["soft", "hard", "progressive"]
@@ -95,6 +99,10 @@ class SearchConfig:
     # Execution
     fused: bool = True
     """Train and evaluate through the fused operations; the same numbers, faster."""
+    backend: BackendName = "auto"
+    """What serves those fused operations that it has; an error if it cannot. auto: the best for each."""
+    precision: Precision = "fp32"
+    """fp32 (exact), tf32 (CUDA: rounded in products) or bf16 (activations; parameters stay float32)."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
@@ -135,6 +143,8 @@ class SearchConfig:
             raise UserError(f"--alpha-betas must be in [0, 1); got {self.alpha_betas}")
         if self.warmup_epochs + self.pruning_epochs == 0:
             raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
+        if self.backend != "auto" and not self.fused:
+            raise UserError(f"--backend {self.backend} is for fused operations; leave it out with --no-fused")
 
     @property
     def epochs(self) -> int:

@@ -16,6 +16,7 @@ from vpdarts_fast.data import ImageData, ImageSet, epoch_order, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.precision import computing_in
 from vpdarts_fast.search import checkpoint
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
@@ -96,17 +97,18 @@ class Search:
 
         Raises:
             Interrupted: `stop` said so.
-            UserError: a loss is not finite, or a file cannot be written.
+            UserError: a loss is not finite, a file cannot be written, or the device lacks the precision.
         """
-        try:
-            while self.state.epoch < self.config.epochs:
-                self._begin_epoch()
-                self._train_epoch()
-                self._end_epoch()
-            return self._select()
-        except Interrupted:
-            self._save()  # not before: an evaluation changes the batch norms while it lasts
-            raise
+        with computing_in(self.config.precision, self.device):
+            try:
+                while self.state.epoch < self.config.epochs:
+                    self._begin_epoch()
+                    self._train_epoch()
+                    self._end_epoch()
+                return self._select()
+            except Interrupted:
+                self._save()  # not before: an evaluation changes the batch norms while it lasts
+                raise
 
     def _begin_epoch(self) -> None:
         """Evaluates the ops and prunes, at the beginning of every pruning epoch."""

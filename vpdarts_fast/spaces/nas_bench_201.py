@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.nn import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.precision import wide, without_autocast
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES, OPS, Genotype, all_genotypes
 
 __all__ = [
@@ -68,8 +69,10 @@ class Skeleton(nn.Module):
             raise UserError(f"images must have shape [N, 3, H, W]; got {list(images.shape)}")
 
     def classify(self, x: Tensor) -> Tensor:
-        """The last cell's output [N, 4C, H, W] -> logits [N, classes]."""
-        logits: Tensor = self.classifier(self.global_pooling(self.lastact(x)).flatten(1))
+        """The last cell's output [N, 4C, H, W] -> logits [N, classes], of the parameters' dtype."""
+        pooled = self.global_pooling(wide(self.lastact(x))).flatten(1)
+        with without_autocast(x):  # half precision would make too many logits equal
+            logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
         return logits
 
 
@@ -84,6 +87,7 @@ class Supernet(Skeleton):
         num_classes: of the classifier.
         skip_dropout: probability of the dropout behind every skip connection while training.
         fused: train through the fused operations; the same function.
+        backend: what serves those that it has (`vpdarts_fast.backends`); auto takes the best for each.
 
     Raises:
         UserError: a size below its minimum, a probability outside 0..1.
@@ -97,6 +101,7 @@ class Supernet(Skeleton):
         *,
         skip_dropout: float = 0.2,
         fused: bool = False,
+        backend: str = "auto",
     ) -> None:
         if not 0 <= skip_dropout < 1:
             raise UserError(f"skip_dropout must be in [0, 1); got {skip_dropout}")
@@ -106,9 +111,10 @@ class Supernet(Skeleton):
             num_classes,
             lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
         )
+        self.backend = backend
         for cell in self.cells:
             if isinstance(cell, (SearchCell, ResidualBlock)):
-                cell.fused = fused
+                cell.fused, cell.backend = fused, backend
 
     def search_cells(self) -> list[SearchCell]:
         return [cell for cell in self.cells if isinstance(cell, SearchCell)]

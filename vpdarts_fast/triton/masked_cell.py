@@ -138,4 +138,4 @@ def _operand(dtype: torch.dtype) -> tl.dtype:
 
 def float32_precision() -> str:
     """How float32 is multiplied: as PyTorch's own products are."""
-    return "ieee" if torch.get_float32_matmul_precision() == "highest" else "tf32"
+    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "ieee"

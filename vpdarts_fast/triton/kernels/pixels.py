@@ -28,6 +28,13 @@ def inside(y, x, height, width):
 
 
 @triton.jit
+def load_tile(tensor, first, step, i, c, mask):
+    """Channels c of the pixels first + i, `step` elements from one to the next: float32 [P, C], 0 outside."""
+    source = tensor + first * step + (i * step)[:, None] + c[None, :]
+    return tl.load(source, mask=mask, other=0).to(tl.float32)
+
+
+@triton.jit
 def skip_scale(position, seed, last, factor):
     """What a skip connection with dropout is multiplied with: 0, or `factor` if the element is kept.
 

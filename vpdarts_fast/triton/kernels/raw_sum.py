@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 
 from vpdarts_fast.triton.availability import interpreted
-from vpdarts_fast.triton.kernels.pixels import box_share, inside, place, skip_scale
+from vpdarts_fast.triton.kernels.pixels import box_share, inside, load_tile, place, skip_scale
 
 SIZES = (4096,) if interpreted() else (1024, 512)
 CONFIGS = [triton.Config({"ELEMENTS": elements}, num_warps=4) for elements in SIZES]
@@ -37,8 +37,7 @@ def block_statistics(
             raw, step = raws[j], raw_steps[j]
     start = block * BLOCK_P
     mask = ((start + i) < pixels)[:, None] & (c < C)[None, :]
-    source = raw + (v.to(tl.int64) * pixels + start) * step
-    value = tl.load(source + (i * step)[:, None] + c[None, :], mask=mask, other=0).to(tl.float32)
+    value = load_tile(raw, v.to(tl.int64) * pixels + start, step, i, c, mask)
     count = tl.minimum(pixels - start, BLOCK_P).to(tl.float32)
     mean = tl.sum(value, axis=0) / count
     difference = tl.where(mask, value - mean[None, :], 0.0)
@@ -132,16 +131,14 @@ def form_node(
         dy, dx = tap // 3 - 1, tap % 3 - 1
         mask = inside(y + dy, x + dx, height, width)[:, None] & here
         for e in tl.static_range(k):
-            source = xs[e] + (first + (dy * width + dx)) * x_steps[e]
-            value = tl.load(source + (i * x_steps[e])[:, None] + c[None, :], mask=mask, other=0)
+            value = load_tile(xs[e], first + (dy * width + dx), x_steps[e], i, c, mask)
             pooled += tl.load(alpha + (v * k + e) * 5 + 4).to(tl.float32) * value
     total = pooled * box_share(y, x, height, width)[:, None]
     for e in tl.static_range(k):
-        value = xs[e] + first * x_steps[e] + (i * x_steps[e])[:, None] + c[None, :]
-        value = tl.load(value, mask=here, other=0) * tl.load(alpha + (v * k + e) * 5 + 1).to(tl.float32)
+        value = load_tile(xs[e], first, x_steps[e], i, c, here)
+        value *= tl.load(alpha + (v * k + e) * 5 + 1).to(tl.float32)
         if len(scales) > 0:
-            scale = scales[e] + first * scale_steps[e] + (i * scale_steps[e])[:, None] + c[None, :]
-            value *= tl.load(scale, mask=here, other=0)
+            value *= load_tile(scales[e], first, scale_steps[e], i, c, here)
         if seeds is not None:
             position = ((start + i) * C)[:, None] + c[None, :]
             value *= skip_scale(position.to(tl.uint32), tl.load(seeds + e), last, factor)
@@ -151,8 +148,7 @@ def form_node(
         deviation = tl.sqrt(tl.load(variance + at, mask=c < C, other=1) + eps)
         scale = tl.load(alpha + (v * k + j // 2) * 5 + 2 + j % 2).to(tl.float32) / deviation
         average = tl.load(mean + at, mask=c < C, other=0)
-        raw = raws[j] + first * raw_steps[j] + (i * raw_steps[j])[:, None] + c[None, :]
-        total += scale[None, :] * (tl.load(raw, mask=here, other=0).to(tl.float32) - average[None, :])
+        total += scale[None, :] * (load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :])
     tl.store(node + first * C + (i * C)[:, None] + c[None, :], total.to(node.dtype.element_ty), mask=here)
 
 
@@ -200,22 +196,20 @@ def reduce_gradient(
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
     k: tl.constexpr = len(xs)
     parts += (v.to(tl.int64) * tl.num_programs(0) + tl.program_id(0)) * (1 + 4 * k) * C + c
-    source = gradient + first * gradient_step + (i * gradient_step)[:, None] + c[None, :]
-    g = tl.load(source, mask=here, other=0).to(tl.float32)
+    g = load_tile(gradient, first, gradient_step, i, c, here)
     tl.store(parts, tl.sum(g, axis=0), mask=c < C)
     t = tl.zeros([BLOCK_P, BLOCK_C], tl.float32)
     for tap in range(9):
         dy, dx = tap // 3 - 1, tap % 3 - 1
         mask = inside(y + dy, x + dx, height, width)[:, None] & here
-        value = tl.load(source + (dy * width + dx) * gradient_step, mask=mask, other=0).to(tl.float32)
+        value = load_tile(gradient, first + (dy * width + dx), gradient_step, i, c, mask)
         t += box_share(y + dy, x + dx, height, width)[:, None] * value
     nothing = tl.zeros([BLOCK_C], tl.float32)
     for j in tl.static_range(2 * k):
         part = parts + (2 + 4 * (j // 2) + j % 2) * C
         if WANTS_RAWS[j]:
             average = tl.load(mean + (v * 2 * k + j) * C + c, mask=c < C, other=0)
-            raw = raws[j] + first * raw_steps[j] + (i * raw_steps[j])[:, None] + c[None, :]
-            centred = tl.load(raw, mask=here, other=0).to(tl.float32) - average[None, :]
+            centred = load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :]
             tl.store(part, tl.sum(g * centred, axis=0), mask=c < C)
         else:
             tl.store(part, nothing, mask=c < C)
@@ -224,8 +218,7 @@ def reduce_gradient(
         a_pool = tl.load(alpha + (v * k + e) * 5 + 4).to(tl.float32)
         kept = g
         if len(scales) > 0:
-            scale = scales[e] + first * scale_steps[e] + (i * scale_steps[e])[:, None] + c[None, :]
-            kept = g * tl.load(scale, mask=here, other=0).to(tl.float32)
+            kept = g * load_tile(scales[e], first, scale_steps[e], i, c, here)
         if seeds is not None:
             position = ((start + i) * C)[:, None] + c[None, :]
             kept = g * skip_scale(position.to(tl.uint32), tl.load(seeds + e), last, factor)
@@ -234,8 +227,7 @@ def reduce_gradient(
             value = a_skip * kept + a_pool * t
             tl.store(x_gradients[e] + out, value.to(gradient.dtype.element_ty), mask=here)
         if WANTS_ALPHA or scale_gradients[e] is not None:
-            value = xs[e] + first * x_steps[e] + (i * x_steps[e])[:, None] + c[None, :]
-            value = tl.load(value, mask=here, other=0).to(tl.float32)
+            value = load_tile(xs[e], first, x_steps[e], i, c, here)
             if WANTS_ALPHA:
                 tl.store(parts + (1 + 4 * e) * C, tl.sum(kept * value, axis=0), mask=c < C)
                 tl.store(parts + (4 + 4 * e) * C, tl.sum(t * value, axis=0), mask=c < C)
@@ -323,8 +315,7 @@ def differentiate_raws(
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
     raw_count: tl.constexpr = 2 * EDGES
     totals += v * (1 + 2 * raw_count) * C + c
-    source = gradient + first * gradient_step + (i * gradient_step)[:, None] + c[None, :]
-    g = tl.load(source, mask=here, other=0).to(tl.float32)
+    g = load_tile(gradient, first, gradient_step, i, c, here)
     g -= (tl.load(totals, mask=c < C, other=0) / pixels)[None, :]
     for j in tl.static_range(raw_count):
         if raw_gradients[j] is not None:
@@ -333,8 +324,7 @@ def differentiate_raws(
             a = tl.load(alpha + (v * (raw_count // 2) + j // 2) * 5 + 2 + j % 2).to(tl.float32)
             along = tl.load(totals + (2 + 4 * (j // 2) + j % 2) * C, mask=c < C, other=0) / (pixels * spread)
             average = tl.load(mean + at, mask=c < C, other=0)
-            raw = raws[j] + first * raw_steps[j] + (i * raw_steps[j])[:, None] + c[None, :]
-            centred = tl.load(raw, mask=here, other=0).to(tl.float32) - average[None, :]
+            centred = load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :]
             value = (a / tl.sqrt(spread))[None, :] * (g - centred * along[None, :])
             out = raw_gradients[j] + first * C + (i * C)[:, None] + c[None, :]
             tl.store(out, value.to(gradient.dtype.element_ty), mask=here)

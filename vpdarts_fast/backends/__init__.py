@@ -19,6 +19,11 @@ from vpdarts_fast.errors import UserError
 OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
 """Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
 
+TRAINING_OPS = ("mixed_cell", "trained_residual_block")
+"""What a supernet runs on where batch norms use the batch's own statistics."""
+EVALUATION_OPS = ("masked_cell", "residual_block")
+"""And where their statistics are fixed."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -32,7 +37,6 @@ class Backend:
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
         missing: why it is not there at all, or None.
-        mixed_precision: whether alphas and statistics may be float32 beside activations of half precision.
         refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
     """
 
@@ -42,7 +46,6 @@ class Backend:
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
     missing: str | None = None
-    mixed_precision: bool = False
     refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor], small: Sequence[Tensor] = ()) -> list[str]:
@@ -60,7 +63,7 @@ class Backend:
                 f"runs on {', '.join(sorted(self.device_types))}; got {', '.join(sorted(devices))}"
             )
         dtypes = {tensor.dtype for tensor in tensors}
-        beside = {torch.float32} if self.mixed_precision and dtypes <= _HALVES else set()
+        beside = {torch.float32} if dtypes <= _HALVES else set()
         dtypes |= {tensor.dtype for tensor in small} - beside
         if len(dtypes) > 1:
             reasons.append(f"all tensors must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
@@ -95,7 +98,6 @@ BACKENDS = (
         _FLOATS - {torch.float64},
         {"masked_cell": 2},
         cuda.why_not(),
-        mixed_precision=True,
         refusal=cuda.refusal,
     ),
     Backend(
@@ -105,7 +107,6 @@ BACKENDS = (
         frozenset({torch.float32}) | _HALVES,
         {"masked_cell": 5, "mixed_cell": 17},
         triton.why_not(),
-        mixed_precision=True,
     ),
     Backend("pytorch", _implementations(pytorch), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}),
     Backend(
@@ -131,18 +132,29 @@ def serving(
         op: of `OPS`.
         tensors: activations and weights, all of one dtype.
         backend: a name, or auto.
-        small: alphas and statistics; of the same dtype unless the backend has `mixed_precision`.
+        small: alphas and statistics; of the same dtype, or float32 beside half precision.
 
     Raises:
         UserError: an unknown backend, or none that serves the call, with every backend's reasons.
     """
-    candidates = [b for b in BACKENDS if backend in ("auto", b.name)]
-    if not candidates:
-        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
     complaints = []
-    for candidate in candidates:
+    for candidate in named(backend):
         reasons = candidate.unsupported(op, tensors, small)
         if not reasons:
             return candidate
         complaints.append(f"{candidate.name}: {'; '.join(reasons)}")
     raise UserError(f"no backend can serve {op}\n  " + "\n  ".join(complaints))
+
+
+def named(backend: str) -> list[Backend]:
+    """The backend of this name, or all for auto; `UserError` if there is none."""
+    found = [b for b in BACKENDS if backend in ("auto", b.name)]
+    if not found:
+        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
+    return found
+
+
+def preferred(op: str, backend: str) -> str:
+    """What a network that is to run on `backend` asks for: that, for the ops that it has; for others auto."""
+    lacks_it = any(b.name == backend and b.missing is None and op not in b.implementations for b in BACKENDS)
+    return "auto" if lacks_it else backend

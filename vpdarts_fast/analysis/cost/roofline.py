@@ -1,0 +1,108 @@
+"""How long counted work takes a GPU, by its data sheet and printed assumptions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from vpdarts_fast.analysis.cost.work import Tally, Work
+from vpdarts_fast.errors import UserError
+
+Precision = Literal["fp32", "tf32", "bf16"]
+
+DTYPES: Mapping[Precision, torch.dtype] = {
+    "fp32": torch.float32,
+    "tf32": torch.float32,
+    "bf16": torch.bfloat16,
+}
+"""Of activations and weights."""
+
+
+@dataclass(frozen=True)
+class GPU:
+    """NVIDIA's data sheet.
+
+    Attributes:
+        name: of the product.
+        bandwidth: bytes a second.
+        peak: precision -> operations a second of a product, dense; fp32 has no tensor cores.
+        shared_bytes: that a block may have.
+    """
+
+    name: str
+    bandwidth: float
+    peak: Mapping[Precision, float]
+    shared_bytes: int
+
+
+GPUS: Mapping[str, GPU] = {
+    "a100": GPU(
+        "A100 SXM 80 GB", 2.039e12, {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12}, 163 << 10
+    ),
+    "h100": GPU(
+        "H100 SXM 80 GB", 3.35e12, {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12}, 227 << 10
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Assumptions:
+    """What the data sheet does not say."""
+
+    bandwidth_share: float = 0.7
+    """Of the memory's bandwidth, what a kernel reaches."""
+    vector_share: float = 0.5
+    """Of float32's peak, what a kernel reaches."""
+    matrix_share: float = 0.5
+    """Of the tensor cores' peak, what a product reaches."""
+    kernel_us: float = 2.0
+    """The shortest time a kernel takes, in microseconds."""
+    launch_us: float = 5.0
+    """What the host takes for each launch, in microseconds, while the device computes."""
+    graph_us: float = 1.0
+    """Between two kernels of a CUDA graph, in microseconds."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            most = 1.0 if name.endswith("share") else float("inf")
+            if not 0 < value <= most:
+                raise UserError(f"--{name.replace('_', '-')} must be above 0 and at most {most}; got {value}")
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """Times on one GPU in one precision.
+
+    A kernel takes as long as its bytes or its operations, whichever is longer, and never less than a minimum.
+    """
+
+    gpu: GPU
+    precision: Precision
+    assumptions: Assumptions
+
+    def seconds(self, work: Work) -> float:
+        """Of the device for one call."""
+        some = self.assumptions
+        peak = self.gpu.peak["fp32"] * some.vector_share
+        if work.unit == "matrix" and self.precision != "fp32":
+            peak = self.gpu.peak[self.precision] * some.matrix_share
+        return max(
+            work.bytes / (self.gpu.bandwidth * some.bandwidth_share),
+            work.flops / peak,
+            work.launches * some.kernel_us * 1e-6,
+        )
+
+    def busy(self, tally: Tally) -> float:
+        """Seconds that the device computes."""
+        return sum(times * self.seconds(work) for work, times in tally.work.items())
+
+    def launched(self, tally: Tally) -> float:
+        """Seconds where the host launches one by one, while the device computes: the longer of both."""
+        return max(self.busy(tally), tally.launches * self.assumptions.launch_us * 1e-6)
+
+    def in_a_graph(self, tally: Tally) -> float:
+        """Seconds where a CUDA graph starts the kernels one after the other."""
+        return self.busy(tally) + tally.launches * self.assumptions.graph_us * 1e-6
