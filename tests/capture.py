@@ -153,6 +153,7 @@ class Recording(TorchDispatchMode):
             storage.fill_(255)
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # what was recorded is what autocast made of it
     def replay(self) -> None:
         for func, args, kwargs, made in self._operations:
             results = tensors_in(func(*args, **kwargs))

@@ -53,7 +53,9 @@ def digits() -> ImageData:
 
 
 def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for module in (evaluation, state_module, driver):
+    """The CPU, or `meta`, in place of a GPU."""
+    monkeypatch.setattr(state_module, "captures", lambda device: True)
+    for module in (evaluation, driver):
         monkeypatch.setattr(module, "recorder_for", lambda device: recorder)
 
 
@@ -312,8 +314,9 @@ def search_both_ways(
         {"batch_norm": "batch"},
         {"batch_norm": "running", "pruning": "progressive"},
         {"fused": False, "criterion": "alpha"},
+        {"precision": "bf16", "pruning_epochs": 1},
     ],
-    ids=["default", "batch", "running, progressive", "plain"],
+    ids=["default", "batch", "running, progressive", "plain", "bf16"],
 )
 def test_a_search_of_replays_is_the_same_bits(
     settings: dict[str, Any], digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -396,7 +399,7 @@ def test_checkpoints_of_captured_and_other_searches_are_the_same_kind(
     """Plain numbers and tensors; each reads the other's, and goes on in its own way."""
 
     def new(captured: bool) -> SearchState:
-        monkeypatch.setattr(state_module, "recorder_for", lambda device: Tape() if captured else None)
+        monkeypatch.setattr(state_module, "captures", lambda device: captured)
         return SearchState(CONFIG, 4, torch.device("cpu"))
 
     def train(state: SearchState) -> None:
