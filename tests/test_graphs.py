@@ -22,6 +22,7 @@ from vpdarts_fast import backends, graphs, nn
 from vpdarts_fast.backends import BACKENDS, Backend
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.data.batches import DeviceImageSet
+from vpdarts_fast.errors import UserError
 from vpdarts_fast.graphs import Captured
 from vpdarts_fast.leave_one_out import BatchNorm, Counts, leave_one_out
 from vpdarts_fast.search import RunFolder, Search, SearchConfig, step
@@ -30,10 +31,7 @@ from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.sharing import alpha_rows, some_tables, tables_on
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
-pytestmark = [
-    pytest.mark.usefixtures("one_thread"),
-    pytest.mark.filterwarnings("error:continuing without CUDA graphs"),
-]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 CONFIG = SearchConfig(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=2,
@@ -80,18 +78,16 @@ def test_a_function_is_recorded_once_a_shape() -> None:
     assert (tape.recorded, tape.replayed) == (2, 5)
 
 
-def test_what_cannot_be_recorded_runs_as_it_is_and_says_why() -> None:
+def test_what_cannot_be_recorded_is_an_error_that_says_why() -> None:
     class Failing(Tape):
         def record(self, function: Callable[[], Any]) -> Any:
-            raise RuntimeError("operation not permitted when stream is capturing")
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
 
     captured = Captured(lambda x: x + 1, Failing())
     for _ in range(graphs.WARM_UP):
         captured(torch.zeros(1))
-    with pytest.warns(UserWarning, match="without CUDA graphs: operation not permitted"):
-        assert captured(torch.zeros(1)) == 1
-    assert captured.refusal == "operation not permitted when stream is capturing"
-    assert captured(torch.ones(2)).tolist() == [2, 2]
+    with pytest.raises(UserError, match=r"operation not permitted .*; --no-cuda-graphs"):
+        captured(torch.zeros(1))
 
 
 def test_on_the_cpu_nothing_is_recorded() -> None:
@@ -444,17 +440,15 @@ def test_replays_on_a_gpu_follow_the_seed() -> None:
         found = captured(zero).clone()
         torch.manual_seed(seed)
         assert torch.equal(found, nn.draw_seeds(4, device))
-    assert captured.refusal is None
 
 
 @on_a_gpu
 @pytest.mark.parametrize("settings", [{}, {"batch_norm": "batch"}, {"fused": False, "pruning_epochs": 1}])
 def test_a_search_on_a_gpu_is_the_same_captured_or_not(
-    settings: dict[str, Any], digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], digits: ImageData, tmp_path: Path
 ) -> None:
     config = dataclasses.replace(CONFIG, device="cuda", **settings)
     captured = run(config, digits, tmp_path / "captured")
-    monkeypatch.setattr(graphs, "WARM_UP", sys.maxsize)
-    eager = run(config, digits, tmp_path / "eager")
+    eager = run(dataclasses.replace(config, cuda_graphs=False), digits, tmp_path / "eager")
     found, expected = (torch.tensor(result["alpha"]) for result in (captured, eager))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

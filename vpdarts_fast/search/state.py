@@ -95,7 +95,7 @@ class SearchState:
         self.supernet = supernet.to(device).train()
         self.alpha = torch.full_like(self.supernet.new_alpha(), config.alpha_start).requires_grad_()
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
-        captured = captures(device)
+        captured = config.cuda_graphs and captures(device)
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
         self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
