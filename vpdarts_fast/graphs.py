@@ -122,7 +122,8 @@ class Captured(Generic[T]):
             except RuntimeError as error:
                 reason = str(error).partition("\n")[0]
                 raise UserError(
-                    f"a CUDA graph cannot be captured: {reason}; --no-cuda-graphs (cuda_graphs=False) does without"
+                    f"a CUDA graph cannot be captured: {reason}; "
+                    "--no-cuda-graphs (cuda_graphs=False) does without"
                 ) from error
         recording = self._recordings[shapes]
         for own, given in zip(recording.inputs, inputs, strict=True):
