@@ -7,9 +7,11 @@ device, and if no value on the device decides what it does.
 
 from __future__ import annotations
 
+import gc
 import warnings
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -55,14 +57,31 @@ class CudaGraphs:
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = function()
         return result, graph.replay
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What another search has left may hold graphs and memory, which must not be given back meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def captures(device: torch.device) -> bool:
+    """Whether functions are recorded there; elsewhere there is nothing to gain."""
+    return device.type == "cuda"
+
+
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What records on this device; None where there is nothing to gain."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+    """What records on this device, if anything does."""
+    return CudaGraphs(device) if captures(device) else None
 
 
 @dataclass(frozen=True)
