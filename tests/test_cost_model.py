@@ -72,7 +72,7 @@ def test_ops_of_pytorch() -> None:
 
 
 def test_an_unknown_op_is_an_error() -> None:
-    with pytest.raises(NotImplementedError, match="does not know what aten.sort"):
+    with pytest.raises(NotImplementedError, match=r"does not know what aten\.sort"):
         tally_of(lambda: on_device(4).sort())
 
 
@@ -144,7 +144,7 @@ def test_triton_launches_are_those_of_the_interpreter() -> None:
 
 @pytest.mark.parametrize("backend", ["triton", "cuda"])
 def test_products_of_a_masked_cell(backend: str) -> None:
-    """As many as the reference's, which convolves for every variant and edge; nothing shared between variants."""
+    """As many as the reference's, which convolves for every variant and edge; variants share nothing here."""
     if backend == "cuda":
         pytest.importorskip("vpdarts_fast._C")
     v, n, c, size = 3, 2, 16, 8
