@@ -25,6 +25,8 @@ dim3 blockDim, gridDim;
 namespace emulation {
 namespace {
 
+int64_t launches = 0;  // so far
+
 constexpr size_t kStackBytes = size_t{1} << 18;
 constexpr unsigned kWarp = 32;
 
@@ -252,6 +254,7 @@ class Block {
 }  // namespace
 
 void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thread) {
+  ++launches;
   Schedule schedule;
   std::vector<size_t> order(size_t{grid.x} * grid.y * grid.z);
   std::iota(order.begin(), order.end(), size_t{0});
@@ -265,6 +268,8 @@ void run(dim3 grid, dim3 block, size_t shared, const std::function<void()>& thre
     Block(block, shared, thread, schedule).run();
   }
 }
+
+extern "C" int64_t emulated_launches() { return launches; }
 
 void fail(const std::string& message) { running->fail(message); }
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+from itertools import product
 from typing import Any
 
 import pytest
@@ -12,6 +15,8 @@ from test_mixed_sum import mixed_sum_args
 from torch import Tensor
 
 from vpdarts_fast import reference
+from vpdarts_fast.analysis.cost.kernels import cuda_masked_cell, cuda_masked_cell_fits
+from vpdarts_fast.analysis.cost.roofline import GPUS
 
 HALVES = (torch.bfloat16, torch.float16)
 SCHEDULES = ("forward", "reverse", "random:1", "random:2", "random:3")
@@ -151,3 +156,22 @@ def test_masked_cell_refuses_what_does_not_fit() -> None:
     assert not cuda.masked_cell_fits(too_large[0], too_large[5])
     with pytest.raises(RuntimeError, match="do not fit in a block's shared memory"):
         cuda.masked_cell(*too_large, 1e-5)
+
+
+def test_masked_cell_is_launched_as_the_cost_model_counts() -> None:
+    """As many kernels, and refused where the model says so."""
+    library = ctypes.CDLL(os.environ["VPDARTS_EMULATED_LIBRARY"])
+    args = masked_cell_args(v=2, n=2, c=3, size=(4, 3), dtype=torch.float32)
+    before = library.emulated_launches()
+    out = cuda.masked_cell(*args, 1e-5)
+    works = cuda_masked_cell([*args, 1e-5], out, Tensor.tolist)
+    assert library.emulated_launches() - before == sum(work.launches for work in works) == 3
+    answers = set()
+    for nodes, edges in ((2, 1), (4, 6), (6, 15)):
+        for c, size in product((1, 16, 17, 32, 48, 64, 100), (1, 8, 16, 31, 32, 33, 64)):
+            for dtype in (torch.float32, torch.float16):
+                x, alpha = torch.empty(1, 1, c, size, size, dtype=dtype), torch.empty(2, edges, 5)
+                fits = cuda.masked_cell_fits(x, alpha)
+                assert cuda_masked_cell_fits(x, alpha, GPUS["h100"].shared_bytes) == fits, (nodes, c, size)
+                answers.add(fits)
+    assert answers == {True, False}

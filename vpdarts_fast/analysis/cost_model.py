@@ -1,9 +1,10 @@
-"""`python -m vpdarts_fast.analysis.cost_model`: what a search costs a GPU, counted and modelled without one."""
+"""`python -m vpdarts_fast.analysis.cost_model`: what a search costs a GPU, modelled without one."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,7 +20,7 @@ from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Preci
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.checkpoint import write_atomically
-from vpdarts_fast.search.config import PRESETS, Preset
+from vpdarts_fast.search.config import PRESETS, Preset, flag
 
 FILE_WIDTH = 110
 """Columns of the printed tables where there is no terminal."""
@@ -33,11 +34,11 @@ TARGETS = {"weights step": 20, "alpha step": 20, "leave-one-out": 30}
 """Times fewer launches than eager PyTorch."""
 
 SEARCH_TARGET, PAPER_SEARCH = 600, 2.8 * 3600
-"""Seconds of a whole search in the paper's setting: what is aimed at on an H100, and the paper's (Table 1)."""
+"""Seconds of a whole search in the paper's setting: what is aimed at, and what the paper took (Table 1)."""
 
 ASSUMED = (
-    "launches: kernels and copies as PyTorch's sources start them, the fewest where they choose; a convolution "
-    "or a product of matrices counts as one",
+    "launches: kernels and copies as PyTorch's sources start them, the fewest where they choose; a "
+    "convolution or a product of matrices counts as one",
     "eager: the plain modules, NCHW, with PyTorch's own dropout, foreach optimisers and cuDNN's batch norm",
     "ours: the fused ops on CUDA kernels (masked_cell, where a block has room for it), Triton and cuDNN",
     "bytes: every tensor that a kernel takes is read or written once in device memory; no L2 cache between "
@@ -52,8 +53,8 @@ ASSUMED = (
 class Command:
     """Counts the kernels of one training step and one leave-one-out evaluation, and models their times.
 
-    The real host code runs on tensors without data: eager PyTorch's modules and ours. Nothing is computed, and
-    no GPU is needed.
+    The real host code runs on tensors without data: eager PyTorch's modules and ours. Nothing is computed,
+    and no GPU is needed.
     """
 
     gpu: Literal["a100", "h100"] = "h100"
@@ -65,6 +66,12 @@ class Command:
     assumptions: tyro.conf.OmitArgPrefixes[Assumptions] = field(default_factory=Assumptions)
     json: Path | None = None
     """Write everything into this file too."""
+
+    def __post_init__(self) -> None:
+        for name, value in vars(self.assumptions).items():
+            most = 1 if name.endswith("share") else math.inf
+            if not 0 < value <= most:
+                raise UserError(f"{flag(name)} must be above 0 and at most {most}; got {value}")
 
 
 @dataclass(frozen=True)
@@ -104,7 +111,7 @@ def count(setting: Setting) -> Counted:
 
 def report(counted: Counted, roofline: Roofline) -> dict[str, Any]:
     """Everything as plain values: phases, the whole search, targets, assumptions."""
-    phases = {
+    phases: dict[str, dict[str, Any]] = {
         phase: {
             "eager": side(counted.eager[phase], roofline),
             "ours": side(counted.ours[phase], roofline),
@@ -167,8 +174,7 @@ def show(content: dict[str, Any], console: Console) -> None:
                 *(_shown(some[how]) for how in ("launched_s", "graph_s")),
             )
         ratios = (
-            values["eager"][how] / values["ours"][how]
-            for how in ("bytes", "flops", "launched_s", "graph_s")
+            values["eager"][how] / values["ours"][how] for how in ("bytes", "flops", "launched_s", "graph_s")
         )
         table.add_row(
             "  eager / ours",

@@ -27,7 +27,11 @@ def refusal(op: str, tensors: Sequence[Tensor]) -> str | None:
 
     A lone tensor asks for the backend as such, before there is a cell's input.
     """
-    if op == "masked_cell" and len(tensors) > 1 and not torch.ops.vpdarts_fast.masked_cell_fits(tensors[0], tensors[-1]):
+    if (
+        op == "masked_cell"
+        and len(tensors) > 1
+        and not torch.ops.vpdarts_fast.masked_cell_fits(tensors[0], tensors[-1])
+    ):
         return "a block's shared memory has no room for the cell's values"
     return None
 

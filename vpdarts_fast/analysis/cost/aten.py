@@ -1,10 +1,10 @@
 """What PyTorch's own ops cost on a GPU.
 
 Launches are read out of PyTorch's sources (aten/src/ATen/native/cuda), and where these choose among ways, the
-fewest: so eager PyTorch comes off rather too well. A convolution or a product of matrices counts as one kernel,
-though cuDNN and cuBLAS at times start a second one that transposes or adds up. Bytes are those of every tensor
-read and written, once; products are PyTorch's own count (torch.utils.flop_counter), and anything else is one
-operation an element. An op that is not listed is an error.
+fewest: so eager PyTorch comes off rather too well. A convolution or a product of matrices counts as one
+kernel, though cuDNN and cuBLAS at times start a second one that transposes or adds up. Bytes are those of
+every tensor read and written, once; products are PyTorch's own count (torch.utils.flop_counter), and anything
+else is one operation an element. An op that is not listed is an error.
 """
 
 from __future__ import annotations
@@ -20,27 +20,33 @@ from torch.utils.flop_counter import flop_registry
 
 from vpdarts_fast.analysis.cost.work import Work, total_size
 
-FREE = frozenset(
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+FREE = _names(
     "alias as_strided_ detach empty empty_like empty_strided lift_fresh new_empty new_empty_strided "
-    "_reshape_alias _unsafe_view".split()
+    "_reshape_alias _unsafe_view"
 )
 """Beside views: only memory is allocated, which PyTorch's allocator has."""
 
-WRITERS = frozenset(
-    "arange fill fill_diagonal full full_like new_full new_ones new_zeros ones ones_like zero zeros zeros_like "
-    "normal rand randint randn random uniform".split()
+WRITERS = _names(
+    "arange fill fill_diagonal full full_like new_full new_ones new_zeros normal ones ones_like rand "
+    "randint randn random uniform zero zeros zeros_like"
 )
 """One kernel that writes its output and reads nothing."""
 
-MAPS = frozenset(
+MAPS = _names(
     "abs add addcdiv addcmul avg_pool2d avg_pool2d_backward bitwise_and bitwise_or bitwise_right_shift "
-    "bitwise_xor __rshift__ clamp clone div eq exp ge gt index_select isfinite le lerp _log_softmax "
-    "_log_softmax_backward_data log lt masked_fill maximum minimum mul ne native_dropout native_dropout_backward neg "
-    "nll_loss_forward pow reciprocal relu repeat rsqrt sqrt sub threshold_backward where".split()
+    "bitwise_xor clamp clone div eq exp ge gt index_select isfinite le lerp log _log_softmax "
+    "_log_softmax_backward_data lt masked_fill maximum minimum mul native_dropout "
+    "native_dropout_backward ne neg nll_loss_forward pow reciprocal relu repeat __rshift__ rsqrt sqrt sub "
+    "threshold_backward where"
 )
 """One kernel: every input is read, every output written."""
 
-REDUCTIONS = frozenset("all amax amin any argmax argmin linalg_vector_norm max mean min sum".split())
+REDUCTIONS = _names("all amax amin any argmax argmin linalg_vector_norm max mean min sum")
 """One kernel likewise; a second stage runs in the same launch (Reduce.cuh)."""
 
 TENSORS_OF_A_LAUNCH = (770, 448, 336, 252, 210)
@@ -50,9 +56,7 @@ INPUTS_OF_A_CAT = 128
 """Shape.cu, CAT_ARRAY_BATCH_SIZE."""
 
 
-def cost(
-    func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any
-) -> Work | None:
+def cost(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any], out: Any) -> Work | None:
     """The work of a call on device tensors; None if it starts nothing.
 
     Raises:
@@ -71,7 +75,7 @@ def cost(
     if name == "copy":
         return Work(name, 1, total_size(inputs[1:]) + total_size(outputs))
     if name.startswith(("_foreach", "_fused")):
-        return _foreach(name, args, tensors(args[0]) if func._schema.is_mutable else outputs)
+        return _foreach(name, args, outputs)
     if name in MAPS:
         return Work(name, 1, total_size((*inputs, *outputs)), elements)
     if name in REDUCTIONS:
@@ -85,6 +89,11 @@ def cost(
 def is_factory(func: torch._ops.OpOverload) -> bool:
     """Whether the result depends on the shapes and types of its arguments only."""
     return func._schema.name.partition("::")[2] in WRITERS and not func._schema.is_mutable
+
+
+def is_uninitialised(func: torch._ops.OpOverload) -> bool:
+    """Whether the result holds whatever was in memory."""
+    return "empty" in func._schema.name
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -120,7 +129,9 @@ def _batch_norm_backward(args: Sequence[Any], out: Any) -> Work:
     gradient, x, weight, *_, wanted = args
     cudnn = weight is not None and x.dtype == torch.float32 and wanted[2]
     launches = 1 if cudnn or x.is_contiguous() else 2
-    return Work("batch_norm_backward", launches, total_size((gradient, x, gradient, x, out[0])), 8 * x.numel())
+    return Work(
+        "batch_norm_backward", launches, total_size((gradient, x, gradient, x, out[0])), 8 * x.numel()
+    )
 
 
 def _concatenation(args: Sequence[Any], out: Any) -> Work:
@@ -128,7 +139,7 @@ def _concatenation(args: Sequence[Any], out: Any) -> Work:
 
 
 def _conversion(args: Sequence[Any], out: Any) -> Work | None:
-    """Another dtype or device. PyTorch comes here for neither only where it takes the tensor to lie elsewhere."""
+    """To another dtype or device; to neither only where PyTorch takes the tensor to lie elsewhere."""
     (x,) = args
     if (x.dtype, x.device, x.stride()) == (out.dtype, out.device, out.stride()):
         return None
@@ -142,20 +153,20 @@ def _scatter(name: str) -> Callable[[Sequence[Any], Any], Work]:
 
 def _index(args: Sequence[Any], out: Any) -> Work:
     """Indices that lie on the host are copied first."""
-    self, indices = args[:2]
+    indices = args[1]
     copies = sum(index is not None and index.device.type == "cpu" for index in indices)
     return Work("index", 1 + copies, 2 * total_size((out,)) + total_size(indices))
 
 
-def _foreach(name: str, args: Sequence[Any], written: Sequence[Tensor]) -> Work:
+def _foreach(name: str, args: Sequence[Any], outputs: Sequence[Tensor]) -> Work:
     """Lists of tensors, as many at a time as a launch takes. A norm has zeros before and a sum after it."""
     lists = [arg for arg in args if isinstance(arg, (list, tuple)) and tensors(arg)]
-    depth = len(lists) + (written[0] is not lists[0][0] and name != "_foreach_norm")
-    launches = math.ceil(len(lists[0]) / TENSORS_OF_A_LAUNCH[depth - 1])
+    norm = name == "_foreach_norm"
+    depth = len(lists) + (len(outputs) > 0 and not norm)  # in place there are none
+    launches = math.ceil(len(lists[0]) / TENSORS_OF_A_LAUNCH[depth - 1]) + 2 * norm
     read = [tensor for some in lists for tensor in some]
-    extra = 2 if name == "_foreach_norm" else 0
     elements = sum(tensor.numel() for tensor in lists[0])
-    return Work(name, launches + extra, total_size((*read, *written)), elements)
+    return Work(name, launches, total_size((*read, *(outputs or lists[0]))), elements)
 
 
 SPECIAL: dict[str, Callable[[Sequence[Any], Any], Work | None]] = {

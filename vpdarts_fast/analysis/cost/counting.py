@@ -1,8 +1,8 @@
 """Runs host code as it would run on a GPU, on tensors without data, and counts what it starts.
 
 Tensors say that they lie on a GPU and are `FakeTensor`s; PyTorch's ops on them are counted as they are
-dispatched, and launches of Triton kernels where Triton would compile and start them. Values that the host code
-makes itself, such as tables of alphas, are computed beside, so that it can read them back.
+dispatched, and launches of Triton kernels where Triton would compile and start them. Values that the host
+code makes itself, such as tables of alphas, are computed beside, so that it can read them back.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
 from vpdarts_fast import backends, native
@@ -39,8 +39,8 @@ _DEVICE_OF = torch.ops.prim.device.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
-class _Hollow(FakeTensorMode):
-    """Tensors without data. PyTorch's C++ believes them to lie on the CPU, or it would ask CUDA for streams."""
+class _Hollow(FakeTensorMode):  # type: ignore[no-untyped-call]
+    """Tensors without data. PyTorch's C++ takes them to lie on the CPU, or it would ask CUDA for streams."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is _DEVICE_OF:
@@ -52,7 +52,7 @@ class _Hollow(FakeTensorMode):
         return super().__torch_dispatch__(func, types, args, kwargs)
 
 
-class Count(TorchDispatchMode):
+class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the ops and kernels that are called under it.
 
     Attributes:
@@ -61,10 +61,10 @@ class Count(TorchDispatchMode):
     """
 
     def __init__(self, shared_bytes: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.shared_bytes = shared_bytes
         self.tally = Tally()
-        self._values = WeakIdKeyDictionary()
+        self._values: Any = WeakIdKeyDictionary()
         self._forgotten: set[int] = set()  # memory of values that are no longer known
 
     def add(self, work: Work | None) -> None:
@@ -76,9 +76,9 @@ class Count(TorchDispatchMode):
         if func is _DEVICE_OF:
             return _CPU
         if func is _ITEM:
-            return self.read(args[0])
+            return tree_leaves(self.read(args[0]))[0]
         if func is torch.ops.vpdarts_fast.masked_cell_fits.default:
-            return cuda_masked_cell_fits(*args, self.shared_bytes)
+            return cuda_masked_cell_fits(args[0], args[1], self.shared_bytes)
         if func.namespace == "vpdarts_triton":
             with self:
                 return _triton_host_code(func)(*args, **kwargs)
@@ -104,7 +104,7 @@ class Count(TorchDispatchMode):
         Results of the network are not known: NaN.
 
         Raises:
-            NotImplementedError: an integer or truth value that is not known, so what it decides is not either.
+            NotImplementedError: an integer or truth value that is not known; nor is what it decides, then.
         """
         self.tally.reads += tensor.device.type == "cuda"
         numbers = self.numbers(tensor)
@@ -134,6 +134,7 @@ class Count(TorchDispatchMode):
         given = aten.tensors((args, kwargs))
         fresh = aten.is_factory(func)  # takes no more than shapes
         known = all(fresh or self.value(tensor) is not None for tensor in given)
+        known = known and not aten.is_uninitialised(func)
         if known and results and all(tensor.numel() <= SMALL for tensor in (*given, *results)):
             with _disable_current_modes():
                 values = tree_map(partial(self._beside, fresh), (args, kwargs))
@@ -159,7 +160,7 @@ class Count(TorchDispatchMode):
 
 
 def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
+    return int(tensor.untyped_storage()._cdata)
 
 
 def _on_the_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
@@ -185,8 +186,10 @@ def counting(shared_bytes: int) -> Iterator[Count]:
         UserError: Triton is not installed.
     """
     with ExitStack() as stack:
-        if not torch.cuda.is_available():
-            stack.enter_context(mock.patch.object(torch._C, "_ensureCUDADeviceGuardSet", lambda: None))
+        # As where there is no GPU, also where there is one: nothing may reach it.
+        stack.enter_context(mock.patch.object(torch._C, "_ensureCUDADeviceGuardSet", lambda: None))
+        stack.enter_context(mock.patch.object(torch.cuda, "is_available", lambda: False))
+        stack.enter_context(mock.patch.object(torch.cuda, "device_count", lambda: 0))
         count = Count(shared_bytes)
         stack.enter_context(_tensors_as_on_a_gpu(count))
         stack.enter_context(_triton_launches(count))
@@ -197,7 +200,7 @@ def counting(shared_bytes: int) -> Iterator[Count]:
 
 @contextmanager
 def _tensors_as_on_a_gpu(count: Count) -> Iterator[None]:
-    """What Python code may ask a tensor. Optimisers take lists of tensors at once only of PyTorch's own types."""
+    """What Python code may ask a tensor. Optimisers take lists at once only of PyTorch's own types."""
     modules = ("torch.optim.optimizer", "torch.utils._foreach_utils")
     is_cuda = property(lambda tensor: tensor.device.type == "cuda")
     with ExitStack() as stack:
@@ -235,8 +238,7 @@ def _triton_launches(count: Count) -> Iterator[None]:
 
 @contextmanager
 def _backends_of_a_gpu() -> Iterator[None]:
-    """The registry as it is on a machine with a GPU and, if the native extension is there, our CUDA kernels."""
-
+    """The registry as it is on a GPU: with Triton and, if the native extension is there, our CUDA kernels."""
     ops = {"cuda": ("masked_cell",), "triton": ("masked_cell", "mixed_cell", "mixed_sum", "relu_conv")}
 
     def there(backend: backends.Backend) -> backends.Backend:

@@ -1,7 +1,7 @@
 """What launches of our own kernels cost, from their arguments.
 
-A kernel reads each of its tensors once from device memory: what neighbouring blocks share, such as the taps of a
-pool or of a convolution, comes from the caches.
+A kernel reads each of its tensors once from device memory: what neighbouring blocks share, such as the taps
+of a pool or of a convolution, comes from the caches.
 """
 
 from __future__ import annotations
@@ -83,12 +83,12 @@ def _differentiate_raws(a: Arguments, numbers: Numbers) -> Cost:
 
 
 def _fold_weights(a: Arguments, numbers: Numbers) -> Cost:
-    names = "weight bias weight_1x1 weight_3x3 mean variance alpha edges rows".split()
-    return total_size(a[name] for name in names), 2 * a["weight"].numel(), "vector"
+    tensors = (value for value in a.values() if isinstance(value, Tensor))
+    return total_size(tensors), 2 * a["weight"].numel(), "vector"
 
 
 def _cell_node(a: Arguments, numbers: Numbers) -> Cost:
-    """2 * 9 * C_in * C_out operations a pixel and edge, channels as padded; as many weights as there are pairs."""
+    """2 * 9 * C_in * C_out operations a pixel and edge, channels as padded; the weights of its own pairs."""
     folds = numbers(a["folds"]) or range(a["folds"].numel())
     pairs = len(set(tree_leaves(folds)))
     weights = pairs * (total_size((a["weight"][:1],)) + 4 * a["PADDED"])
@@ -110,7 +110,7 @@ _TRITON: dict[str, Callable[[Arguments, Numbers], Cost]] = {
 
 
 def cuda_masked_cell(args: Sequence[Any], out: Tensor, numbers: Numbers) -> list[Work]:
-    """`masked_cell` in CUDA C++: prepare, fold, and the cell, as csrc/cuda/kernels/masked_cell.cu starts them.
+    """`masked_cell` in CUDA C++, whose three kernels csrc/cuda/kernels/masked_cell.cu starts.
 
     Edges whose alphas of the convolutions are those of an earlier variant use its weights.
     """

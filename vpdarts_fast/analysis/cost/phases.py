@@ -66,8 +66,8 @@ class Setting:
 class Dropout(nn.Module):
     """Behind a skip connection as PyTorch has it on a GPU: one kernel draws and scales.
 
-    The plain modules draw from a seed, so that fused cells can draw the same, which costs a dozen kernels that
-    nobody else's network starts.
+    The plain modules draw from a seed, so that fused cells can draw the same, which costs a dozen kernels
+    that nobody else's network starts.
     """
 
     def __init__(self, dropout: float) -> None:
@@ -109,9 +109,9 @@ def training_steps(setting: Setting, fused: bool) -> tuple[Tally, Tally]:
 
 
 def evaluation(setting: Setting, fused: bool) -> Tally:
-    """Leave-one-out over the evaluation's images: two batches are run, and all after the first are as the second.
+    """Leave-one-out over the evaluation's images, in batches as large as the largest.
 
-    Every batch is as large as the largest.
+    Two are run; those that follow are as the second, as the first calibrates.
     """
     batches = setting.evaluation_batches
     images = math.ceil(setting.evaluation_images / batches)

@@ -10,7 +10,7 @@ from typing import Literal
 from torch import Tensor
 
 Unit = Literal["vector", "matrix"]
-"""What computes: the floating-point units; or, products of matrices in a precision that they have, tensor cores."""
+"""What computes: the floating-point units or, for products in a precision that they have, tensor cores."""
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,320 @@
+"""What benchmarks/gpu.sh runs on a GPU: is it right, how fast is it, and what the cost model expected.
+
+Every part runs in a process of its own with a time limit; what fails or takes too long is in the report, and
+the rest goes on. Nothing is timed before its result has been compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+from gpu_calls import arguments, call_of, counted, error_of, placed
+from torch import Tensor
+
+import vpdarts_fast
+from vpdarts_fast import backends, leave_one_out, native
+from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
+from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
+from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.state import SearchState
+from vpdarts_fast.search.step import alpha_step, weights_step
+
+ROOT = Path(__file__).resolve().parent.parent
+PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
+TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 6e-2}
+"""Greatest error of a result, relative to the largest element of the reference in float64."""
+
+LIMITS = {"contract": 90, "ops": 210, "training": 90, "leave_one_out": 90}
+"""Seconds that each part may take."""
+
+COUNTABLE = ("cuda", "triton", "pytorch")
+"""Backends whose launches the cost model knows."""
+
+
+Row = dict[str, Any]
+"""A measurement."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured.
+
+    Attributes:
+        config: of the search whose steps and evaluations are timed.
+        images: of an op's call, and of each of two evaluation batches.
+        size: height and width of an image.
+        stages: channels and size of the cells whose ops are timed.
+        rounds: timings of which the median counts.
+    """
+
+    config: SearchConfig
+    images: int
+    size: int
+    stages: tuple[tuple[int, int], ...]
+    rounds: int
+
+
+PAPER = Scale(SearchConfig(), 256, 32, ((16, 32), (32, 16), (64, 8)), 20)
+
+
+def measure(call: Callable[[], object], device: torch.device, rounds: int) -> float:
+    """Median seconds of a call, after two for warming up; on a GPU between two of its events."""
+    for _ in range(2):
+        call()
+    if device.type != "cuda":
+        times = []
+        for _ in range(rounds):
+            started = time.perf_counter()
+            call()
+            times.append(time.perf_counter() - started)
+        return median(times)
+    pairs = [
+        (torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)) for _ in range(rounds)
+    ]
+    for first, last in pairs:
+        first.record()
+        call()
+        last.record()
+    torch.cuda.synchronize(device)
+    return median(first.elapsed_time(last) for first, last in pairs) / 1e3
+
+
+def set_precision(precision: Precision) -> None:
+    """Of products of float32, PyTorch's and ours."""
+    torch.backends.cudnn.allow_tf32 = precision == "tf32"
+    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+
+
+def roofline_of(name: str, precision: Precision) -> Roofline | None:
+    """The model of the GPU with this name, if there is one."""
+    known = [gpu for key, gpu in GPUS.items() if key in name.lower()]
+    return Roofline(known[0], precision, Assumptions()) if known else None
+
+
+def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> dict[str, Any]:
+    """A measurement next to its prediction."""
+    row: dict[str, Any] = {"median_s": seconds}
+    if tally is not None:
+        row |= {
+            "launches": tally.launches,
+            "gb_per_s": tally.bytes / seconds / 1e9,
+            "tflop_per_s": tally.flops / seconds / 1e12,
+        }
+        if roofline is not None:
+            row["predicted_s"] = {"launched": roofline.launched(tally), "busy": roofline.busy(tally)}
+    return row
+
+
+def ops_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+    """Every op on every backend that serves it, in every precision and stage."""
+    for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
+        set_precision(precision)
+        roofline = roofline_of(name, precision)
+        for op in backends.OPS:
+            for channels, size in scale.stages:
+                images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
+                args = placed(arguments(op, channels, images, size), device, DTYPES[precision])
+                for backend in (b.name for b in backends.BACKENDS if b.name != "reference"):
+                    row = {
+                        "op": op,
+                        "backend": backend,
+                        "precision": precision,
+                        "channels": channels,
+                        "size": size,
+                    }
+                    call = call_of(op, args, backend)
+                    try:
+                        error = error_of(op, args, call())
+                    except vpdarts_fast.UserError:
+                        continue  # not served
+                    row |= {"error": error, "correct": error <= TOLERANCES[precision]}
+                    if row["correct"]:
+                        tally = None
+                        if backend in COUNTABLE:
+                            tally = counted(lambda some, op=op, b=backend: call_of(op, some, b)(), args)
+                        row |= result(measure(call, device, scale.rounds), tally, roofline)
+                    yield row
+
+
+def state_of(scale: Scale, device: torch.device, fused: bool) -> SearchState:
+    """A search's beginning; skip connections have no weight, so that their dropout changes no result."""
+    state = SearchState(replace(scale.config, fused=fused), 10, device)
+    with torch.no_grad():
+        state.alpha[:, 1] = 0
+    return state
+
+
+def batch_of(scale: Scale, device: torch.device, images: int, seed: int = 0) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(images, 3, scale.size, scale.size, generator=generator)
+    return inputs.to(device), torch.randint(10, (images,), generator=generator).to(device)
+
+
+def setting_of(scale: Scale, images: int) -> Setting:
+    return Setting(scale.config, images, scale.size, 10, torch.float32, GPUS["h100"].shared_bytes)
+
+
+def training_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+    """A step of each phase, plain and fused, in float32."""
+    set_precision("fp32")
+    batch = batch_of(scale, device, scale.config.batch_size)
+    losses: dict[tuple[str, bool], float] = {}
+    for fused in (False, True):
+        state = state_of(scale, device, fused)
+        tallies = training_steps(setting_of(scale, scale.config.batch_size), fused)
+
+        def weights(state: SearchState = state) -> Any:
+            return weights_step(
+                state.supernet, state.alpha, batch, state.weights_optimizer, scale.config.gradient_clip
+            )
+
+        def alpha(state: SearchState = state) -> Any:
+            return alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
+
+        for phase, step, tally in (("weights", weights, tallies[0]), ("alpha", alpha, tallies[1])):
+            losses[phase, fused] = float(step()[0])
+            error = abs(losses[phase, fused] / losses[phase, False] - 1)
+            row = {"phase": phase, "fused": fused, "error": error, "correct": error < 1e-3}
+            if row["correct"]:
+                row |= result(measure(step, device, scale.rounds), tally, roofline_of(name, "fp32"))
+            yield row
+
+
+def leave_one_out_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+    """An evaluation of two batches, plain and fused, in float32."""
+    set_precision("fp32")
+    batches = [batch_of(scale, device, scale.images, seed) for seed in (1, 2)]
+    expected: Tensor | None = None
+    for fused in (False, True):
+        state = state_of(scale, device, fused)
+
+        def evaluate(state: SearchState = state, fused: bool = fused) -> vpdarts_fast.LeaveOneOut:
+            return leave_one_out(state.supernet, batches, state.alpha, fused=fused)
+
+        loss = evaluate().loss
+        expected = loss if expected is None else expected
+        error = float(((loss - expected) / expected).abs().max())
+        row = {"fused": fused, "images": 2 * scale.images, "error": error, "correct": error < 1e-3}
+        if row["correct"]:
+            config = replace(scale.config, evaluation_batch_size=scale.images, validation_proportion=1.0)
+            tally = evaluation(setting_of(replace(scale, config=config), 2 * scale.images), fused)
+            rounds = max(1, scale.rounds // 5)
+            row |= result(measure(evaluate, device, rounds), tally, roofline_of(name, "fp32"))
+        yield row
+
+
+PARTS: Mapping[str, Callable[[torch.device, Scale, str], Iterator[Row]]] = {
+    "ops": ops_part,
+    "training": training_part,
+    "leave_one_out": leave_one_out_part,
+}
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    """What the numbers are of."""
+    found: dict[str, Any] = {
+        "device": str(device),
+        "name": platform.processor() or platform.machine(),
+        "versions": {
+            "vpdarts_fast": native.build_info()["version"] if native.available() else None,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "cuda": torch.version.cuda,
+        },
+        "backends": {b.name: b.missing or "there" for b in backends.BACKENDS},
+    }
+    if device.type == "cuda":
+        query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]
+        smi = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()
+        properties = torch.cuda.get_device_properties(device)
+        found |= {
+            "name": properties.name,
+            "capability": list(torch.cuda.get_device_capability(device)),
+            "memory": properties.total_memory,
+            "nvidia_smi": smi,
+        }
+    return found
+
+
+def contract(limit: int) -> dict[str, Any]:
+    """The op contract of the backends that need a GPU."""
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py"]
+    return finished(command, limit)
+
+
+def finished(command: Sequence[str], limit: int) -> dict[str, Any]:
+    """How a command ended, within the limit."""
+    started = time.perf_counter()
+    try:
+        run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=limit, check=False)
+        passed, output = run.returncode == 0, (run.stdout + run.stderr)[-4000:]
+    except subprocess.TimeoutExpired:
+        passed, output = False, f"more than {limit} seconds"
+    return {"passed": passed, "seconds": time.perf_counter() - started, "output": output}
+
+
+def run_all(device: torch.device, out: Path) -> bool:
+    """Runs every part and writes the report after each; whether all of them are right."""
+    report: dict[str, Any] = {"facts": facts(device), "contract": contract(LIMITS["contract"])}
+    print(f"contract: {verdict(report['contract'])}", flush=True)
+    for part in PARTS:
+        file = out.with_suffix(f".{part}.json")
+        file.write_text("[]")
+        command = [sys.executable, __file__, "--device", str(device), "--part", part, "--out", str(file)]
+        ended = finished(command, LIMITS[part])
+        report[part] = {**ended, "rows": json.loads(file.read_text())}
+        file.unlink()
+        out.write_text(json.dumps(report, indent=1) + "\n")
+        print(f"{part}: {verdict(report[part])}", flush=True)
+    return all(verdict(report[part]).startswith("right") for part in LIMITS)
+
+
+def run_part(part: str, device: torch.device, scale: Scale, file: Path) -> None:
+    """Writes the rows after each, so that a time limit leaves those that are done."""
+    rows = []
+    for row in PARTS[part](device, scale, facts(device)["name"]):
+        rows.append(row)
+        write_atomically(file, json.dumps(rows).encode())
+
+
+def verdict(part: Mapping[str, Any]) -> str:
+    """Of a part of the report, with how long it took."""
+    wrong = sum(not row["correct"] for row in part.get("rows", ()))
+    said = f"{wrong} WRONG" if wrong else "right" if part["passed"] else "FAILED"
+    return f"{said}, {part['seconds']:.0f} s"
+
+
+def main(given: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--device", default="cuda", help="cuda or cuda:N")
+    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the report")
+    parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
+    options = parser.parse_args(given)
+    device = torch.device(options.device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: PyTorch finds no CUDA device; this measures on a GPU", file=sys.stderr)
+        return 2
+    if options.part is not None:
+        run_part(options.part, device, PAPER, options.out)
+        return 0
+    right = run_all(device, options.out)
+    print(f"written: {options.out}")
+    return 0 if right else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,257 @@
+"""The cost model: what it counts against direct counts, how counts scale, and the times that follow."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+import vpdarts_fast
+from vpdarts_fast import cuda, ops, reference
+from vpdarts_fast.analysis import cost_model
+from vpdarts_fast.analysis.cost.counting import DEVICE, counting
+from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
+from vpdarts_fast.analysis.cost.roofline import GPUS, Assumptions, Roofline
+from vpdarts_fast.analysis.cost.work import Tally, Work
+from vpdarts_fast.search.config import SearchConfig
+
+pytestmark = [
+    pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="Triton is not installed"),
+    pytest.mark.skipif(os.environ.get("TRITON_INTERPRET") == "1", reason="nothing is launched"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+ROOT = Path(__file__).parent.parent
+SHARED = GPUS["h100"].shared_bytes
+SMALL = SearchConfig(channels=4, cells_per_stage=1, batch_size=8, evaluation_batch_size=256)
+
+
+def setting(**changes: Any) -> Setting:
+    return Setting(replace(SMALL, **changes), 2048, 8, 10, torch.float32, SHARED)
+
+
+def tally_of(run: Callable[[], object]) -> Tally:
+    with counting(SHARED) as count, count:
+        run()
+    return count.tally
+
+
+def on_device(*shape: int) -> torch.Tensor:
+    return torch.empty(shape, device=DEVICE)
+
+
+def test_ops_of_pytorch() -> None:
+    """Launches, bytes and products of some, by hand; views cost nothing, nor does what runs on the host."""
+
+    def run() -> None:
+        x, weight = on_device(2, 3, 8, 8), on_device(5, 3, 3, 3)
+        out = F.conv2d(x, weight, padding=1)
+        out.add_(1.0)
+        out.view(2, -1).T.unsqueeze(0)
+        torch.ones(7).add(1)
+        torch.stack([out] * 129)
+
+    work = tally_of(run).work
+    n, size = 2 * 5 * 64, 4
+    assert dict(work) == {
+        Work("convolution", 1, size * (2 * 3 * 64 + 5 * 27 + n), 2 * n * 27, "matrix"): 1,
+        Work("add", 1, size * 2 * n, n): 1,
+        Work("cat", 2, size * 2 * 129 * n): 1,
+    }
+
+
+def test_an_unknown_op_is_an_error() -> None:
+    with pytest.raises(NotImplementedError, match=r"does not know what aten\.sort"):
+        tally_of(lambda: on_device(4).sort())
+
+
+def test_a_gradient_is_counted() -> None:
+    """The weights' gradient and the input's are a kernel each, and only what is wanted is computed."""
+
+    def run(wants_x: bool) -> Tally:
+        def step() -> None:
+            x = on_device(2, 3, 8, 8).requires_grad_(wants_x)
+            weight = on_device(5, 3, 3, 3).requires_grad_()
+            F.conv2d(x, weight).sum().backward()  # type: ignore[no-untyped-call]
+
+        return tally_of(step)
+
+    both, one = (run(wants_x).launches_by_kernel()["convolution_backward"] for wants_x in (True, False))
+    assert (both, one) == (2, 1)
+
+
+@pytest.mark.parametrize(("tensors", "launches"), [(7, 1), (448, 1), (449, 2)])
+def test_an_optimiser_updates_many_tensors_in_a_launch(tensors: int, launches: int) -> None:
+    def step() -> None:
+        parameters = [on_device(3).requires_grad_() for _ in range(tensors)]
+        for parameter in parameters:
+            parameter.grad = on_device(3)
+        torch.optim.SGD(parameters, lr=0.1).step()
+
+    assert tally_of(step).launches_by_kernel()["_foreach_add"] == launches
+
+
+def test_values_that_the_host_made_can_be_read_back() -> None:
+    """Also through views and changes; those of results are not known."""
+    seen: list[Any] = []
+
+    def run() -> None:
+        table = torch.full((2, 2), 0.5, device=DEVICE)
+        table.view(-1)[1:2].mul_(0)
+        seen.extend([table.tolist(), bool((table != 0).all())])
+        table[0] += on_device(2)
+        seen.append(float(table[0, 0]))
+        with pytest.raises(NotImplementedError, match="does not know"):
+            bool(on_device(1) > 0)
+
+    assert tally_of(run).reads == 4
+    assert seen[:2] == [[[0.5, 0.0], [0.5, 0.5]], False] and seen[2] != seen[2]
+
+
+CALLS = [("mixed_cell", [1, 1, 3, 2]), ("mixed_cell", [2, 1, 3, 2]), ("masked_cell", [3, 1, 40, 8])]
+"""Op and V, N, C, H = W; of masked_cell whole blocks of 64 pixels, so that no product is wasted."""
+
+
+def test_triton_launches_are_those_of_the_interpreter() -> None:
+    """The same kernels as often, and as many products, as really run."""
+    import triton_launches
+
+    command = [sys.executable, str(ROOT / "tests/triton_launches.py"), json.dumps(CALLS)]
+    paths = os.pathsep.join(
+        [str(Path(vpdarts_fast.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
+    )
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-3000:]
+    for (name, sizes), real in zip(CALLS, json.loads(run.stdout.splitlines()[-1]), strict=True):
+        tally = tally_of(lambda name=name, sizes=sizes: getattr(triton_launches, name)(*sizes, str(DEVICE)))
+        launches = tally.launches_by_kernel()
+        assert {kernel: launches[kernel] for kernel in real["launches"]} == real["launches"]
+        products = sum(n * work.flops for work, n in tally.work.items() if work.kernel == "cell_node")
+        assert products == real["products"]
+
+
+@pytest.mark.parametrize("backend", ["triton", "cuda"])
+def test_products_of_a_masked_cell(backend: str) -> None:
+    """As many as the reference's, which convolves for every variant and edge; variants share nothing here."""
+    if backend == "cuda":
+        pytest.importorskip("vpdarts_fast._C")
+    v, n, c, size = 3, 2, 16, 8
+
+    def arguments(device: torch.device) -> list[torch.Tensor]:
+        shapes = (v, n, c, size, size), (6, c, c, 1, 1), (6, c, c, 3, 3), (6, 2, c), (6, 2, c), (v, 6, 5)
+        return [torch.ones(shape, device=device) for shape in shapes]
+
+    def run() -> None:
+        ops.masked_cell(*arguments(DEVICE), backend=backend)
+
+    tally = tally_of(run)
+    with FlopCounterMode(display=False) as counter:
+        reference.masked_cell(*arguments(torch.device("cpu")))
+    direct = counter.get_total_flops() * 9 // 10  # the 1x1 convolution lies in the 3x3's centre tap
+    assert sum(n * work.flops for work, n in tally.work.items() if work.unit == "matrix") == direct
+    kernels = {
+        "triton": {"fold_weights": 1, "cell_node": 3},
+        "cuda": {"masked_cell prepare": 1, "masked_cell fold": 1, "masked_cell": 1},
+    }
+    others = ("ones", "to", "clone")  # the arguments made, the plan sent, x laid out
+    made = {kernel: n for kernel, n in tally.launches_by_kernel().items() if kernel not in others}
+    assert made == kernels[backend]
+
+
+def test_a_lone_tensor_is_no_cell_to_refuse() -> None:
+    """Leave-one-out asks for the backend before it has the input of a cell."""
+    assert cuda.refusal("masked_cell", [torch.empty(2, 3, 4, 4)]) is None
+
+
+def test_training_steps_scale() -> None:
+    """Launches with the cells alone, bytes with the batch, products with the square of C."""
+    changes = ({}, {"cells_per_stage": 2}, {"channels": 8, "batch_size": 16})
+    for one, two, large in zip(*(training_steps(setting(**some), True) for some in changes), strict=True):
+        for kernel, nodes in (("form_node", 9), ("reduce_gradient", 9), ("block_statistics", 9)):
+            assert (one.launches_by_kernel()[kernel], two.launches_by_kernel()[kernel]) == (nodes, 2 * nodes)
+        assert large.launches == one.launches < two.launches
+        assert 3 < large.bytes / one.bytes < 4 and 7 < large.flops / one.flops < 8
+        assert one.reads == 0, "nothing is read back in a step"
+
+
+@pytest.fixture(scope="module")
+def counted() -> cost_model.Counted:
+    return cost_model.count(replace(setting(), images=512))
+
+
+def test_plain_and_fused_steps(counted: cost_model.Counted) -> None:
+    """Both convolve as much; what surrounds the convolutions is launched less and moves less."""
+    for phase in ("weights step", "alpha step"):
+        eager, ours = counted.eager[phase], counted.ours[phase]
+        convolutions = (
+            sum(n * w.flops for w, n in tally.work.items() if w.kernel.startswith("convolution"))
+            for tally in (eager, ours)
+        )
+        assert len(set(convolutions)) == 1
+        assert ours.launches < eager.launches and ours.bytes < eager.bytes
+
+
+def test_leave_one_out(counted: cost_model.Counted) -> None:
+    """Every network of the plain loop is counted, and each batch costs the same."""
+    eager, ours = (side["leave-one-out"] for side in (counted.eager, counted.ours))
+    assert eager.launches_by_kernel()["relu"] == (31 + 1) * (3 * 6 * 2 + 2 * 2 + 1), "one more calibrates"
+    assert ours.launches * 3 < eager.launches and ours.bytes * 10 < eager.bytes
+    two, three, four = (evaluation(replace(counted.setting, images=n * 512), fused=True) for n in (2, 3, 4))
+    assert four.launches - three.launches == three.launches - two.launches > 0
+    assert four.flops - three.flops == three.flops - two.flops > 0
+
+
+def test_roofline() -> None:
+    """Whatever takes longest; a product in a precision with tensor cores is theirs."""
+    some = Assumptions(1.0, 1.0, 0.5, 2.0, 5.0, 1.0)
+    fp32, tf32 = (Roofline(GPUS["h100"], precision, some) for precision in ("fp32", "tf32"))
+    assert fp32.seconds(Work("tiny", 3, 8)) == 6e-6
+    assert fp32.seconds(Work("copy", 1, 3_350_000_000)) == pytest.approx(1e-3)
+    product = Work("product", 1, 8, 66_900_000_000, "matrix")
+    assert fp32.seconds(product) == pytest.approx(1e-3)
+    assert tf32.seconds(product) == pytest.approx(1e-3 * 66.9 / (494.7 / 2))
+    tally = Tally()
+    tally.work[Work("tiny", 1, 8)] = 10
+    assert fp32.busy(tally) == pytest.approx(20e-6)
+    assert fp32.launched(tally) == pytest.approx(50e-6) and fp32.in_a_graph(tally) == pytest.approx(30e-6)
+
+
+def test_command(
+    counted: cost_model.Counted,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Prints every assumption and target; the file holds the same."""
+    monkeypatch.setattr(cost_model, "count", lambda setting: counted)
+    path = tmp_path / "costs.json"
+    assert cost_model.main(["--gpu", "a100", "--launch-us", "7", "--json", str(path)]) == 0
+    printed = capsys.readouterr().out
+    content = json.loads(path.read_text())
+    assert "A100 SXM 80 GB" in printed and "launch_us 7.0" in printed
+    assert content["assumptions"]["launch_us"] == 7
+    joined = " ".join(printed.split())
+    assert all(" ".join(line.split()) in joined for line in content["assumptions"]["counting"])
+    assert all(target in printed for target in content["targets"])
+    weights = content["phases"]["weights step"]
+    assert weights["fewer_launches"] == weights["eager"]["launches"] / weights["ours"]["launches"]
+    for side in content["search"].values():
+        assert side["launched_s"] > 0
+    phases = content["phases"].values()
+    total = sum(phase["ours"]["graph_s"] * phase["times_in_a_search"] for phase in phases)
+    assert content["search"]["ours"]["graph_s"] == pytest.approx(total)
+    with pytest.raises(SystemExit, match="2"):
+        cost_model.main(["--bandwidth-share", "2"])
+    assert "--bandwidth-share must be above 0 and at most 1" in capsys.readouterr().err
