@@ -109,12 +109,12 @@ def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> di
     row: dict[str, Any] = {"median_s": seconds}
     if tally is not None:
         row |= {
-            "launches": tally.launches,
+            "kernels": tally.kernels,
             "gb_per_s": tally.bytes / seconds / 1e9,
             "tflop_per_s": tally.flops / seconds / 1e12,
         }
         if roofline is not None:
-            row["predicted_s"] = {"launched": roofline.launched(tally), "busy": roofline.busy(tally)}
+            row["predicted_s"] = {"one_by_one": roofline.one_by_one(tally), "busy": roofline.busy(tally)}
     return row
 
 

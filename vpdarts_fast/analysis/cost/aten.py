@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from vpdarts_fast.analysis.cost.work import Work, total_size
+from vpdarts_fast.analysis.cost.work import Uncountable, Work, total_size
 
 
 def _names(text: str) -> frozenset[str]:
@@ -60,7 +60,7 @@ def cost(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any
     """The work of a call on device tensors; None if it starts nothing.
 
     Raises:
-        NotImplementedError: an op that is not listed here.
+        Uncountable: an op that is not listed here.
     """
     name = func._schema.name.partition("::")[2]
     if func.is_view or name in FREE:
@@ -83,7 +83,7 @@ def cost(func: torch._ops.OpOverload, args: Sequence[Any], kwargs: dict[str, Any
     if func.overloadpacket in flop_registry:
         flops = flop_registry[func.overloadpacket](*args, **kwargs, out_val=out)
         return Work(name, 1, total_size((*inputs, *outputs)), flops, "matrix")
-    raise NotImplementedError(f"the cost model does not know what {func} launches on a GPU")
+    raise Uncountable(f"the cost model does not know what {func} launches on a GPU")
 
 
 def is_factory(func: torch._ops.OpOverload) -> bool:

@@ -12,20 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 from unittest import mock
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils import clip_grad
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vpdarts_fast import backends, native
+from vpdarts_fast import backends, native, sharing
 from vpdarts_fast.analysis.cost import aten
 from vpdarts_fast.analysis.cost.kernels import cuda_masked_cell, cuda_masked_cell_fits, triton_launch
-from vpdarts_fast.analysis.cost.work import Tally, Work
+from vpdarts_fast.analysis.cost.work import Tally, Uncountable, Work
 from vpdarts_fast.errors import UserError
 
 DEVICE = torch.device("cuda", 0)
@@ -34,8 +36,12 @@ DEVICE = torch.device("cuda", 0)
 SMALL = 1 << 14
 """Elements of a tensor whose values are computed beside, at most."""
 
+T = TypeVar("T")
+
 _CPU = torch.device("cpu")
+_GROUP = "_group_tensors_by_device_and_dtype"
 _DEVICE_OF = torch.ops.prim.device.default
+_COPY = torch.ops.aten._to_copy.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
@@ -86,6 +92,8 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         out = None if fused_optimizer else func(*args, **kwargs)
         if any(tensor.device.type == "cuda" for tensor in aten.tensors((args, kwargs, out))):
             self._count(func, args, kwargs, out)
+            if func is _COPY and out is not None:
+                self.tally.reads += out.device == _CPU
         self._follow(func, args, kwargs, out)
         return out
 
@@ -96,7 +104,7 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
             for work in cuda_masked_cell(args, out, self.numbers):
                 self.add(work)
         elif func.namespace not in ("prim", "profiler"):
-            raise NotImplementedError(f"the cost model does not know what {func} launches on a GPU")
+            raise Uncountable(f"the cost model does not know what {func} launches on a GPU")
 
     def read(self, tensor: Tensor) -> Any:
         """The values as numbers on the host, which waits for them if they come from the device.
@@ -104,12 +112,12 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         Results of the network are not known: NaN.
 
         Raises:
-            NotImplementedError: an integer or truth value that is not known; nor is what it decides, then.
+            Uncountable: an integer or truth value that is not known; nor is what it decides, then.
         """
         self.tally.reads += tensor.device.type == "cuda"
         numbers = self.numbers(tensor)
         if numbers is None and not tensor.is_floating_point():
-            raise NotImplementedError("host code reads a value that the cost model does not know")
+            raise Uncountable("host code reads a value that the cost model does not know")
         if numbers is None:
             with _disable_current_modes():
                 return torch.full(tuple(tensor.shape), torch.nan).tolist()
@@ -159,6 +167,25 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return torch.empty(tuple(value.shape), dtype=value.dtype) if fresh else self.value(value)
 
 
+class CountedGraphs:
+    """A `vpdarts_fast.graphs.Recorder` that counts: a replay is one launch of all kernels recorded."""
+
+    def __init__(self, count: Count) -> None:
+        self._count = count
+
+    def warm_up(self, function: Callable[[], T]) -> T:
+        return function()
+
+    def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
+        before = self._count.tally.copy()
+        result = function()
+        graph = self._count.tally - before
+        if graph.reads:
+            raise Uncountable("host code waits for a value while it is recorded")
+        self._count.tally = before  # nothing has run yet
+        return result, lambda: self._count.tally.add_replay(graph)
+
+
 def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
@@ -176,11 +203,12 @@ def _triton_host_code(func: Any) -> Callable[..., Any]:
 
 
 @contextmanager
-def counting(shared_bytes: int) -> Iterator[Count]:
+def counting(shared_bytes: int, graphs: bool = True) -> Iterator[Count]:
     """Host code inside runs on tensors without data, and is counted inside `with count`.
 
     Args:
         shared_bytes: that a block may have on the GPU.
+        graphs: what can be captured is captured as on a GPU; else it is launched kernel by kernel.
 
     Raises:
         UserError: Triton is not installed.
@@ -193,20 +221,47 @@ def counting(shared_bytes: int) -> Iterator[Count]:
         count = Count(shared_bytes)
         stack.enter_context(_tensors_as_on_a_gpu(count))
         stack.enter_context(_triton_launches(count))
+        recorder = CountedGraphs(count) if graphs else None
+        stack.enter_context(mock.patch("vpdarts_fast.graphs.CudaGraphs", lambda device: recorder))
         stack.enter_context(_backends_of_a_gpu())
+        stack.enter_context(_no_kept_tensors())
         stack.enter_context(_Hollow())
         yield count
+
+
+def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
+    """`Tensor.to`, which C++ would take for nothing to do where the tensor lies on "the CPU" already."""
+    device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
+    device = DEVICE if device is not None and device.type == "cuda" else device or tensor.device
+    if (device, dtype or tensor.dtype) == (tensor.device, tensor.dtype) and not copy and layout is None:
+        return tensor
+    moved: Tensor = torch.ops.aten._to_copy(
+        tensor, device=device, dtype=dtype or tensor.dtype, memory_format=layout
+    )
+    return moved
+
+
+def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> dict[Any, Any]:
+    """PyTorch's grouping of tensors by device and dtype, which C++ does, with the device that they lie on."""
+    groups = getattr(_foreach_utils, _GROUP)(lists, with_indices)
+    return {(some[0][0][0].device, dtype): some for (_, dtype), some in groups.items()}
 
 
 @contextmanager
 def _tensors_as_on_a_gpu(count: Count) -> Iterator[None]:
     """What Python code may ask a tensor. Optimisers take lists at once only of PyTorch's own types."""
     modules = ("torch.optim.optimizer", "torch.utils._foreach_utils")
-    is_cuda = property(lambda tensor: tensor.device.type == "cuda")
+    answers: dict[str, Any] = {
+        "is_cuda": property(lambda tensor: tensor.device.type == "cuda"),
+        "tolist": lambda tensor: count.read(tensor),
+        "to": _to,
+        "cpu": lambda tensor: _to(tensor, _CPU),
+    }
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(FakeTensor, "tolist", lambda tensor: count.read(tensor)))
-        stack.enter_context(mock.patch.object(FakeTensor, "is_cuda", is_cuda, create=True))
+        for name, answer in answers.items():
+            stack.enter_context(mock.patch.object(FakeTensor, name, answer, create=True))
         stack.enter_context(mock.patch.object(torch.cuda, "device", lambda device: nullcontext()))
+        stack.enter_context(mock.patch.object(clip_grad, _GROUP, _grouped))
         for module in map(importlib.import_module, modules):
             types = [*module._foreach_supported_types, FakeTensor]
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", types))
@@ -221,7 +276,6 @@ def _triton_launches(count: Count) -> Iterator[None]:
         from triton.runtime.jit import JITFunction
     except ImportError as error:
         raise UserError("the cost model needs Triton, whose kernels it counts") from error
-    from vpdarts_fast.triton.masked_cell import plan
 
     def start(kernel: Any, *args: Any, grid: Any, warmup: bool = False, **kwargs: Any) -> None:
         arguments = dict(zip(kernel.arg_names, args, strict=False)) | kwargs
@@ -230,10 +284,23 @@ def _triton_launches(count: Count) -> Iterator[None]:
     def tune(tuner: Any, *args: Any, **kwargs: Any) -> Any:
         return tuner.fn.run(*args, **kwargs, **tuner.configs[0].all_kwargs())
 
-    plan.cache_clear()  # its tensors would be those of an earlier count
     with mock.patch.object(JITFunction, "run", start), mock.patch.object(Autotuner, "run", tune):
         yield
-    plan.cache_clear()
+
+
+@contextmanager
+def _no_kept_tensors() -> Iterator[None]:
+    """Of an earlier count or for a later call: they are without data."""
+
+    def clear_caches() -> None:
+        sharing.index.cache_clear()
+        importlib.import_module("vpdarts_fast.triton.masked_cell").plan.cache_clear()
+
+    try:
+        clear_caches()
+        yield
+    finally:
+        clear_caches()
 
 
 @contextmanager

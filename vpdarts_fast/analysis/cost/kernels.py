@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from vpdarts_fast.analysis.cost.work import Unit, Work, total_size
+from vpdarts_fast.analysis.cost.work import Uncountable, Unit, Work, total_size
 
 Arguments = Mapping[str, Any]
 """Of a Triton launch, by name."""
@@ -25,10 +25,10 @@ def triton_launch(kernel: str, arguments: Arguments, numbers: Numbers) -> Work:
     """The work of one launch.
 
     Raises:
-        NotImplementedError: a kernel that is not listed here.
+        Uncountable: a kernel that is not listed here.
     """
     if kernel not in _TRITON:
-        raise NotImplementedError(f"the cost model does not know the Triton kernel {kernel}")
+        raise Uncountable(f"the cost model does not know the Triton kernel {kernel}")
     moved, flops, unit = _TRITON[kernel](arguments, numbers)
     return Work(kernel, 1, moved, flops, unit)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.graphs import WARM_UP, Captured, recorder_for
 from vpdarts_fast.leave_one_out import Batch, leave_one_out
 from vpdarts_fast.nn import MixedOp, SkipConnect
 from vpdarts_fast.search.config import SearchConfig
@@ -92,40 +93,52 @@ def _state(setting: Setting, fused: bool) -> SearchState:
 
 
 def training_steps(setting: Setting, fused: bool) -> tuple[Tally, Tally]:
-    """A step of each phase, weights and alpha: the second one, as the first makes the optimisers' state."""
-    with counting(setting.shared_bytes) as count:
+    """A step of each phase, weights and alpha, after those that make the optimisers' state and record it."""
+    with counting(setting.shared_bytes, graphs=fused) as count:
         state, config = _state(setting, fused), setting.config
         batch = setting.batch(config.batch_size)
+
+        def weights(*batch: Tensor) -> None:
+            images, labels = batch
+            clip = config.gradient_clip
+            weights_step(state.supernet, state.alpha, (images, labels), state.weights_optimizer, clip)
+
+        def alpha(*batch: Tensor) -> None:
+            images, labels = batch
+            alpha_step(state.supernet, state.alpha, state.alive, (images, labels), state.alpha_optimizer)
+
+        steps = [Captured(step, recorder_for(DEVICE)) for step in (weights, alpha)]
         with count:
             marks = []
-            for _ in range(2):
-                marks.append(count.tally.copy())
-                weights_step(
-                    state.supernet, state.alpha, batch, state.weights_optimizer, config.gradient_clip
-                )
-                marks.append(count.tally.copy())
-                alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
-        return marks[3] - marks[2], count.tally - marks[3]
+            for _ in range(WARM_UP + 2):
+                for step in steps:
+                    marks.append(count.tally.copy())
+                    step(*batch)
+        return marks[-1] - marks[-2], count.tally - marks[-1]
 
 
 def evaluation(setting: Setting, fused: bool) -> Tally:
     """Leave-one-out over the evaluation's images, in batches as large as the largest.
 
-    Two are run; those that follow are as the second, as the first calibrates.
+    A few are run; those that follow are as the last, as the first calibrates and the next are recorded.
     """
     batches = setting.evaluation_batches
     images = math.ceil(setting.evaluation_images / batches)
     marks: list[Tally] = []
-    with counting(setting.shared_bytes) as count:
+    with counting(setting.shared_bytes, graphs=fused) as count:
         supernet = _state(setting, fused).supernet
+        run = min(batches, WARM_UP + 3 if fused else 2)
         with count:
             alpha = torch.full((len(EDGES), len(OPS)), setting.config.alpha_start, device=DEVICE)
+            batch = setting.batch(images)
+            start = count.tally.copy()
             leave_one_out(
                 supernet,
-                (setting.batch(images) for _ in range(min(batches, 2))),
+                [batch] * run,
                 alpha,
                 batch_norm=setting.config.batch_norm,
                 fused=fused,
                 on_batch=lambda _: marks.append(count.tally.copy()),
             )
-        return count.tally if batches == 1 else count.tally + (marks[1] - marks[0]) * (batches - 2)
+        ran = count.tally - start
+        return ran if batches == run else ran + (marks[-1] - marks[-2]) * (batches - run)

@@ -88,10 +88,14 @@ class Roofline:
         """Seconds that the device computes."""
         return sum(times * self.seconds(work) for work, times in tally.work.items())
 
-    def in_a_graph(self, tally: Tally) -> float:
-        """Seconds where the kernels follow each other as closely as they can, as in a CUDA graph."""
-        return self.busy(tally) + tally.launches * self.assumptions.gap_us * 1e-6
+    def close(self, tally: Tally) -> float:
+        """Seconds where kernels follow each other as closely as they can."""
+        return self.busy(tally) + tally.kernels * self.assumptions.gap_us * 1e-6
 
-    def launched(self, tally: Tally) -> float:
-        """Seconds where the host launches one by one, while the device computes: the longer of both."""
-        return max(self.in_a_graph(tally), tally.launches * self.assumptions.launch_us * 1e-6)
+    def seconds_of(self, tally: Tally) -> float:
+        """Seconds on the clock: the host launches while the device computes, and the slower one counts."""
+        return max(self.close(tally), tally.launches * self.assumptions.launch_us * 1e-6)
+
+    def one_by_one(self, tally: Tally) -> float:
+        """As `seconds_of`, without CUDA graphs."""
+        return max(self.close(tally), tally.kernels * self.assumptions.launch_us * 1e-6)

@@ -13,6 +13,10 @@ Unit = Literal["vector", "matrix"]
 """What computes: the floating-point units or, for products in a precision that they have, tensor cores."""
 
 
+class Uncountable(Exception):
+    """Host code does something whose cost the model does not know; it must be taught."""
+
+
 @dataclass(frozen=True)
 class Work:
     """One call.
@@ -38,15 +42,24 @@ class Tally:
 
     Attributes:
         work: how often which call was made.
+        replays: of CUDA graphs, each of which starts many kernels at once.
+        replayed: kernels that they started.
         reads: how often the host waited for a value from the device.
     """
 
     work: Counter[Work] = field(default_factory=Counter)
+    replays: int = 0
+    replayed: int = 0
     reads: int = 0
 
     @property
-    def launches(self) -> int:
+    def kernels(self) -> int:
         return sum(times * work.launches for work, times in self.work.items())
+
+    @property
+    def launches(self) -> int:
+        """By the host: of a kernel or of a whole graph."""
+        return self.kernels - self.replayed + self.replays
 
     @property
     def bytes(self) -> int:
@@ -56,25 +69,40 @@ class Tally:
     def flops(self) -> int:
         return sum(times * work.flops for work, times in self.work.items())
 
-    def launches_by_kernel(self) -> Counter[str]:
-        """The most frequent first."""
+    def by_kernel(self) -> Counter[str]:
+        """How often each ran, the most frequent first."""
         found: Counter[str] = Counter()
         for work, times in self.work.items():
             found[work.kernel] += times * work.launches
         return Counter(dict(found.most_common()))
 
     def copy(self) -> Tally:
-        return Tally(Counter(self.work), self.reads)
+        return self * 1
+
+    def add_replay(self, graph: Tally) -> None:
+        """What was recorded, once more."""
+        self.work += graph.work
+        self.replays += 1
+        self.replayed += graph.kernels
 
     def __add__(self, other: Tally) -> Tally:
-        return Tally(self.work + other.work, self.reads + other.reads)
+        return self._with(other, 1)
 
     def __sub__(self, earlier: Tally) -> Tally:
         """What came after `earlier`, a copy of this one."""
-        return Tally(self.work - earlier.work, self.reads - earlier.reads)
+        return self._with(earlier, -1)
+
+    def _with(self, other: Tally, sign: int) -> Tally:
+        return Tally(
+            self.work + other.work if sign > 0 else self.work - other.work,
+            self.replays + sign * other.replays,
+            self.replayed + sign * other.replayed,
+            self.reads + sign * other.reads,
+        )
 
     def __mul__(self, times: int) -> Tally:
-        return Tally(Counter({work: n * times for work, n in self.work.items()}), self.reads * times)
+        work = Counter({work: n * times for work, n in self.work.items()})
+        return Tally(work, self.replays * times, self.replayed * times, self.reads * times)
 
 
 def size(tensor: Tensor) -> int:
