@@ -127,5 +127,6 @@ def evaluation(setting: Setting, fused: bool) -> Tally:
                 batch_norm=setting.config.batch_norm,
                 fused=fused,
                 on_batch=lambda _: marks.append(count.tally.copy()),
+                cuda_graphs=False,
             )
         return count.tally if batches == 1 else count.tally + (marks[1] - marks[0]) * (batches - 2)
