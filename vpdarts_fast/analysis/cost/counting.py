@@ -53,6 +53,8 @@ class _Hollow(FakeTensorMode):  # type: ignore[no-untyped-call]
             return _CPU
         if func is torch.ops.aten.native_dropout_backward.default:  # its stand-in would go to "the CPU"
             func, args = torch.ops.aten.mul.Tensor, args[:2]
+        if func is _COPY and kwargs.get("device") == _CPU and not kwargs.get("non_blocking"):
+            kwargs = {**kwargs, "device": args[0].device}  # autograd's, back to where C++ believes x to lie
         if kwargs and kwargs.get("device") == _CPU and func._schema.name.startswith("aten::new_"):
             kwargs = {**kwargs, "device": args[0].device}  # beside a tensor, where C++ believes that to lie
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -230,13 +232,16 @@ def counting(shared_bytes: int, graphs: bool = True) -> Iterator[Count]:
 
 
 def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-    """`Tensor.to`, which C++ would take for nothing to do where the tensor lies on "the CPU" already."""
+    """`Tensor.to`, which C++ would take for nothing to do where the tensor lies on "the CPU" already.
+
+    `non_blocking` tells `_Hollow` that the device was asked for.
+    """
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
     device = DEVICE if device is not None and device.type == "cuda" else device or tensor.device
     if (device, dtype or tensor.dtype) == (tensor.device, tensor.dtype) and not copy and layout is None:
         return tensor
     moved: Tensor = torch.ops.aten._to_copy(
-        tensor, device=device, dtype=dtype or tensor.dtype, memory_format=layout
+        tensor, device=device, dtype=dtype or tensor.dtype, memory_format=layout, non_blocking=True
     )
     return moved
 

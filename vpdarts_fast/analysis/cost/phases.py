@@ -139,7 +139,6 @@ def evaluation(setting: Setting, fused: bool) -> Tally:
                 batch_norm=setting.config.batch_norm,
                 fused=fused,
                 on_batch=lambda _: marks.append(count.tally.copy()),
-                cuda_graphs=False,
             )
         ran = count.tally - start
         return ran if batches == run else ran + (marks[-1] - marks[-2]) * (batches - run)
