@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from contenders import CLASSES, FORMS, OURS, SIZE, Contender, Form
+from torch import Tensor
 
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.leave_one_out import Batch
@@ -49,7 +51,13 @@ class FormSearch(Search):
         self.observed = Losses()
         super().__init__(config, data, RunFolder(folder), self.observed)
         self.form, self.classes = form, data.num_classes
+        for images in (self.training, self.validation):
+            images.take = partial(self._take, images.take)  # type: ignore[method-assign]
         self.restart()
+
+    def _take(self, take: Callable[[Tensor], Batch], draw: Tensor) -> Batch:
+        images, labels = take(draw)
+        return self.form.images(images), labels
 
     def restart(self) -> None:
         """Everything as before the first epoch."""

@@ -1,8 +1,9 @@
 """CUDA graphs without a GPU: what may not be captured is found, and what is captured can be replayed.
 
-`Watched` records nothing but raises where a capture would: run on tensors of the device `meta`, which have no
-values, so that nothing can look at one unnoticed. `Tape` is a graph on the CPU: it has every operation with the
-very tensors that it took and gave, and replays them without running any Python of what was recorded.
+`Watched` records nothing but raises where a capture would. It is for tensors of the device `meta`, which have
+no values, so that nothing can look at one unnoticed. (Fake tensors that claim to be on a GPU will not do:
+autograd asks for the GPU's streams.) `Tape` is a graph on the CPU: it has every operation with the very
+tensors that it took and gave, and replays them without running any Python of what was recorded.
 """
 
 from __future__ import annotations
@@ -34,7 +35,9 @@ def tensors_in(*values: Any) -> list[Tensor]:
 def check_capturable(func: Any, arguments: Sequence[Tensor], results: Sequence[Tensor]) -> None:
     indexes = func.overloadpacket in (torch.ops.aten.index, torch.ops.aten.index_put_)
     masked = any(tensor.dtype in (torch.bool, torch.uint8) for tensor in arguments[1:])
-    if READS & set(func.tags) if not indexes else masked:  # of indexing, PyTorch tells of masks and numbers alike
+    if (
+        READS & set(func.tags) if not indexes else masked
+    ):  # of indexing, PyTorch tells of masks and numbers alike
         raise NotCapturable(f"{func} reads from the device")
     copies = func.overloadpacket in (torch.ops.aten._to_copy, torch.ops.aten.copy_)
     operands = [tensor for tensor in arguments if copies or tensor.dim()]  # a lone number is passed by value
@@ -150,9 +153,11 @@ class Recording(TorchDispatchMode):
             storage.fill_(255)
 
     @torch.no_grad()
+    @torch.autocast("cpu", enabled=False)  # what was recorded is what autocast made of it
     def replay(self) -> None:
         for func, args, kwargs, made in self._operations:
             results = tensors_in(func(*args, **kwargs))
             for i, own in made.items():
-                assert own.shape == results[i].shape and own.stride() == results[i].stride(), func
-                own.untyped_storage().copy_(results[i].untyped_storage())
+                memory, again = own.untyped_storage(), results[i].untyped_storage()
+                assert own.shape == results[i].shape and len(memory) == len(again), func
+                memory.copy_(again)

@@ -216,6 +216,17 @@ def test_leave_one_out(counted: cost_model.Counted) -> None:
     assert some[2].launches - some[1].launches == 3, "two arguments copied, and a graph"
 
 
+def test_half_precision_moves_half_the_bytes() -> None:
+    """Of activations and weights; batch norms, alphas and the classifier stay as they are."""
+    halves = replace(setting(), dtype=torch.bfloat16)
+    for wide, half in zip(
+        (*training_steps(setting(), True), evaluation(setting(), True)),
+        (*training_steps(halves, True), evaluation(halves, True)),
+        strict=True,
+    ):
+        assert 0.5 < half.bytes / wide.bytes < 0.6 and half.flops == pytest.approx(wide.flops, rel=0.02)
+
+
 def test_roofline() -> None:
     """Whatever takes longest; a product in a precision with tensor cores is theirs."""
     some = Assumptions(1.0, 1.0, 0.5, 2.0, 5.0, 1.0)

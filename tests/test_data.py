@@ -15,7 +15,7 @@ from torchvision.transforms import functional as tv
 
 from vpdarts_fast import data
 from vpdarts_fast.data import Augmentation, ImageData, ImageSet
-from vpdarts_fast.data.batches import crop
+from vpdarts_fast.data.batches import DeviceImageSet, crop
 from vpdarts_fast.errors import UserError
 
 
@@ -235,6 +235,28 @@ def test_image_set_checks_its_arguments() -> None:
         ImageSet(images, labels, torch.zeros(1), torch.ones(3), augmentation)
     with pytest.raises(UserError, match="std must be above 0"):
         ImageSet(images, labels, torch.zeros(3), torch.zeros(3), augmentation)
+
+
+@pytest.mark.parametrize("padding", [0, 4])
+@pytest.mark.parametrize("flip", [True, False])
+def test_batches_on_a_device_are_the_same_bits(padding: int, flip: bool) -> None:
+    """`meta` has no values, so the CPU stands for a GPU; augmented or not."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(256, (50, 7, 9, 3), generator=generator, dtype=torch.uint8)
+    mean, std = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
+    subset = ImageSet(images, torch.arange(50), mean, std, Augmentation(padding, flip))
+    there = DeviceImageSet(subset, torch.device("cpu"))
+    assert len(there) == 50
+    indices = torch.randint(50, (400,), generator=generator)
+    for seeded in (False, True):
+        batches = [
+            some.batch(indices, torch.Generator().manual_seed(1) if seeded else None)
+            for some in (subset, there)
+        ]
+        assert torch.equal(batches[0][0], batches[1][0]) and torch.equal(batches[0][1], batches[1][1])
+        assert batches[1][0].is_contiguous(memory_format=torch.channels_last)
+    assert subset.to(torch.device("cpu")) is subset
+    assert isinstance(subset.to(torch.device("meta")), DeviceImageSet)
 
 
 # --- split_halves and epoch_order --------------------------------------------------------------

@@ -7,14 +7,17 @@ device, and if no value on the device decides what it does.
 
 from __future__ import annotations
 
-import warnings
+import gc
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+
+from vpdarts_fast.errors import UserError
 
 T = TypeVar("T")
 
@@ -55,14 +58,31 @@ class CudaGraphs:
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
         graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = function()
         return result, graph.replay
 
 
+@contextmanager
+def _no_garbage_collection() -> Iterator[None]:
+    """What another search has left may hold graphs and memory, which must not be given back meanwhile."""
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
+def captures(device: torch.device) -> bool:
+    """Whether functions are recorded there; elsewhere there is nothing to gain."""
+    return device.type == "cuda"
+
+
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What records on this device; None where there is nothing to gain."""
-    return CudaGraphs(device) if device.type == "cuda" else None
+    """What records on this device, if anything does."""
+    return CudaGraphs(device) if captures(device) else None
 
 
 @dataclass(frozen=True)
@@ -76,19 +96,21 @@ class Captured(Generic[T]):
     """A function of tensors, recorded once for each shape of its arguments; without a recorder, as it is.
 
     A result is good until the next call of anything with the same recorder.
-
-    Attributes:
-        refusal: why calls are not recorded any more, or None. There is a warning too.
     """
 
     def __init__(self, function: Callable[..., T], recorder: Recorder | None) -> None:
         self._function, self._recorder = function, recorder
         self._calls: Counter[object] = Counter()
         self._recordings: dict[object, _Recording[T]] = {}
-        self.refusal: str | None = None
 
     def __call__(self, *inputs: Tensor) -> T:
-        if self._recorder is None or self.refusal is not None:
+        """Calls, records or replays.
+
+        Raises:
+            UserError: the function cannot be recorded. PyTorch's generator of the device is then of no use
+                any more, so there is no going on without.
+        """
+        if self._recorder is None:
             return self._function(*inputs)
         shapes = tuple((tensor.shape, tensor.dtype) for tensor in inputs)
         if shapes not in self._recordings:
@@ -98,9 +120,11 @@ class Captured(Generic[T]):
             try:
                 self._recordings[shapes] = self._record(self._recorder, inputs)
             except RuntimeError as error:
-                self.refusal = str(error)
-                warnings.warn(f"continuing without CUDA graphs: {error}", stacklevel=2)
-                return self._function(*inputs)
+                reason = str(error).partition("\n")[0]
+                raise UserError(
+                    f"a CUDA graph cannot be captured: {reason}; "
+                    "--no-cuda-graphs (cuda_graphs=False) does without"
+                ) from error
         recording = self._recordings[shapes]
         for own, given in zip(recording.inputs, inputs, strict=True):
             own.copy_(given)

@@ -84,6 +84,7 @@ def leave_one_out(
     fused: bool = True,
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
+    cuda_graphs: bool = True,
 ) -> LeaveOneOut:
     """Validates the supernet without each op in turn; its parameters, buffers and modes stay as they are.
 
@@ -98,10 +99,12 @@ def leave_one_out(
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast.
         on_batch: called with the number of images done after each batch; may raise to stop.
+        cuda_graphs: on CUDA, start each batch as one CUDA graph.
 
     Raises:
         UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
-            unknown `batch_norm`, or `running` for a supernet that keeps no running statistics.
+            unknown `batch_norm`, `running` for a supernet that keeps no running statistics, or a CUDA graph
+            that cannot be captured.
     """
     check_alpha(alpha)
     if batch_norm not in get_args(BatchNorm):
@@ -136,7 +139,7 @@ def leave_one_out(
         for variants, some, logits in parts:
             counts.add(variants, logits, labels[some])
 
-    captured = Captured(evaluate, recorder_for(weight.device))
+    captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
     with evaluation_mode(supernet, batch_norm, calibration, tables[0]):
         for inputs, labels in chain(calibration, stream):
             if batch_norm == "batch":

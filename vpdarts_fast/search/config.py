@@ -105,6 +105,8 @@ class SearchConfig:
     """fp32 (exact), tf32 (CUDA: rounded in products) or bf16 (activations; parameters stay float32)."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    cuda_graphs: bool = True
+    """On CUDA, start a training step and a batch of leave-one-out as one CUDA graph each."""
     threads: int | None = None
     """CPU threads. Default: PyTorch's. Beside busy programs use 1, or set OMP_WAIT_POLICY=passive."""
     memory_budget_mib: int | None = None
@@ -202,7 +204,7 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
 
 
-REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "snapshots", "download"})
+REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "snapshots", "download", "cuda_graphs"})
 """Settings that do not change the search, so that a resumed run may set them anew."""
 
 PRESETS: dict[str, SearchConfig] = {

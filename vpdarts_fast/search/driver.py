@@ -73,7 +73,7 @@ class Search:
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.criterion, self.pruning = make_criterion(config), make_pruning(config)
         self.state = SearchState(config, data.num_classes, self.device)
-        recorder = recorder_for(self.device)
+        recorder = recorder_for(self.device) if config.cuda_graphs else None
         self._weights_step = Captured(self._train_weights, recorder)
         self._alpha_step = Captured(self._train_alpha, recorder)
 
@@ -227,6 +227,7 @@ class Search:
             fused=config.fused,
             memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
             on_batch=on_batch,
+            cuda_graphs=config.cuda_graphs,
         )
         if not evaluation.loss.isfinite().all():
             self._check_finite(math.nan, "leave-one-out")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.graphs import captures
 from vpdarts_fast.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
@@ -94,7 +95,7 @@ class SearchState:
         self.supernet = supernet.to(device).train()
         self.alpha = torch.full_like(self.supernet.new_alpha(), config.alpha_start).requires_grad_()
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
-        captured = device.type == "cuda"
+        captured = config.cuda_graphs and captures(device)
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
         self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(

@@ -18,6 +18,8 @@ from unittest import mock
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.nn.utils import clip_grad
+from torch.utils import _foreach_utils
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
@@ -37,6 +39,7 @@ SMALL = 1 << 14
 T = TypeVar("T")
 
 _CPU = torch.device("cpu")
+_GROUP = "_group_tensors_by_device_and_dtype"
 _DEVICE_OF = torch.ops.prim.device.default
 _COPY = torch.ops.aten._to_copy.default
 _ITEM = torch.ops.aten._local_scalar_dense.default
@@ -50,6 +53,8 @@ class _Hollow(FakeTensorMode):  # type: ignore[no-untyped-call]
             return _CPU
         if func is torch.ops.aten.native_dropout_backward.default:  # its stand-in would go to "the CPU"
             func, args = torch.ops.aten.mul.Tensor, args[:2]
+        if func is _COPY and kwargs.get("device") == _CPU and not kwargs.get("non_blocking"):
+            kwargs = {**kwargs, "device": args[0].device}  # autograd's, back to where C++ believes x to lie
         if kwargs and kwargs.get("device") == _CPU and func._schema.name.startswith("aten::new_"):
             kwargs = {**kwargs, "device": args[0].device}  # beside a tensor, where C++ believes that to lie
         return super().__torch_dispatch__(func, types, args, kwargs)
@@ -227,15 +232,24 @@ def counting(shared_bytes: int, graphs: bool = True) -> Iterator[Count]:
 
 
 def _to(tensor: Tensor, *args: Any, copy: bool = False, **kwargs: Any) -> Tensor:
-    """`Tensor.to`, which C++ would take for nothing to do where the tensor lies on "the CPU" already."""
+    """`Tensor.to`, which C++ would take for nothing to do where the tensor lies on "the CPU" already.
+
+    `non_blocking` tells `_Hollow` that the device was asked for.
+    """
     device, dtype, _, layout = torch._C._nn._parse_to(*args, **kwargs)
     device = DEVICE if device is not None and device.type == "cuda" else device or tensor.device
     if (device, dtype or tensor.dtype) == (tensor.device, tensor.dtype) and not copy and layout is None:
         return tensor
     moved: Tensor = torch.ops.aten._to_copy(
-        tensor, device=device, dtype=dtype or tensor.dtype, memory_format=layout
+        tensor, device=device, dtype=dtype or tensor.dtype, memory_format=layout, non_blocking=True
     )
     return moved
+
+
+def _grouped(lists: list[list[Tensor]], with_indices: bool = False) -> dict[Any, Any]:
+    """PyTorch's grouping of tensors by device and dtype, which C++ does, with the device that they lie on."""
+    groups = getattr(_foreach_utils, _GROUP)(lists, with_indices)
+    return {(some[0][0][0].device, dtype): some for (_, dtype), some in groups.items()}
 
 
 @contextmanager
@@ -248,16 +262,11 @@ def _tensors_as_on_a_gpu(count: Count) -> Iterator[None]:
         "to": _to,
         "cpu": lambda tensor: _to(tensor, _CPU),
     }
-    group: Any = torch._C._group_tensors_by_device_and_dtype
-
-    def group_by_device(*args: Any) -> Any:  # C++ would name "the CPU"
-        return {(some[0][0].device, key[1]): (some, at) for key, (some, at) in group(*args).items()}
-
     with ExitStack() as stack:
-        stack.enter_context(mock.patch.object(torch._C, group.__name__, group_by_device))
         for name, answer in answers.items():
             stack.enter_context(mock.patch.object(FakeTensor, name, answer, create=True))
         stack.enter_context(mock.patch.object(torch.cuda, "device", lambda device: nullcontext()))
+        stack.enter_context(mock.patch.object(clip_grad, _GROUP, _grouped))
         for module in map(importlib.import_module, modules):
             types = [*module._foreach_supported_types, FakeTensor]
             stack.enter_context(mock.patch.object(module, "_foreach_supported_types", types))

@@ -29,7 +29,7 @@ class Setting:
         images: in each half of the training images.
         size: height and width of an image.
         classes: of the data.
-        dtype: of activations and weights.
+        dtype: of activations and of the weights of products.
         shared_bytes: that a block may have on the GPU.
     """
 
@@ -60,7 +60,7 @@ class Setting:
 
     def batch(self, images: int) -> Batch:
         """Images [N, 3, H, W] and labels [N]."""
-        inputs = torch.empty(images, 3, self.size, self.size, dtype=self.dtype, device=DEVICE)
+        inputs = torch.empty(images, 3, self.size, self.size, device=DEVICE)
         return inputs, torch.zeros(images, dtype=torch.int64, device=DEVICE)
 
 
@@ -86,9 +86,12 @@ def _state(setting: Setting, fused: bool) -> SearchState:
         for edge in (module for module in state.supernet.modules() if isinstance(module, MixedOp)):
             assert isinstance(edge[1], SkipConnect)
             edge[1] = Dropout(edge[1].dropout)
-    if setting.dtype != torch.float32:
-        for tensor in (*state.supernet.parameters(), *state.supernet.buffers()):
-            tensor.data = tensor.data.to(setting.dtype) if tensor.is_floating_point() else tensor.data
+    if setting.dtype != torch.float32:  # of all but images, batch norms, alpha and the classifier
+        for module in state.supernet.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.data = module.weight.data.to(setting.dtype)
+        state.supernet.stem.register_forward_pre_hook(lambda _, inputs: inputs[0].to(setting.dtype))
+        state.supernet.classifier.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
     return state
 
 
