@@ -27,6 +27,7 @@ from vpdarts_fast import backends, leave_one_out, native
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
 from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.precision import computing_in
 from vpdarts_fast.search.checkpoint import write_atomically
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState
@@ -92,12 +93,6 @@ def measure(call: Callable[[], object], device: torch.device, rounds: int) -> fl
     return median(first.elapsed_time(last) for first, last in pairs) / 1e3
 
 
-def set_precision(precision: Precision) -> None:
-    """Of products of float32, PyTorch's and ours."""
-    torch.backends.cudnn.allow_tf32 = precision == "tf32"
-    torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
-
-
 def roofline_of(name: str, precision: Precision) -> Roofline | None:
     """The model of the GPU with this name, if there is one."""
     known = [gpu for key, gpu in GPUS.items() if key in name.lower()]
@@ -121,32 +116,38 @@ def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> di
 def ops_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """Every op on every backend that serves it, in every precision and stage."""
     for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
-        set_precision(precision)
-        roofline = roofline_of(name, precision)
-        for op in backends.OPS:
-            for channels, size in scale.stages:
-                images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
-                args = placed(arguments(op, channels, images, size), device, DTYPES[precision])
-                for backend in (b.name for b in backends.BACKENDS if b.name != "reference"):
-                    row = {
-                        "op": op,
-                        "backend": backend,
-                        "precision": precision,
-                        "channels": channels,
-                        "size": size,
-                    }
-                    call = call_of(op, args, backend)
-                    try:
-                        error = error_of(op, args, call())
-                    except vpdarts_fast.UserError:
-                        continue  # not served
-                    row |= {"error": error, "correct": error <= TOLERANCES[precision]}
-                    if row["correct"]:
-                        tally = None
-                        if backend in COUNTABLE:
-                            tally = counted(lambda some, op=op, b=backend: call_of(op, some, b)(), args)
-                        row |= result(measure(call, device, scale.rounds), tally, roofline)
-                    yield row
+        with computing_in("tf32" if precision == "tf32" else "fp32", device):  # bf16 is that of the arguments
+            yield from ops_in(precision, device, scale, roofline_of(name, precision))
+
+
+def ops_in(
+    precision: Precision, device: torch.device, scale: Scale, roofline: Roofline | None
+) -> Iterator[Row]:
+    """In one precision."""
+    for op in backends.OPS:
+        for channels, size in scale.stages:
+            images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
+            args = placed(arguments(op, channels, images, size), device, DTYPES[precision])
+            for backend in (b.name for b in backends.BACKENDS if b.name != "reference"):
+                row = {
+                    "op": op,
+                    "backend": backend,
+                    "precision": precision,
+                    "channels": channels,
+                    "size": size,
+                }
+                call = call_of(op, args, backend)
+                try:
+                    error = error_of(op, args, call())
+                except vpdarts_fast.UserError:
+                    continue  # not served
+                row |= {"error": error, "correct": error <= TOLERANCES[precision]}
+                if row["correct"]:
+                    tally = None
+                    if backend in COUNTABLE:
+                        tally = counted(lambda some, op=op, b=backend: call_of(op, some, b)(), args)
+                    row |= result(measure(call, device, scale.rounds), tally, roofline)
+                yield row
 
 
 def state_of(scale: Scale, device: torch.device, fused: bool) -> SearchState:
@@ -169,7 +170,6 @@ def setting_of(scale: Scale, images: int) -> Setting:
 
 def training_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """A step of each phase, plain and fused, in float32."""
-    set_precision("fp32")
     batch = batch_of(scale, device, scale.config.batch_size)
     losses: dict[tuple[str, bool], float] = {}
     for fused in (False, True):
@@ -195,7 +195,6 @@ def training_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row
 
 def leave_one_out_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """An evaluation of two batches, plain and fused, in float32."""
-    set_precision("fp32")
     batches = [batch_of(scale, device, scale.images, seed) for seed in (1, 2)]
     expected: Tensor | None = None
     for fused in (False, True):
@@ -285,9 +284,10 @@ def run_all(device: torch.device, out: Path) -> bool:
 def run_part(part: str, device: torch.device, scale: Scale, file: Path) -> None:
     """Writes the rows after each, so that a time limit leaves those that are done."""
     rows = []
-    for row in PARTS[part](device, scale, facts(device)["name"]):
-        rows.append(row)
-        write_atomically(file, json.dumps(rows).encode())
+    with computing_in("fp32", device):
+        for row in PARTS[part](device, scale, facts(device)["name"]):
+            rows.append(row)
+            write_atomically(file, json.dumps(rows).encode())
 
 
 def verdict(part: Mapping[str, Any]) -> str:
