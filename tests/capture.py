@@ -24,6 +24,11 @@ class NotCapturable(AssertionError):
     """An operation that waits for the device, or copies between it and the host."""
 
 
+META = torch.device("meta")
+WAITS = (NotCapturable, RuntimeError)
+"""What is raised there where a step waits: by `Watch`, or by PyTorch, as `meta` has no values."""
+
+
 READS = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
 """Of operations whose result, or its shape, the host learns from values on the device."""
 
