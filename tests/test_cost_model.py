@@ -119,6 +119,17 @@ def test_values_that_the_host_made_can_be_read_back() -> None:
     assert seen[:2] == [[[0.5, 0.0], [0.5, 0.5]], False] and seen[2] != seen[2]
 
 
+def test_what_one_of_our_own_ops_runs_is_counted() -> None:
+    """Also ops of PyTorch that are made of others, as which they come where there is no autograd."""
+
+    def run() -> None:
+        with torch._C._AutoDispatchBelowAutograd():
+            x, weight = on_device(2, 3, 8, 8), on_device(3, 3, 3, 3)
+            F.conv2d(x, weight, padding=1).movedim(1, -1).contiguous()
+
+    assert dict(tally_of(run).by_kernel()) == {"convolution": 1, "clone": 1}
+
+
 CALLS = [("mixed_cell", [1, 1, 3, 2]), ("mixed_cell", [2, 1, 3, 2]), ("masked_cell", [3, 1, 40, 8])]
 """Op and V, N, C, H = W; of masked_cell whole blocks of 64 pixels, so that no product is wasted."""
 
@@ -179,7 +190,7 @@ def test_training_steps_scale() -> None:
     """Launches with the cells alone, bytes with the batch, products with the square of C."""
     changes = ({}, {"cells_per_stage": 2}, {"channels": 8, "batch_size": 16})
     for one, two, large in zip(*(training_steps(setting(**some), True) for some in changes), strict=True):
-        for kernel, nodes in (("form_node", 9), ("reduce_gradient", 9), ("block_statistics", 9)):
+        for kernel, nodes in (("form_node", 9), ("differentiate_node", 12), ("block_statistics", 9)):
             assert (one.by_kernel()[kernel], two.by_kernel()[kernel]) == (nodes, 2 * nodes)
         assert large.kernels == one.kernels < two.kernels
         assert one.launches == two.launches == 3, "two arguments copied, and a graph"

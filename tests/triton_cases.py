@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
+from collections import Counter
 from functools import partial
 from typing import Any
 
 import pytest
 import torch
+from capture import META, Watch
 from op_contract import (
     Close,
     channels_last,
@@ -26,6 +29,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from vpdarts_fast import ops, reference
 from vpdarts_fast.backends import BACKENDS
 from vpdarts_fast.triton.blocks import ELEMENTS
+from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.layout import pixel_rows
 from vpdarts_fast.triton.masked_cell import float32_precision, plan, planned_cell
 from vpdarts_fast.triton.mixed_sum import mixed_sum_with_dropout
@@ -41,6 +45,8 @@ def test_one_of_each(assert_close: Close) -> None:
     args = mixed_sum_args(v=1, k=2, dtype=torch.float32)
     check_against_reference("mixed_sum", args, "triton", assert_close)
     check_gradients("mixed_sum", args, "triton", assert_close, node_only)
+    check_gradients("mixed_cell", mixed_cell_args(nodes=3, dtype=torch.float32), "triton", assert_close,
+                    node_only)  # fmt: skip
     check_against_reference("masked_cell", masked_cell_args(v=2, dtype=torch.float32, nodes=3), "triton",
                             assert_close)  # fmt: skip
 
@@ -120,6 +126,58 @@ def test_mixed_cell_of_one_variant_reads_nothing_back(monkeypatch: pytest.Monkey
     torch.autograd.grad(ops.mixed_cell(*args, backend="triton")[0].sum(), leaves)
 
 
+def test_a_cell_that_is_trained_has_the_values_of_one_that_is_not() -> None:
+    """Bit for bit: the same kernels, over other slices."""
+    args = mixed_cell_args(c=8, dtype=torch.float32)
+    untrained = ops.mixed_cell(*args, backend="triton")
+    trained = ops.mixed_cell(args[0].requires_grad_(), *args[1:], backend="triton")
+    assert trained[0].requires_grad and not (trained[1].requires_grad or trained[2].requires_grad)
+    assert all(torch.equal(a, b) for a, b in zip(trained, untrained, strict=True))
+
+
+@pytest.mark.parametrize(("n", "c", "size"), [(2, 1, (1, 1)), (2, 80, (3, 5)), (3, 16, (13, 17))])
+def test_mixed_cell_of_odd_sizes(n: int, c: int, size: tuple[int, int], assert_close: Close) -> None:
+    """One pixel; several blocks of channels and of pixels, the last ones not full."""
+    args = mixed_cell_args(1, n, c, size, torch.float32, nodes=3)
+    check_gradients("mixed_cell", args, "triton", assert_close, node_only)
+
+
+def test_mixed_cell_is_a_well_behaved_operator() -> None:
+    x, *weights, alpha, seeds, dropout = mixed_cell_args(c=3, size=(2, 3), nodes=3, dtype=torch.float32)
+    leaves = [tensor.requires_grad_() for tensor in (x, *weights, alpha)]
+    torch.library.opcheck(torch.ops.vpdarts_triton.mixed_cell.default, (*leaves, seeds, dropout, 1e-5))
+
+
+class NoKernel:
+    """Of a launch on tensors without values only the host code matters."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return lambda *args, **sizes: None
+
+
+@pytest.mark.parametrize("wants", [(True, True, False), (False, False, True)], ids=["weights", "alpha"])
+def test_the_host_code_of_a_cell_can_be_captured(
+    wants: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = importlib.import_module("vpdarts_fast.triton.mixed_cell")
+    monkeypatch.setattr(cell, "differentiate_node", NoKernel())
+    for kernel in (
+        "block_statistics",
+        "combine_statistics",
+        "form_node",
+        "add_up_parts",
+        "differentiate_raws",
+    ):
+        monkeypatch.setattr(raw_sum, kernel, NoKernel())
+    *tensors, dropout = mixed_cell_args(dtype=torch.float32)
+    x, weight_1x1, weight_3x3, alpha, seeds = (tensor.to(META) for tensor in tensors)
+    arguments = x, weight_1x1, weight_3x3, alpha, seeds, dropout, 1e-5
+    cell._forward._init_fn(*arguments)  # indices are made
+    with Watch():
+        node, mean, variance, others = cell._forward._init_fn(*arguments)
+        cell._backward._init_fn(node, x, *arguments[3:], mean, variance, others, *wants)
+
+
 def test_mixed_sum_is_a_well_behaved_operator() -> None:
     xs, raw_1x1, raw_3x3, alpha, scales = mixed_sum_args(v=1, k=1, size=(2, 3), dtype=torch.float32)
     for tensor in flat([xs, raw_1x1, raw_3x3, alpha, scales]):
@@ -142,6 +200,38 @@ def test_compiles_as_one_graph(op: str, assert_close: Close) -> None:
 @pytest.mark.parametrize(
     ("wanted", "kernels"),
     [
+        ("x", {"differentiate_node": 3, "add_up_parts": 2, "differentiate_raws": 2}),
+        ("weights", {"differentiate_node": 2, "add_up_parts": 2, "differentiate_raws": 2}),
+        ("alpha", {"differentiate_node": 3, "add_up_parts": 3, "differentiate_raws": 1}),
+    ],
+)
+def test_of_a_cell_only_what_is_wanted_is_launched(
+    wanted: str, kernels: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = mixed_cell_args(c=2, size=(2, 3), nodes=3, dtype=torch.float32)
+    leaf = args[{"x": 0, "weights": 1, "alpha": 3}[wanted]].requires_grad_()
+    node = ops.mixed_cell(*args, backend="triton")[0]
+    launched = launches(monkeypatch)
+    weighted_sum([node]).backward()  # type: ignore[no-untyped-call]
+    assert launched == kernels and leaf.grad is not None
+
+
+def launches(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each kernel is launched from now on."""
+    launched: Counter[str] = Counter()
+    run = InterpretedFunction.run
+
+    def record(self: Any, *args: Any, **kwargs: Any) -> Any:
+        launched[self.fn.__name__] += 1
+        return run(self, *args, **kwargs)
+
+    monkeypatch.setattr(InterpretedFunction, "run", record)
+    return launched
+
+
+@pytest.mark.parametrize(
+    ("wanted", "kernels"),
+    [
         ("x", {"reduce_gradient"}),
         ("alpha", {"reduce_gradient", "add_up_parts"}),
         ("raw", {"reduce_gradient", "add_up_parts", "differentiate_raws"}),
@@ -153,16 +243,9 @@ def test_only_what_is_wanted_is_launched(
     xs, raw_1x1, raw_3x3, alpha, _ = mixed_sum_args(v=1, k=1, size=(2, 3), dtype=torch.float32)
     leaf = {"x": xs[0], "alpha": alpha, "raw": raw_3x3[0]}[wanted].requires_grad_()
     node = ops.mixed_sum(xs, raw_1x1, raw_3x3, alpha, backend="triton")[0]
-    launched = set()
-    run = InterpretedFunction.run
-
-    def record(self: Any, *args: Any, **kwargs: Any) -> Any:
-        launched.add(self.fn.__name__)
-        return run(self, *args, **kwargs)
-
-    monkeypatch.setattr(InterpretedFunction, "run", record)
+    launched = launches(monkeypatch)
     weighted_sum([node]).backward()  # type: ignore[no-untyped-call]
-    assert launched == kernels and leaf.grad is not None
+    assert set(launched) == kernels and leaf.grad is not None
 
 
 @pytest.mark.parametrize(("setting", "expected"), [("highest", "ieee"), ("high", "tf32"), ("medium", "tf32")])

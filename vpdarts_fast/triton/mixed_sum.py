@@ -54,7 +54,7 @@ def mixed_sum_with_dropout(
     return node, mean.to(alpha.dtype), variance.to(alpha.dtype)
 
 
-class _Terms:
+class Terms:
     """The tensors of a call as the kernels take them, and what its launches share."""
 
     def __init__(
@@ -66,10 +66,10 @@ class _Terms:
         skip_dropout: float,
     ) -> None:
         self.variants, images, self.channels, self.height, self.width = xs[0].shape
-        self.xs = _rows(xs)
-        self.raws = _rows(_in_turn(raw_1x1, raw_3x3))
+        self.xs = rows_of(xs)
+        self.raws = rows_of(in_turn(raw_1x1, raw_3x3))
         self.raw_count = 2 * len(raw_1x1)
-        self.scales = _rows(skip_scale)
+        self.scales = rows_of(skip_scale)
         kept = round((1 - skip_dropout) * 2**32)
         self.dropout = kept - 1, 2**32 / kept
         self.pixels = images * self.height * self.width
@@ -78,7 +78,7 @@ class _Terms:
         self.blocks, channel_blocks = triton.cdiv(self.pixels, block_p), triton.cdiv(self.channels, block_c)
         self.grid = self.blocks, channel_blocks, self.variants
         self.sizes = {"C": self.channels, "BLOCK_P": block_p, "BLOCK_C": block_c}
-        self.tuned_sizes = {"EDGES": len(xs), "C": self.channels, "BLOCK_C": block_c}
+        self.tuned_sizes = {"EDGES": len(raw_1x1), "C": self.channels, "BLOCK_C": block_c}
 
     def tuned_grid(self, sizes: dict[str, Any]) -> tuple[int, int, int]:
         """As `grid`, for kernels whose block is tuned."""
@@ -86,12 +86,13 @@ class _Terms:
         return triton.cdiv(self.pixels, sizes["ELEMENTS"] // sizes["BLOCK_C"]), channel_blocks, variants
 
 
-def _in_turn(of_1x1: Sequence[_T], of_3x3: Sequence[_T]) -> list[_T]:
+def in_turn(of_1x1: Sequence[_T], of_3x3: Sequence[_T]) -> list[_T]:
     """Edge by edge, the 1x1 convolution first."""
     return [some for pair in zip(of_1x1, of_3x3, strict=True) for some in pair]
 
 
-def _rows(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+def rows_of(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+    """As `pixel_rows`: the tensors, and how many elements lie from pixel to pixel of each."""
     pairs = [pixel_rows(tensor) for tensor in tensors]
     return tuple(rows for rows, _ in pairs), tuple(step for _, step in pairs)
 
@@ -111,21 +112,23 @@ def _forward(
     node, mean, variance = _outputs(xs, alpha)
     if node.numel() == 0:
         return node, mean, variance
-    t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
+    t = Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
     with device_of(node):
-        _launch_forward(t, node, mean, variance, alpha.contiguous(), skip_seed, eps)
+        launch_forward(t, node, None, mean, variance, alpha.contiguous(), skip_seed, eps)
     return node, mean, variance
 
 
-def _launch_forward(
-    t: _Terms,
+def launch_forward(
+    t: Terms,
     node: Tensor,
+    rectified: Tensor | None,
     mean: Tensor,
     variance: Tensor,
     alpha: Tensor,
     skip_seed: Tensor | None,
     eps: float,
 ) -> None:
+    """Writes node, its ReLU if there is a tensor for it, and mean and variance [V, k, 2, C]."""
     blocks, channel_blocks, variants = t.grid
     parts = mean.new_empty(variants, blocks, t.raw_count, 2, t.channels)
     raw_sum.block_statistics[blocks, t.raw_count, variants * channel_blocks](
@@ -135,7 +138,9 @@ def _launch_forward(
         mean, variance, parts, blocks, t.pixels, RAWS=t.raw_count, **t.sizes
     )
     terms = *t.xs, *t.raws, *t.scales, skip_seed, *t.dropout
-    raw_sum.form_node[t.tuned_grid](node, *terms, alpha, mean, variance, eps, *t.image, **t.tuned_sizes)
+    raw_sum.form_node[t.tuned_grid](
+        node, rectified, *terms, alpha, mean, variance, eps, *t.image, **t.tuned_sizes
+    )
 
 
 def _outputs(xs: Sequence[Tensor], alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -182,12 +187,12 @@ def _backward(
     of_xs, of_1x1, of_3x3, of_alpha, of_scale = found
     if gradient.numel() == 0:
         return found
-    t = _Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
+    t = Terms(xs, raw_1x1, raw_3x3, skip_scale, skip_dropout)
     blocks, _, variants = t.grid
     rows = 1 + 2 * t.raw_count
     parts = mean.new_empty(variants, blocks, rows, t.channels)
     g, step, table = *pixel_rows(gradient), alpha.contiguous()
-    wants_raws = _in_turn(wants_1x1, wants_3x3)
+    wants_raws = in_turn(wants_1x1, wants_3x3)
     scale_gradients = _or_none(of_scale, wants_scale) or (None,) * len(xs)
     with device_of(gradient):
         raw_sum.reduce_gradient[t.grid](
@@ -201,12 +206,19 @@ def _backward(
             return found
         totals = mean.new_empty(variants, rows, t.channels)
         raw_sum.add_up_parts[rows, variants](
-            *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps), ROWS=rows, **t.sizes
+            *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps),
+            ROWS=rows,
+            RAWS=t.raw_count,
+            EDGES=len(xs),
+            NODE=None,
+            **t.sizes,
         )
         if any(wants_raws):
+            gradients = _or_none(in_turn(of_1x1, of_3x3), wants_raws)
+            steps = (t.channels,) * t.raw_count
             raw_sum.differentiate_raws[t.tuned_grid](
-                *(_or_none(_in_turn(of_1x1, of_3x3), wants_raws), g, step, *t.raws),
-                *(table, mean, variance, totals, eps, t.pixels),
+                *(gradients, steps, g, step, *t.raws, table, mean, variance, totals, eps, t.pixels),
+                ROWS=rows,
                 **t.tuned_sizes,
             )
     return found

@@ -42,6 +42,7 @@ _CPU = torch.device("cpu")
 _GROUP = "_group_tensors_by_device_and_dtype"
 _DEVICE_OF = torch.ops.prim.device.default
 _COPY = torch.ops.aten._to_copy.default
+_MADE_OF_OTHERS = "CompositeImplicitAutograd"
 _ITEM = torch.ops.aten._local_scalar_dense.default
 
 
@@ -90,6 +91,9 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func.namespace == "vpdarts_triton":
             with self:
                 return _triton_host_code(func)(*args, **kwargs)
+        if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), _MADE_OF_OTHERS):
+            with self:  # which is seen below autograd, where our own ops run
+                return func._op_dk(getattr(torch._C.DispatchKey, _MADE_OF_OTHERS), *args, **kwargs)
         fused_optimizer = func._schema.name.startswith("aten::_fused_")  # in place; has no stand-in
         out = None if fused_optimizer else func(*args, **kwargs)
         if any(tensor.device.type == "cuda" for tensor in aten.tensors((args, kwargs, out))):
@@ -198,8 +202,9 @@ def _on_the_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _triton_host_code(func: Any) -> Callable[..., Any]:
     """What the op runs on a GPU."""
-    module = importlib.import_module("vpdarts_fast.triton.mixed_sum")
-    ops = {op._qualname: op._init_fn for op in vars(module).values() if hasattr(op, "_init_fn")}
+    modules = [importlib.import_module(f"vpdarts_fast.triton.{op}") for op in ("mixed_sum", "mixed_cell")]
+    found = [op for module in modules for op in vars(module).values() if hasattr(op, "_init_fn")]
+    ops = {op._qualname: op._init_fn for op in found}
     host: Callable[..., Any] = ops[func._schema.name]
     return host
 

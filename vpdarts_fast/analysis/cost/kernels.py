@@ -50,7 +50,7 @@ def _combine_statistics(a: Arguments, numbers: Numbers) -> Cost:
 def _form_node(a: Arguments, numbers: Numbers) -> Cost:
     """An element of an edge: 9 taps of the pool and a skip of 2 operations, two raw outputs of 3."""
     small = (a["seeds"], a["alpha"], a["mean"], a["variance"])
-    moved = total_size((*a["xs"], *a["raws"], *a["scales"], *small, a["node"]))
+    moved = total_size((*a["xs"], *a["raws"], *a["scales"], *small, a["node"], a["rectified"]))
     return moved, (20 * len(a["xs"]) + 3 * len(a["raws"]) + 1) * a["node"].numel(), "vector"
 
 
@@ -67,6 +67,15 @@ def _reduce_gradient(a: Arguments, numbers: Numbers) -> Cost:
     moved = total_size((a["gradient"], *wanted, *sources, *a["scales"], *small, a["parts"], *outputs))
     terms = 18 + 3 * len(wanted) + 4 * len(sources) + 4 * sum(g is not None for g in outputs)
     return moved, terms * a["gradient"].numel(), "vector"
+
+
+def _differentiate_node(a: Arguments, numbers: Numbers) -> Cost:
+    """As `_reduce_gradient`, of each later node; the ReLU's adjoint and the sums of raw outputs besides."""
+    small = (a["seeds"], a["alpha"], a["mean"], a["parts"])
+    sources = (*a["rectified_gradients"], *a["later"], a["node"], *a["raws"])
+    terms = 2 * len(a["rectified_gradients"]) + (22 + 4 * a["WANTS_ALPHA"]) * len(a["later"])
+    moved = total_size((*sources, a["node_gradient"], *small))
+    return moved, (terms + 1 + 3 * len(a["raws"])) * a["pixels"] * a["C"], "vector"
 
 
 def _add_up_parts(a: Arguments, numbers: Numbers) -> Cost:
@@ -102,6 +111,7 @@ _TRITON: dict[str, Callable[[Arguments, Numbers], Cost]] = {
     "combine_statistics": _combine_statistics,
     "form_node": _form_node,
     "reduce_gradient": _reduce_gradient,
+    "differentiate_node": _differentiate_node,
     "add_up_parts": _add_up_parts,
     "differentiate_raws": _differentiate_raws,
     "fold_weights": _fold_weights,

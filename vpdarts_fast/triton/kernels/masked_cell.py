@@ -1,5 +1,8 @@
 """`masked_cell`'s kernels: batch norms and alphas folded into weights, and a node as one implicit GEMM."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import triton
 import triton.language as tl
 
@@ -53,19 +56,30 @@ def fold_weights(
         tl.store(bias + d * PADDED + o, -shift)
 
 
-CONFIGS = [
-    triton.Config({"BLOCK_P": 64}, num_warps=4, num_stages=2),
-    triton.Config({"BLOCK_P": 64}, num_warps=8, num_stages=2),
-    triton.Config({"BLOCK_P": 128}, num_warps=8, num_stages=3),
-]
+def _config(pixels: int, warps: int, stages: int, registers: int | None = None) -> triton.Config:
+    return triton.Config({"BLOCK_P": pixels}, num_warps=warps, num_stages=stages, maxnreg=registers)
+
+
+CONFIGS = [_config(64, 4, 2), _config(64, 8, 2), _config(128, 8, 3)]
 """The tensor cores' wide instructions need 64 rows and 4 warps at least. With 8 warps
 a thread needs fewer registers, with 128 rows each weight is read half as often.
 """
+
+EXACT = [_config(64, 4, 2, 168), _config(64, 8, 2, 128), _config(128, 8, 3, 168)]
+"""For more than 16 channels of float32 without tensor cores: left to itself, ptxas takes as few registers as
+let more blocks run, and spills for them.
+"""
+
+
+def _configs(configs: Sequence[Any], arguments: Any, **sizes: Any) -> list[triton.Config]:
+    exact = sizes["PRECISION"] == "ieee" and sizes["OPERAND"] == tl.float32
+    return EXACT if exact and sizes["BLOCK_C"] > 16 else CONFIGS
 
 
 @triton.autotune(
     CONFIGS[:1] if interpreted() else CONFIGS,
     key=["C", "PRECISION"],
+    prune_configs_by={"early_config_prune": _configs},
 )
 @triton.jit
 def cell_node(

@@ -91,6 +91,7 @@ def combine_statistics(
 @triton.jit
 def form_node(
     node,
+    rectified,
     xs,
     x_steps,
     raws,
@@ -114,8 +115,9 @@ def form_node(
 ):
     """node = sum_e a_skip scale_e x_e + a_1x1 norm(raw_1x1_e) + a_3x3 norm(raw_3x3_e) + pool(a_pool x_e)
 
-    scales: none, or k factors; seeds: none, or [k] int64 to draw them from. alpha [V, k, 5], mean and
-    variance [V, 2k, C]. Grid (blocks of pixels, blocks of channels, V).
+    rectified: relu(node), or None where nobody wants it. scales: none, or k factors; seeds: none, or [k]
+    int64 to draw them from. alpha [V, k, 5], mean and variance [V, 2k, C].
+    Grid (blocks of pixels, blocks of channels, V).
     """
     BLOCK_P: tl.constexpr = ELEMENTS // BLOCK_C
     v = tl.program_id(2)
@@ -149,7 +151,11 @@ def form_node(
         scale = tl.load(alpha + (v * k + j // 2) * 5 + 2 + j % 2).to(tl.float32) / deviation
         average = tl.load(mean + at, mask=c < C, other=0)
         total += scale[None, :] * (load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :])
-    tl.store(node + first * C + (i * C)[:, None] + c[None, :], total.to(node.dtype.element_ty), mask=here)
+    out = first * C + (i * C)[:, None] + c[None, :]
+    tl.store(node + out, total.to(node.dtype.element_ty), mask=here)
+    if rectified is not None:
+        total = tl.maximum(total, 0.0, propagate_nan=tl.PropagateNan.ALL)
+        tl.store(rectified + out, total.to(node.dtype.element_ty), mask=here)
 
 
 @triton.jit
@@ -181,7 +187,7 @@ def reduce_gradient(
 ):
     """With g the node's gradient and t = pool^T(g), of a block of pixels
 
-    sum g;  of each edge  sum g scale x,  sum g (raw - mean) of both raw outputs,  sum t x
+    sum g;  of each edge  sum g (raw - mean) of both raw outputs;  of each edge  sum g scale x,  sum t x
     x_gradient = a_skip scale g + a_pool t,    scale_gradient = a_skip x g
 
     parts [V, blocks, 1 + 4k, C]; a sum that nobody wants is 0. x_gradients and scale_gradients hold k
@@ -206,7 +212,7 @@ def reduce_gradient(
         t += box_share(y + dy, x + dx, height, width)[:, None] * value
     nothing = tl.zeros([BLOCK_C], tl.float32)
     for j in tl.static_range(2 * k):
-        part = parts + (2 + 4 * (j // 2) + j % 2) * C
+        part = parts + (1 + j) * C
         if WANTS_RAWS[j]:
             average = tl.load(mean + (v * 2 * k + j) * C + c, mask=c < C, other=0)
             centred = load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :]
@@ -223,20 +229,21 @@ def reduce_gradient(
             position = ((start + i) * C)[:, None] + c[None, :]
             kept = g * skip_scale(position.to(tl.uint32), tl.load(seeds + e), last, factor)
         out = first * C + (i * C)[:, None] + c[None, :]
+        part = parts + (1 + 2 * k + 2 * e) * C
         if x_gradients[e] is not None:
             value = a_skip * kept + a_pool * t
             tl.store(x_gradients[e] + out, value.to(gradient.dtype.element_ty), mask=here)
         if WANTS_ALPHA or scale_gradients[e] is not None:
             value = load_tile(xs[e], first, x_steps[e], i, c, here)
             if WANTS_ALPHA:
-                tl.store(parts + (1 + 4 * e) * C, tl.sum(kept * value, axis=0), mask=c < C)
-                tl.store(parts + (4 + 4 * e) * C, tl.sum(t * value, axis=0), mask=c < C)
+                tl.store(part, tl.sum(kept * value, axis=0), mask=c < C)
+                tl.store(part + C, tl.sum(t * value, axis=0), mask=c < C)
             if scale_gradients[e] is not None:
                 value = a_skip * g * value
                 tl.store(scale_gradients[e] + out, value.to(gradient.dtype.element_ty), mask=here)
         if not WANTS_ALPHA:
-            tl.store(parts + (1 + 4 * e) * C, nothing, mask=c < C)
-            tl.store(parts + (4 + 4 * e) * C, nothing, mask=c < C)
+            tl.store(part, nothing, mask=c < C)
+            tl.store(part + C, nothing, mask=c < C)
 
 
 @triton.jit
@@ -248,6 +255,9 @@ def add_up_parts(
     variance,
     eps,
     ROWS: tl.constexpr,
+    RAWS: tl.constexpr,
+    EDGES: tl.constexpr,
+    NODE: tl.constexpr,
     C: tl.constexpr,
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -256,11 +266,18 @@ def add_up_parts(
 
     0 | sum_c total | sum_c total / sqrt(variance + eps) of both raw outputs | sum_c total
 
-    parts [V, blocks, 1 + 4k, C] -> totals [V, 1 + 4k, C], alpha_gradient [V, k, 5] or None.
-    Grid (1 + 4k, V).
+    Rows: one; RAWS for the raw outputs of the edges into the node; two, skip and pool, for each edge out of
+    it or, where NODE is None, into it. parts [V, blocks, rows, C] -> totals [V, rows, C], alpha_gradient
+    [V, EDGES, 5] or None; of a whole cell, V = 1, these are all its edges. Grid (rows, V).
     """
     row, v = tl.program_id(0), tl.program_id(1)
-    column, e = (row - 1) % 4 + 1, (row - 1) // 4
+    raw, other = row - 1, row - 1 - RAWS
+    normed = (raw >= 0) & (raw < RAWS)
+    column = tl.where(normed, 2 + raw % 2, 1 + other % 2 * 3)
+    e = tl.where(normed, raw // 2, other // 2)
+    if NODE is not None:
+        target = NODE + 1 + e
+        e = tl.where(normed, NODE * (NODE - 1) // 2 + e, target * (target - 1) // 2 + NODE)
     parts += (v.to(tl.int64) * blocks * ROWS + row) * C
     by_channel = tl.zeros([BLOCK_C], tl.float32)
     for channel in range(0, C, BLOCK_C):
@@ -272,12 +289,11 @@ def add_up_parts(
             sums += tl.load(parts + (b * (ROWS * C))[:, None] + c[None, :], mask=mask, other=0)
         total = tl.sum(sums, axis=0)
         tl.store(totals + (v * ROWS + row) * C + c, total, mask=c < C)
-        normed = (column == 2) | (column == 3)
-        at = ((v * (ROWS // 4) + e) * 2 + column - 2) * C + c
+        at = ((v * EDGES + e) * 2 + column - 2) * C + c
         spread = tl.load(variance + at, mask=normed & (c < C), other=1) + eps
         by_channel += tl.where(normed, total / tl.sqrt(spread), total)
     if alpha_gradient is not None:
-        out = alpha_gradient + (v * (ROWS // 4) + e) * 5
+        out = alpha_gradient + (v * EDGES + e) * 5
         tl.store(out + column, tl.sum(by_channel, axis=0).to(out.dtype.element_ty), mask=row > 0)
         tl.store(out, tl.zeros([], out.dtype.element_ty), mask=(row > 0) & (column == 1))
 
@@ -286,6 +302,7 @@ def add_up_parts(
 @triton.jit
 def differentiate_raws(
     raw_gradients,
+    raw_gradient_steps,
     gradient,
     gradient_step,
     raws,
@@ -296,6 +313,7 @@ def differentiate_raws(
     totals,
     eps,
     pixels,
+    ROWS: tl.constexpr,
     EDGES: tl.constexpr,
     C: tl.constexpr,
     BLOCK_C: tl.constexpr,
@@ -303,7 +321,8 @@ def differentiate_raws(
 ):
     """raw_gradient = a / s (g - sum g / n - (raw - mean) sum g (raw - mean) / (n s^2)),  s^2 = variance + eps
 
-    raw_gradients hold 2k tensors, or None where nobody wants one; totals [V, 1 + 4k, C].
+    raw_gradients hold 2k tensors, or None where nobody wants one; totals [V, rows, C], of which the first
+    1 + 2k are those of this node's sums.
     Grid (blocks of pixels, blocks of channels, V).
     """
     BLOCK_P: tl.constexpr = ELEMENTS // BLOCK_C
@@ -314,7 +333,7 @@ def differentiate_raws(
     c = tl.program_id(1) * BLOCK_C + tl.arange(0, BLOCK_C)
     here = ((start + i) < pixels)[:, None] & (c < C)[None, :]
     raw_count: tl.constexpr = 2 * EDGES
-    totals += v * (1 + 2 * raw_count) * C + c
+    totals += v * ROWS * C + c
     g = load_tile(gradient, first, gradient_step, i, c, here)
     g -= (tl.load(totals, mask=c < C, other=0) / pixels)[None, :]
     for j in tl.static_range(raw_count):
@@ -322,9 +341,10 @@ def differentiate_raws(
             at = (v * raw_count + j) * C + c
             spread = tl.load(variance + at, mask=c < C, other=1) + eps
             a = tl.load(alpha + (v * (raw_count // 2) + j // 2) * 5 + 2 + j % 2).to(tl.float32)
-            along = tl.load(totals + (2 + 4 * (j // 2) + j % 2) * C, mask=c < C, other=0) / (pixels * spread)
+            along = tl.load(totals + (1 + j) * C, mask=c < C, other=0) / (pixels * spread)
             average = tl.load(mean + at, mask=c < C, other=0)
             centred = load_tile(raws[j], first, raw_steps[j], i, c, here) - average[None, :]
             value = (a / tl.sqrt(spread))[None, :] * (g - centred * along[None, :])
-            out = raw_gradients[j] + first * C + (i * C)[:, None] + c[None, :]
+            step = raw_gradient_steps[j]
+            out = raw_gradients[j] + first * step + (i * step)[:, None] + c[None, :]
             tl.store(out, value.to(gradient.dtype.element_ty), mask=here)
