@@ -113,7 +113,7 @@ def output_only(outputs: Any) -> list[Tensor]:
 
 
 def check(args: Sequence[Any], backend: str, close: Close) -> None:
-    """Gradients of every tensor argument. Those of the convolutions cancel where a batch norm undoes what they
+    """Gradients of every tensor argument. Those of convolutions cancel where a batch norm undoes what they
     change: errors are measured against the largest of all."""
     actual = gradients(lambda *some: ops.mixed_op(*some, backend=backend), args, output_only)
     expected = gradients(reference.mixed_op, double(args), output_only)
