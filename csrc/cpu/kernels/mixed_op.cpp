@@ -1,0 +1,214 @@
+// mixed_op: the parts of one edge's candidate operations.
+//
+//   separable           d = depthwise(map), raw(p) = W d(p)
+//   separable_backward  draw = node_scale g + raw_scale raw + shift, dd(p) = W^T draw(p),
+//                       dW = sum over p of draw(p) d(p)^T, dw_rk = sum over p of dd(p) map(p + (r, k)),
+//                       dmap = depthwise^T(dd)
+//
+// A few rows at a time, so that what lies between the two products stays in the first-level cache.
+// Compiled once per instruction set; VPDARTS_ISA names the namespace.
+#include "mixed_op.h"
+
+#include "pool_3x3.h"
+#include "separable.h"
+
+namespace {
+
+using vpdarts::cpu::MixedOpKernels;
+using vpdarts::cpu::Pool;
+using vpdarts::cpu::RawGradient;
+using vpdarts::cpu::RectifiedMapOf;
+using vpdarts::cpu::Reduction;
+using vpdarts::cpu::Separable;
+using vpdarts::cpu::SeparableBackward;
+using vpdarts::cpu::WeightedSum;
+
+void pack(int64_t channels, int64_t padded, int64_t kernel, const float* depthwise, const float* pointwise,
+          float* packed) {
+  const int64_t taps = kernel * kernel, square = padded * padded;
+  zero(packed, taps * padded + 2 * square);
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t tap = 0; tap < taps; ++tap) packed[tap * padded + c] = depthwise[c * taps + tap];
+  }
+  packed += taps * padded;
+  const auto weight = [&](int64_t out, int64_t in) { return pointwise[out * channels + in]; };
+  pack_rectangle(channels, channels, padded, padded, packed, weight);
+  pack_rectangle(channels, channels, padded, padded, packed + square,
+                 [&](int64_t in, int64_t out) { return weight(out, in); });
+}
+
+void rectify_map(const RectifiedMapOf& args) {
+  const StageShape& s = args.shape;
+  const int64_t row = s.width * s.padded, side = s.border * s.padded;
+  zero(args.map, s.border * s.map_row() + side);
+  float* to = args.map + s.border * s.map_row() + side;
+  for (int64_t y = 0; y < s.height; ++y, to += s.map_row()) {
+    const float* from = args.x + y * row;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      const bool affine = args.scale != nullptr;
+      const Vec scale = affine ? load(args.scale + c) : Vec{} + 1.0f,
+                shift = affine ? load(args.shift + c) : Vec{};
+      for (int64_t i = c; i < row; i += s.padded) {
+        const Vec value = load(from + i);
+        store(to + i, relu(affine ? scale * value + shift : value));
+      }
+    }
+    zero(to + row, 2 * side);
+  }
+  zero(to, s.border * s.map_row() - side);
+}
+
+// Rows that are worked on together.
+int64_t rows_together(const StageShape& s) {
+  const int64_t rows = 48 / s.out_width();
+  return rows < 1 ? 1 : rows < s.out_height() ? rows : s.out_height();
+}
+
+// Calls visit(first row, rows).
+template <typename Visit>
+inline void for_each_rows(const StageShape& s, const Visit& visit) {
+  const int64_t most = rows_together(s), height = s.out_height();
+  for (int64_t y = 0; y < height; y += most) visit(y, height - y < most ? height - y : most);
+}
+
+int64_t chunk_floats(const StageShape& s) {
+  return round_up(rows_together(s) * s.out_width() * s.padded, 16);
+}
+
+// Two chunks and a map of the output's gradient.
+int64_t scratch_floats(const StageShape& s) {
+  return 2 * chunk_floats(s) + round_up(s.next().map_floats(), 16);
+}
+
+void separable(const Separable& args, float* scratch) {
+  const StageShape& s = args.shape;
+  const int64_t row = s.out_width() * s.padded;
+  for_each_rows(s, [&](int64_t y, int64_t rows) {
+    for (int64_t r = 0; r < rows; ++r) depthwise(s, args.weights, args.map, y + r, scratch + r * row);
+    const Operand operand{scratch, args.weights.pointwise};
+    multiply(&operand, 1, rows * s.out_width(), s.padded, args.raw + y * row);
+  });
+}
+
+// out = node_scale node + raw_scale raw + shift, `pixels` of them from `at` on.
+void write_gradient(const RawGradient& args, int64_t at, int64_t pixels, int64_t padded, float* out) {
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    const Vec node_scale = load(args.node_scale + c), raw_scale = load(args.raw_scale + c),
+              shift = load(args.shift + c);
+    for (int64_t i = c; i < pixels * padded; i += padded)
+      store(out + i, node_scale * load(args.node + at + i) + (raw_scale * load(args.raw + at + i) + shift));
+  }
+}
+
+// A map of zeros but for its interior.
+void clear_border(const StageShape& s, float* map) {
+  const int64_t side = s.border * s.padded;
+  zero(map, s.border * s.map_row() + side);
+  for (int64_t y = 1; y < s.height; ++y) zero(map + (s.border + y) * s.map_row() - side, 2 * side);
+  zero(map + (s.border + s.height) * s.map_row() - side, s.border * s.map_row() + side);
+}
+
+void add_depthwise_sums(const SeparableBackward& args, const float* gradient) {
+  switch (args.weights.kernel) {
+    case 3:
+      return depthwise_sums<3>(args.shape, args.weights, args.map, gradient, args.depthwise_sums);
+    case 5:
+      return depthwise_sums<5>(args.shape, args.weights, args.map, gradient, args.depthwise_sums);
+    default:
+      return depthwise_sums<7>(args.shape, args.weights, args.map, gradient, args.depthwise_sums);
+  }
+}
+
+void separable_backward(const SeparableBackward& args, float* scratch) {
+  const StageShape &s = args.shape, out = s.next();
+  const int64_t row = s.out_width() * s.padded;
+  Arena arena(scratch);
+  float *raw = arena.take(chunk_floats(s)), *inner = arena.take(chunk_floats(s)),
+        *map = arena.take(out.map_floats());
+  clear_border(out, map);
+  for_each_rows(s, [&](int64_t y, int64_t rows) {
+    write_gradient(args.raw, y * row, rows * s.out_width(), s.padded, raw);
+    for (int64_t r = 0; r < rows; ++r) {
+      const Operand operand{raw + r * row, args.weights.transposed};
+      multiply(&operand, 1, s.out_width(), s.padded,
+               map + (out.border + y + r) * out.map_row() + out.border * s.padded);
+      if (args.pointwise_sums != nullptr) depthwise(s, args.weights, args.map, y + r, inner + r * row);
+    }
+    if (args.pointwise_sums != nullptr)
+      outer(inner, raw, rows * s.out_width(), s.padded, args.pointwise_sums);
+  });
+  if (args.depthwise_sums != nullptr) add_depthwise_sums(args, map);
+  if (args.gradient == nullptr) return;
+  for (int64_t y = 0; y < s.height; ++y)
+    depthwise_adjoint(s, args.weights, map, y, args.gradient + y * s.width * s.padded);
+}
+
+void pool(const Pool& args, float* out) {
+  args.maximum ? maximum_pool(args.shape, args.x, out) : average_pool(args.shape, args.x, out);
+}
+
+void pool_backward(const Pool& args, const float* gradient, float* x_gradient) {
+  args.maximum ? maximum_pool_backward(args.shape, args.x, gradient, x_gradient)
+               : average_pool_backward(args.shape, gradient, x_gradient);
+}
+
+void weighted_sum(const WeightedSum& args) {
+  const int64_t padded = args.block.padded;
+  for (int64_t i = 0; i < args.block.floats(); i += padded) {
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      Vec sum = load(args.shift + c);
+      for (int64_t t = 0; t < args.count; ++t)
+        sum += load(args.terms[t].scale + c) * load(args.terms[t].image + i + c);
+      store(args.out + i + c, sum);
+    }
+  }
+}
+
+// A few pixels at a time: g is read from the first-level cache, and summing in two levels loses less.
+void reduce(const Reduction& args) {
+  const int64_t padded = args.block.padded, pixels = args.block.pixels(), most = chunk_pixels(padded);
+  zero(args.sums, (1 + args.count) * padded);
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most;
+    const float* g = args.g + p * padded;
+    for (int64_t c = 0; c < padded; c += kLanes) {
+      Vec sum{};
+      for (int64_t i = c; i < count * padded; i += padded) sum += load(g + i);
+      store(args.sums + c, load(args.sums + c) + sum);
+      for (int64_t t = 0; t < args.count; ++t) {
+        const float* image = args.terms[t].image + p * padded;
+        const Vec mean = load(args.terms[t].scale + c);
+        Vec product{};
+        for (int64_t i = c; i < count * padded; i += padded)
+          product += load(g + i) * (load(image + i) - mean);
+        float* to = args.sums + (1 + t) * padded + c;
+        store(to, load(to) + product);
+      }
+    }
+  }
+}
+
+void mask(const StageShape& s, const float* map, float* gradient) {
+  const int64_t row = s.width * s.padded;
+  const Vec zeros{};
+  for (int64_t y = 0; y < s.height; ++y) {
+    const float* from = map + (s.border + y) * s.map_row() + s.border * s.padded;
+    for (int64_t i = 0; i < row; i += kLanes) {
+      float* to = gradient + y * row + i;
+      store(to, load(from + i) > zeros ? load(to) : zeros);
+    }
+  }
+}
+
+}  // namespace
+
+namespace vpdarts::cpu::VPDARTS_ISA {
+
+const MixedOpKernels& mixed_op_kernels() {
+  static const MixedOpKernels kernels = {
+      kLanes, pack,          rectify_map,  scratch_floats, separable, separable_backward,
+      pool,   pool_backward, weighted_sum, reduce,         mask};
+  return kernels;
+}
+
+}  // namespace vpdarts::cpu::VPDARTS_ISA
