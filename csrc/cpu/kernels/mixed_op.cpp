@@ -21,6 +21,7 @@ using vpdarts::cpu::RectifiedMapOf;
 using vpdarts::cpu::Reduction;
 using vpdarts::cpu::Separable;
 using vpdarts::cpu::SeparableBackward;
+using vpdarts::cpu::Term;
 using vpdarts::cpu::WeightedSum;
 
 void pack(int64_t channels, int64_t padded, int64_t kernel, const float* depthwise, const float* pointwise,
@@ -75,9 +76,10 @@ int64_t chunk_floats(const StageShape& s) {
   return round_up(rows_together(s) * s.out_width() * s.padded, 16);
 }
 
-// Two chunks and a map of the output's gradient.
+// Two chunks and a map of the output's gradient, or what a pool needs.
 int64_t scratch_floats(const StageShape& s) {
-  return 2 * chunk_floats(s) + round_up(s.next().map_floats(), 16);
+  const int64_t separable = 2 * chunk_floats(s) + round_up(s.next().map_floats(), 16), pool = pool_floats(s);
+  return separable > pool ? separable : pool;
 }
 
 void separable(const Separable& args, float* scratch) {
@@ -143,25 +145,59 @@ void separable_backward(const SeparableBackward& args, float* scratch) {
     depthwise_adjoint(s, args.weights, map, y, args.gradient + y * s.width * s.padded);
 }
 
-void pool(const Pool& args, float* out) {
-  args.maximum ? maximum_pool(args.shape, args.x, out) : average_pool(args.shape, args.x, out);
+void pool(const Pool& args, float* out, float* scratch) {
+  args.maximum ? maximum_pool(args.shape, args.x, out, scratch)
+               : average_pool(args.shape, args.x, out, scratch);
 }
 
-void pool_backward(const Pool& args, const float* gradient, float* x_gradient) {
-  args.maximum ? maximum_pool_backward(args.shape, args.x, gradient, x_gradient)
-               : average_pool_backward(args.shape, gradient, x_gradient);
+void pool_backward(const Pool& args, const float* gradient, float* x_gradient, float* scratch) {
+  args.maximum ? maximum_pool_backward(args.shape, args.x, gradient, x_gradient, scratch)
+               : average_pool_backward(args.shape, gradient, x_gradient, scratch);
+}
+
+// kPixels pixels, `from` floats into the images, one vector of channels.
+template <int kPixels>
+inline __attribute__((always_inline)) void weighted_block(const WeightedSum& args, int64_t from, int64_t c) {
+  const int64_t padded = args.block.padded;
+  Vec sum[kPixels];
+#pragma GCC unroll 4
+  for (int p = 0; p < kPixels; ++p) sum[p] = load(args.shift + c);
+  for (int64_t t = 0; t < args.count; ++t) {
+    const Vec scale = load(args.terms[t].scale + c);
+    const float* image = args.terms[t].image + from + c;
+#pragma GCC unroll 4
+    for (int p = 0; p < kPixels; ++p) sum[p] += scale * load(image + p * padded);
+  }
+#pragma GCC unroll 4
+  for (int p = 0; p < kPixels; ++p) store(args.out + from + p * padded + c, sum[p]);
 }
 
 void weighted_sum(const WeightedSum& args) {
-  const int64_t padded = args.block.padded;
-  for (int64_t i = 0; i < args.block.floats(); i += padded) {
-    for (int64_t c = 0; c < padded; c += kLanes) {
-      Vec sum = load(args.shift + c);
-      for (int64_t t = 0; t < args.count; ++t)
-        sum += load(args.terms[t].scale + c) * load(args.terms[t].image + i + c);
-      store(args.out + i + c, sum);
-    }
+  const int64_t padded = args.block.padded, pixels = args.block.pixels();
+  for (int64_t p = 0; p < pixels;) {
+    const bool four = p + 4 <= pixels;
+    for (int64_t c = 0; c < padded; c += kLanes)
+      four ? weighted_block<4>(args, p * padded, c) : weighted_block<1>(args, p * padded, c);
+    p += four ? 4 : 1;
   }
+}
+
+// sum over pixels of g * (image - mean), one vector of channels; without an image, of g.
+inline __attribute__((always_inline)) Vec reduced(const float* g, const float* image, const float* mean,
+                                                  int64_t pixels, int64_t padded) {
+  const Vec origin = image != nullptr ? load(mean) : Vec{};
+  Vec sum[4] = {};  // hide the latency
+  const auto add = [&](int64_t p, Vec& to) {
+    const Vec value = load(g + p * padded);
+    to += image != nullptr ? value * (load(image + p * padded) - origin) : value;
+  };
+  int64_t p = 0;
+  for (; p + 4 <= pixels; p += 4) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) add(p + i, sum[i]);
+  }
+  for (; p < pixels; ++p) add(p, sum[0]);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
 }
 
 // A few pixels at a time: g is read from the first-level cache, and summing in two levels loses less.
@@ -170,19 +206,14 @@ void reduce(const Reduction& args) {
   zero(args.sums, (1 + args.count) * padded);
   for (int64_t p = 0; p < pixels; p += most) {
     const int64_t count = pixels - p < most ? pixels - p : most;
-    const float* g = args.g + p * padded;
     for (int64_t c = 0; c < padded; c += kLanes) {
-      Vec sum{};
-      for (int64_t i = c; i < count * padded; i += padded) sum += load(g + i);
-      store(args.sums + c, load(args.sums + c) + sum);
+      const float* g = args.g + p * padded + c;
+      float* to = args.sums + c;
+      store(to, load(to) + reduced(g, nullptr, nullptr, count, padded));
       for (int64_t t = 0; t < args.count; ++t) {
-        const float* image = args.terms[t].image + p * padded;
-        const Vec mean = load(args.terms[t].scale + c);
-        Vec product{};
-        for (int64_t i = c; i < count * padded; i += padded)
-          product += load(g + i) * (load(image + i) - mean);
-        float* to = args.sums + (1 + t) * padded + c;
-        store(to, load(to) + product);
+        const Term& term = args.terms[t];
+        to += padded;
+        store(to, load(to) + reduced(g, term.image + p * padded + c, term.scale + c, count, padded));
       }
     }
   }

@@ -94,13 +94,13 @@ struct MixedOpKernels {
   void (*pack)(int64_t channels, int64_t padded, int64_t kernel, const float* depthwise,
                const float* pointwise, float* packed);
   void (*rectify)(const RectifiedMapOf& args);
-  // Floats of scratch memory of `separable` and its backward pass.
+  // Floats of scratch memory of a stage or a pool and their backward passes.
   int64_t (*scratch)(const StageShape& shape);
   void (*separable)(const Separable& args, float* scratch);
   void (*separable_backward)(const SeparableBackward& args, float* scratch);
-  void (*pool)(const Pool& args, float* out);
+  void (*pool)(const Pool& args, float* out, float* scratch);
   // x_gradient += that of the pool's output, sent back.
-  void (*pool_backward)(const Pool& args, const float* gradient, float* x_gradient);
+  void (*pool_backward)(const Pool& args, const float* gradient, float* x_gradient, float* scratch);
   void (*weighted_sum)(const WeightedSum& args);
   void (*reduce)(const Reduction& args);
   // gradient = [map > 0] gradient.

@@ -1,4 +1,6 @@
 // 3x3 pools with a padding of 1, of any stride, and their adjoints.
+//
+// A pool goes along the rows first and then down the columns, of which at most three rows are kept.
 #pragma once
 
 #include "images.h"
@@ -10,102 +12,208 @@ using vpdarts::cpu::StageShape;
 
 typedef int32_t Places __attribute__((vector_size(4 * VPDARTS_LANES)));
 
-// The rows and columns of an output pixel's window that lie inside the image.
-struct Window {
-  int64_t top, bottom, left, right;
-  int64_t pixels() const { return (bottom - top) * (right - left); }
+struct Span {
+  int64_t first, count;
 };
 
-inline Window window(const StageShape& s, int64_t y, int64_t i) {
-  const int64_t row = y * s.stride, column = i * s.stride;
-  return {row > 0 ? row - 1 : 0, row + 2 < s.height ? row + 2 : s.height, column > 0 ? column - 1 : 0,
-          column + 2 < s.width ? column + 2 : s.width};
+// The pixels of 0..size-1 in the window of output pixel i.
+inline Span window(int64_t i, int64_t stride, int64_t size) {
+  const int64_t middle = i * stride, first = middle > 0 ? middle - 1 : 0;
+  return {first, (middle + 2 < size ? middle + 2 : size) - first};
 }
 
-// Calls visit(window, place of the output pixel) for every output pixel.
-template <typename Visit>
-inline __attribute__((always_inline)) void for_each_window(const StageShape& s, const Visit& visit) {
-  for (int64_t y = 0; y < s.out_height(); ++y) {
-    for (int64_t i = 0; i < s.out_width(); ++i) visit(window(s, y, i), (y * s.out_width() + i) * s.padded);
+// The output pixels of 0..out_size-1 in whose windows pixel i is.
+inline Span reached(int64_t i, int64_t stride, int64_t out_size) {
+  const int64_t first = i > 0 ? (i - 1 + stride - 1) / stride : 0, last = (i + 1) / stride + 1;
+  return {first, (last < out_size ? last : out_size) - first};
+}
+
+inline float share(const Span& span) { return 1.0f / static_cast<float>(span.count); }
+
+// For each of `count` rows, rows(row, span(row), those rows of the ring); columns(row, place in the ring) has
+// written them.
+template <typename SpanOf, typename Columns, typename Rows>
+inline void down_the_rows(int64_t count, int64_t row_floats, float* ring, const SpanOf& span,
+                          const Columns& columns, const Rows& rows) {
+  int64_t next = 0;
+  for (int64_t y = 0; y < count; ++y) {
+    const Span some = span(y);
+    for (; next < some.first + some.count; ++next) columns(next, ring + next % 3 * row_floats);
+    const float* from[3];
+    for (int64_t r = 0; r < 3; ++r) from[r] = ring + (some.first + r) % 3 * row_floats;
+    rows(y, some, from);
   }
 }
 
-// Calls visit(place of the pixel) for every pixel of a window.
-template <typename Visit>
-inline __attribute__((always_inline)) void for_each_pixel(const StageShape& s, const Window& w,
-                                                          const Visit& visit) {
-  for (int64_t y = w.top; y < w.bottom; ++y) {
-    for (int64_t i = w.left; i < w.right; ++i) visit((y * s.width + i) * s.padded);
+// Calls visit(pixel, span of the pixel, channel).
+template <typename SpanOf, typename Visit>
+inline __attribute__((always_inline)) void along_the_row(int64_t width, int64_t padded, const SpanOf& span,
+                                                         const Visit& visit) {
+  for (int64_t i = 0; i < width; ++i) {
+    const Span some = span(i);
+    for (int64_t c = 0; c < padded; c += kLanes) visit(i, some, c);
   }
 }
 
-void average_pool(const StageShape& s, const float* x, float* out) {
-  for_each_window(s, [&](const Window& w, int64_t at) {
-    const float share = 1.0f / static_cast<float>(w.pixels());
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec sum{};
-      for_each_pixel(s, w, [&](int64_t pixel) { sum += load(x + pixel + c); });
-      store(out + at + c, sum * share);
-    }
-  });
+// The maximum, which NaN is too.
+inline __attribute__((always_inline)) Vec larger(Vec best, Vec value) {
+  return (value > best) | (value != value) ? value : best;
 }
 
-void average_pool_backward(const StageShape& s, const float* gradient, float* x_gradient) {
-  for_each_window(s, [&](const Window& w, int64_t at) {
-    const float share = 1.0f / static_cast<float>(w.pixels());
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      const Vec g = load(gradient + at + c) * share;
-      for_each_pixel(s, w, [&](int64_t pixel) {
-        float* to = x_gradient + pixel + c;
-        store(to, load(to) + g);
+inline __attribute__((always_inline)) Vec sum_of(Vec sum, Vec value) { return sum + value; }
+
+// join of `count` vectors, at most three, `step` floats apart.
+template <typename Join>
+inline __attribute__((always_inline)) Vec joined(const float* from, int64_t step, int64_t count,
+                                                 const Join& join) {
+  Vec result = load(from);
+  if (count > 1) result = join(result, load(from + step));
+  if (count > 2) result = join(result, load(from + 2 * step));
+  return result;
+}
+
+// finish(join over every window, spans of its rows and columns).
+template <typename Join, typename Finish>
+inline void pool_with(const StageShape& s, const float* x, float* out, float* ring, const Join& join,
+                      const Finish& finish) {
+  const int64_t padded = s.padded, width = s.out_width();
+  const auto rows_of = [&](int64_t y) { return window(y, s.stride, s.height); };
+  const auto columns_of = [&](int64_t i) { return window(i, s.stride, s.width); };
+  down_the_rows(
+      s.out_height(), width * padded, ring, rows_of,
+      [&](int64_t y, float* to) {
+        along_the_row(width, padded, columns_of, [&](int64_t i, const Span& columns, int64_t c) {
+          const float* from = x + (y * s.width + columns.first) * padded + c;
+          store(to + i * padded + c, joined(from, padded, columns.count, join));
+        });
+      },
+      [&](int64_t y, const Span& rows, const float* const* from) {
+        float* to = out + y * width * padded;
+        along_the_row(width, padded, columns_of, [&](int64_t i, const Span& columns, int64_t c) {
+          const int64_t at = i * padded + c;
+          Vec value = load(from[0] + at);
+          for (int64_t r = 1; r < rows.count; ++r) value = join(value, load(from[r] + at));
+          store(to + at, finish(value, rows, columns));
+        });
       });
-    }
+}
+
+void average_pool(const StageShape& s, const float* x, float* out, float* ring) {
+  pool_with(s, x, out, ring, sum_of, [](Vec sum, const Span& rows, const Span& columns) {
+    return sum * (share(rows) * share(columns));
   });
 }
 
-// The first maximum of a window in the order in which it lies, as PyTorch takes it, which NaN is too.
-struct Maximum {
-  Vec value;
-  Places pixel;  // its place in the image
-};
-
-inline __attribute__((always_inline)) Maximum maximum(const StageShape& s, const Window& w, const float* x) {
-  const int64_t first = w.top * s.width + w.left;
-  Maximum best{load(x + first * s.padded), Places{} + static_cast<int32_t>(first)};
-  for_each_pixel(s, w, [&](int64_t pixel) {
-    const Vec value = load(x + pixel);
-    const Places better = (value > best.value) | (value != value);
-    best.value = better ? value : best.value;
-    best.pixel = better ? Places{} + static_cast<int32_t>(pixel / s.padded) : best.pixel;
-  });
-  return best;
+void maximum_pool(const StageShape& s, const float* x, float* out, float* ring) {
+  pool_with(s, x, out, ring, larger, [](Vec best, const Span&, const Span&) { return best; });
 }
 
-void maximum_pool(const StageShape& s, const float* x, float* out) {
-  for_each_window(s, [&](const Window& w, int64_t at) {
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec best = load(x + (w.top * s.width + w.left) * s.padded + c);
-      for_each_pixel(s, w, [&](int64_t pixel) {
-        const Vec value = load(x + pixel + c);
-        best = (value > best) | (value != value) ? value : best;
+void average_pool_backward(const StageShape& s, const float* gradient, float* x_gradient, float* ring) {
+  const int64_t padded = s.padded, width = s.out_width();
+  down_the_rows(
+      s.height, s.width * padded, ring, [&](int64_t y) { return reached(y, s.stride, s.out_height()); },
+      [&](int64_t y, float* to) {
+        along_the_row(
+            s.width, padded, [&](int64_t i) { return reached(i, s.stride, width); },
+            [&](int64_t i, const Span& some, int64_t c) {
+              Vec sum{};
+              for (int64_t k = some.first; k < some.first + some.count; ++k)
+                sum += load(gradient + (y * width + k) * padded + c) * share(window(k, s.stride, s.width));
+              store(to + i * padded + c, sum * share(window(y, s.stride, s.height)));
+            });
+      },
+      [&](int64_t y, const Span& rows, const float* const* from) {
+        float* to = x_gradient + y * s.width * padded;
+        for (int64_t at = 0; at < s.width * padded; at += kLanes) {
+          Vec sum = load(to + at);
+          for (int64_t r = 0; r < rows.count; ++r) sum += load(from[r] + at);
+          store(to + at, sum);
+        }
       });
-      store(out + at + c, best);
-    }
-  });
 }
 
-void maximum_pool_backward(const StageShape& s, const float* x, const float* gradient, float* x_gradient) {
-  for_each_window(s, [&](const Window& w, int64_t at) {
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      const Maximum best = maximum(s, w, x + c);
-      const Vec g = load(gradient + at + c), zeros{};
-      for_each_pixel(s, w, [&](int64_t pixel) {
-        float* to = x_gradient + pixel + c;
-        const Places here = best.pixel == Places{} + static_cast<int32_t>(pixel / s.padded);
-        store(to, load(to) + (here ? g : zeros));
+inline __attribute__((always_inline)) Places load_places(const float* p) {
+  Places v;
+  __builtin_memcpy(&v, p, sizeof(v));
+  return v;
+}
+
+inline __attribute__((always_inline)) void store_places(float* p, Places v) {
+  __builtin_memcpy(p, &v, sizeof(v));
+}
+
+inline __attribute__((always_inline)) Places place(int64_t i) { return Places{} + static_cast<int32_t>(i); }
+
+// places [pixels of the output][padded] = where the first maximum of each window is, as PyTorch takes it: the
+// row within the window, times three, plus the column, both from that before the middle on. ring: rows of
+// values and of columns.
+void maximum_places(const StageShape& s, const float* x, float* places, float* ring) {
+  const int64_t padded = s.padded, width = s.out_width(), row = width * padded;
+  down_the_rows(
+      s.out_height(), 2 * row, ring, [&](int64_t y) { return window(y, s.stride, s.height); },
+      [&](int64_t y, float* to) {
+        along_the_row(
+            width, padded, [&](int64_t i) { return window(i, s.stride, s.width); },
+            [&](int64_t i, const Span& columns, int64_t c) {
+              const float* from = x + (y * s.width + columns.first) * padded + c;
+              const int64_t left = columns.first - i * s.stride + 1;
+              Vec best = load(from);
+              Places at = place(left);
+              for (int64_t k = 1; k < columns.count; ++k) {
+                const Vec value = load(from + k * padded);
+                const Places better = (value > best) | (value != value);
+                best = better ? value : best;
+                at = better ? place(left + k) : at;
+              }
+              store(to + i * padded + c, best);
+              store_places(to + row + i * padded + c, at);
+            });
+      },
+      [&](int64_t y, const Span& rows, const float* const* from) {
+        const int64_t top = rows.first - y * s.stride + 1;
+        for (int64_t i = 0; i < row; i += kLanes) {
+          Vec best = load(from[0] + i);
+          Places at = load_places(from[0] + row + i) + place(3 * top);
+          for (int64_t r = 1; r < rows.count; ++r) {
+            const Vec value = load(from[r] + i);
+            const Places better = (value > best) | (value != value);
+            best = better ? value : best;
+            at = better ? load_places(from[r] + row + i) + place(3 * (top + r)) : at;
+          }
+          store_places(places + y * row + i, at);
+        }
       });
-    }
-  });
+}
+
+// scratch: an image of the output and six of its rows.
+void maximum_pool_backward(const StageShape& s, const float* x, const float* gradient, float* x_gradient,
+                           float* scratch) {
+  const int64_t padded = s.padded, width = s.out_width();
+  maximum_places(s, x, scratch, scratch + s.out().floats());
+  for (int64_t y = 0; y < s.height; ++y) {
+    const Span rows = reached(y, s.stride, s.out_height());
+    along_the_row(
+        s.width, padded, [&](int64_t i) { return reached(i, s.stride, width); },
+        [&](int64_t i, const Span& columns, int64_t c) {
+          float* to = x_gradient + (y * s.width + i) * padded + c;
+          Vec sum = load(to);
+          const Vec zeros{};
+          for (int64_t r = rows.first; r < rows.first + rows.count; ++r) {
+            for (int64_t k = columns.first; k < columns.first + columns.count; ++k) {
+              const int64_t at = (r * width + k) * padded + c;
+              const int64_t own = 3 * (y - r * s.stride + 1) + i - k * s.stride + 1;
+              sum += load_places(scratch + at) == place(own) ? load(gradient + at) : zeros;
+            }
+          }
+          store(to, sum);
+        });
+  }
+}
+
+// Floats of scratch memory of a pool and of its adjoint.
+inline int64_t pool_floats(const StageShape& s) {
+  const int64_t row = (s.width > s.out_width() ? s.width : s.out_width()) * s.padded;
+  return s.out().floats() + 6 * row;
 }
 
 }  // namespace

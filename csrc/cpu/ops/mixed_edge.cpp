@@ -43,7 +43,7 @@ void MixedEdge::first_pass(const EdgeState& state, int64_t v, int64_t n, float* 
       kernels_.separable({s, weights(branch.first), map, to}, scratch);
       measure(branch, to);
     } else if (branch.norm >= 0 && !fixed()) {
-      if (pools(branch)) kernels_.pool(pool(branch, x(v, n)), image);
+      if (pools(branch)) kernels_.pool(pool(branch, x(v, n)), image, scratch);
       measure(branch, pools(branch) ? image : term(args_.given[branch.first], v, n));
     }
   }
@@ -104,7 +104,7 @@ const float* MixedEdge::image(const EdgeState& state, const EdgeBranch& branch, 
   if (branch.kind == BranchKind::skip) return x(v, n);
   if (branch.kind == BranchKind::given) return term(args_.given[branch.first], v, n);
   if (branch.kind == BranchKind::separable) return raw(state, v, branch.first + branch.stages - 1, n);
-  kernels_.pool(pool(branch, x(v, n)), memory);
+  kernels_.pool(pool(branch, x(v, n)), memory, memory + in_lines(out_floats()));
   return memory;
 }
 

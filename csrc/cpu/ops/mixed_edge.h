@@ -99,7 +99,8 @@ class MixedEdge {
   Pool pool(const EdgeBranch& branch, const float* x) const {
     return {args_.shape, branch.kind == BranchKind::maximum_pool, x};
   }
-  // A branch's term before its last batch norm; a pool's is written to `memory`.
+  // A branch's term before its last batch norm; a pool's is written to `memory`,
+  // which has room for scratch memory behind it.
   const float* image(const EdgeState& state, const EdgeBranch& branch, int64_t v, int64_t n,
                      float* memory) const;
   // Variants that a branch's raw outputs have.
