@@ -85,8 +85,9 @@ int64_t scratch_floats(const StageShape& s) {
 void separable(const Separable& args, float* scratch) {
   const StageShape& s = args.shape;
   const int64_t row = s.out_width() * s.padded;
+  const Taps taps = forward_taps(s, args.weights);
   for_each_rows(s, [&](int64_t y, int64_t rows) {
-    for (int64_t r = 0; r < rows; ++r) depthwise(s, args.weights, args.map, y + r, scratch + r * row);
+    for (int64_t r = 0; r < rows; ++r) depthwise(s, taps, args.map, y + r, scratch + r * row);
     const Operand operand{scratch, args.weights.pointwise};
     multiply(&operand, 1, rows * s.out_width(), s.padded, args.raw + y * row);
   });
@@ -128,21 +129,20 @@ void separable_backward(const SeparableBackward& args, float* scratch) {
   float *raw = arena.take(chunk_floats(s)), *inner = arena.take(chunk_floats(s)),
         *map = arena.take(out.map_floats());
   clear_border(out, map);
+  const Taps taps = forward_taps(s, args.weights);
   for_each_rows(s, [&](int64_t y, int64_t rows) {
     write_gradient(args.raw, y * row, rows * s.out_width(), s.padded, raw);
     for (int64_t r = 0; r < rows; ++r) {
       const Operand operand{raw + r * row, args.weights.transposed};
       multiply(&operand, 1, s.out_width(), s.padded,
                map + (out.border + y + r) * out.map_row() + out.border * s.padded);
-      if (args.pointwise_sums != nullptr) depthwise(s, args.weights, args.map, y + r, inner + r * row);
+      if (args.pointwise_sums != nullptr) depthwise(s, taps, args.map, y + r, inner + r * row);
     }
     if (args.pointwise_sums != nullptr)
       outer(inner, raw, rows * s.out_width(), s.padded, args.pointwise_sums);
   });
   if (args.depthwise_sums != nullptr) add_depthwise_sums(args, map);
-  if (args.gradient == nullptr) return;
-  for (int64_t y = 0; y < s.height; ++y)
-    depthwise_adjoint(s, args.weights, map, y, args.gradient + y * s.width * s.padded);
+  if (args.gradient != nullptr) depthwise_adjoint(s, args.weights, map, args.gradient);
 }
 
 void pool(const Pool& args, float* out, float* scratch) {

@@ -45,13 +45,17 @@ inline void down_the_rows(int64_t count, int64_t row_floats, float* ring, const 
   }
 }
 
-// Calls visit(pixel, span of the pixel, channel).
+// Calls visit(pixel, span of the pixel, channel); a span of three, the most frequent one, as a constant.
 template <typename SpanOf, typename Visit>
 inline __attribute__((always_inline)) void along_the_row(int64_t width, int64_t padded, const SpanOf& span,
                                                          const Visit& visit) {
   for (int64_t i = 0; i < width; ++i) {
     const Span some = span(i);
-    for (int64_t c = 0; c < padded; c += kLanes) visit(i, some, c);
+    if (some.count == 3) {
+      for (int64_t c = 0; c < padded; c += kLanes) visit(i, Span{some.first, 3}, c);
+    } else {
+      for (int64_t c = 0; c < padded; c += kLanes) visit(i, some, c);
+    }
   }
 }
 
@@ -59,8 +63,6 @@ inline __attribute__((always_inline)) void along_the_row(int64_t width, int64_t 
 inline __attribute__((always_inline)) Vec larger(Vec best, Vec value) {
   return (value > best) | (value != value) ? value : best;
 }
-
-inline __attribute__((always_inline)) Vec sum_of(Vec sum, Vec value) { return sum + value; }
 
 // join of `count` vectors, at most three, `step` floats apart.
 template <typename Join>
@@ -99,13 +101,15 @@ inline void pool_with(const StageShape& s, const float* x, float* out, float* ri
 }
 
 void average_pool(const StageShape& s, const float* x, float* out, float* ring) {
-  pool_with(s, x, out, ring, sum_of, [](Vec sum, const Span& rows, const Span& columns) {
-    return sum * (share(rows) * share(columns));
-  });
+  pool_with(
+      s, x, out, ring, [](Vec sum, Vec value) { return sum + value; },
+      [](Vec sum, const Span& rows, const Span& columns) { return sum * (share(rows) * share(columns)); });
 }
 
 void maximum_pool(const StageShape& s, const float* x, float* out, float* ring) {
-  pool_with(s, x, out, ring, larger, [](Vec best, const Span&, const Span&) { return best; });
+  pool_with(
+      s, x, out, ring, [](Vec best, Vec value) { return larger(best, value); },
+      [](Vec best, const Span&, const Span&) { return best; });
 }
 
 void average_pool_backward(const StageShape& s, const float* gradient, float* x_gradient, float* ring) {

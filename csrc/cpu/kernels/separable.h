@@ -13,25 +13,27 @@ namespace {
 using vpdarts::cpu::SeparableWeights;
 using vpdarts::cpu::StageShape;
 
-constexpr int64_t kMostTaps = 49;
-
-struct Tap {
-  const float *from, *weight;
+// Taps of a row of pixels: where each reads, counted from where the row's first pixel would, and its weight.
+struct Taps {
+  static constexpr int64_t kMost = 49;
+  int64_t count = 0;
+  int64_t offset[kMost];
+  const float* weight[kMost];  // [padded]
 };
 
 // One vector of channels of kPixels pixels.
 template <int kPixels>
-inline __attribute__((always_inline)) void depthwise_block(const Tap* taps, int64_t count, int64_t first,
-                                                           int64_t c, int64_t step, float* out,
-                                                           int64_t out_step, bool add) {
+inline __attribute__((always_inline)) void depthwise_block(const Taps& taps, const float* from, int64_t c,
+                                                           int64_t step, float* out, int64_t out_step,
+                                                           bool add) {
   Vec sum[kPixels];
 #pragma GCC unroll 8
   for (int p = 0; p < kPixels; ++p) sum[p] = add ? load(out + p * out_step) : Vec{};
-  for (int64_t t = 0; t < count; ++t) {
-    const Vec weight = load(taps[t].weight + c);
-    const float* from = taps[t].from + first + c;
+  for (int64_t t = 0; t < taps.count; ++t) {
+    const Vec weight = load(taps.weight[t] + c);
+    const float* pixel = from + taps.offset[t];
 #pragma GCC unroll 8
-    for (int p = 0; p < kPixels; ++p) sum[p] += weight * load(from + p * step);
+    for (int p = 0; p < kPixels; ++p) sum[p] += weight * load(pixel + p * step);
   }
 #pragma GCC unroll 8
   for (int p = 0; p < kPixels; ++p) store(out + p * out_step, sum[p]);
@@ -39,51 +41,63 @@ inline __attribute__((always_inline)) void depthwise_block(const Tap* taps, int6
 
 // out = sum over taps of weight * from, or that added to it, for a row of pixels; they lie `step` floats
 // apart in `from`, and `out_step` in out.
-void depthwise_row(const Tap* taps, int64_t count, int64_t pixels, int64_t padded, int64_t step, float* out,
-                   int64_t out_step, bool add) {
+template <bool kAdd>
+void depthwise_row(const Taps& taps, const float* from, int64_t pixels, int64_t padded, int64_t step,
+                   float* out, int64_t out_step) {
   for (int64_t c = 0; c < padded; c += kLanes) {
     int64_t p = 0;
     for (; p + 8 <= pixels; p += 8)
-      depthwise_block<8>(taps, count, p * step, c, step, out + p * out_step + c, out_step, add);
+      depthwise_block<8>(taps, from + p * step + c, c, step, out + p * out_step + c, out_step, kAdd);
     for (; p + 4 <= pixels; p += 4)
-      depthwise_block<4>(taps, count, p * step, c, step, out + p * out_step + c, out_step, add);
+      depthwise_block<4>(taps, from + p * step + c, c, step, out + p * out_step + c, out_step, kAdd);
     for (; p < pixels; ++p)
-      depthwise_block<1>(taps, count, p * step, c, step, out + p * out_step + c, out_step, add);
+      depthwise_block<1>(taps, from + p * step + c, c, step, out + p * out_step + c, out_step, kAdd);
   }
+}
+
+Taps forward_taps(const StageShape& s, const SeparableWeights& w) {
+  Taps taps;
+  const int64_t start = s.border - w.padding();
+  for (; taps.count < w.kernel * w.kernel; ++taps.count) {
+    const int64_t row = taps.count / w.kernel, column = taps.count % w.kernel;
+    taps.offset[taps.count] =
+        (start + w.dilation * row) * s.map_row() + (start + w.dilation * column) * s.padded;
+    taps.weight[taps.count] = w.depthwise + taps.count * s.padded;
+  }
+  return taps;
 }
 
 // Row y of the output, from a map of the input.
-void depthwise(const StageShape& s, const SeparableWeights& w, const float* map, int64_t y, float* out) {
-  Tap taps[kMostTaps];
-  const int64_t start = s.border - w.padding();
-  for (int64_t tap = 0; tap < w.kernel * w.kernel; ++tap) {
-    const int64_t row = y * s.stride + start + w.dilation * (tap / w.kernel),
-                  column = start + w.dilation * (tap % w.kernel);
-    taps[tap] = {map + row * s.map_row() + column * s.padded, w.depthwise + tap * s.padded};
-  }
-  depthwise_row(taps, w.kernel * w.kernel, s.out_width(), s.padded, s.stride * s.padded, out, s.padded,
-                false);
+inline void depthwise(const StageShape& s, const Taps& taps, const float* map, int64_t y, float* out) {
+  depthwise_row<false>(taps, map + y * s.stride * s.map_row(), s.out_width(), s.padded, s.stride * s.padded,
+                       out, s.padded);
 }
 
-// Row y of the gradient of the input += from a map of that of the output:
+// Of a row and its every stride-th column from `right` on, `down` the row modulo the stride:
 //   sum over taps (r, k) of w_rk g((y + padding - dilation r) / stride, ...), those with whole numbers.
-void depthwise_adjoint(const StageShape& s, const SeparableWeights& w, const float* map, int64_t y,
-                       float* gradient) {
-  const StageShape out = s.next();
-  for (int64_t parity = 0; parity < s.stride; ++parity) {
-    Tap taps[kMostTaps];
-    int64_t count = 0;
-    for (int64_t tap = 0; tap < w.kernel * w.kernel; ++tap) {
-      // Borders are multiples of the stride away: no negative numbers are divided.
-      const int64_t row = y + w.padding() - w.dilation * (tap / w.kernel) + s.stride * s.border,
-                    column = parity + w.padding() - w.dilation * (tap % w.kernel) + s.stride * s.border;
-      if (row % s.stride != 0 || column % s.stride != 0) continue;
-      taps[count++] = {map + row / s.stride * out.map_row() + column / s.stride * s.padded,
-                       w.depthwise + tap * s.padded};
+Taps adjoint_taps(const StageShape& s, const SeparableWeights& w, int64_t down, int64_t right) {
+  Taps taps;
+  for (int64_t tap = 0; tap < w.kernel * w.kernel; ++tap) {
+    // Borders are multiples of the stride away: no negative numbers are divided.
+    const int64_t row = down + w.padding() - w.dilation * (tap / w.kernel) + s.stride * s.border,
+                  column = right + w.padding() - w.dilation * (tap % w.kernel) + s.stride * s.border;
+    if (row % s.stride != 0 || column % s.stride != 0) continue;
+    taps.offset[taps.count] = row / s.stride * s.next().map_row() + column / s.stride * s.padded;
+    taps.weight[taps.count++] = w.depthwise + tap * s.padded;
+  }
+  return taps;
+}
+
+// gradient [height][width][padded] of the input += from a map of that of the output.
+void depthwise_adjoint(const StageShape& s, const SeparableWeights& w, const float* map, float* gradient) {
+  for (int64_t down = 0; down < s.stride; ++down) {
+    for (int64_t right = 0; right < s.stride; ++right) {
+      const Taps taps = adjoint_taps(s, w, down, right);
+      const int64_t pixels = (s.width - right + s.stride - 1) / s.stride;
+      for (int64_t y = down; y < s.height && taps.count > 0; y += s.stride)
+        depthwise_row<true>(taps, map + y / s.stride * s.next().map_row(), pixels, s.padded, s.padded,
+                            gradient + (y * s.width + right) * s.padded, s.stride * s.padded);
     }
-    const int64_t pixels = (s.width - parity + s.stride - 1) / s.stride;
-    depthwise_row(taps, count, pixels, s.padded, s.padded, gradient + parity * s.padded, s.stride * s.padded,
-                  true);
   }
 }
 

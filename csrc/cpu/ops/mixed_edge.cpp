@@ -151,7 +151,9 @@ void MixedEdge::forward(const EdgeState& state, float* out) const {
     combine(sums, false, state);
   }
   const Norms first = folded(state);
-  run(args_.x.variants * images, scratch, [&](int64_t unit, float* memory) {
+  // Every pass goes the other way than the last: what that has left in the cache comes first.
+  run(args_.x.variants * images, scratch, [&](int64_t turned, float* memory) {
+    const int64_t unit = args_.x.variants * images - 1 - turned;
     second_pass(state, first, unit / images, unit % images, of(unit), memory);
   });
   if (!fixed()) combine(sums, true, state);

@@ -132,8 +132,8 @@ void MixedEdge::differentiate_second(Backward& b) const {
                 units = args_.variants * args_.images;
   Matrix sums = zeros(units * b.inners * count);
   b.gradients = allocate(units * b.inners * out_floats());
-  run_in_parts(units, b.scratch, [&](int64_t unit, int64_t part, float* map) {
-    const int64_t v = unit / args_.images, n = unit % args_.images;
+  run_in_parts(units, b.scratch, [&](int64_t turned, int64_t part, float* map) {
+    const int64_t unit = units - 1 - turned, v = unit / args_.images, n = unit % args_.images;
     float* scratch = map + in_lines(args_.shape.map_floats());
     for (int64_t o = 0; o < most; ++o) {
       const EdgeBranch& branch = args_.branches[o];

@@ -12,6 +12,7 @@
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
 #include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -25,6 +26,25 @@ constexpr const char* kName = "mixed_op";
 template <typename Some>
 int64_t length(const Some& some) {
   return static_cast<int64_t>(some.size());
+}
+
+// [V, N, C, H, W] of any strides to contiguous [V, N, H, W, padded]: the same memory if it lies so already.
+Tensor images_of(const Tensor& tensor, int64_t padded) {
+  const Block image{1, tensor.size(3), tensor.size(4), padded};
+  if (tensor.size(2) == padded) {
+    const Tensor moved = torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
+    if (moved.is_contiguous()) return moved;
+  }
+  const int64_t images = tensor.size(1), count = tensor.size(0) * images;
+  const Tensor storage =
+      torch::stable::new_empty(tensor, {tensor.size(0), images, image.height, image.width, padded});
+  run_each(count, [&](int64_t i) {
+    const float* from = floats(tensor) + i / images * tensor.stride(0) + i % images * tensor.stride(1);
+    active_kernels().gather.images(image, tensor.size(2),
+                                   {from, 0, tensor.stride(3), tensor.stride(4), tensor.stride(2)},
+                                   floats(storage) + i * image.floats());
+  });
+  return storage;
 }
 
 // The arguments of both ops, in the order of the schema.
@@ -135,7 +155,7 @@ class Arguments {
     edge.variants = in.variants();
     edge.images = in.x.size(1);
     edge.channels = channels;
-    edge.x = {hold(channels_last(in.x, padded)), in.x.size(0)};
+    edge.x = {hold(images_of(in.x, padded)), in.x.size(0)};
     edge.alpha = hold(torch::stable::contiguous(in.alpha));
     for (size_t i = 0; i < in.depthwise.size(); ++i) {
       const int64_t kernel = in.depthwise[i].size(2);
@@ -144,7 +164,7 @@ class Arguments {
       edge.shape.border = std::max(edge.shape.border, in.dilation[i] * (kernel - 1) / 2);
     }
     for (const Tensor& given : in.given)
-      edge.given.push_back({hold(channels_last(given, padded)), given.size(0)});
+      edge.given.push_back({hold(images_of(given, padded)), given.size(0)});
     edge.eps = in.eps;
     edge.gamma = hold(torch::stable::contiguous(in.gamma));
     edge.beta = hold(torch::stable::contiguous(in.beta));
@@ -223,7 +243,7 @@ Gradients mixed_op_backward(const Tensor& gradient, const Tensor& x, const Tenso
   check_tensor(kName, "raw", raw, {v, args.stages(), edge.images, s.height, s.width, s.padded});
   STD_TORCH_CHECK(length(wants_given) == length(given), kName, ": wants_given must hold ", length(given),
                   " values; got ", length(wants_given));
-  const Tensor down = channels_last(gradient, s.padded), means = torch::stable::contiguous(mean),
+  const Tensor down = images_of(gradient, s.padded), means = torch::stable::contiguous(mean),
                variances = torch::stable::contiguous(variance), raws = torch::stable::contiguous(raw);
   const Tensor of_x = torch::stable::new_empty(
       x, {wants_x ? v : 0, edge.images, edge.shape.height, edge.shape.width, s.padded});
