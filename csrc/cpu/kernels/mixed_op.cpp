@@ -59,9 +59,9 @@ void rectify_map(const RectifiedMapOf& args) {
   zero(to, s.border * s.map_row() - side);
 }
 
-// Rows that are worked on together.
+// Rows that are worked on together: a whole number of the products' blocks if rows are multiples of eight.
 int64_t rows_together(const StageShape& s) {
-  const int64_t rows = 48 / s.out_width();
+  const int64_t rows = 1536 / s.padded / s.out_width();
   return rows < 1 ? 1 : rows < s.out_height() ? rows : s.out_height();
 }
 
@@ -103,6 +103,14 @@ void write_gradient(const RawGradient& args, int64_t at, int64_t pixels, int64_t
   }
 }
 
+// What `write_gradient` will read next comes while the last of it is worked on.
+void prefetch_gradient(const RawGradient& args, int64_t at, int64_t floats) {
+  for (int64_t i = 0; i < floats; i += 16) {
+    __builtin_prefetch(args.node + at + i);
+    __builtin_prefetch(args.raw + at + i);
+  }
+}
+
 // A map of zeros but for its interior.
 void clear_border(const StageShape& s, float* map) {
   const int64_t side = s.border * s.padded;
@@ -132,6 +140,7 @@ void separable_backward(const SeparableBackward& args, float* scratch) {
   const Taps taps = forward_taps(s, args.weights);
   for_each_rows(s, [&](int64_t y, int64_t rows) {
     write_gradient(args.raw, y * row, rows * s.out_width(), s.padded, raw);
+    prefetch_gradient(args.raw, (y + rows) * row, rows * row);
     for (int64_t r = 0; r < rows; ++r) {
       const Operand operand{raw + r * row, args.weights.transposed};
       multiply(&operand, 1, s.out_width(), s.padded,
