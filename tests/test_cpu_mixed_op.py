@@ -110,6 +110,7 @@ BAD: list[tuple[int, Any, str]] = [
     (9, torch.zeros(9, 5, dtype=torch.int64), "beta must be float32"),
     (10, [1e-3] * 8, r"gamma must have shape \[8, 5\]"),
     (11, torch.zeros(9, 5, 2), r"statistics must have shape \[9, 2, 5\]"),
+    (12, 0, "stride must be 1 or 2; got 0"),
     (12, 3, "stride must be 1 or 2; got 3"),
 ]
 
