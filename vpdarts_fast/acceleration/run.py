@@ -1,4 +1,4 @@
-"""A mixture of candidate operations, and a whole cell, computed by `ops` from the modules that a plan names."""
+"""A mixture of candidate operations, and a whole cell, run on `ops` with the modules that a plan names."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
 
 def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, row: Tensor, backend: str) -> Tensor:
     """sum_o row[o] * op_o(x); x [N, C, H, W], row [O] -> [N, C, H', W']."""
-    backend = _backend("mixed_op", x, row, backend)
+    backend = backend_for("mixed_op", x, row, backend)
     some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
     if plan.skips_zeros:
         kept = [o for o, weight in enumerate(row.tolist()) if weight != 0]
@@ -55,7 +55,7 @@ def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, row: Tensor, backen
             raise OwnMethod
     norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
     offsets = [bias for op, kind in some for bias in biases(op, kind)]
-    fixed = _are_fixed(norms, x, row, module)
+    fixed = are_fixed(norms, x, row, module)
     if not fixed and x.numel() // x.shape[1] < 2 * plan.stride**2:
         raise OwnMethod  # which says what batch norms need
     branches = [branch(op, kind, x) for op, kind in some]
@@ -75,7 +75,9 @@ def whole_cell(
 ) -> Tensor | None:
     """The last node, x [N, C, H, W] and E rows [O]; None where the cell is not as `mixed_cell` has it."""
     nodes = max(edge.target for edge in plan.edges) + 1
-    if [(edge.source, edge.target) for edge in plan.edges] != [(j, i) for i in range(1, nodes) for j in range(i)]:
+    if [(edge.source, edge.target) for edge in plan.edges] != [
+        (j, i) for i in range(1, nodes) for j in range(i)
+    ]:
         return None
     columns, pairs = [], []
     for edge in plan.edges:
@@ -89,9 +91,9 @@ def whole_cell(
     channels, eps = x.shape[1], norms[0].eps
     plain = all(norm.weight is None and norm.bias is None and norm.eps == eps for norm in norms)
     same = all(conv.in_channels == conv.out_channels == channels for conv in convolutions)
-    if not plain or not same or _are_fixed(norms, x, rows[0], module) or x.numel() // channels < 2:
+    if not plain or not same or are_fixed(norms, x, rows[0], module) or x.numel() // channels < 2:
         return None
-    backend = _backend("mixed_cell", x, rows[0], backend)
+    backend = backend_for("mixed_cell", x, rows[0], backend)
     offsets = [conv.bias for conv in convolutions]
     alpha = torch.stack(list(rows))
     if any(order != columns[0] for order in columns):
@@ -113,7 +115,7 @@ def whole_cell(
 def _five(
     module: nn.Module, plan: MixturePlan
 ) -> tuple[list[int], list[tuple[nn.Conv2d, nn.BatchNorm2d]]] | None:
-    """Where none, skip, 1x1, 3x3 and pool are among the operations, and both convolutions; none for other ops."""
+    """Where none, skip, 1x1, 3x3 and pool are, and both convolutions; None for other operations."""
     places: dict[str, int] = {}
     convolutions: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
     for o, (path, kind) in enumerate(zip(plan.ops, plan.plans, strict=True)):
@@ -151,7 +153,7 @@ def _norm(op: nn.Module, path: tuple[str, ...]) -> nn.BatchNorm2d:
     return norm
 
 
-def _backend(op: str, x: Tensor, row: Tensor, backend: str) -> str:
+def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
     """What serves the call; automatically only what is faster than the modules themselves."""
     if row.dtype != x.dtype and not (x.dtype.itemsize == 2 and row.dtype == torch.float32):
         raise OwnMethod
@@ -163,7 +165,7 @@ def _backend(op: str, x: Tensor, row: Tensor, backend: str) -> str:
     raise OwnMethod
 
 
-def _are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
+def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
     """Whether batch norms use their running statistics; only without gradients."""
     fixed = {not norm.training and norm.running_mean is not None for norm in norms}
     if len(fixed) > 1:
