@@ -140,13 +140,14 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    """Both convolutions of stride 2 as a single one of 2x2 values: the first sees the upper left, the second the
-    lower right. [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
+    """Both convolutions as one of 2x2 values: the first has the upper left of them, the second the lower right.
+
+    [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
+    """
     assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
     weight = torch.cat([F.pad(first.weight, (0, 1, 0, 1)), F.pad(second.weight, (1, 0, 1, 0))])
-    bias = None if first.bias is None or second.bias is None else torch.cat([first.bias, second.bias])
     x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    return F.conv2d(x, weight, bias, stride=2)
+    return F.conv2d(x, weight, stride=2)
 
 
 def _stage(op: nn.Module, plan: StagePlan) -> Stage:

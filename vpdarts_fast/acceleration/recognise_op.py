@@ -193,7 +193,7 @@ def _factorised_reduce(op: nn.Module, start: fx.Node, node: object) -> OpPlan | 
 
 
 def _is_reducing(conv: nn.Module) -> bool:
-    if type(conv) is not nn.Conv2d:
+    if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.bias is not None:
         return False
     return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 2, 0)
 
