@@ -238,7 +238,7 @@ void test(const Case& c, int64_t kernel, int64_t dilation) {
   const std::vector<float> ones(5 * channels, 1), nothing(5 * channels, 0);
   args.eps.assign(5, kEps);
   args.gamma = ones.data(), args.beta = nothing.data();
-  const MixedEdge edge(kernels, VPDARTS_ISA::raw_sum_kernels(), args);
+  const MixedEdge edge(kernels, args);
 
   // Forward.
   const int64_t floats = out.floats() / channels * padded;

@@ -103,6 +103,9 @@ struct MixedOpKernels {
   void (*pool_backward)(const Pool& args, const float* gradient, float* x_gradient, float* scratch);
   void (*weighted_sum)(const WeightedSum& args);
   void (*reduce)(const Reduction& args);
+  // statistics = mean of raw [padded] and sum of (raw - mean)^2 [padded].
+  void (*statistics)(const Block& block, const float* raw, float* statistics);
+  void (*raw_gradient)(const Block& block, const RawGradient& gradient, float* out);
   // gradient = [map > 0] gradient.
   void (*mask)(const StageShape& shape, const float* map, float* gradient);
 };
@@ -111,6 +114,9 @@ namespace baseline {
 const MixedOpKernels& mixed_op_kernels();
 }
 namespace avx2 {
+const MixedOpKernels& mixed_op_kernels();
+}
+namespace avx2_narrow {  // four lanes
 const MixedOpKernels& mixed_op_kernels();
 }
 namespace avx512 {
