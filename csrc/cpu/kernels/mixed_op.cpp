@@ -176,7 +176,7 @@ inline __attribute__((always_inline)) void weighted_block(const WeightedSum& arg
 #pragma GCC unroll 4
   for (int p = 0; p < kPixels; ++p) sum[p] = load(args.shift + c);
   for (int64_t t = 0; t < args.count; ++t) {
-    const Vec scale = load(args.terms[t].scale + c);
+    const Vec scale = load(args.terms[t].channel + c);
     const float* image = args.terms[t].image + from + c;
 #pragma GCC unroll 4
     for (int p = 0; p < kPixels; ++p) sum[p] += scale * load(image + p * padded);
@@ -226,7 +226,7 @@ void reduce(const Reduction& args) {
       for (int64_t t = 0; t < args.count; ++t) {
         const Term& term = args.terms[t];
         to += padded;
-        store(to, load(to) + reduced(g, term.image + p * padded + c, term.scale + c, count, padded));
+        store(to, load(to) + reduced(g, term.image + p * padded + c, term.channel + c, count, padded));
       }
     }
   }
