@@ -140,7 +140,7 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    """Both convolutions as one of 2x2 values: the first has the upper left of them, the second the lower right.
+    """Both convolutions as one of 2x2 values: the first has the upper left, the second the lower right.
 
     [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
     """
