@@ -99,7 +99,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         tolerance = 1e-9 if value.dtype == torch.float64 else 2e-3
         scale = max(1.0, float(value.detach().abs().max())) if value.numel() else 1.0
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        error = float((found[name].double() - value.double()).abs().max()) / scale
+        error = float((found[name].detach().double() - value.double()).abs().max()) / scale
         assert error < tolerance, f"{name}: {error}"
 
 
@@ -111,7 +111,7 @@ WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
     "softmax": softmax,
     "raw": lambda alpha: alpha,
     "list of tensors": lambda alpha: list(softmax(alpha).unbind()),
-    "numbers": lambda alpha: [float(weight) for weight in softmax(alpha)],
+    "numbers": lambda alpha: [float(weight) for weight in softmax(alpha).detach()],
     "one-hot": lambda alpha: F.one_hot(alpha.argmax(), len(alpha)).to(alpha) - alpha.detach() + alpha,
     "zeros": lambda alpha: softmax(alpha) * (torch.arange(len(alpha)) % 2 == 0),
     "gumbel": lambda alpha: softmax((alpha + torch.linspace(0, 2, len(alpha)).to(alpha)) / 0.5),
@@ -373,6 +373,20 @@ def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
     (entry,) = report.left
     assert entry.name == "0" and entry.remark.startswith("forward ")
     assert f"0  left   {kind.__name__}: forward " in str(report)
+
+
+def test_what_looks_like_no_mixed_op_is_not_listed() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            out: Tensor = self.parts[0](x) + self.parts[1](y)
+            return out
+
+    report = accelerate(nn.Sequential(Two(), nn.Conv2d(3, 4, 1)))
+    assert report.entries == () and str(report) == "0 of 0 modules fused"
 
 
 class Odd(nn.Module):

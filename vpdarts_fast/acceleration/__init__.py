@@ -98,7 +98,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
         try:
             plan = fuse(module, recognise, backend)
         except Unrecognised as error:
-            if recognise is not recognise_residual:
+            if str(error):
                 entries.append(Entry(name, type(module).__name__, False, str(error)))
         else:
             entries.append(Entry(name, _kind(plan), True, _remark(plan)))

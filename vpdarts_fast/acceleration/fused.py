@@ -21,10 +21,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
 )
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import OwnMethod, mixture, row_of, whole_cell
-from vpdarts_fast.acceleration.snapshot import Snapshot, snapshot
-
-STATE = "_vpdarts_fast"
-"""The attribute that holds an accelerated module's plan; not in copies' state_dict, but in copies."""
+from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""
@@ -47,7 +44,7 @@ class State:
         self.retries -= 1
         self.plan = None
         if self.retries >= 0:
-            self.seen = snapshot(module, (STATE,))
+            self.seen = snapshot(module)
             with contextlib.suppress(Unrecognised):
                 self.plan = self.recognise(module)
 
@@ -103,7 +100,7 @@ def _make_class(original: type[nn.Module], method: str) -> type[nn.Module]:
 def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str) -> Plan:
     """Exchanges the class of a module that is recognised; `Unrecognised` if it is not."""
     plan = recognise(module)
-    module.__dict__[STATE] = State(plan, recognise, snapshot(module, (STATE,)), backend)
+    module.__dict__[STATE] = State(plan, recognise, snapshot(module), backend)
     module.__class__ = fused_class(type(module), plan.method)
     return plan
 

@@ -21,7 +21,7 @@ Path = tuple[str, ...]
 
 
 class Unrecognised(Exception):
-    """Why a module is left alone."""
+    """Why a module is left alone; no reason for one that does not look like anything."""
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:

@@ -13,6 +13,7 @@ from vpdarts_fast import ops
 from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import OwnMethod, are_fixed, backend_for, fixed_statistics, update
+from vpdarts_fast.acceleration.snapshot import remembered
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""
@@ -35,11 +36,12 @@ class ResidualPlan:
     method: str = "forward"
 
 
+@remembered
 def recognise_residual(block: nn.Module) -> ResidualPlan:
     """Raises `Unrecognised` for a module that is no residual block."""
     plan = _recognise(block)
     if plan is None:
-        raise Unrecognised("is no residual block")
+        raise Unrecognised
     return plan
 
 
