@@ -99,7 +99,7 @@ def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
         tolerance = 1e-9 if value.dtype == torch.float64 else 2e-3
         scale = max(1.0, float(value.detach().abs().max())) if value.numel() else 1.0
         assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        error = float((found[name].detach().double() - value.double()).abs().max()) / scale
+        error = float((found[name].detach().double() - value.detach().double()).abs().max()) / scale
         assert error < tolerance, f"{name}: {error}"
 
 
