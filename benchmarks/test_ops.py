@@ -17,6 +17,7 @@ from contenders import (
     new_alpha,
     relative_error,
 )
+from darts_edge import DartsEdge
 from torch import Tensor
 
 from vpdarts_fast import ops
@@ -230,3 +231,26 @@ def test_mixed_sum(channels: int, size: int, compare: Callable[..., None]) -> No
         return form.run(gradients)
 
     compare(verified({form.name: work(form) for form in FORMS if form.fused}), rounds=7)
+
+
+@native_op("mixed_op")
+@pytest.mark.parametrize(("channels", "size"), SHAPES)
+@pytest.mark.parametrize("stride", [1, 2], ids=["stride=1", "stride=2"])
+def test_mixed_op(stride: int, channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+    """An edge of the DARTS space with all its operations, forward and backward, gradients of everything."""
+
+    def work(form: Form) -> Work:
+        torch.manual_seed(0)
+        edge = form.module(DartsEdge(channels, stride, form.fused))
+        forward = form.forward(edge)
+        x = form.images(normal(BATCH, channels, size, size)).requires_grad_()
+        alpha = torch.softmax(normal(8), 0).requires_grad_()
+        gradient = form.images(normal(BATCH, channels, size // stride, size // stride, seed=1))
+
+        def gradients() -> Tensor:
+            found = torch.autograd.grad(forward(x, alpha), [x, alpha, *edge.parameters()], gradient)
+            return torch.cat([g.flatten() for g in found])
+
+        return form.run(gradients)
+
+    compare(verified({form.name: work(form) for form in forms(quick)}), rounds=7)

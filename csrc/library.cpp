@@ -24,6 +24,24 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
       "bool[] wants_3x3, bool wants_alpha, bool[] wants_scale) -> (Tensor[], Tensor[], Tensor[], Tensor, "
       "Tensor[])");
 
+  // x [1 or V, N, C, H, W], alpha [V, O]; of O branches their kinds (0 none, 1 skip, 2 average pool, 3
+  // maximum pool, 4 separable convolution, 5 given) and how many batch norms each has, M in all; of S stages
+  // depthwise [C, 1, k, k], pointwise [C, C, 1, 1] and dilation; given terms [1 or V, N, C, H', W']; gamma
+  // and beta [M, C], eps [M]; statistics [M, 2, C] or none -> [V, N, C, H', W'], channels last; mean and
+  // variance [V, M, C]; and, for the backward pass, raw [1 or V as x, S, N, H', W', padded].
+  m.def(
+      "mixed_op(Tensor x, Tensor alpha, int[] kinds, int[] norms, Tensor[] depthwise, Tensor[] pointwise, "
+      "int[] dilation, Tensor[] given, Tensor gamma, Tensor beta, float[] eps, Tensor? statistics, "
+      "int stride) -> (Tensor, Tensor, Tensor, Tensor)");
+  // gradient [V, N, C, H', W'] -> the gradients of x, alpha, depthwise, pointwise, given, gamma and beta;
+  // those not wanted have a first dimension of 0. x and given have V variants.
+  m.def(
+      "mixed_op_backward(Tensor gradient, Tensor x, Tensor alpha, int[] kinds, int[] norms, "
+      "Tensor[] depthwise, Tensor[] pointwise, int[] dilation, Tensor[] given, Tensor gamma, Tensor beta, "
+      "float[] eps, Tensor? statistics, int stride, Tensor mean, Tensor variance, Tensor raw, bool wants_x, "
+      "bool wants_alpha, bool wants_weights, bool[] wants_given, bool wants_norms) -> (Tensor, Tensor, "
+      "Tensor[], Tensor[], Tensor[], Tensor, Tensor)");
+
   // x [1 or V, N, C, H, W], weight_1x1 [E, C, C, 1, 1], weight_3x3 [E, C, C, 3, 3], mean and variance
   // [E, 2, C], alpha [V, E, 5] -> [V, N, C, H, W], channels last.
   m.def(

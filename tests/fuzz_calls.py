@@ -144,6 +144,50 @@ def right_residual_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Argu
     return args
 
 
+@st.composite
+def right_mixed_op_calls(draw: st.DrawFn, layouts: bool = True) -> Arguments:
+    """The arguments of mixed_op, in the order of the schema."""
+    c, stride, v = (
+        draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 33])),
+        draw(st.integers(1, 2)),
+        draw(st.integers(1, 3)),
+    )
+    height, width = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
+    fixed, v, images = draw(st.booleans()), draw(st.integers(1, 3)), draw(st.integers(4, 9))
+    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+
+    def normal(*shape: int) -> Tensor:
+        tensor = torch.randn(shape, generator=generator)
+        more = [channels_last] if tensor.dim() > 3 else []
+        return draw(st.sampled_from([*LAYOUTS, *more]))(tensor) if layouts else tensor
+
+    kinds = draw(
+        st.lists(st.sampled_from([0, 1, 2, 3, 4, 5] if stride == 1 else [0, 2, 3, 4, 5]), max_size=5)
+    )
+    most = {0: (0, 0), 1: (0, 0), 4: (1, 2)}
+    norms = [draw(st.integers(*most.get(kind, (0, 1)))) for kind in kinds]
+    stages, m = sum(count for kind, count in zip(kinds, norms, strict=True) if kind == 4), sum(norms)
+    kernels = [draw(st.sampled_from([3, 5, 7])) for _ in range(stages)]
+    size = -(-height // stride), -(-width // stride)
+    statistics = torch.stack([torch.randn(m, c, generator=generator)] * 2, dim=1)
+    statistics[:, 1] = statistics[:, 1].abs() + 0.5
+    return {
+        "x": normal(draw(st.sampled_from([1, v])), images, c, height, width),
+        "alpha": normal(v, len(kinds)),
+        "kinds": kinds,
+        "norms": norms,
+        "depthwise": [normal(c, 1, k, k) / k for k in kernels],
+        "pointwise": [normal(c, c, 1, 1) * c**-0.5 for _ in kernels],
+        "dilation": [draw(st.integers(1, 2)) for _ in kernels],
+        "given": [normal(draw(st.sampled_from([1, v])), images, c, *size) for _ in range(kinds.count(5))],
+        "gamma": normal(m, c),
+        "beta": normal(m, c),
+        "eps": [draw(st.sampled_from([1e-3, 0.1, 1e30])) for _ in range(m)],
+        "statistics": statistics if fixed else None,
+        "stride": stride,
+    }
+
+
 def resized(x: Tensor, shape: list[int]) -> Tensor:
     return torch.zeros((), dtype=x.dtype).expand(shape)
 
@@ -224,8 +268,14 @@ SETTINGS: dict[str, list[Any]] = {
     "wants_1x1": [True, False],
     "wants_3x3": [True, False],
     "wants_norms": [True, False],
+    "stride": [1, 2, -1, 3, 2**62],
 }
-LISTS: dict[str, list[Any]] = {name: WANTS for name in ("wants_xs", "wants_1x1", "wants_3x3", "wants_scale")}
+INTEGERS = [[], [0], [4], [6], [-1], [1] * 3, [2] * 3, [2**62]]
+LISTS: dict[str, list[Any]] = {
+    **dict.fromkeys(("wants_xs", "wants_1x1", "wants_3x3", "wants_scale", "wants_given"), WANTS),
+    **dict.fromkeys(("kinds", "norms", "dilation"), INTEGERS),
+    "eps": [[], [0.0], [-1.0] * 2, [torch.nan], [1e300] * 3],
+}
 
 
 def hostile_calls(draw: Callable[..., Any], args: Arguments) -> Arguments:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import pytest
@@ -66,18 +67,32 @@ LAYOUTS = {"channels_last": channels_last, "sliced": sliced, "transposed": trans
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
 
 
+def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:
+    """The same value with every tensor in it changed, also in sequences and in branches."""
+    if isinstance(value, Tensor):
+        return change(value)
+    if isinstance(value, (list, tuple)):
+        return type(value)(with_tensors(item, change) for item in value)
+    if is_dataclass(value) and not isinstance(value, type):
+        return replace(value, **{f.name: with_tensors(getattr(value, f.name), change) for f in fields(value)})
+    return value
+
+
 def double(value: Any) -> Any:
     """Tensors, also in sequences, in float64."""
-    if isinstance(value, Tensor):
-        return value.double() if value.is_floating_point() else value
-    return [double(item) for item in value] if isinstance(value, (list, tuple)) else value
+    return with_tensors(value, lambda tensor: tensor.double() if tensor.is_floating_point() else tensor)
 
 
 def flat(value: Any) -> list[Tensor]:
     """All tensors in nested sequences."""
-    if isinstance(value, Tensor):
-        return [value]
-    return [tensor for item in value for tensor in flat(item)] if isinstance(value, (list, tuple)) else []
+    found: list[Tensor] = []
+
+    def keep(tensor: Tensor) -> Tensor:
+        found.append(tensor)
+        return tensor
+
+    with_tensors(value, keep)
+    return found
 
 
 def check_against_reference(op: str, args: Sequence[Any], backend: str, close: Close) -> None:
@@ -110,12 +125,10 @@ def gradients(
     leaves = [tensor.detach().clone().requires_grad_() for tensor in flat(args) if tensor.is_floating_point()]
     iterator = iter(leaves)
 
-    def put(value: Any) -> Any:
-        if isinstance(value, Tensor):
-            return next(iterator) if value.is_floating_point() else value
-        return [put(item) for item in value] if isinstance(value, (list, tuple)) else value
+    def put(tensor: Tensor) -> Tensor:
+        return next(iterator) if tensor.is_floating_point() else tensor
 
-    outputs = used(op(*[put(arg) for arg in args]))
+    outputs = used(op(*with_tensors(list(args), put)))
     return list(torch.autograd.grad(weighted_sum(outputs), leaves))
 
 

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import fuzz_cells
+import fuzz_mixed_op
 import fuzz_nodes
 import fuzz_residual
 import pytest
@@ -17,7 +18,8 @@ from vpdarts_fast import native
 pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
 
 
-PROGRAMS = {target: module for module in (fuzz_cells, fuzz_nodes, fuzz_residual) for target in module.TARGETS}
+MODULES = (fuzz_cells, fuzz_nodes, fuzz_residual, fuzz_mixed_op)
+PROGRAMS = {target: module for module in MODULES for target in module.TARGETS}
 
 
 @pytest.mark.parametrize("target", PROGRAMS)

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 import torch
-from op_contract import ON_THE_CPU, Close, double, flat, gradients
+from op_contract import ON_THE_CPU, Close, double, flat, gradients, with_tensors
 from test_masked_cell import masked_cell_args
 from test_mixed_cell import mixed_cell_args, node_only
+from test_mixed_op import mixed_op_args
 from test_mixed_sum import mixed_sum_args
 from test_residual_block import residual_block_args
 from test_trained_residual_block import trained_residual_block_args
-from torch import Tensor
 
 from vpdarts_fast import ops, reference
 from vpdarts_fast.errors import UserError
@@ -23,6 +23,7 @@ HALVES = (torch.bfloat16, torch.float16)
 
 CALLS: dict[str, tuple[Callable[[], list[Any]], tuple[int, ...]]] = {
     "mixed_sum": (lambda: mixed_sum_args(v=1, k=2, c=8), (3,)),
+    "mixed_op": (lambda: mixed_op_args(n=9, c=8, size=(8, 8)), (1,)),
     "mixed_cell": (lambda: mixed_cell_args(c=8), (3,)),
     "masked_cell": (lambda: masked_cell_args(v=2, c=8, nodes=3), (3, 4, 5)),
     "residual_block": (lambda: residual_block_args(channels=(8, 16)), (4, 5)),
@@ -30,17 +31,15 @@ CALLS: dict[str, tuple[Callable[[], list[Any]], tuple[int, ...]]] = {
 }
 """Op -> makes the arguments; the places of alphas and statistics among them."""
 
-TRAINED = ("mixed_sum", "mixed_cell", "trained_residual_block")
+TRAINED = ("mixed_sum", "mixed_op", "mixed_cell", "trained_residual_block")
 
 SERVED = [(op, b.name) for op in CALLS for b in ON_THE_CPU if op in b.implementations and b.name != "cpu"]
 every_op_and_backend = pytest.mark.parametrize(("op", "backend"), SERVED)
 
 
 def cast(value: Any, dtype: torch.dtype) -> Any:
-    """Floating tensors, also in lists, in another dtype."""
-    if isinstance(value, list):
-        return [cast(item, dtype) for item in value]
-    return value.to(dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
+    """Floating tensors, also in lists and branches, in another dtype."""
+    return with_tensors(value, lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
 
 
 def beside_float32(op: str, dtype: torch.dtype) -> list[Any]:

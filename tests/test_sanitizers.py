@@ -30,6 +30,12 @@ PROGRAMS = {
         "cpu/ops/cell_statistics.cpp",
         "cpu/ops/training_cell.cpp",
     ],
+    "mixed_op": [
+        "cpu/kernels/mixed_op.cpp",
+        "cpu/ops/cell_statistics.cpp",
+        "cpu/ops/mixed_edge.cpp",
+        "cpu/ops/mixed_edge_backward.cpp",
+    ],
     "node": [
         "cpu/kernels/gather.cpp",
         "cpu/kernels/relu_conv.cpp",

@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage
 from vpdarts_fast.precision import wide
 
 
@@ -280,3 +281,90 @@ def trained_residual_block(
         variances.append(variance.flatten())
     out = value + F.conv2d(F.avg_pool2d(wide(x), 2, ceil_mode=True), wide(weight_shortcut))
     return out.to(x.dtype), torch.stack(means).to(gamma.dtype), torch.stack(variances).to(gamma.dtype)
+
+
+def mixed_op(
+    x: Tensor,
+    alpha: Tensor,
+    branches: Sequence[Branch],
+    stride: int = 1,
+    statistics: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The mixed operation of one edge: sum_o alpha[o] * op_o(x)      (paper, Eq. 3)
+
+    Args:
+        x: [1 or V, N, C, H, W], the node that the edge leaves.
+        alpha: [V, O].
+        branches: O candidate operations, with M batch norms.
+        stride: 1 or 2, of pools and of first stages.
+        statistics: [M, 2, C], mean and variance to normalise with, constants; or none: the batch's own.
+
+    Returns:
+        [V, N, C, H', W'], H' = ceil(H / stride); mean and variance [V, M, C] that normalised, the batch's own
+        biased and over N, H' and W'.
+    """
+    outputs, means, variances = [], [], []
+    for v, row in enumerate(wide(alpha)):
+        own = wide(x[v if len(x) > 1 else 0])
+        out = torch.zeros_like(own[:, :, ::stride, ::stride])
+        normalise = _Normalise(statistics)
+        for branch, factor in zip(branches, row, strict=True):
+            out = out + factor * _term(own, branch, v, stride, normalise)
+        outputs.append(out)
+        blank = [own.new_zeros(0, own.shape[1])]
+        means.append(torch.cat([*blank, *(mean[None] for mean, _ in normalise.used)]))
+        variances.append(torch.cat([*blank, *(variance[None] for _, variance in normalise.used)]))
+    mean, variance = torch.stack(means).to(alpha.dtype), torch.stack(variances).to(alpha.dtype)
+    return torch.stack(outputs).to(x.dtype), mean, variance
+
+
+class _Normalise:
+    """The batch norms of `mixed_op`, in their order, and the statistics that they used."""
+
+    def __init__(self, given: Tensor | None) -> None:
+        self.given = given
+        self.used: list[tuple[Tensor, Tensor]] = []
+
+    def __call__(self, raw: Tensor, norm: Norm | None) -> Tensor:
+        """raw [N, C, H, W] -> the same shape."""
+        if norm is None:
+            return raw
+        if self.given is None:
+            variance, mean = torch.var_mean(raw, dim=(0, 2, 3), correction=0)
+        else:
+            mean, variance = wide(self.given[len(self.used)].detach())
+        self.used.append((mean, variance))
+        out = (raw - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + norm.eps)
+        out = out if norm.gamma is None else wide(norm.gamma)[:, None, None] * out
+        return out if norm.beta is None else out + wide(norm.beta)[:, None, None]
+
+
+def _term(x: Tensor, branch: Branch, v: int, stride: int, normalise: _Normalise) -> Tensor:
+    """A candidate operation of variant v, x [N, C, H, W]."""
+    if isinstance(branch, Skip):
+        return x
+    if isinstance(branch, Pool):
+        return normalise(_pool_3x3(x, branch.kind, stride), branch.norm)
+    if isinstance(branch, SepConv):
+        for i, stage in enumerate(branch.stages):
+            x = normalise(_separable(x, stage, stride if i == 0 else 1), stage.norm)
+        return x
+    if isinstance(branch, Given):
+        return normalise(wide(branch.raw[v if len(branch.raw) > 1 else 0]), branch.norm)
+    return torch.zeros((), dtype=x.dtype, device=x.device)
+
+
+def _pool_3x3(x: Tensor, kind: str, stride: int) -> Tensor:
+    if kind == "max":
+        return F.max_pool2d(x, 3, stride, padding=1)
+    return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
+
+
+def _separable(x: Tensor, stage: Stage, stride: int) -> Tensor:
+    """Pointwise convolution of the depthwise one of relu(x)."""
+    channels, _, k, _ = stage.depthwise.shape
+    padding = stage.dilation * (k - 1) // 2
+    depthwise = F.conv2d(
+        F.relu(x), wide(stage.depthwise), None, stride, padding, stage.dilation, groups=channels
+    )
+    return F.conv2d(depthwise, wide(stage.pointwise))

@@ -4,6 +4,7 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels/gather.h"
 #include "cpu/kernels/masked_cell.h"
+#include "cpu/kernels/mixed_op.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
@@ -20,9 +21,13 @@ struct Kernels {
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
   const TrainedResidualKernels& trained_residual_block;
+  const MixedOpKernels& mixed_op;
 };
 
 // Of active_isa().
 const Kernels& active_kernels();
+
+// The same, but with narrower vectors where those hold all channels.
+const MixedOpKernels& mixed_op_kernels(int64_t channels);
 
 }  // namespace vpdarts::cpu

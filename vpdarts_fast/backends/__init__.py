@@ -16,7 +16,15 @@ from torch import Tensor
 from vpdarts_fast import cpu, cuda, native, pytorch, reference, triton
 from vpdarts_fast.errors import UserError
 
-OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell", "residual_block", "trained_residual_block")
+OPS = (
+    "relu_conv",
+    "mixed_sum",
+    "mixed_op",
+    "mixed_cell",
+    "masked_cell",
+    "residual_block",
+    "trained_residual_block",
+)
 """Every fused op. Each has one function of this name in `ops`, in `reference` and in a backend."""
 
 TRAINING_OPS = ("mixed_cell", "trained_residual_block")

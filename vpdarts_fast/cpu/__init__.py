@@ -6,6 +6,7 @@ __all__ = []
 if native.available():
     from vpdarts_fast.cpu.masked_cell import masked_cell
     from vpdarts_fast.cpu.mixed_cell import mixed_cell
+    from vpdarts_fast.cpu.mixed_op import mixed_op
     from vpdarts_fast.cpu.mixed_sum import mixed_sum
     from vpdarts_fast.cpu.relu_conv import relu_conv
     from vpdarts_fast.cpu.residual_block import residual_block
@@ -14,6 +15,7 @@ if native.available():
     __all__ = [
         "masked_cell",
         "mixed_cell",
+        "mixed_op",
         "mixed_sum",
         "relu_conv",
         "residual_block",

@@ -1,0 +1,174 @@
+#include "cpu/ops/mixed_edge.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "cpu/ops/mixed_edge_norms.h"
+#include "cpu/ops/parallel.h"
+
+namespace vpdarts::cpu {
+
+MixedEdge::MixedEdge(const MixedOpKernels& kernels, const EdgeArguments& args)
+    : kernels_(kernels), args_(args) {
+  const int64_t padded = args_.shape.padded;
+  for (const EdgeStage& stage : args_.stages) {
+    packed_.push_back(zeros(stage.kernel * stage.kernel * padded + 2 * padded * padded));
+    kernels_.pack(args_.channels, padded, stage.kernel, stage.depthwise, stage.pointwise,
+                  packed_.back().data());
+  }
+}
+
+SeparableWeights MixedEdge::weights(int64_t stage) const {
+  const EdgeStage& of = args_.stages[stage];
+  const float* depthwise = packed_[stage].data();
+  const float* pointwise = depthwise + of.kernel * of.kernel * args_.shape.padded;
+  return {of.kernel, of.dilation, depthwise, pointwise, pointwise + args_.shape.padded * args_.shape.padded};
+}
+
+// What x alone, or a given term, decides: raw outputs of first stages, and the statistics of all but second
+// stages. sums [M][2][padded], those of the image.
+void MixedEdge::first_pass(const EdgeState& state, int64_t v, int64_t n, float* sums, float* memory) const {
+  const StageShape& s = args_.shape;
+  float *map = memory, *image = map + in_lines(s.map_floats()), *scratch = image + in_lines(out_floats());
+  const auto measure = [&](const EdgeBranch& branch, const float* of) {
+    if (!fixed()) kernels_.statistics(s.out(), of, sums + branch.norm * 2 * s.padded);
+  };
+  bool mapped = false;
+  for (const EdgeBranch& branch : args_.branches) {
+    if (v >= variants_of(branch)) continue;
+    if (branch.kind == BranchKind::separable) {
+      if (!mapped) kernels_.rectify({s, x(v, n), nullptr, nullptr, map});
+      mapped = true;
+      float* to = raw(state, v, branch.first, n);
+      kernels_.separable({s, weights(branch.first), map, to}, scratch);
+      measure(branch, to);
+    } else if (branch.norm >= 0 && !fixed()) {
+      if (pools(branch)) kernels_.pool(pool(branch, x(v, n)), image, scratch);
+      measure(branch, pools(branch) ? image : term(args_.given[branch.first], v, n));
+    }
+  }
+}
+
+// Second stages.
+void MixedEdge::second_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* sums,
+                            float* memory) const {
+  const StageShape s = args_.shape.next();
+  float* scratch = memory + in_lines(s.map_floats());
+  for (const EdgeBranch& branch : args_.branches) {
+    if (branch.stages < 2) continue;
+    const int64_t at = norms.at(v, branch.norm);
+    kernels_.rectify(
+        {s, raw(state, v, branch.first, n), norms.scale.data() + at, norms.shift.data() + at, memory});
+    float* to = raw(state, v, branch.first + 1, n);
+    kernels_.separable({s, weights(branch.first + 1), memory, to}, scratch);
+    if (!fixed()) kernels_.statistics(s.in(), to, sums + (branch.norm + 1) * 2 * s.padded);
+  }
+}
+
+// Images' statistics [1 or V][N][M][2][padded] to those of the batch, of second stages or of all others.
+void MixedEdge::combine(const std::vector<float>& sums, bool second, const EdgeState& state) const {
+  const int64_t padded = args_.shape.padded, c = args_.channels, stride = norms() * 2 * padded;
+  const std::vector<int64_t> pixels(static_cast<size_t>(args_.images), args_.shape.out().pixels());
+  Matrix mean = zeros(padded), variance = zeros(padded);
+  for (const EdgeBranch& branch : args_.branches) {
+    if (branch.norm < 0 || (second && branch.stages < 2)) continue;
+    const int64_t norm = branch.norm + (second ? 1 : 0);
+    for (int64_t v = 0; v < args_.variants; ++v) {
+      const int64_t own = variants_of(branch) > 1 ? v : 0, to = (v * norms() + norm) * c;
+      combine_statistics(padded, sums.data() + own * args_.images * stride + norm * 2 * padded, stride,
+                         pixels, mean.data(), variance.data());
+      std::copy_n(mean.data(), c, state.mean + to);
+      std::copy_n(variance.data(), c, state.variance + to);
+    }
+  }
+}
+
+MixedEdge::Norms MixedEdge::folded(const EdgeState& state) const {
+  const int64_t padded = args_.shape.padded, c = args_.channels, count = args_.variants * norms();
+  Norms result{norms(), padded, zeros(count * padded), zeros(count * padded), zeros(count * padded)};
+  for (int64_t i = 0; i < count; ++i) {
+    const int64_t norm = i % norms();
+    for (int64_t j = 0; j < c; ++j) {
+      const double mean = state.mean[i * c + j], spread = state.variance[i * c + j] + args_.eps[norm],
+                   scale = args_.gamma[norm * c + j] / std::sqrt(spread);
+      result.mean[i * padded + j] = static_cast<float>(mean);
+      result.scale[i * padded + j] = static_cast<float>(scale);
+      result.shift[i * padded + j] = static_cast<float>(args_.beta[norm * c + j] - scale * mean);
+    }
+  }
+  return result;
+}
+
+const float* MixedEdge::image(const EdgeState& state, const EdgeBranch& branch, int64_t v, int64_t n,
+                              float* memory) const {
+  if (branch.kind == BranchKind::skip) return x(v, n);
+  if (branch.kind == BranchKind::given) return term(args_.given[branch.first], v, n);
+  if (branch.kind == BranchKind::separable) return raw(state, v, branch.first + branch.stages - 1, n);
+  kernels_.pool(pool(branch, x(v, n)), memory, memory + in_lines(out_floats()));
+  return memory;
+}
+
+// The weighted sum of all terms.
+void MixedEdge::third_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* out,
+                           float* memory) const {
+  const int64_t padded = args_.shape.padded, most = static_cast<int64_t>(args_.branches.size());
+  Matrix scales = zeros(most * padded), shift = zeros(padded);
+  std::vector<Term> terms;
+  for (int64_t o = 0; o < most; ++o) {
+    const EdgeBranch& branch = args_.branches[o];
+    if (branch.kind == BranchKind::none) continue;
+    const float alpha = args_.alpha[v * most + o];
+    float* scale = scales.data() + o * padded;
+    const int64_t at = norms.at(v, branch.norm + (branch.stages > 1 ? 1 : 0));
+    for (int64_t c = 0; c < args_.channels; ++c) {
+      scale[c] = branch.norm < 0 ? alpha : alpha * norms.scale[at + c];
+      if (branch.norm >= 0) shift[c] += alpha * norms.shift[at + c];
+    }
+    terms.push_back({image(state, branch, v, n, memory), scale});
+    if (pools(branch)) memory += in_lines(out_floats());
+  }
+  kernels_.weighted_sum(
+      {args_.shape.out(), static_cast<int64_t>(terms.size()), terms.data(), shift.data(), out});
+}
+
+void MixedEdge::forward(const EdgeState& state, float* out) const {
+  const int64_t images = args_.images, stride = norms() * 2 * args_.shape.padded;
+  int64_t different = args_.x.variants;
+  for (const EdgeImages& some : args_.given) different = std::max(different, some.variants);
+  const ScratchSpace scratch(scratch_floats());
+  std::vector<float> sums = zeros(fixed() ? 0 : different * images * stride);
+  const auto of = [&](int64_t unit) { return fixed() ? nullptr : sums.data() + unit * stride; };
+  run(different * images, scratch, [&](int64_t unit, float* memory) {
+    first_pass(state, unit / images, unit % images, of(unit), memory);
+  });
+  if (fixed()) {
+    for (int64_t i = 0; i < args_.variants * norms() * args_.channels; ++i) {
+      const int64_t c = args_.channels, norm = i / c % norms();
+      state.mean[i] = args_.statistics[norm * 2 * c + i % c];
+      state.variance[i] = args_.statistics[(norm * 2 + 1) * c + i % c];
+    }
+  } else {
+    combine(sums, false, state);
+  }
+  const Norms first = folded(state);
+  // Every pass goes the other way than the last: what that has left in the cache comes first.
+  run(args_.x.variants * images, scratch, [&](int64_t turned, float* memory) {
+    const int64_t unit = args_.x.variants * images - 1 - turned;
+    second_pass(state, first, unit / images, unit % images, of(unit), memory);
+  });
+  if (!fixed()) combine(sums, true, state);
+  const Norms all = folded(state);
+  run(args_.variants * images, scratch, [&](int64_t unit, float* memory) {
+    third_pass(state, all, unit / images, unit % images, out + unit * out_floats(), memory);
+  });
+}
+
+// A map of relu(x), images of pools and one more, and what the kernels need.
+int64_t MixedEdge::scratch_floats() const {
+  int64_t images = 1;
+  for (const EdgeBranch& branch : args_.branches) images += pools(branch) ? 1 : 0;
+  return in_lines(args_.shape.map_floats()) + images * in_lines(out_floats()) +
+         std::max(kernels_.scratch(args_.shape), kernels_.scratch(args_.shape.next()));
+}
+
+}  // namespace vpdarts::cpu

@@ -1,0 +1,446 @@
+"""`mixed_op`: the op contract, held by every backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from op_contract import (
+    ALL,
+    BOTH,
+    Close,
+    backends_in,
+    check_against_reference,
+    double,
+    every_layout,
+    flat,
+    gradients,
+    normal,
+    served,
+    weighted_sum,
+    with_tensors,
+)
+from torch import Tensor, nn
+
+from vpdarts_fast import ops, reference
+from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, norms
+from vpdarts_fast.errors import UserError
+
+CHANNELS = (1, 3, 4, 16, 20)
+EPS = 0.5
+"""Large: of what a batch norm undoes, the scale of a convolution, there would be no gradient but rounding."""
+SIZES = ((1, 1), (1, 6), (2, 2), (5, 7), (6, 6), (16, 9))
+
+
+def norm(c: int, seed: int | None = None, eps: float = EPS) -> Norm:
+    """Affine with a seed."""
+    if seed is None:
+        return Norm(eps)
+    return Norm(eps, normal(c, seed=seed) / 2 + 1, normal(c, seed=seed + 1))
+
+
+def stage(c: int, k: int, dilation: int, seed: int, of: Norm) -> Stage:
+    depthwise = normal(c, 1, k, k, seed=seed) / k
+    return Stage(depthwise, normal(c, c, 1, 1, seed=seed + 1) * c**-0.5, dilation, of)
+
+
+def given(v: int, n: int, c: int, size: tuple[int, int], stride: int, seed: int) -> Tensor:
+    return normal(v, n, c, *(-(-side // stride) for side in size), seed=seed)
+
+
+def darts(
+    v: int, n: int, c: int, size: tuple[int, int], stride: int, affine: bool = False, eps: float = EPS
+) -> list[Branch]:
+    """The whole DARTS space; at stride 2 the skip connection is given."""
+    of = [norm(c, 100 + 2 * m if affine else None, eps) for m in range(9)]
+    skip = Skip() if stride == 1 else Given(given(v, n, c, size, 2, 30), of[8])
+    return [
+        Zero(),
+        Pool("max", of[0]),
+        Pool("avg", of[1]),
+        skip,
+        SepConv((stage(c, 3, 1, 40, of[2]), stage(c, 3, 1, 42, of[3]))),
+        SepConv((stage(c, 5, 1, 44, of[4]), stage(c, 5, 1, 46, of[5]))),
+        SepConv((stage(c, 3, 2, 48, of[6]),)),
+        SepConv((stage(c, 5, 2, 50, of[7]),)),
+    ]
+
+
+def others(v: int, n: int, c: int, size: tuple[int, int], stride: int, eps: float = EPS) -> list[Branch]:
+    """What the DARTS space does not have: no norm, wider kernels, given terms, dilations of second stages."""
+    return [
+        Given(given(1, n, c, size, stride, 60)),
+        Pool("avg"),
+        SepConv((stage(c, 7, 1, 62, norm(c, None, eps)), stage(c, 3, 2, 64, norm(c, 66, eps)))),
+        Given(given(v, n, c, size, stride, 68) + 1, norm(c, 70, eps)),
+        Pool("max"),
+        SepConv((stage(c, 7, 2, 72, Norm(eps, gamma=normal(c, seed=74))),)),
+    ]
+
+
+def mixed_op_args(
+    v: int = 1,
+    n: int = 3,
+    c: int = 3,
+    size: tuple[int, int] = (5, 7),
+    stride: int = 1,
+    dtype: torch.dtype = torch.float64,
+    shared: bool = False,
+    branches: Callable[..., list[Branch]] = darts,
+    fixed: bool = False,
+    **settings: Any,
+) -> list[Any]:
+    x, some = (
+        normal(1 if shared else v, n, c, *size),
+        branches(1 if shared else v, n, c, size, stride, **settings),
+    )
+    m = len(norms(some))
+    statistics = (
+        torch.stack([normal(m, c, seed=5), normal(m, c, seed=6).abs() + 0.5], dim=1) if fixed else None
+    )
+    args = [x, normal(v, len(some), seed=7), some, stride, statistics]
+    return with_tensors(args, lambda tensor: tensor.to(dtype))  # type: ignore[no-any-return]
+
+
+def output_only(outputs: Any) -> list[Tensor]:
+    """The statistics are not differentiable."""
+    return [outputs[0]]
+
+
+def check(args: Sequence[Any], backend: str, close: Close) -> None:
+    """Gradients of every tensor argument. Those of parameters cancel where a batch norm undoes what they
+    change, and of a few channels nothing else is left: errors are measured against the largest of all."""
+    actual = gradients(lambda *some: ops.mixed_op(*some, backend=backend), args, output_only)
+    expected = gradients(reference.mixed_op, double(args), output_only)
+    images = [i for i, gradient in enumerate(actual) if gradient.dim() in (2, 5)]
+    parameters = [i for i in range(len(actual)) if i not in images]
+    close(*(torch.cat([some[i].flatten() for i in parameters]) for some in (actual, expected)))
+    for i in images:
+        close(actual[i], expected[i])
+
+
+def reference_of_output(*args: Any) -> list[Tensor]:
+    return [reference.mixed_op(*args)[0]]
+
+
+def has_a_variance(n: int, size: tuple[int, int], stride: int) -> bool:
+    return n * -(-size[0] // stride) * -(-size[1] // stride) > 1
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("branches", [darts, others])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("c", CHANNELS)
+def test_mixed_op_values(
+    backend: str,
+    dtype: torch.dtype,
+    branches: Callable[..., list[Branch]],
+    stride: int,
+    c: int,
+    assert_close: Close,
+) -> None:
+    for n, size in product((1, 4), SIZES):
+        if has_a_variance(n, size, stride):
+            args = mixed_op_args(1, n, c, size, stride, dtype, branches=branches)
+            check_against_reference("mixed_op", args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("branches", [darts, others])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("fixed", [False, True])
+def test_mixed_op_of_variants(
+    backend: str,
+    dtype: torch.dtype,
+    branches: Callable[..., list[Branch]],
+    stride: int,
+    shared: bool,
+    fixed: bool,
+    assert_close: Close,
+) -> None:
+    for c in (3, 16):
+        args = mixed_op_args(3, 4, c, (5, 7), stride, dtype, shared, branches, fixed)
+        check_against_reference("mixed_op", args, backend, assert_close)
+        check(args[:4], backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+def test_mixed_op_of_a_shared_x_and_given_terms_of_variants(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    args = mixed_op_args(3, dtype=dtype, branches=others)
+    args[0] = args[0][:1]
+    check_against_reference("mixed_op", args, backend, assert_close)
+    check(args, backend, assert_close)
+
+
+@served("mixed_op", ALL)
+@pytest.mark.parametrize("branches", [darts, others])
+def test_mixed_op_dtypes(
+    backend: str, dtype: torch.dtype, branches: Callable[..., list[Branch]], assert_close: Close
+) -> None:
+    args = mixed_op_args(c=8, size=(8, 8), dtype=dtype, branches=branches)
+    check_against_reference("mixed_op", args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("branches", [darts, others])
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("c", CHANNELS)
+def test_mixed_op_gradients(
+    backend: str,
+    dtype: torch.dtype,
+    branches: Callable[..., list[Branch]],
+    stride: int,
+    c: int,
+    assert_close: Close,
+) -> None:
+    for size in SIZES:
+        check(mixed_op_args(1, 9, c, size, stride, dtype, branches=branches), backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_with_fixed_statistics(
+    backend: str, dtype: torch.dtype, stride: int, assert_close: Close
+) -> None:
+    for branches, n in product((darts, others), (1, 4)):
+        args = mixed_op_args(2, n, 4, (6, 5), stride, dtype, branches=branches, fixed=True)
+        check_against_reference("mixed_op", args, backend, assert_close)
+        *differentiable, statistics = args
+
+        def output(*some: Any, fixed: Tensor = statistics) -> Any:
+            return ops.mixed_op(*some, fixed, backend=backend)
+
+        exact = statistics.double()
+        actual = gradients(output, differentiable, output_only)
+        expected = gradients(
+            lambda *some, fixed=exact: reference.mixed_op(*some, fixed), double(differentiable), output_only
+        )
+        for gradient, wanted in zip(actual, expected, strict=True):
+            assert_close(gradient, wanted)
+
+
+@served("mixed_op", BOTH)
+@every_layout
+def test_mixed_op_layouts(
+    backend: str, dtype: torch.dtype, layout: Callable[[Tensor], Tensor], assert_close: Close
+) -> None:
+    for c, stride in product((3, 16), (1, 2)):
+        args = mixed_op_args(2, c=c, stride=stride, dtype=dtype, branches=others)
+        args = with_tensors(args, lambda tensor: layout(tensor) if tensor.dim() > 2 else tensor)
+        check_against_reference("mixed_op", args, backend, assert_close)
+        check(args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("c", [1, 4, 16])
+def test_mixed_op_of_partial_channels(
+    backend: str, dtype: torch.dtype, memory_format: torch.memory_format, c: int, assert_close: Close
+) -> None:
+    """A slice of the channels, as partially connected supernets take it."""
+    args = mixed_op_args(c=c, dtype=dtype)
+    whole = normal(3, 4 * c, 5, 7, dtype=dtype).contiguous(memory_format=memory_format)
+    args[0] = whole[:, :c].unsqueeze(0)
+    check_against_reference("mixed_op", args, backend, assert_close)
+    check(args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+def test_mixed_op_of_affine_norms(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    args = mixed_op_args(c=4, dtype=dtype, affine=True)
+    check_against_reference("mixed_op", args, backend, assert_close)
+    check(args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_of_many_images(backend: str, dtype: torch.dtype, stride: int, assert_close: Close) -> None:
+    args = mixed_op_args(n=33, c=8, size=(8, 8), stride=stride, dtype=dtype)
+    check_against_reference("mixed_op", args, backend, assert_close)
+    check(args, backend, assert_close)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize(
+    "branches", [[Zero()], [Skip()], [Zero(), Pool("max"), Pool("avg"), Skip()]], ids=str
+)
+def test_mixed_op_without_batch_norms(
+    backend: str, dtype: torch.dtype, branches: list[Branch], assert_close: Close
+) -> None:
+    for n in (0, 1):
+        args = mixed_op_args(2, n, 3, (3, 2), dtype=dtype, branches=lambda *_: branches)
+        check_against_reference("mixed_op", args, backend, assert_close)
+        x, alpha = (tensor.requires_grad_() for tensor in args[:2])
+        out, mean, variance = ops.mixed_op(*args, backend=backend)
+        assert mean.shape == variance.shape == (2, 0, 3)
+        if branches == [Zero()]:  # nothing depends on anything
+            continue
+        out.sum().backward()  # type: ignore[no-untyped-call]
+        assert x.grad.shape == x.shape and alpha.grad.shape == alpha.shape
+
+
+@served("mixed_op", BOTH)
+def test_mixed_op_of_an_empty_batch_with_fixed_statistics(backend: str, dtype: torch.dtype) -> None:
+    args = mixed_op_args(2, 0, 3, (3, 2), 2, dtype, fixed=True)
+    out, mean, variance = ops.mixed_op(*args, backend=backend)
+    assert out.shape == (2, 0, 3, 2, 1)
+    assert torch.equal(mean, args[4][:, 0].expand(2, -1, -1))
+    assert torch.equal(variance, args[4][:, 1].expand(2, -1, -1))
+
+
+@served("mixed_op", BOTH)
+def test_mixed_op_normalises_with_its_own_statistics(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    """Also where the mean is far larger than the deviation."""
+    raw = normal(1, 4, 3, 8, 8) + 1000
+    args = [normal(1, 4, 3, 8, 8), normal(1, 1), [Given(raw, Norm())]]
+    _, mean, variance = ops.mixed_op(*with_tensors(args, lambda t: t.to(dtype)), backend=backend)
+    exact, wanted = torch.var_mean(raw.to(dtype).double(), dim=(1, 3, 4), correction=0)
+    assert_close(mean[:, 0], wanted)
+    torch.testing.assert_close(variance[:, 0].double(), exact, rtol=1e-3, atol=0)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_sends_the_gradient_of_a_max_pool_to_the_first_maximum(
+    backend: str, dtype: torch.dtype, stride: int
+) -> None:
+    """As PyTorch, where values repeat."""
+    x = normal(1, 2, 16, 6, 7).mul(2).round().to(dtype).requires_grad_()
+    same = x.detach().clone().requires_grad_()
+    out, _, _ = ops.mixed_op(x, torch.ones(1, 1, dtype=dtype), [Pool("max")], stride, backend=backend)
+    wanted = F.max_pool2d(same[0], 3, stride, padding=1)
+    assert torch.equal(out[0], wanted)
+    weights = normal(*out.shape, seed=3).round().to(dtype)
+    out.backward(weights)  # type: ignore[no-untyped-call]
+    wanted.backward(weights[0])  # type: ignore[no-untyped-call]
+    assert torch.equal(x.grad, same.grad)
+
+
+@backends_in("mixed_op", torch.float64)
+@pytest.mark.parametrize("branches", [darts, others])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_gradcheck(backend: str, branches: Callable[..., list[Branch]], stride: int) -> None:
+    args = mixed_op_args(n=3, c=2, size=(3, 2), stride=stride, branches=branches)[:4]
+    leaves = [tensor.requires_grad_() for tensor in flat(args)]
+
+    def output(*tensors: Tensor) -> Tensor:
+        iterator = iter(tensors)
+        return ops.mixed_op(*with_tensors(args, lambda _: next(iterator)), backend=backend)[0]
+
+    assert torch.autograd.gradcheck(output, leaves)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("wanted", [[0], [1], [0, 1], [2], [3], [4, 6], [9, 1], [5, 0], [11], [12]], ids=str)
+def test_mixed_op_gives_only_the_gradients_asked_for(
+    backend: str, dtype: torch.dtype, wanted: list[int], assert_close: Close
+) -> None:
+    """x, alpha, a given term and two convolutions, one of two stages, with all they have."""
+    args = mixed_op_args(c=4, dtype=dtype)[:3]
+    first, second = stage(4, 3, 1, 40, norm(4, 10)), stage(4, 5, 1, 42, norm(4, 12))
+    args[2] = [Given(normal(1, 3, 4, 5, 7)), SepConv((first, second)), SepConv((replace(first, dilation=2),))]
+    args[1] = args[1][:, :3].contiguous()
+    args = with_tensors(args, lambda tensor: tensor.detach().clone().to(dtype))
+    expected = gradients(reference_of_output, double(args), output_only)
+    leaves = flat(args)
+    for i in wanted:
+        leaves[i].requires_grad_()
+    out, mean, variance = ops.mixed_op(*args, backend=backend)
+    assert not (mean.requires_grad and backend == "cpu") and not (variance.requires_grad and backend == "cpu")
+    weighted_sum([out]).backward()  # type: ignore[no-untyped-call]
+    for i, leaf in enumerate(leaves):
+        assert (leaf.grad is not None) == (i in wanted)
+        if leaf.grad is not None:
+            assert_close(leaf.grad, expected[i])
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_is_the_modules(backend: str, dtype: torch.dtype, stride: int, assert_close: Close) -> None:
+    """As modules of a DARTS code base would compute it."""
+    c, torch_norm = 4, nn.BatchNorm2d
+    sep = nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c, c, 3, stride, 1, groups=c, bias=False),
+        nn.Conv2d(c, c, 1, bias=False),
+        torch_norm(c, affine=False),
+        nn.ReLU(),
+        nn.Conv2d(c, c, 3, 1, 1, groups=c, bias=False),
+        nn.Conv2d(c, c, 1, bias=False),
+        torch_norm(c, affine=False),
+    ).to(dtype)
+    dil = nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(c, c, 5, stride, 4, dilation=2, groups=c, bias=False),
+        nn.Conv2d(c, c, 1, bias=False),
+        torch_norm(c, affine=True),
+    ).to(dtype)
+    pool = nn.Sequential(nn.MaxPool2d(3, stride, 1), torch_norm(c, affine=False)).to(dtype)
+    x, alpha = normal(5, c, 7, 6, dtype=dtype), normal(1, 3, dtype=dtype)
+    expected = sum(a * op(x) for a, op in zip(alpha[0], (pool, sep, dil), strict=True))
+
+    def of(module: Any) -> Norm:
+        return Norm(module.eps, module.weight, module.bias)
+
+    stages = [Stage(sep[i].weight, sep[i + 1].weight, 1, of(sep[i + 2])) for i in (1, 5)]
+    last = Stage(dil[1].weight, dil[2].weight, 2, of(dil[3]))
+    branches = [Pool("max", of(pool[1])), SepConv(tuple(stages)), SepConv((last,))]
+    out, mean, variance = ops.mixed_op(x[None], alpha, branches, stride, backend=backend)
+    assert_close(out[0], expected)
+    count = out.numel() // c
+    for m, module in enumerate((pool[1], sep[3], sep[7], dil[3])):
+        assert_close(mean[0, m] * module.momentum, module.running_mean)
+        unbiased = variance[0, m] * count / (count - 1)
+        assert_close(1 - module.momentum + unbiased * module.momentum, module.running_var)
+
+
+def test_mixed_op_refuses() -> None:
+    x, alpha, branches, *_ = mixed_op_args(2)
+    sep = branches[4]
+    first = sep.stages[0]
+    flawed = {
+        r"depthwise must be \[3, 1, k, k\], k = 3, 5 or 7; got \[3, 1, 4, 4\]": replace(
+            first, depthwise=normal(3, 1, 4, 4)
+        ),
+        r"depthwise must be .*; got \[3, 1, 3, 5\]": replace(first, depthwise=normal(3, 1, 3, 5)),
+        r"pointwise must be \[3, 3, 1, 1\]; got \[3, 3\]": replace(first, pointwise=normal(3, 3)),
+        "dilation must be 1 or 2; got 3": replace(first, dilation=3),
+        r"gamma must be \[3\]; got \[4\]": replace(first, norm=Norm(gamma=normal(4))),
+        r"beta must be \[3\]; got \[1, 3\]": replace(first, norm=Norm(beta=normal(1, 3))),
+    }
+    of_branches: dict[str, Any] = {
+        **{rf"branches\[0\].*{message}": SepConv((bad,)) for message, bad in flawed.items()},
+        "stages must be one or two; got 0": SepConv(()),
+        "stages must be one or two; got 3": SepConv((first,) * 3),
+        "kind must be avg or max; got 'min'": Pool("min"),  # type: ignore[arg-type]
+        "must be a branch; got NoneType": None,
+        r"raw must be \[1 or 2, 3, 3, 5, 7\]; got \[3, 3, 3, 5, 7\]": Given(normal(3, 3, 3, 5, 7)),
+        r"raw must be .*; got \[3, 3, 5, 7\]": Given(normal(3, 3, 5, 7)),
+    }
+    cases: list[tuple[list[Any], str]] = [
+        ([x[0], alpha, branches], r"x must be \[V, N, C, H, W\].*; got \[3, 3, 5, 7\]"),
+        ([x[..., :0], alpha, branches], "x must be"),
+        ([normal(3, 3, 3, 5, 7), alpha, branches], "x must hold 1 or V = 2 variants; got 3"),
+        ([x, alpha[:, :7], branches], r"alpha must be \[V, O\] with O = 8 branches.*; got \[2, 7\]"),
+        ([x, alpha[0], branches], "alpha must be"),
+        ([x[:0], alpha[:0], branches], "alpha must be"),
+        ([x, alpha, branches, 3], "stride must be 1 or 2; got 3"),
+        ([x, alpha, branches, 2], r"branches\[3\] must have stride 1 as a Skip; got 2"),
+        ([x, alpha, branches, 1, normal(8, 3, 2)], r"statistics must be \[8, 2, 3\]; got \[8, 3, 2\]"),
+        ([x[:, :1, :, :1, :1], alpha, branches], "the output must hold two values per channel; got x of"),
+        ([x[:, :0], alpha, branches], "the output must hold two values per channel"),
+        *(([x, alpha[:, :1], [bad]], message) for message, bad in of_branches.items()),
+    ]
+    for args, message in cases:
+        with pytest.raises(UserError, match=f"mixed_op: .*{message}"):
+            ops.mixed_op(*args)

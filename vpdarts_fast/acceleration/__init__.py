@@ -1,0 +1,145 @@
+"""Makes the supernets of other code bases fast: `accelerate`, `restore`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from torch import nn
+
+from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, unfuse
+from vpdarts_fast.acceleration.plans import OpaquePlan, Unrecognised
+from vpdarts_fast.acceleration.recognise_sum import (
+    CellPlan,
+    candidate_ops,
+    cell_edges,
+    methods_of,
+    recognise_cell,
+    recognise_mixed_op,
+)
+from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
+from vpdarts_fast.backends import named
+
+__all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One mixed operation, or one cell of mixed operations.
+
+    Attributes:
+        name: of the module in the model.
+        kind: what it is, in words.
+        fused: it runs on `vpdarts_fast.ops`.
+        remark: why not, or what of it still runs as it did.
+    """
+
+    name: str
+    kind: str
+    fused: bool
+    remark: str = ""
+
+
+@dataclass(frozen=True)
+class AccelerationReport:
+    """What `accelerate` has done; printing it lists every mixed operation.
+
+    Attributes:
+        entries: one for each mixed operation or cell that was found, in the model's order.
+    """
+
+    entries: tuple[Entry, ...]
+
+    @property
+    def fused(self) -> tuple[Entry, ...]:
+        """Those that run on `vpdarts_fast.ops`."""
+        return tuple(entry for entry in self.entries if entry.fused)
+
+    @property
+    def left(self) -> tuple[Entry, ...]:
+        """Those that run as they did."""
+        return tuple(entry for entry in self.entries if not entry.fused)
+
+    def __str__(self) -> str:
+        lines = [f"{len(self.fused)} of {len(self.entries)} modules fused"]
+        width = max((len(entry.name) for entry in self.entries), default=0)
+        for entry in self.entries:
+            outcome = "fused" if entry.fused else "left "
+            remark = f": {entry.remark}" if entry.remark else ""
+            lines.append(f"  {entry.name:<{width}}  {outcome}  {entry.kind}{remark}")
+        return "\n".join(lines)
+
+
+def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport:
+    """Lets the mixed operations of a supernet run on `vpdarts_fast.ops`; what they compute stays the same.
+
+    Mixed operations are recognised by the layers of their candidate operations and by what comes out of them,
+    not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working;
+    a call that is not covered runs the module's own code. `restore` undoes it.
+
+    Args:
+        model: changed in place.
+        backend: a name of `vpdarts_fast.backends.BACKENDS`; auto leaves calls that no kernel serves (by
+            dtype or device) to the module's own code.
+
+    Returns:
+        What has been fused, and what has been left, and why.
+
+    Raises:
+        UserError: an unknown backend.
+    """
+    named(backend)
+    restore(model)
+    entries = []
+    for name, module, recognise in list(_candidates(model)):
+        try:
+            plan = fuse(module, recognise, backend)
+        except Unrecognised as error:
+            if str(error):
+                entries.append(Entry(name, type(module).__name__, False, str(error)))
+        else:
+            entries.append(Entry(name, _kind(plan), True, _remark(plan)))
+    return AccelerationReport(tuple(entries))
+
+
+def restore(model: nn.Module) -> None:
+    """Undoes `accelerate`; a model that is not accelerated stays as it is."""
+    for module in model.modules():
+        if isinstance(module, Fused):
+            unfuse(module)
+
+
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], Plan]]]:
+    """What may be a cell, a mixed operation or a residual block, and what finds out."""
+    for name, module in model.named_modules():
+        if cell_edges(module) is not None:
+            yield name, module, recognise_cell
+        elif len(candidate_ops(module)) > 1 and list(methods_of(module)):
+            yield name, module, recognise_mixed_op
+        elif not isinstance(module, CONTAINERS):
+            yield name, module, recognise_residual
+
+
+def _kind(plan: Plan) -> str:
+    if isinstance(plan, ResidualPlan):
+        return "residual block"
+    if isinstance(plan, CellPlan):
+        return f"cell of {len(plan.edges)} mixed operations"
+    part = f", 1/{plan.partial} of the channels" if plan.partial > 1 else ""
+    return f"mixed operation of {len(plan.mixture.ops)}, stride {plan.mixture.stride}{part}"
+
+
+def _remark(plan: Plan) -> str:
+    if isinstance(plan, ResidualPlan):
+        return ""
+    mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
+    opaque = {
+        f"operation {path[-1]} runs as it is ({kind.why})"
+        for mixture in mixtures
+        for path, kind in zip(mixture.ops, mixture.plans, strict=True)
+        if isinstance(kind, OpaquePlan)
+    }
+    return "; ".join(sorted(opaque))

@@ -1,0 +1,153 @@
+"""Accelerated modules: the class of a recognised one is exchanged for a subclass of it that runs on `ops`.
+
+Parameters, buffers, submodules, hooks and methods stay where they are. In every call that a plan does not
+cover, the module's own method runs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration.plans import Unrecognised
+from vpdarts_fast.acceleration.recognise_sum import (
+    CellPlan,
+    MixedOpPlan,
+    partial_channels,
+)
+from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
+from vpdarts_fast.acceleration.run import OwnMethod, mixture, row_of, whole_cell
+from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
+
+RETRIES = 100
+"""How often a module that changes is looked at again before its own method runs for good."""
+
+
+Plan = MixedOpPlan | CellPlan | ResidualPlan
+
+
+class State:
+    """What an accelerated module knows of itself."""
+
+    def __init__(
+        self, plan: Plan, recognise: Callable[[nn.Module], Plan], seen: Snapshot, backend: str
+    ) -> None:
+        self.plan: Plan | None = plan
+        self.recognise, self.seen, self.backend, self.retries = recognise, seen, backend, RETRIES
+
+    def look_again(self, module: nn.Module) -> None:
+        """The module has changed; it may compute something else now, or nothing that is known."""
+        self.retries -= 1
+        self.plan = None
+        if self.retries >= 0:
+            self.seen = snapshot(module)
+            with contextlib.suppress(Unrecognised):
+                self.plan = self.recognise(module)
+
+
+class Fused:
+    """Mixed into the class of an accelerated module."""
+
+    own_class: ClassVar[type[nn.Module]]
+    method: ClassVar[str]
+
+    def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
+        """Copies and pickles are accelerated too, and name the original class."""
+        return _rebuild, (self.own_class, self.method), self.__dict__
+
+
+def _rebuild(original: type[nn.Module], method: str) -> nn.Module:
+    module = original.__new__(fused_class(original, method))
+    assert isinstance(module, nn.Module)
+    return module
+
+
+def fused_class(original: type[nn.Module], method: str) -> type[nn.Module]:
+    """The subclass whose `method` runs on `ops` where it can."""
+    if (original, method) not in _CLASSES:
+        _CLASSES[original, method] = _make_class(original, method)
+    return _CLASSES[original, method]
+
+
+_CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+
+
+def _make_class(original: type[nn.Module], method: str) -> type[nn.Module]:
+    own: Callable[..., Tensor] = getattr(original, method)
+
+    @wraps(own)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
+        out = None
+        if args and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 4:
+            out = _run(self, *args)
+        return own(self, *args, **kwargs) if out is None else out
+
+    members = {
+        "own_class": original,
+        "method": method,
+        method: run,
+        "__module__": original.__module__,
+        "__qualname__": original.__qualname__,
+        "__doc__": original.__doc__,
+    }
+    return type(original.__name__, (Fused, original), members)
+
+
+def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str) -> Plan:
+    """Exchanges the class of a module that is recognised; `Unrecognised` if it is not."""
+    plan = recognise(module)
+    module.__dict__[STATE] = State(plan, recognise, snapshot(module), backend)
+    module.__class__ = fused_class(type(module), plan.method)
+    return plan
+
+
+def unfuse(module: nn.Module) -> None:
+    """Gives an accelerated module its class back."""
+    assert isinstance(module, Fused)
+    module.__dict__.pop(STATE, None)
+    module.__class__ = module.own_class  # type: ignore[assignment]
+
+
+def _run(module: nn.Module, x: Tensor, *weights: Any) -> Tensor | None:
+    """The module's value through `ops`, or None where its own method has to run."""
+    state: State = module.__dict__[STATE]
+    seen = state.seen.compare(module)
+    if seen == "changed":
+        state.look_again(module)
+    plan, backend = state.plan, state.backend
+    if plan is None or seen == "watched" or len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
+        return None
+    try:
+        match plan:
+            case MixedOpPlan():
+                return _mixed_op(module, plan, x, weights[0], backend)
+            case CellPlan():
+                return _cell(module, plan, x, weights[0], backend)
+            case ResidualPlan():
+                return residual_block(module, plan, x, backend)
+    except OwnMethod:
+        return None
+
+
+def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
+    """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
+    channels = x.shape[1] // plan.partial
+    mixed = mixture(module, plan.mixture, x[:, :channels], row_of(weights, plan.mixture, x), backend)
+    return mixed if plan.partial == 1 else partial_channels(mixed, x[:, channels:], plan.partial)
+
+
+def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
+    """x [N, C, H, W], weights [E, O] -> the last node."""
+    rows = [row_of(weights[edge.row], edge.mixture, x) for edge in plan.edges]
+    whole = whole_cell(module, plan, x, rows, backend)
+    if whole is not None:
+        return whole
+    nodes = {0: x}
+    for edge, row in zip(plan.edges, rows, strict=True):
+        term = mixture(module, edge.mixture, nodes[edge.source], row, backend)
+        nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
+    return nodes[max(nodes)]

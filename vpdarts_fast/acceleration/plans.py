@@ -1,0 +1,171 @@
+"""What has been recognised: plain data, so that accelerated modules can be copied and pickled.
+
+A plan names submodules by their paths and is read anew in every call: channels may grow and submodules may be
+replaced during a search.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
+
+Path = tuple[str, ...]
+"""From a module down to one of its submodules."""
+
+
+class Unrecognised(Exception):
+    """Why a module is left alone; no reason for one that does not look like anything."""
+
+
+def at(module: nn.Module, path: Path) -> nn.Module:
+    """The submodule at the end of the path; `KeyError` if there is none."""
+    for name in path:
+        found = module._modules[name]
+        if found is None:
+            raise KeyError(name)
+        module = found
+    return module
+
+
+@dataclass(frozen=True)
+class ZeroPlan:
+    """`none`."""
+
+    stride: int
+
+
+@dataclass(frozen=True)
+class SkipPlan:
+    """The identity."""
+
+
+@dataclass(frozen=True)
+class PoolPlan:
+    """A 3x3 pool, and the batch norm behind it."""
+
+    kind: Literal["avg", "max"]
+    stride: int
+    norm: Path | None
+
+
+@dataclass(frozen=True)
+class StagePlan:
+    """ReLU, depthwise convolution, 1x1 convolution, batch norm."""
+
+    depthwise: Path
+    pointwise: Path
+    norm: Path
+
+
+@dataclass(frozen=True)
+class SepConvPlan:
+    """A separable convolution of one or two stages."""
+
+    stages: tuple[StagePlan, ...]
+    stride: int
+
+
+@dataclass(frozen=True)
+class ChainPlan:
+    """Layers one behind the other, run by PyTorch, and a batch norm."""
+
+    layers: tuple[Path, ...]
+    norm: Path
+    stride: int
+
+
+@dataclass(frozen=True)
+class FactorisedReducePlan:
+    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm."""
+
+    convolutions: tuple[Path, Path]
+    norm: Path
+    stride: int = 2
+
+
+@dataclass(frozen=True)
+class OpaquePlan:
+    """Anything else: run as it is, weighted and added."""
+
+    why: str
+
+
+OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | FactorisedReducePlan | OpaquePlan
+"""What a candidate operation computes."""
+
+
+def norm_paths(plan: OpPlan) -> Iterator[Path]:
+    """Of its batch norms, in the order of `vpdarts_fast.branches.norms`."""
+    if isinstance(plan, SepConvPlan):
+        yield from (stage.norm for stage in plan.stages)
+    elif isinstance(plan, (PoolPlan, ChainPlan, FactorisedReducePlan)) and plan.norm is not None:
+        yield plan.norm
+
+
+def stride_of(plan: OpPlan) -> int | None:
+    """None where the plan does not say."""
+    if isinstance(plan, SkipPlan):
+        return 1
+    return None if isinstance(plan, OpaquePlan) else plan.stride
+
+
+def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
+    """The candidate operation as `mixed_op` takes it; x [N, C, H, W] is what it would be called with."""
+    match plan:
+        case ZeroPlan():
+            return Zero()
+        case SkipPlan():
+            return Skip()
+        case PoolPlan(kind, _, path):
+            return Pool(kind, None if path is None else _norm(at(op, path)))
+        case SepConvPlan(stages):
+            return SepConv(tuple(_stage(op, stage) for stage in stages))
+        case ChainPlan(layers, path):
+            value = x
+            for layer in layers:
+                value = at(op, layer)(value)
+            return Given(value.unsqueeze(0), _norm(at(op, path)))
+        case FactorisedReducePlan(convolutions, path):
+            raw = _factorised_reduce(F.relu(x), *(at(op, convolution) for convolution in convolutions))
+            return Given(raw.unsqueeze(0), _norm(at(op, path)))
+        case OpaquePlan():
+            return Given(op(x).unsqueeze(0))
+
+
+def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    """Both convolutions as one of 2x2 values: the first has the upper left, the second the lower right.
+
+    [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
+    """
+    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    weight = torch.cat([F.pad(first.weight, (0, 1, 0, 1)), F.pad(second.weight, (1, 0, 1, 0))])
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return F.conv2d(x, weight, stride=2)
+
+
+def _stage(op: nn.Module, plan: StagePlan) -> Stage:
+    depthwise, pointwise = at(op, plan.depthwise), at(op, plan.pointwise)
+    assert isinstance(depthwise, nn.Conv2d) and isinstance(pointwise, nn.Conv2d)
+    dilation = depthwise.dilation[0]
+    return Stage(depthwise.weight, pointwise.weight, dilation, _norm(at(op, plan.norm)))
+
+
+def _norm(norm: nn.Module) -> Norm:
+    assert isinstance(norm, nn.BatchNorm2d)
+    return Norm(norm.eps, norm.weight, norm.bias)
+
+
+def biases(op: nn.Module, plan: OpPlan) -> Iterator[Tensor | None]:
+    """The convolution's bias that `branch` leaves out before each batch norm, or none; in their order."""
+    for path in norm_paths(plan):
+        stage = None
+        if isinstance(plan, SepConvPlan):
+            stage = next(stage for stage in plan.stages if stage.norm == path)
+        yield None if stage is None else at(op, stage.pointwise).bias  # type: ignore[misc]

@@ -1,0 +1,215 @@
+"""A mixture of candidate operations, and a whole cell, run on `ops` with the modules that a plan names."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast import ops
+from vpdarts_fast.acceleration.plans import (
+    ChainPlan,
+    OpPlan,
+    PoolPlan,
+    SkipPlan,
+    ZeroPlan,
+    at,
+    biases,
+    branch,
+    norm_paths,
+)
+from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan
+from vpdarts_fast.backends import BACKENDS, preferred
+from vpdarts_fast.nn import update_running_statistics
+
+MAX_NODES = 6
+"""Of a cell that `mixed_cell` takes."""
+
+
+class OwnMethod(Exception):
+    """The module's own method has to run; nothing has been changed yet."""
+
+
+def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
+    """[O] from what the module is called with: a tensor, or a list of numbers and tensors."""
+    count = len(plan.ops)
+    if isinstance(weights, (list, tuple)) and len(weights) >= count:
+        some = [torch.as_tensor(weight, dtype=x.dtype, device=x.device) for weight in weights[:count]]
+        if all(weight.numel() == 1 for weight in some):
+            return torch.stack([weight.reshape(()) for weight in some])
+    if isinstance(weights, Tensor) and weights.dim() > 0 and len(weights) >= count:
+        row = weights[:count]
+        if row.numel() == count and row.is_floating_point() and row.device == x.device:
+            return row.reshape(count)
+    raise OwnMethod
+
+
+def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, row: Tensor, backend: str) -> Tensor:
+    """sum_o row[o] * op_o(x); x [N, C, H, W], row [O] -> [N, C, H', W']."""
+    backend = backend_for("mixed_op", x, row, backend)
+    some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
+    if plan.skips_zeros:
+        kept = [o for o, weight in enumerate(row.tolist()) if weight != 0]
+        if len(kept) < len(some):
+            some, row = [some[o] for o in kept], row[kept]
+        if not some:
+            raise OwnMethod
+    norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
+    offsets = [bias for op, kind in some for bias in biases(op, kind)]
+    fixed = are_fixed(norms, x, row, module)
+    if not fixed and x.numel() // x.shape[1] < 2 * plan.stride**2:
+        raise OwnMethod  # which says what batch norms need
+    branches = [branch(op, kind, x) for op, kind in some]
+    statistics = fixed_statistics(norms, offsets) if fixed and norms else None
+    if not fixed:
+        row = with_zero_gradients(row, offsets)
+    out, mean, variance = ops.mixed_op(
+        x.unsqueeze(0), row.unsqueeze(0), branches, plan.stride, statistics, backend=backend
+    )
+    if not fixed:
+        update(norms, offsets, mean[0], variance[0], out[0])
+    return out.squeeze(0)
+
+
+def whole_cell(
+    module: nn.Module, plan: CellPlan, x: Tensor, rows: Sequence[Tensor], backend: str
+) -> Tensor | None:
+    """The last node, x [N, C, H, W] and E rows [O]; None where the cell is not as `mixed_cell` has it."""
+    nodes = max(edge.target for edge in plan.edges) + 1
+    complete = [(j, i) for i in range(1, nodes) for j in range(i)]
+    if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
+        return None
+    columns, pairs = [], []
+    for edge in plan.edges:
+        found = _five(module, edge.mixture)
+        if found is None:
+            return None
+        columns.append(found[0])
+        pairs.append(found[1])
+    norms = [norm for pair in pairs for _, norm in pair]
+    convolutions = [conv for pair in pairs for conv, _ in pair]
+    channels, eps = x.shape[1], norms[0].eps
+    plain = all(norm.weight is None and norm.bias is None and norm.eps == eps for norm in norms)
+    same = all(conv.in_channels == conv.out_channels == channels for conv in convolutions)
+    if not plain or not same or are_fixed(norms, x, rows[0], module) or x.numel() // channels < 2:
+        return None
+    backend = backend_for("mixed_cell", x, rows[0], backend)
+    offsets = [conv.bias for conv in convolutions]
+    alpha = torch.stack(list(rows))
+    if any(order != columns[0] for order in columns):
+        alpha = torch.stack([row[order] for row, order in zip(rows, columns, strict=True)])
+    elif columns[0] != [0, 1, 2, 3, 4]:
+        alpha = alpha[:, columns[0]]
+    node, mean, variance = ops.mixed_cell(
+        x.unsqueeze(0),
+        torch.stack([conv.weight for conv in convolutions[0::2]]),
+        torch.stack([conv.weight for conv in convolutions[1::2]]),
+        with_zero_gradients(alpha, offsets).unsqueeze(0),
+        eps=eps,
+        backend=backend,
+    )
+    update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
+    return node.squeeze(0)
+
+
+def _five(
+    module: nn.Module, plan: MixturePlan
+) -> tuple[list[int], list[tuple[nn.Conv2d, nn.BatchNorm2d]]] | None:
+    """Where none, skip, 1x1, 3x3 and pool are, and both convolutions; None for other operations."""
+    places: dict[str, int] = {}
+    convolutions: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
+    for o, (path, kind) in enumerate(zip(plan.ops, plan.plans, strict=True)):
+        op = at(module, path)
+        name, conv = _name_of(op, kind)
+        places[name] = o
+        if conv is not None and isinstance(kind, ChainPlan):
+            convolutions[name] = conv, _norm(op, kind.norm)
+    names = ["none", "skip", "1x1", "3x3", "pool"]
+    if plan.stride != 1 or plan.skips_zeros or len(plan.ops) != 5 or set(places) != set(names):
+        return None
+    return [places[name] for name in names], [convolutions["1x1"], convolutions["3x3"]]
+
+
+def _name_of(op: nn.Module, plan: OpPlan) -> tuple[str, nn.Conv2d | None]:
+    if isinstance(plan, ZeroPlan):
+        return "none", None
+    if isinstance(plan, SkipPlan):
+        return "skip", None
+    if isinstance(plan, PoolPlan) and plan.kind == "avg" and plan.norm is None:
+        return "pool", None
+    if isinstance(plan, ChainPlan) and len(plan.layers) == 2:
+        relu, conv = (at(op, layer) for layer in plan.layers)
+        if isinstance(relu, nn.ReLU) and isinstance(conv, nn.Conv2d):
+            size = conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.padding_mode
+            for k in (1, 3):
+                if size == ((k, k), (k // 2, k // 2), (1, 1), 1, "zeros"):
+                    return f"{k}x{k}", conv
+    return "other", None
+
+
+def _norm(op: nn.Module, path: tuple[str, ...]) -> nn.BatchNorm2d:
+    norm = at(op, path)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
+    """What serves the call; automatically only what is faster than the modules themselves."""
+    if row.dtype != x.dtype and not (x.dtype.itemsize == 2 and row.dtype == torch.float32):
+        raise OwnMethod
+    if backend != "auto":
+        return preferred(op, backend)
+    for candidate in BACKENDS:
+        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [x], [row]):
+            return candidate.name
+    raise OwnMethod
+
+
+def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
+    """Whether batch norms use their running statistics; only without gradients."""
+    fixed = {not norm.training and norm.running_mean is not None for norm in norms}
+    if len(fixed) > 1:
+        raise OwnMethod
+    differentiable = (x, row, *module.parameters())
+    if fixed == {True} and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
+        raise OwnMethod
+    return fixed == {True}
+
+
+def fixed_statistics(norms: Sequence[nn.BatchNorm2d], offsets: Sequence[Tensor | None]) -> Tensor:
+    """[M, 2, C], as of the values before the offsets (convolutions' biases) are added."""
+    found = []
+    for norm, offset in zip(norms, offsets, strict=True):
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        found.append(torch.stack([mean if offset is None else mean - offset, variance]))
+    return torch.stack(found)
+
+
+def update(
+    norms: Sequence[nn.BatchNorm2d],
+    offsets: Sequence[Tensor | None],
+    mean: Tensor,
+    variance: Tensor,
+    out: Tensor,
+) -> None:
+    """The running statistics; mean and biased variance [M, C] of values before the offsets are added."""
+    tracking = [m for m, norm in enumerate(norms) if norm.training and norm.track_running_stats]
+    if not tracking:
+        return
+    if any(offset is not None for offset in offsets):
+        added = [mean.new_zeros(mean.shape[1]) if offset is None else offset.detach() for offset in offsets]
+        mean = mean + torch.stack(added)
+    if len(tracking) < len(norms):
+        mean, variance = mean[tracking], variance[tracking]
+    update_running_statistics([norms[m] for m in tracking], mean, variance, out)
+
+
+def with_zero_gradients(weights: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
+    """The same weights, of which the offsets get a gradient: zero, as in front of a batch norm."""
+    some = [offset for offset in offsets if offset is not None and offset.requires_grad]
+    if not some or not torch.is_grad_enabled():
+        return weights
+    return weights + 0 * torch.cat(some).sum().to(weights.dtype)

@@ -1,0 +1,126 @@
+"""Whether a module is still what it was when it was recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from dataclasses import dataclass
+from functools import wraps
+from typing import Literal, TypeVar
+
+from torch import nn
+from torch.nn.modules import module as torch_module
+
+from vpdarts_fast.acceleration.plans import Path, at
+
+GROWING = frozenset({"training", "in_channels", "out_channels", "groups", "num_features"})
+"""Attributes that change in a search, and that plans read anew."""
+
+STATE = "_vpdarts_fast"
+"""The attribute of an accelerated module that holds what is known of it."""
+
+SIMPLE = (bool, int, float, str, tuple, type(None))
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Types and settings of a module's submodules, without its own type."""
+
+    settings: tuple[tuple[Path, type[nn.Module] | None, tuple[tuple[str, object], ...]], ...]
+
+    def compare(self, module: nn.Module) -> Literal["same", "watched", "changed"]:
+        """Whether it is still that module, or somebody wants to see its submodules run, or it is another."""
+        watched = any(_GLOBAL_HOOKS)
+        for path, kind, settings in self.settings:
+            try:
+                found = at(module, path)
+            except KeyError:
+                return "changed"
+            if kind is not None:
+                if type(found) is not kind:
+                    return "changed"
+                watched = watched or has_hooks(found)
+            attributes = found.__dict__
+            for name, value in settings:
+                if attributes.get(name) != value:
+                    return "changed"
+        return "watched" if watched else "same"
+
+
+_GLOBAL_HOOKS = tuple(
+    getattr(torch_module, name)
+    for name in (
+        "_global_forward_hooks",
+        "_global_forward_pre_hooks",
+        "_global_backward_hooks",
+        "_global_backward_pre_hooks",
+    )
+    if hasattr(torch_module, name)
+)
+
+
+def has_hooks(module: nn.Module) -> bool:
+    """Whether somebody wants to see the module run."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+    )
+
+
+def snapshot(module: nn.Module) -> Snapshot:
+    """Of the module now."""
+    settings = []
+    for name, found in module.named_modules():
+        simple = tuple(
+            (key, value)
+            for key, value in found.__dict__.items()
+            if key not in GROWING and isinstance(value, SIMPLE)
+        )
+        path = tuple(name.split(".")) if name else ()
+        settings.append((path, type(found) if name else None, simple))
+    return Snapshot(tuple(settings))
+
+
+Plan = TypeVar("Plan")
+
+
+def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], Plan]:
+    """The same function, which looks only once at modules that are built alike."""
+    known: dict[Hashable, Plan] = {}
+
+    @wraps(recognise)
+    def remember(module: nn.Module) -> Plan:
+        built = _fingerprint(module)
+        if built is None:
+            return recognise(module)
+        if built not in known:
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[built] = recognise(module)
+        return known[built]
+
+    return remember
+
+
+REMEMBERED = 1000
+"""More than the different modules of any model."""
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"} | {STATE}
+
+
+def _fingerprint(module: nn.Module) -> Hashable | None:
+    """All that two modules built alike have in common; None where an attribute could be anything."""
+    parts: list[Hashable] = []
+    for name, found in module.named_modules():
+        own = [(key, value) for key, value in found.__dict__.items() if key not in _INTERNAL]
+        if not all(_is_simple(value) for _, value in own):
+            return None
+        tensors = (*found._parameters.items(), *found._buffers.items())
+        kind = getattr(type(found), "own_class", type(found))
+        parts.append((name, kind, kind.forward, *own, *((key, tensor is None) for key, tensor in tensors)))
+    return tuple(parts)
+
+
+def _is_simple(value: object) -> bool:
+    return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, SIMPLE)
