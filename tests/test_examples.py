@@ -43,7 +43,7 @@ def test_the_one_line_changes_no_loss(name: str, capsys: pytest.CaptureFixture[s
     report, *after = capsys.readouterr().out.splitlines()
     assert report == f"{MODULES[name]} of {MODULES[name]} modules fused"
     assert len(expected) > 1 and all(map(math.isfinite, expected))
-    assert found == pytest.approx(expected, rel=1e-4)
+    assert found == pytest.approx(expected, rel=1e-5)
     assert after[-1] == before.splitlines()[-1]  # the genotype
 
 
