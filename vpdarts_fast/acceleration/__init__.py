@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vpdarts_fast.acceleration.fused import Fused, fuse, unfuse
+from vpdarts_fast.acceleration.fused import Fused, fuse, plan_of, unfuse
 from vpdarts_fast.acceleration.plans import OpaquePlan
 from vpdarts_fast.acceleration.recognise_sum import (
     CellPlan,
@@ -92,7 +92,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     named(backend)
     restore(model)
     entries = []
-    for name, module, recognised in list(_found(model)):
+    for name, module, recognised in list(mixtures(model)):
         if isinstance(recognised, str):
             entries.append(Entry(name, type(module).__name__, False, recognised))
         else:
@@ -108,9 +108,12 @@ def restore(model: nn.Module) -> None:
             unfuse(module)
 
 
-def _found(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
+def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
     """Mixed operations and cells, and those that look like one, with why they are none."""
     for name, module in model.named_modules():
+        if isinstance(module, Fused):
+            yield name, module, plan_of(module) or "has become something that is not recognised"
+            continue
         is_cell = cell_edges(module) is not None
         if not is_cell and (len(candidate_ops(module)) < 2 or not list(methods_of(module))):
             continue

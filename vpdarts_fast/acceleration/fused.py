@@ -10,6 +10,7 @@ import functools
 from collections.abc import Callable
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.recognise_sum import (
@@ -45,7 +46,7 @@ class State:
             return
         recognise = recognise_cell if isinstance(self.plan, CellPlan) else recognise_mixed_op
         try:
-            self.plan = recognise(module)
+            self.plan = recognise(_own(module))
         except Unrecognised:
             self.plan = None
         self.seen = snapshot(module, (STATE,))
@@ -66,6 +67,14 @@ def _rebuild(original: type[nn.Module], method: str) -> nn.Module:
     module = original.__new__(fused_class(original, method))
     assert isinstance(module, nn.Module)
     return module
+
+
+def _own(module: nn.Module) -> nn.Module:
+    """The same, of the original class."""
+    assert isinstance(module, Fused)
+    own: nn.Module = module.original.__new__(module.original)
+    own.__dict__ = {name: value for name, value in module.__dict__.items() if name != STATE}
+    return own
 
 
 @functools.cache
@@ -104,6 +113,12 @@ def unfuse(module: nn.Module) -> None:
     module.__class__ = module.original
 
 
+def plan_of(module: nn.Module) -> MixedOpPlan | CellPlan | None:
+    """What an accelerated module computes; none where that is no longer known."""
+    state: State = module.__dict__[STATE]
+    return state.plan
+
+
 def _run(module: nn.Module, x: Tensor, weights: Any) -> Tensor | None:
     """The module's value through `ops`, or None where its own method has to run."""
     state: State = module.__dict__[STATE]
@@ -123,18 +138,58 @@ def _run(module: nn.Module, x: Tensor, weights: Any) -> Tensor | None:
 def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
     """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
     channels = x.shape[1] // plan.partial
-    mixed = mixture(module, plan.mixture, x[:, :channels], row_of(weights, plan.mixture, x), backend)
+    row = row_of(weights, plan.mixture, x)
+    mixed = _mapped(lambda x, rows: mixture(module, plan.mixture, x, rows, backend), x[:, :channels], row)
     return mixed if plan.partial == 1 else partial_channels(mixed, x[:, channels:], plan.partial)
 
 
 def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
     """x [N, C, H, W], weights [E, O] -> the last node."""
-    rows = [row_of(weights[edge.row], edge.mixture, x) for edge in plan.edges]
-    whole = whole_cell(module, plan, x, rows, backend)
-    if whole is not None:
-        return whole
-    nodes = {0: x}
-    for edge, row in zip(plan.edges, rows, strict=True):
-        term = mixture(module, edge.mixture, nodes[edge.source], row, backend)
-        nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
-    return nodes[max(nodes)]
+
+    def cell(x: Tensor, alpha: Tensor) -> Tensor:
+        """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
+        whole = whole_cell(module, plan, x, alpha, backend)
+        if whole is not None:
+            return whole
+        nodes = {0: x}
+        for edge, rows in zip(plan.edges, alpha.unbind(1), strict=True):
+            term = mixture(module, edge.mixture, nodes[edge.source], rows, backend)
+            nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
+        return nodes[max(nodes)]
+
+    return _mapped(cell, x, torch.stack([row_of(weights[edge.row], edge.mixture, x) for edge in plan.edges]))
+
+
+def _mapped(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, weights: Tensor) -> Tensor:
+    """A function of x [1 or V, N, ...] and weights [V, ...], for x [N, ...] and weights [...]; also in `torch.vmap`."""
+    if not torch.is_grad_enabled():
+        mapped: Tensor = _Mapped.apply(x, weights, function)
+        return mapped
+    return function(x.unsqueeze(0), weights.unsqueeze(0)).squeeze(0)
+
+
+class _Mapped(torch.autograd.Function):
+    """Tells `torch.vmap` that the function takes many variants at once. For inference."""
+
+    @staticmethod
+    def forward(x: Tensor, weights: Tensor, function: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
+        return function(x.unsqueeze(0), weights.unsqueeze(0)).squeeze(0)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        pass
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        x: Tensor,
+        weights: Tensor,
+        function: Callable[[Tensor, Tensor], Tensor],
+    ) -> tuple[Tensor, int]:
+        x = x.unsqueeze(0) if in_dims[0] is None else x.movedim(in_dims[0], 0)
+        if in_dims[1] is None:
+            weights = weights.expand(info.batch_size, *weights.shape)
+        else:
+            weights = weights.movedim(in_dims[1], 0)
+        return function(x, weights), 0

@@ -114,7 +114,7 @@ def stride_of(plan: OpPlan) -> int | None:
 
 
 def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
-    """The candidate operation as `mixed_op` takes it; x [N, C, H, W] is what it would be called with."""
+    """The candidate operation as `mixed_op` takes it; x [1 or V, N, C, H, W], and it would be called with x[v]."""
     match plan:
         case ZeroPlan():
             return Zero()
@@ -125,18 +125,18 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
         case SepConvPlan(stages):
             return SepConv(tuple(_stage(op, stage) for stage in stages))
         case ChainPlan(layers, path):
-            value = x
+            value = x.flatten(0, 1)
             for layer in layers:
                 value = at(op, layer)(value)
-            return Given(value.unsqueeze(0), _norm(at(op, path)))
+            return Given(value.unflatten(0, x.shape[:2]), _norm(at(op, path)))
         case FactorisedReducePlan(convolutions, padded, path):
-            rectified = F.relu(x)
+            rectified = F.relu(x.flatten(0, 1))
             first, second = (at(op, convolution) for convolution in convolutions)
             further = F.pad(rectified, (0, 1, 0, 1)) if padded else rectified
             raw = torch.cat([first(rectified), second(further[:, :, 1:, 1:])], 1)
-            return Given(raw.unsqueeze(0), _norm(at(op, path)))
+            return Given(raw.unflatten(0, x.shape[:2]), _norm(at(op, path)))
         case OpaquePlan():
-            return Given(op(x).unsqueeze(0))
+            return Given(torch.stack([op(images) for images in x]))
 
 
 def _stage(op: nn.Module, plan: StagePlan) -> Stage:
