@@ -114,7 +114,7 @@ def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> di
 
 
 def ops_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
-    """Every op on every backend that serves it, in every precision and stage."""
+    """Every op of the searches on every backend that serves it, in every precision and stage."""
     for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
         with computing_in("tf32" if precision == "tf32" else "fp32", device):  # bf16 is that of the arguments
             yield from ops_in(precision, device, scale, roofline_of(name, precision))
@@ -125,6 +125,8 @@ def ops_in(
 ) -> Iterator[Row]:
     """In one precision."""
     for op in backends.OPS:
+        if op == "mixed_op":
+            continue  # of DARTS cells, which these searches have none of; on a GPU it is PyTorch's ops
         for channels, size in scale.stages:
             images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
             args = placed(arguments(op, channels, images, size), device, DTYPES[precision])

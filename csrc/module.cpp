@@ -40,6 +40,9 @@ PYBIND11_MODULE(_C, m) {
       "Instruction set in use; ValueError if VPDARTS_CPU_ISA names an unsupported one.");
   m.def("cpu_lanes", [] { return cpu::active_kernels().masked_cell.lanes; }, "Floats per vector in use.");
   m.def(
+      "mixed_op_lanes", [](int64_t channels) { return cpu::mixed_op_kernels(channels).lanes; },
+      "Floats per vector of mixed_op.");
+  m.def(
       "supported_isas", [] { return names(cpu::supported_isas()); },
       "Instruction sets that this build and this CPU support, slowest first.");
   m.def("build_info", &build_info, "How this library was built.");

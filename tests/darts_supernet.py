@@ -63,7 +63,9 @@ class MixedOp(nn.Module):
 class Cell(nn.Module):
     """Two input nodes, `steps` more, of which the output is made."""
 
-    def __init__(self, before: int, last: int, channels: int, reduction: bool, reduced: bool, steps: int) -> None:
+    def __init__(
+        self, before: int, last: int, channels: int, reduction: bool, reduced: bool, steps: int
+    ) -> None:
         super().__init__()
         self.reduction, self.steps = reduction, steps
         self.preprocess0 = (
@@ -95,7 +97,9 @@ class DartsSupernet(nn.Module):
 
     def __init__(self, channels: int, layers: int, classes: int = 4, steps: int = 2) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(3, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels))
+        self.stem = nn.Sequential(
+            nn.Conv2d(3, 3 * channels, 3, padding=1, bias=False), nn.BatchNorm2d(3 * channels)
+        )
         before = last = 3 * channels
         self.cells = nn.ModuleList()
         reduced = False

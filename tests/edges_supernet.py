@@ -1,4 +1,4 @@
-"""A supernet of NAS-Bench-201 as other code bases write it: cells with a dictionary of edges, alphas of its own.
+"""A supernet of NAS-Bench-201 as other code bases write it: cells with edges by name, alphas of its own.
 
 Parameters and buffers are called as in `vpdarts_fast.Supernet`.
 """
@@ -55,7 +55,9 @@ class Cell(nn.Module):
             terms = []
             for j in range(i):
                 row = weights[self.rows[f"{i}<-{j}"]]
-                terms.append(sum(w * op(nodes[j]) for w, op in zip(row, self.edges[f"{i}<-{j}"], strict=True)))
+                terms.append(
+                    sum(w * op(nodes[j]) for w, op in zip(row, self.edges[f"{i}<-{j}"], strict=True))
+                )
             nodes.append(sum(terms))
         return nodes[-1]
 

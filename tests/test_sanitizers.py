@@ -32,7 +32,6 @@ PROGRAMS = {
     ],
     "mixed_op": [
         "cpu/kernels/mixed_op.cpp",
-        "cpu/kernels/raw_sum.cpp",
         "cpu/ops/cell_statistics.cpp",
         "cpu/ops/mixed_edge.cpp",
         "cpu/ops/mixed_edge_backward.cpp",

@@ -98,10 +98,10 @@ def leave_one_out(
 def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **options: Any) -> Any:
     """Validates a supernet without each op in turn; its parameters, buffers and modes stay as they are.
 
-    A `Supernet` of this package takes its alphas, `leave_one_out(supernet, batches, alpha)`. Any other model whose
-    mixed operations are recognised (`vpdarts_fast.acceleration`) holds them itself, `leave_one_out(model, batches)`;
-    its own arguments, its result and its errors are those of
-    `vpdarts_fast.perturbation.leave_one_out_of_model`.
+    A `Supernet` of this package takes its alphas: `leave_one_out(supernet, batches, alpha)`. Any other model
+    whose mixed operations are recognised (`vpdarts_fast.acceleration`) holds them itself:
+    `leave_one_out(model, batches)`, of which `vpdarts_fast.perturbation.leave_one_out_of_model` documents
+    arguments, result and errors.
 
     Args:
         supernet: any mode; dropout is off while it is evaluated.
@@ -218,7 +218,8 @@ def evaluation_mode(
 
     def forward(images: Tensor) -> Tensor:
         _check_has_statistics(images)
-        return supernet(images, alpha)
+        logits: Tensor = supernet(images, alpha)
+        return logits
 
     with validation.evaluation_mode(supernet, batch_norm, calibration, forward):
         yield

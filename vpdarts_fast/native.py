@@ -60,6 +60,16 @@ def cpu_lanes() -> int:
     return _C.cpu_lanes()
 
 
+def mixed_op_lanes(channels: int) -> int:
+    """The same for `mixed_op`, which takes narrower vectors where they hold all channels.
+
+    Raises:
+        UserError: as `cpu_isa`.
+    """
+    cpu_isa()
+    return _C.mixed_op_lanes(channels)
+
+
 def cpu_isa() -> str:
     """The instruction set that CPU kernels use: "baseline", "avx2" or "avx512".
 

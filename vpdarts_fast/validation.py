@@ -1,4 +1,4 @@
-"""What all ways of leave-one-out evaluation share: batches, the batch norm modes, what is counted, the result."""
+"""What all ways of leave-one-out evaluation share: batches, batch norm modes, counts, the result."""
 
 from __future__ import annotations
 

@@ -30,4 +30,15 @@ const Kernels& active_kernels() {
   }
 }
 
+const MixedOpKernels& mixed_op_kernels(int64_t channels) {
+#if defined(__x86_64__)
+  if (active_isa() != Isa::baseline) {
+    for (const MixedOpKernels* narrow : {&avx2_narrow::mixed_op_kernels(), &avx2::mixed_op_kernels()}) {
+      if (channels <= narrow->lanes) return *narrow;
+    }
+  }
+#endif
+  return active_kernels().mixed_op;
+}
+
 }  // namespace vpdarts::cpu

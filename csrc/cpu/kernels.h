@@ -27,4 +27,7 @@ struct Kernels {
 // Of active_isa().
 const Kernels& active_kernels();
 
+// The same, but with narrower vectors where those hold all channels.
+const MixedOpKernels& mixed_op_kernels(int64_t channels);
+
 }  // namespace vpdarts::cpu

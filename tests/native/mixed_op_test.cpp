@@ -66,7 +66,7 @@ struct Image {
 // The windows of a convolution or a pool: visit(place of the output's pixel, of the input's, tap).
 template <typename Visit>
 void windows(const Image& in, const Image& out, int64_t kernel, int64_t dilation, const Visit& visit) {
-  const int64_t stride = (in.height + out.height - 1) / out.height > 1 || in.width > out.width ? 2 : 1;
+  const int64_t stride = in.height > out.height || in.width > out.width ? 2 : 1;
   const int64_t padding = dilation * (kernel - 1) / 2;
   for (int64_t n = 0; n < out.images; ++n)
     for (int64_t y = 0; y < out.height; ++y)
@@ -212,116 +212,155 @@ Map pooled(const Image& in, const Image& out, bool maximum, const Map& x, const 
 }
 
 // The branches none, both pools with a batch norm, a skip connection (a given term at stride 2), a separable
-// convolution of two stages and one of one, kernels and dilations as asked for.
-void test(const Case& c, int64_t kernel, int64_t dilation) {
-  const MixedOpKernels kernels = guarded();
-  const Image in{c.images, c.height, c.width, c.channels},
-      out{c.images, (c.height + c.stride - 1) / c.stride, (c.width + c.stride - 1) / c.stride, c.channels};
-  const std::vector<Stage> stages{{in, out, kernel, 1}, {out, out, 3, dilation}, {in, out, 3, 2}};
-  const int64_t channels = c.channels,
-                padded = (channels + kKernels.lanes - 1) / kKernels.lanes * kKernels.lanes;
-  const auto x = normal(in.floats()), alpha = normal(6), given = normal(out.floats());
-  const auto laid_out = padded_map(x, channels, padded), laid_given = padded_map(given, channels, padded);
-  const bool skips = c.stride == 1;
-  EdgeArguments args{};
-  args.shape = {c.height, c.width, c.stride, padded, std::max<int64_t>(2, (kernel - 1) / 2)};
-  args.variants = 1, args.images = c.images, args.channels = channels;
-  args.x = {laid_out.data(), 1};
-  args.alpha = alpha.data();
-  args.branches = {
-      {BranchKind::none, -1, 0, 0},        {BranchKind::maximum_pool, 0, 0, 0},
-      {BranchKind::average_pool, 1, 0, 0}, {skips ? BranchKind::skip : BranchKind::given, -1, 0, 0},
-      {BranchKind::separable, 2, 0, 2},    {BranchKind::separable, 4, 2, 1}};
-  for (const Stage& s : stages)
-    args.stages.push_back({s.kernel, s.dilation, s.depthwise.data(), s.pointwise.data()});
-  if (!skips) args.given = {{laid_given.data(), 1}};
-  const std::vector<float> ones(5 * channels, 1), nothing(5 * channels, 0);
-  args.eps.assign(5, kEps);
-  args.gamma = ones.data(), args.beta = nothing.data();
-  const MixedEdge edge(kernels, VPDARTS_ISA::raw_sum_kernels(), args);
+// convolution of two stages and one of one, kernels and dilations as asked for; and what they come to.
+struct Problem {
+  Problem(const Case& c, int64_t kernel, int64_t dilation)
+      : c(c),
+        in{c.images, c.height, c.width, c.channels},
+        out{c.images, (c.height + c.stride - 1) / c.stride, (c.width + c.stride - 1) / c.stride, c.channels},
+        padded((c.channels + kKernels.lanes - 1) / kKernels.lanes * kKernels.lanes),
+        stages{{in, out, kernel, 1}, {out, out, 3, dilation}, {in, out, 3, 2}},
+        x(normal(in.floats())),
+        alpha(normal(6)),
+        given(normal(out.floats())),
+        gradient(normal(out.floats())),
+        laid_out(padded_map(x, c.channels, padded)),
+        laid_given(padded_map(given, c.channels, padded)),
+        ones(5 * c.channels, 1),
+        nothing(5 * c.channels, 0),
+        exact(x.begin(), x.end()),
+        g(gradient.begin(), gradient.end()),
+        inner(stages[0].forward(exact)),
+        hidden(Norm(inner, c.channels).forward(inner)),
+        terms{pooled(in, out, true, exact, nullptr, nullptr), pooled(in, out, false, exact, nullptr, nullptr),
+              skips() ? exact : Map(given.begin(), given.end()), stages[1].forward(hidden),
+              stages[2].forward(exact)} {}
 
-  // Forward.
-  const int64_t floats = out.floats() / channels * padded;
-  auto raw = unwritten(3 * floats), mean = unwritten(5 * channels), variance = unwritten(5 * channels),
-       result = unwritten(floats);
-  const EdgeState state{raw.data(), mean.data(), variance.data()};
-  edge.forward(state, result.data());
-  const Map exact(x.begin(), x.end());
-  const Map inner = stages[0].forward(exact);
-  const Map hidden = Norm(inner, channels).forward(inner);
-  const std::vector<Map> terms{
-      pooled(in, out, true, exact, nullptr, nullptr), pooled(in, out, false, exact, nullptr, nullptr),
-      skips ? exact : Map(given.begin(), given.end()), stages[1].forward(hidden), stages[2].forward(exact)};
-  Map expected(static_cast<size_t>(out.floats()));
-  for (size_t t = 0; t < terms.size(); ++t) {
-    const Map term = t == 2 ? terms[t] : Norm(terms[t], channels).forward(terms[t]);
-    for (size_t k = 0; k < expected.size(); ++k) expected[k] += alpha[1 + t] * term[k];
-  }
-  report(c, "output", result.data(), expected, channels, padded);
-  const Map* const normed[5] = {&terms[0], &terms[1], &inner, &terms[3], &terms[4]};
-  for (int64_t m = 0; m < 5; ++m) {
-    const Norm norm(*normed[m], channels);
-    report(c, "mean", mean.data() + m * channels, norm.mean, channels, channels, 0.1);
-    report(c, "variance", variance.data() + m * channels, norm.variance, channels, channels, 1e-3);
-  }
-
-  // Backward.
-  const auto gradient = normal(out.floats());
-  const auto laid_gradient = padded_map(gradient, channels, padded);
-  const Map g(gradient.begin(), gradient.end());
-  const auto scaled = [&](size_t t) {
+  bool skips() const { return c.stride == 1; }
+  // Term t behind its batch norm, which the third has none of.
+  Map term(size_t t) const { return t == 2 ? terms[t] : Norm(terms[t], c.channels).forward(terms[t]); }
+  // The gradient of term t before it.
+  Map down(size_t t) const {
     Map of(g);
     for (double& value : of) value *= alpha[1 + t];
-    return t == 2 ? of : Norm(terms[t], channels).backward(terms[t], of);
-  };
-  Map of_x(exact.size()), of_hidden(hidden.size()), of_alpha(6);
-  std::vector<Map> of_depthwise, of_pointwise;
-  for (const Stage& s : stages) {
-    of_depthwise.emplace_back(s.depthwise.size());
-    of_pointwise.emplace_back(s.pointwise.size());
+    return t == 2 ? of : Norm(terms[t], c.channels).backward(terms[t], of);
   }
-  stages[1].backward(hidden, scaled(3), of_hidden, of_depthwise[1], of_pointwise[1]);
-  stages[0].backward(exact, Norm(inner, channels).backward(inner, of_hidden), of_x, of_depthwise[0],
-                     of_pointwise[0]);
-  stages[2].backward(exact, scaled(4), of_x, of_depthwise[2], of_pointwise[2]);
-  for (int64_t t = 0; t < 2; ++t) {
-    const Map of = scaled(t);
-    pooled(in, out, t == 0, exact, &of, &of_x);
+  EdgeArguments arguments() const {
+    EdgeArguments args{};
+    const int64_t border = std::max<int64_t>(2, (stages[0].kernel - 1) / 2);
+    args.shape = {c.height, c.width, c.stride, padded, border};
+    args.variants = 1, args.images = c.images, args.channels = c.channels;
+    args.x = {laid_out.data(), 1};
+    args.alpha = alpha.data();
+    args.branches = {
+        {BranchKind::none, -1, 0, 0},        {BranchKind::maximum_pool, 0, 0, 0},
+        {BranchKind::average_pool, 1, 0, 0}, {skips() ? BranchKind::skip : BranchKind::given, -1, 0, 0},
+        {BranchKind::separable, 2, 0, 2},    {BranchKind::separable, 4, 2, 1}};
+    for (const Stage& s : stages)
+      args.stages.push_back({s.kernel, s.dilation, s.depthwise.data(), s.pointwise.data()});
+    if (!skips()) args.given = {{laid_given.data(), 1}};
+    args.eps.assign(5, kEps);
+    args.gamma = ones.data(), args.beta = nothing.data();
+    return args;
   }
-  for (size_t k = 0; k < of_x.size() && skips; ++k) of_x[k] += scaled(2)[k];
-  for (size_t t = 0; t < terms.size(); ++t) {
-    const Map term = t == 2 ? terms[t] : Norm(terms[t], channels).forward(terms[t]);
-    for (size_t k = 0; k < g.size(); ++k) of_alpha[1 + t] += g[k] * term[k];
+
+  Case c;
+  Image in, out;
+  int64_t padded;
+  std::vector<Stage> stages;
+  std::vector<float> x, alpha, given, gradient, laid_out, laid_given, ones, nothing;
+  Map exact, g, inner, hidden;
+  std::vector<Map> terms;
+};
+
+void test_forward(const Problem& p, const MixedEdge& edge, const EdgeState& state) {
+  const int64_t channels = p.c.channels;
+  auto result = unwritten(p.out.floats() / channels * p.padded);
+  edge.forward(state, result.data());
+  Map expected(static_cast<size_t>(p.out.floats()));
+  for (size_t t = 0; t < p.terms.size(); ++t) {
+    const Map term = p.term(t);
+    for (size_t k = 0; k < expected.size(); ++k) expected[k] += p.alpha[1 + t] * term[k];
   }
-  for (int wanted = 0; wanted < 32; ++wanted) {
-    const auto room = [&](int bit, int64_t count) { return unwritten(wanted >> bit & 1 ? count : 0); };
-    const auto to = [](std::vector<float>& some) { return some.empty() ? nullptr : some.data(); };
-    auto got_x = room(0, int64_t(laid_out.size())), got_alpha = room(1, 6),
-         got_given = room(2, skips ? 0 : floats);
-    std::vector<std::vector<float>> weights;
-    EdgeGradients where{to(got_x), to(got_alpha), {}, {}, {}, nullptr, nullptr};
-    for (const Stage& s : stages) {
-      weights.push_back(room(3, int64_t(s.depthwise.size())));
-      where.depthwise.push_back(to(weights.back()));
-      weights.push_back(room(3, int64_t(s.pointwise.size())));
-      where.pointwise.push_back(to(weights.back()));
+  report(p.c, "output", result.data(), expected, channels, p.padded);
+  const Map* const normed[5] = {&p.terms[0], &p.terms[1], &p.inner, &p.terms[3], &p.terms[4]};
+  for (int64_t m = 0; m < 5; ++m) {
+    const Norm norm(*normed[m], channels);
+    report(p.c, "mean", state.mean + m * channels, norm.mean, channels, channels, 0.1);
+    report(p.c, "variance", state.variance + m * channels, norm.variance, channels, channels, 1e-3);
+  }
+}
+
+// The gradients of everything.
+struct Expected {
+  explicit Expected(const Problem& p) : x(p.exact.size()), alpha(6), beta(p.c.channels) {
+    for (const Stage& s : p.stages) {
+      depthwise.emplace_back(s.depthwise.size());
+      pointwise.emplace_back(s.pointwise.size());
     }
-    if (!skips) where.given.push_back(to(got_given));
-    std::vector<float> gamma(wanted >> 4 & 1 ? 5 * channels : 0), beta(gamma);
-    where.gamma = to(gamma), where.beta = to(beta);
-    edge.backward(state, laid_gradient.data(), where);
-    if (!got_x.empty()) report(c, "gradient of x", got_x.data(), of_x, channels, padded);
-    if (!got_alpha.empty()) report(c, "gradient of alpha", got_alpha.data(), of_alpha, 6, 6);
-    if (!got_given.empty()) report(c, "gradient of given", got_given.data(), scaled(2), channels, padded);
-    for (size_t s = 0; s < stages.size() && where.depthwise[0] != nullptr; ++s) {
-      report(c, "gradient of depthwise", where.depthwise[s], of_depthwise[s], 1, 1, 1);
-      report(c, "gradient of pointwise", where.pointwise[s], of_pointwise[s], 1, 1, 1);
+    Map of_hidden(p.hidden.size());
+    p.stages[1].backward(p.hidden, p.down(3), of_hidden, depthwise[1], pointwise[1]);
+    const Map of_inner = Norm(p.inner, p.c.channels).backward(p.inner, of_hidden);
+    p.stages[0].backward(p.exact, of_inner, x, depthwise[0], pointwise[0]);
+    p.stages[2].backward(p.exact, p.down(4), x, depthwise[2], pointwise[2]);
+    for (size_t t = 0; t < 2; ++t) {
+      const Map of = p.down(t);
+      pooled(p.in, p.out, t == 0, p.exact, &of, &x);
     }
-    if (beta.empty()) continue;
-    Map of_beta(channels);
-    for (size_t k = 0; k < g.size(); ++k) of_beta[k % channels] += alpha[5] * g[k];
-    report(c, "gradient of the last beta", beta.data() + 4 * channels, of_beta, channels, channels, 1);
+    for (size_t k = 0; k < x.size() && p.skips(); ++k) x[k] += p.alpha[3] * p.g[k];
+    for (size_t t = 0; t < p.terms.size(); ++t) {
+      const Map term = p.term(t);
+      for (size_t k = 0; k < p.g.size(); ++k) alpha[1 + t] += p.g[k] * term[k];
+    }
+    for (size_t k = 0; k < p.g.size(); ++k) beta[k % beta.size()] += p.alpha[5] * p.g[k];
   }
+
+  Map x, alpha, beta;  // beta: of the last batch norm
+  std::vector<Map> depthwise, pointwise;
+};
+
+// One of the choices of gradients, five bits.
+void test_backward(const Problem& p, const MixedEdge& edge, const EdgeState& state, const Expected& expected,
+                   int wanted) {
+  const int64_t channels = p.c.channels;
+  const auto room = [&](int bit, int64_t count) { return unwritten(wanted >> bit & 1 ? count : 0); };
+  const auto to = [](std::vector<float>& some) { return some.empty() ? nullptr : some.data(); };
+  auto x = room(0, int64_t(p.laid_out.size())), alpha = room(1, 6),
+       given = room(2, p.skips() ? 0 : int64_t(p.laid_given.size()));
+  std::vector<std::vector<float>> weights;
+  EdgeGradients where{to(x), to(alpha), {}, {}, {}, nullptr, nullptr};
+  for (const Stage& s : p.stages) {
+    weights.push_back(room(3, int64_t(s.depthwise.size())));
+    where.depthwise.push_back(to(weights.back()));
+    weights.push_back(room(3, int64_t(s.pointwise.size())));
+    where.pointwise.push_back(to(weights.back()));
+  }
+  if (!p.skips()) where.given.push_back(to(given));
+  std::vector<float> gamma(wanted >> 4 & 1 ? 5 * channels : 0), beta(gamma);  // added to
+  where.gamma = to(gamma), where.beta = to(beta);
+  edge.backward(state, padded_map(p.gradient, channels, p.padded).data(), where);
+
+  if (!x.empty()) report(p.c, "gradient of x", x.data(), expected.x, channels, p.padded);
+  if (!alpha.empty()) report(p.c, "gradient of alpha", alpha.data(), expected.alpha, 6, 6);
+  if (!given.empty()) report(p.c, "gradient of given", given.data(), p.down(2), channels, p.padded);
+  for (size_t s = 0; s < p.stages.size() && where.depthwise[0] != nullptr; ++s) {
+    report(p.c, "gradient of depthwise", where.depthwise[s], expected.depthwise[s], 1, 1, 1);
+    report(p.c, "gradient of pointwise", where.pointwise[s], expected.pointwise[s], 1, 1, 1);
+  }
+  if (!beta.empty())
+    report(p.c, "gradient of the last beta", beta.data() + 4 * channels, expected.beta, channels, channels,
+           1);
+}
+
+void test(const Problem& p) {
+  const MixedOpKernels kernels = guarded();
+  const MixedEdge edge(kernels, p.arguments());
+  auto raw = unwritten(3 * int64_t(p.laid_given.size())), mean = unwritten(5 * p.c.channels),
+       variance = unwritten(5 * p.c.channels);
+  const EdgeState state{raw.data(), mean.data(), variance.data()};
+  test_forward(p, edge, state);
+  const Expected expected(p);
+  for (int wanted = 0; wanted < 32; ++wanted) test_backward(p, edge, state, expected, wanted);
 }
 
 }  // namespace
@@ -330,9 +369,9 @@ int main() {
   for (const Case& c : {Case{2, 1, 1, 1, 1}, Case{4, 1, 6, 3, 1}, Case{5, 2, 2, 8, 2}, Case{3, 5, 7, 3, 2},
                         Case{3, 7, 5, 17, 1}, Case{7, 9, 3, 12, 2}, Case{2, 16, 16, 16, 1},
                         Case{2, 16, 34, 4, 2}, Case{1, 8, 6, 33, 1}, Case{9, 4, 4, 20, 1}}) {
-    test(c, 3, 1);
-    test(c, 5, 2);
-    test(c, 7, 1);
+    test(Problem(c, 3, 1));
+    test(Problem(c, 5, 2));
+    test(Problem(c, 7, 1));
   }
   std::printf("%d failed\n", failures);
   return failures != 0;

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import nn
 
-from vpdarts_fast.acceleration.fused import Fused, fuse, plan_of, unfuse
-from vpdarts_fast.acceleration.plans import OpaquePlan
+from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
+from vpdarts_fast.acceleration.plans import OpaquePlan, Unrecognised
 from vpdarts_fast.acceleration.recognise_sum import (
     CellPlan,
     MixedOpPlan,
-    Unrecognised,
     candidate_ops,
     cell_edges,
     methods_of,
     recognise_cell,
     recognise_mixed_op,
 )
+from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
 from vpdarts_fast.backends import named
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
+
+
+CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -62,7 +65,7 @@ class AccelerationReport:
         return tuple(entry for entry in self.entries if not entry.fused)
 
     def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.entries)} mixed operations and cells fused"]
+        lines = [f"{len(self.fused)} of {len(self.entries)} modules fused"]
         width = max((len(entry.name) for entry in self.entries), default=0)
         for entry in self.entries:
             outcome = "fused" if entry.fused else "left "
@@ -75,13 +78,13 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     """Lets the mixed operations of a supernet run on `vpdarts_fast.ops`; what they compute stays the same.
 
     Mixed operations are recognised by the layers of their candidate operations and by what comes out of them,
-    not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working; a call
-    that is not covered runs the module's own code. `restore` undoes it.
+    not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working;
+    a call that is not covered runs the module's own code. `restore` undoes it.
 
     Args:
         model: changed in place.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`; auto leaves calls that no kernel serves (a dtype or
-            device without one) to the module's own code.
+        backend: a name of `vpdarts_fast.backends.BACKENDS`; auto leaves calls that no kernel serves (by
+            dtype or device) to the module's own code.
 
     Returns:
         What has been fused, and what has been left, and why.
@@ -92,12 +95,14 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     named(backend)
     restore(model)
     entries = []
-    for name, module, recognised in list(mixtures(model)):
-        if isinstance(recognised, str):
-            entries.append(Entry(name, type(module).__name__, False, recognised))
+    for name, module, recognise in list(_candidates(model)):
+        try:
+            plan = fuse(module, recognise, backend)
+        except Unrecognised as error:
+            if str(error):
+                entries.append(Entry(name, type(module).__name__, False, str(error)))
         else:
-            fuse(module, recognised, backend)
-            entries.append(Entry(name, _kind(recognised), True, _remark(recognised)))
+            entries.append(Entry(name, _kind(plan), True, _remark(plan)))
     return AccelerationReport(tuple(entries))
 
 
@@ -109,28 +114,42 @@ def restore(model: nn.Module) -> None:
 
 
 def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
-    """Mixed operations and cells, and those that look like one, with why they are none."""
-    for name, module in model.named_modules():
-        if isinstance(module, Fused):
-            yield name, module, plan_of(module) or "has become something that is not recognised"
-            continue
-        is_cell = cell_edges(module) is not None
-        if not is_cell and (len(candidate_ops(module)) < 2 or not list(methods_of(module))):
-            continue
+    """Mixed operations and cells, accelerated or not, and what looks like one, with why it is none."""
+    for name, module, recognise in _candidates(model):
+        plan: Plan | str | None
         try:
-            yield name, module, recognise_cell(module) if is_cell else recognise_mixed_op(module)
+            plan = plan_of(module) if isinstance(module, Fused) else recognise(module)
         except Unrecognised as error:
-            yield name, module, str(error)
+            plan = str(error)
+        if plan is None:
+            plan = "has become something that is not recognised"
+        if plan and not isinstance(plan, ResidualPlan):
+            yield name, module, plan
 
 
-def _kind(plan: MixedOpPlan | CellPlan) -> str:
+def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], Plan]]]:
+    """What may be a cell, a mixed operation or a residual block, and what finds out."""
+    for name, module in model.named_modules():
+        if cell_edges(module) is not None:
+            yield name, module, recognise_cell
+        elif len(candidate_ops(module)) > 1 and list(methods_of(module)):
+            yield name, module, recognise_mixed_op
+        elif not isinstance(module, CONTAINERS):
+            yield name, module, recognise_residual
+
+
+def _kind(plan: Plan) -> str:
+    if isinstance(plan, ResidualPlan):
+        return "residual block"
     if isinstance(plan, CellPlan):
         return f"cell of {len(plan.edges)} mixed operations"
     part = f", 1/{plan.partial} of the channels" if plan.partial > 1 else ""
     return f"mixed operation of {len(plan.mixture.ops)}, stride {plan.mixture.stride}{part}"
 
 
-def _remark(plan: MixedOpPlan | CellPlan) -> str:
+def _remark(plan: Plan) -> str:
+    if isinstance(plan, ResidualPlan):
+        return ""
     mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
     opaque = {
         f"operation {path[-1]} runs as it is ({kind.why})"

@@ -20,6 +20,10 @@ Path = tuple[str, ...]
 """From a module down to one of its submodules."""
 
 
+class Unrecognised(Exception):
+    """Why a module is left alone; no reason for one that does not look like anything."""
+
+
 def at(module: nn.Module, path: Path) -> nn.Module:
     """The submodule at the end of the path; `KeyError` if there is none."""
     for name in path:
@@ -82,7 +86,6 @@ class FactorisedReducePlan:
     """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm."""
 
     convolutions: tuple[Path, Path]
-    padded: bool
     norm: Path
     stride: int = 2
 
@@ -114,7 +117,10 @@ def stride_of(plan: OpPlan) -> int | None:
 
 
 def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
-    """The candidate operation as `mixed_op` takes it; x [1 or V, N, C, H, W], and it would be called with x[v]."""
+    """The candidate operation as `mixed_op` takes it.
+
+    x [1 or V, N, C, H, W]: it would be called with the images of each variant.
+    """
     match plan:
         case ZeroPlan():
             return Zero()
@@ -128,15 +134,24 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
             value = x.flatten(0, 1)
             for layer in layers:
                 value = at(op, layer)(value)
-            return Given(value.unflatten(0, x.shape[:2]), _norm(at(op, path)))
-        case FactorisedReducePlan(convolutions, padded, path):
+            return Given(value.view(*x.shape[:2], *value.shape[1:]), _norm(at(op, path)))
+        case FactorisedReducePlan(convolutions, path):
             rectified = F.relu(x.flatten(0, 1))
-            first, second = (at(op, convolution) for convolution in convolutions)
-            further = F.pad(rectified, (0, 1, 0, 1)) if padded else rectified
-            raw = torch.cat([first(rectified), second(further[:, :, 1:, 1:])], 1)
-            return Given(raw.unflatten(0, x.shape[:2]), _norm(at(op, path)))
+            raw = _factorised_reduce(rectified, *(at(op, convolution) for convolution in convolutions))
+            return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
             return Given(torch.stack([op(images) for images in x]))
+
+
+def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+    """Both convolutions as one of 2x2 values: the first has the upper left, the second the lower right.
+
+    [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
+    """
+    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    weight = torch.cat([F.pad(first.weight, (0, 1, 0, 1)), F.pad(second.weight, (1, 0, 1, 0))])
+    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    return F.conv2d(x, weight, stride=2)
 
 
 def _stage(op: nn.Module, plan: StagePlan) -> Stage:
@@ -152,7 +167,7 @@ def _norm(norm: nn.Module) -> Norm:
 
 
 def biases(op: nn.Module, plan: OpPlan) -> Iterator[Tensor | None]:
-    """Of its batch norms in their order: the convolution's bias that `branch` leaves out before each, or none."""
+    """The convolution's bias that `branch` leaves out before each batch norm, or none; in their order."""
     for path in norm_paths(plan):
         stage = None
         if isinstance(plan, SepConvPlan):

@@ -21,14 +21,16 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
 )
+from vpdarts_fast.acceleration.snapshot import remembered
 
 
+@remembered
 def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
     modes = [(module, module.training) for module in op.modules()]
     try:
         plans = {_recognise(op.train(mode)) for mode in (True, False)}
-    except Exception as error:  # noqa: BLE001: tracing runs their code, which may raise anything
+    except Exception as error:  # tracing runs their code, which may raise anything
         return OpaquePlan(f"cannot be traced: {type(error).__name__}: {error}".splitlines()[0])
     finally:
         for module, mode in modes:
@@ -50,7 +52,7 @@ def _recognise(op: nn.Module) -> OpPlan:
     return OpaquePlan("unknown layers: " + ", ".join(str(node.target) for node in nodes[1:-1]))
 
 
-def _layer(op: nn.Module, node: object) -> tuple[Path, nn.Module, fx.Node] | None:
+def layer_called(op: nn.Module, node: object) -> tuple[Path, nn.Module, fx.Node] | None:
     """A layer that the node calls on one other node: its path, the layer, and that other node."""
     if not (isinstance(node, fx.Node) and node.op == "call_module") or len(node.args) != 1 or node.kwargs:
         return None
@@ -64,7 +66,7 @@ def _chain(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
     paths: list[Path] = []
     layers: list[nn.Module] = []
     while node is not start:
-        found = _layer(op, node)
+        found = layer_called(op, node)
         if found is None:
             return None
         path, layer, node = found
@@ -82,14 +84,14 @@ def _pool(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan | None:
         return None
     if not isinstance(pool, (nn.AvgPool2d, nn.MaxPool2d)):
         return None
-    stride = _square(pool.stride)
-    plain = _square(pool.kernel_size) == 3 and _square(pool.padding) == 1 and not pool.ceil_mode
+    stride = square(pool.stride)
+    plain = square(pool.kernel_size) == 3 and square(pool.padding) == 1 and not pool.ceil_mode
     if not plain or stride not in (1, 2):
         return None
     norm = paths[1] if rest else None
     if type(pool) is nn.AvgPool2d and not pool.count_include_pad and pool.divisor_override is None:
         return PoolPlan("avg", stride, norm)
-    if type(pool) is nn.MaxPool2d and _square(pool.dilation) == 1 and not pool.return_indices:
+    if type(pool) is nn.MaxPool2d and square(pool.dilation) == 1 and not pool.return_indices:
         return PoolPlan("max", stride, norm)
     return None
 
@@ -117,17 +119,17 @@ def _depthwise_stride(conv: nn.Module) -> int | None:
     """Of a depthwise convolution that keeps the size but for its stride."""
     if type(conv) is not nn.Conv2d or conv.bias is not None or conv.padding_mode != "zeros":
         return None
-    kernel, dilation = _square(conv.kernel_size), _square(conv.dilation)
+    kernel, dilation = square(conv.kernel_size), square(conv.dilation)
     keeps = conv.groups == conv.in_channels == conv.out_channels
     if not keeps or kernel not in (3, 5, 7) or dilation not in (1, 2):
         return None
-    return _square(conv.stride) if _square(conv.padding) == dilation * (kernel - 1) // 2 else None
+    return square(conv.stride) if square(conv.padding) == dilation * (kernel - 1) // 2 else None
 
 
 def _is_pointwise(conv: nn.Module) -> bool:
     if type(conv) is not nn.Conv2d or conv.in_channels != conv.out_channels or conv.groups != 1:
         return False
-    return (_square(conv.kernel_size), _square(conv.stride), _square(conv.padding)) == (1, 1, 0)
+    return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 1, 0)
 
 
 def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan | None:
@@ -138,7 +140,7 @@ def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan |
     stride = 1
     for layer in before:
         if type(layer) is nn.Conv2d:
-            stride *= _square(layer.stride) or 0
+            stride *= square(layer.stride) or 0
         elif type(layer) is not nn.ReLU:
             return None
     if stride not in (1, 2) or (isinstance(before[0], nn.ReLU) and before[0].inplace):
@@ -148,15 +150,12 @@ def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan |
 
 def _zero(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
     """x or x[:, :, ::s, ::s] times zero, or zeros like them."""
-    times: tuple[object, ...] = ("mul", operator.mul, torch.mul)
-    if not isinstance(node, fx.Node):
+    if not isinstance(node, fx.Node) or node.kwargs:
         return None
-    if node.target in times and len(node.args) == 2 and node.args[1] == 0:
-        node = node.args[0]
-    elif node.target is torch.zeros_like and len(node.args) == 1 and not node.kwargs:
-        node = node.args[0]
-    else:
+    times = node.target in ("mul", operator.mul, torch.mul) and len(node.args) == 2 and node.args[1] == 0
+    if not times and not (node.target is torch.zeros_like and len(node.args) == 1):
         return None
+    node = node.args[0]
     if node is start:
         return ZeroPlan(1)
     if isinstance(node, fx.Node) and node.target is operator.getitem and node.args[0] is start:
@@ -168,44 +167,42 @@ def _zero(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
 
 def _factorised_reduce(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
     """bn(cat(conv(relu(x)), conv(relu(x)[:, :, 1:, 1:]))), the latter perhaps padded at its end."""
-    norm = _layer(op, node)
+    norm = layer_called(op, node)
     if norm is None or type(norm[1]) is not nn.BatchNorm2d or norm[2].target is not torch.cat:
         return None
     parts = norm[2].args[0]
     dim = norm[2].kwargs.get("dim", norm[2].args[1] if len(norm[2].args) > 1 else 0)
     if not isinstance(parts, (list, tuple)) or len(parts) != 2 or dim != 1:
         return None
-    first, second = (_layer(op, part) for part in parts)
+    first, second = (layer_called(op, part) for part in parts)
     if first is None or second is None or not all(map(_is_reducing, (first[1], second[1]))):
         return None
     shifted = second[2]
     index = (slice(None), slice(None), slice(1, None), slice(1, None))
     if shifted.target is not operator.getitem or shifted.args[1] != index:
         return None
-    pad = _layer(op, shifted.args[0])
+    pad = layer_called(op, shifted.args[0])
     padded = pad is not None and type(pad[1]) is nn.ConstantPad2d
     if padded:
         assert pad is not None and isinstance(pad[1], nn.ConstantPad2d)
         if tuple(pad[1].padding) != (0, 1, 0, 1) or pad[1].value != 0:
             return None
     rectified = pad[2] if padded and pad is not None else shifted.args[0]
-    relu = _layer(op, rectified)
+    relu = layer_called(op, rectified)
     if relu is None or type(relu[1]) is not nn.ReLU or relu[1].inplace or relu[2] is not start:
         return None
-    return FactorisedReducePlan((first[0], second[0]), padded, norm[0]) if first[2] is rectified else None
+    return FactorisedReducePlan((first[0], second[0]), norm[0]) if first[2] is rectified else None
 
 
 def _is_reducing(conv: nn.Module) -> bool:
-    if type(conv) is not nn.Conv2d:
+    if type(conv) is not nn.Conv2d or conv.groups != 1 or conv.bias is not None:
         return False
-    return (_square(conv.kernel_size), _square(conv.stride), _square(conv.padding)) == (1, 2, 0)
+    return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 2, 0)
 
 
-def _square(size: object) -> int | None:
+def square(size: object) -> int | None:
     """The one number of a size that is the same in both directions."""
     if isinstance(size, int):
         return size
     same = isinstance(size, tuple) and len(size) == 2 and size[0] == size[1] and isinstance(size[0], int)
     return size[0] if same and isinstance(size, tuple) else None
-
-

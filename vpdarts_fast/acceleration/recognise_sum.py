@@ -1,5 +1,5 @@
-"""Recognises mixed operations and cells by running them: their candidate operations are replaced by probes that
-return known tensors, and what comes out must be the weighted sum of those.
+"""Recognises mixed operations and cells by running them: probes that return known tensors take the place of
+their candidate operations, and what comes out must be the weighted sum of those.
 """
 
 from __future__ import annotations
@@ -8,13 +8,15 @@ import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, Path, at, stride_of
+from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, Path, Unrecognised, at, stride_of
 from vpdarts_fast.acceleration.recognise_op import recognise_op
+from vpdarts_fast.acceleration.snapshot import remembered
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
@@ -47,8 +49,8 @@ class MixedOpPlan:
     Attributes:
         method: that computes it, called with (x, weights).
         mixture: what is computed.
-        partial: k; the first 1/k of the channels goes through the mixture, the rest (max-pooled at stride 2) is
-            concatenated, and the channels are shuffled in k groups. 1 is a plain mixed operation.
+        partial: k; the first 1/k of the channels goes through the mixture, the rest (max-pooled at stride 2)
+            is concatenated, and the channels are shuffled in k groups. 1 is a plain mixed operation.
     """
 
     method: str
@@ -71,16 +73,12 @@ class CellPlan:
     """A module that is a whole cell of mixed operations, without modules for these.
 
     Attributes:
-        method: that computes it, called with (inputs, weights); the inputs are node 0, the last node its value.
+        method: that computes it, called with (inputs, weights); the inputs are node 0, its value is the last.
         edges: in the order of targets, then sources.
     """
 
     method: str
     edges: tuple[EdgePlan, ...]
-
-
-class Unrecognised(Exception):
-    """Why a module is left alone."""
 
 
 def candidate_ops(module: nn.Module) -> list[Path]:
@@ -97,7 +95,7 @@ def candidate_ops(module: nn.Module) -> list[Path]:
 
 
 def methods_of(module: nn.Module) -> Iterator[str]:
-    """Where a mixed operation computes: `forward`, or where there is none a method `forward_...`; of two arguments."""
+    """Where a mixed operation computes, of two arguments: `forward`, or lacking that a `forward_...`."""
     own = type(module).forward is not nn.Module.forward
     names = ["forward"] if own else [name for name in dir(type(module)) if name.startswith("forward_")]
     for name in names:
@@ -110,6 +108,7 @@ def methods_of(module: nn.Module) -> Iterator[str]:
             yield name
 
 
+@remembered
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
     mixture = _mixture(module, candidate_ops(module))
@@ -124,6 +123,7 @@ def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
 
 
+@remembered
 def recognise_cell(module: nn.Module) -> CellPlan:
     """Raises `Unrecognised`, with why, for a module that is no cell."""
     found = cell_edges(module)
@@ -131,7 +131,9 @@ def recognise_cell(module: nn.Module) -> CellPlan:
         raise Unrecognised("has no edges")
     name, keys = found
     order = sorted(keys, key=lambda key: (keys[key][0], keys[key][1]))
-    mixtures = [_mixture(module, [(name, key, op) for op in at(module, (name, key))._modules]) for key in order]
+    mixtures = [
+        _mixture(module, [(name, key, op) for op in at(module, (name, key))._modules]) for key in order
+    ]
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
         raise Unrecognised("has edges with different numbers of operations")
     rows = [sorted(keys).index(key) for key in order]
@@ -151,7 +153,7 @@ def recognise_cell(module: nn.Module) -> CellPlan:
 
 
 def cell_edges(module: nn.Module) -> tuple[str, dict[str, tuple[int, int]]] | None:
-    """The name of its dictionary of edges, and of each key "i<-j" the nodes i and j; none if there is none."""
+    """The name of its dictionary of edges, and of each key "i<-j" the nodes i and j; or none."""
     for name, child in module.named_children():
         if isinstance(child, nn.ModuleDict) and len(child):
             matches = {key: EDGE.fullmatch(key) for key in child}
@@ -163,11 +165,11 @@ def cell_edges(module: nn.Module) -> tuple[str, dict[str, tuple[int, int]]] | No
 
 def _mixture(module: nn.Module, ops: Sequence[Path]) -> MixturePlan:
     if len(ops) < 2:
-        raise Unrecognised("has no candidate operations")
+        raise Unrecognised
     plans = tuple(recognise_op(at(module, path)) for path in ops)
     strides = {stride_of(plan) for plan in plans} - {None}
     if all(isinstance(plan, OpaquePlan) for plan in plans):
-        raise Unrecognised("has no operation that is known")
+        raise Unrecognised
     if len(strides) != 1:
         raise Unrecognised(f"has operations of different strides: {sorted(map(str, strides))}")
     stride = strides.pop()
@@ -254,19 +256,17 @@ class _Probing:
         return torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
     def _weights(self, edges: int) -> Tensor:
-        return torch.randn(
-            edges, len(self.mixtures[0].ops), dtype=torch.float64, generator=self.generator
-        )
+        return torch.randn(edges, len(self.mixtures[0].ops), dtype=torch.float64, generator=self.generator)
 
     def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[list[list[_Probe]], Tensor]:
         probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
         paths = [path for mixture in self.mixtures for path in mixture.ops]
-        copy = _replaced(self.module, dict(zip(paths, sum(probes, []), strict=True)))
+        copy = _replaced(self.module, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         copy.training = training
         try:
             with torch.no_grad():
                 out = getattr(copy, self.method)(x.clone(), weights)
-        except Exception as error:  # noqa: BLE001: their code may raise anything
+        except Exception as error:  # their code may raise anything
             raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor):
             raise Unrecognised("does not return a tensor")
@@ -275,7 +275,8 @@ class _Probing:
 
 def _replaced(module: nn.Module, changed: Mapping[Path, nn.Module]) -> nn.Module:
     """A copy that shares everything but the modules on the way to those that are replaced."""
-    copy = module.__new__(type(module))
+    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
+    copy: nn.Module = kind.__new__(kind)
     copy.__dict__ = dict(module.__dict__)
     copy._modules = dict(module._modules)
     for name in {path[0] for path in changed}:
@@ -307,11 +308,11 @@ def partial_channels(mixed: Tensor, rest: Tensor, k: int) -> Tensor:
     if mixed.shape[2:] != rest.shape[2:]:
         rest = F.max_pool2d(rest, 2, 2)
     joined = torch.cat([mixed, rest], 1)
-    return joined.unflatten(1, (k, -1)).transpose(1, 2).flatten(1, 2)
+    count, channels, height, width = joined.shape
+    groups = joined.view(count, k, channels // k, height, width)
+    return groups.transpose(1, 2).reshape(count, channels, height, width)
 
 
 def _check_equal(out: Tensor, expected: Tensor) -> None:
     if out.shape != expected.shape or not torch.allclose(out, expected, 1e-11, 1e-11):
         raise Unrecognised("is not the weighted sum of its operations")
-
-

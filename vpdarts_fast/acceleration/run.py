@@ -1,4 +1,4 @@
-"""A mixture of candidate operations, and a whole cell, computed by `ops` from the modules that a plan names."""
+"""A mixture of candidate operations, and a whole cell, run on `ops` with the modules that a plan names."""
 
 from __future__ import annotations
 
@@ -24,6 +24,9 @@ from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
 
+MAX_NODES = 6
+"""Of a cell that `mixed_cell` takes."""
+
 
 class OwnMethod(Exception):
     """The module's own method has to run; nothing has been changed yet."""
@@ -48,7 +51,7 @@ def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backe
 
     Where running statistics are updated, V is 1.
     """
-    backend = _backend("mixed_op", x, rows, backend)
+    backend = backend_for("mixed_op", x, rows, backend)
     some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
     if plan.skips_zeros:
         kept = [o for o, column in enumerate(rows.T.tolist()) if any(column)]
@@ -58,7 +61,7 @@ def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backe
             raise OwnMethod
     norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
     offsets = [bias for op, kind in some for bias in biases(op, kind)]
-    fixed = _are_fixed(norms, x, rows, module)
+    fixed = are_fixed(norms, x, rows, module)
     if not fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
         raise OwnMethod  # which says what batch norms need
     branches = [branch(op, kind, x) for op, kind in some]
@@ -72,14 +75,13 @@ def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backe
 
 
 def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, backend: str) -> Tensor | None:
-    """The last node [V, N, C, H, W] of x [1 or V, N, C, H, W] and alpha [V, E, O], E in the order of the plan.
+    """The last node [V, N, C, H, W], of x [1 or V, N, C, H, W] and alpha [V, E, O].
 
-    None where the cell is not as `mixed_cell` and `masked_cell` have it.
+    Edges are in the order of the plan. None where the cell is not as `mixed_cell` and `masked_cell` have it.
     """
     nodes = max(edge.target for edge in plan.edges) + 1
-    if [(edge.source, edge.target) for edge in plan.edges] != [
-        (j, i) for i in range(1, nodes) for j in range(i)
-    ]:
+    complete = [(j, i) for i in range(1, nodes) for j in range(i)]
+    if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
         return None
     columns, pairs = [], []
     for edge in plan.edges:
@@ -97,12 +99,12 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
         alpha = torch.stack([alpha[:, e, order] for e, order in enumerate(columns)], 1)
     elif columns[0] != [0, 1, 2, 3, 4]:
         alpha = alpha[:, :, columns[0]]
-    if _are_fixed(norms, x, alpha, module):
+    if are_fixed(norms, x, alpha, module):
         return _masked_cell(x, alpha, convolutions, norms, backend)
     plain = all(norm.weight is None and norm.bias is None and norm.eps == norms[0].eps for norm in norms)
     if not plain or x[0].numel() // channels < 2:
         return None
-    backend = _backend("mixed_cell", x, alpha, backend)
+    backend = backend_for("mixed_cell", x, alpha, backend)
     offsets = [conv.bias for conv in convolutions]
     node, mean, variance = ops.mixed_cell(
         x,
@@ -127,7 +129,7 @@ def _masked_cell(
 
     gamma (W r - m) / s + beta = ((gamma W) r - (gamma m - beta s)) / s
     """
-    backend = _backend("masked_cell", x, alpha, backend)
+    backend = backend_for("masked_cell", x, alpha, backend)
     mean, variance = fixed_statistics(norms, [conv.bias for conv in convolutions]).unbind(1)
     weights = [conv.weight for conv in convolutions]
     eps = norms[0].eps
@@ -155,7 +157,7 @@ def _masked_cell(
 def _five(
     module: nn.Module, plan: MixturePlan
 ) -> tuple[list[int], list[tuple[nn.Conv2d, nn.BatchNorm2d]]] | None:
-    """Where none, skip, 1x1, 3x3 and pool are among the operations, and both convolutions; none for other ops."""
+    """Where none, skip, 1x1, 3x3 and pool are, and both convolutions; None for other operations."""
     places: dict[str, int] = {}
     convolutions: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
     for o, (path, kind) in enumerate(zip(plan.ops, plan.plans, strict=True)):
@@ -193,7 +195,7 @@ def _norm(op: nn.Module, path: tuple[str, ...]) -> nn.BatchNorm2d:
     return norm
 
 
-def _backend(op: str, x: Tensor, row: Tensor, backend: str) -> str:
+def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
     """What serves the call; automatically only what is faster than the modules themselves."""
     if row.dtype != x.dtype and not (x.dtype.itemsize == 2 and row.dtype == torch.float32):
         raise OwnMethod
@@ -205,7 +207,7 @@ def _backend(op: str, x: Tensor, row: Tensor, backend: str) -> str:
     raise OwnMethod
 
 
-def _are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
+def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
     """Whether batch norms use their running statistics; only without gradients."""
     fixed = {not norm.training and norm.running_mean is not None for norm in norms}
     if len(fixed) > 1:

@@ -24,15 +24,15 @@ def _masked_cell_fake(
     return padded_channels_last(x, (alpha.shape[0], *x.shape[1:]))
 
 
-def padded(channels: int) -> int:
-    """Channels as they lie in memory."""
-    lanes = native.cpu_lanes()
+def padded(channels: int, lanes: int | None = None) -> int:
+    """Channels as they lie in memory, a multiple of the lanes."""
+    lanes = lanes or native.cpu_lanes()
     return -(-channels // lanes) * lanes
 
 
-def padded_channels_last(like: Tensor, shape: tuple[int, ...]) -> Tensor:
+def padded_channels_last(like: Tensor, shape: tuple[int, ...], lanes: int | None = None) -> Tensor:
     """An empty [..., C, H, W], channels last; on the CPU padded to a multiple of the lanes in memory."""
     *leading, channels, height, width = shape
-    in_memory = padded(channels) if like.device.type == "cpu" else channels
+    in_memory = padded(channels, lanes) if like.device.type == "cpu" else channels
     storage = like.new_empty(*leading, height, width, in_memory)
     return storage.movedim(-1, -3).narrow(-3, 0, channels)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast import native
 from vpdarts_fast.branches import Branch, Given, Pool, SepConv, Skip, affine, norms
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
@@ -82,11 +83,12 @@ def _forward_fake(
 ) -> tuple[Tensor, ...]:
     variants, (inputs, images, channels, height, width) = alpha.shape[0], x.shape
     size = (height + stride - 1) // stride, (width + stride - 1) // stride
+    lanes = native.mixed_op_lanes(channels)
     return (
-        padded_channels_last(x, (variants, images, channels, *size)),
+        padded_channels_last(x, (variants, images, channels, *size), lanes),
         alpha.new_empty(variants, len(eps), channels),
         alpha.new_empty(variants, len(eps), channels),
-        x.new_empty(inputs, len(depthwise), images, *size, padded(channels)),
+        x.new_empty(inputs, len(depthwise), images, *size, padded(channels, lanes)),
     )
 
 
@@ -119,7 +121,8 @@ def _backward_fake(
         return tensor.new_empty(tensor.shape[0] if wanted else 0, *tensor.shape[1:])
 
     def images_like(tensor: Tensor, wanted: bool) -> Tensor:
-        return padded_channels_last(tensor, (tensor.shape[0] if wanted else 0, *tensor.shape[1:]))
+        shape = tensor.shape[0] if wanted else 0, *tensor.shape[1:]
+        return padded_channels_last(tensor, shape, native.mixed_op_lanes(tensor.shape[2]))
 
     return (
         images_like(x, wants_x),

@@ -36,8 +36,8 @@ class Perturbed:
     """What leave-one-out evaluation measured of a model, all of it on the same images.
 
     Attributes:
-        cells: for each type of cells that was perturbed, accuracy and loss [E, O], and those of the unmodified
-            model, which are the same for all types.
+        cells: for each type of cells that was perturbed, accuracy and loss [E, O], and those of the
+            unmodified model, which are the same for all types.
         edges: for each of these types, the names of its E edges, in a cell.
         batched: many variants were evaluated together, all the time.
         remark: why not.
@@ -64,31 +64,37 @@ def leave_one_out_of_model(
 ) -> Perturbed:
     """Validates a model once for each (edge, op) of its cells, with that op perturbed in all cells of a type.
 
-    The weights are changed on their way into the mixed operations, whatever the model makes them of; the forward
-    pass of the model is its own. Parameters, buffers, modes, hooks and random numbers stay as they are: every
-    variant sees the same random numbers, and the next batch those that it would see without.
+    The weights are changed on their way into the mixed operations, whatever the model makes them of; the
+    forward pass is the model's own. Parameters, buffers, modes and hooks stay as they are. Every variant
+    draws the same random numbers from PyTorch's generators, which are then as they were before each batch.
 
     Args:
-        model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them.
+        model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them,
+            called as modules. Any mode; dropout is off while it is evaluated.
         batches: images [N, ...] and labels [N]; iterated once. Every variant sees all of them.
-        cells: the one type to perturb; none perturbs each in turn. Reduction cells are those with a mixed operation
-            of stride 2.
-        perturbation: `remove` sets the weight of the op to 0; `keep` leaves the edge only this op, with the sum of
-            the edge's weights.
-        batch_norm: for all batch norms of the model. `running` uses the stored statistics; `recalibrated`
-            re-estimates them first for the unmodified model, as the average over the first batches with 250 images
-            or more; `batch` uses each batch's own, per variant.
-        batched: evaluate many variants together where the model is accelerated (`accelerate`), instead of in a
-            loop; the same results.
-        memory_budget: bytes that the activations of the variants evaluated together may take in a cell; none is
-            the default.
+        cells: the one type to perturb; None perturbs each in turn. Cells are what mixed operations are parts
+            of; reduction cells those with a mixed operation of stride 2, normal cells all others.
+        perturbation: `remove` sets the weight of the op to 0; `keep` leaves the edge only this op, with the
+            sum of the edge's weights.
+        batch_norm: of all batch norms in the model. `running` uses the stored statistics; `recalibrated`
+            re-estimates them first for the unmodified model, as the average over the first batches with 250
+            images or more; `batch` uses each batch's own, per variant.
+        batched: evaluate many variants together where the model is accelerated, instead of in a loop; the
+            same results.
+        memory_budget: bytes that the activations of the variants evaluated together may take in a cell; None
+            picks what is fast.
         on_batch: called with the number of images done after each batch; may raise to stop.
-        logits: of what the model returns, [N, classes]; none takes a tensor as it is, and of a tuple the last part.
+        logits: [N, classes] of what the model returns; None takes a tensor as it is, and the end of a tuple.
+
+    Returns:
+        Accuracy and loss [E, O] of each type of cells; edges in the order of the model's modules, or of the
+        rows of the weights where a module is a whole cell.
 
     Raises:
         UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is not
-            called as a module; no images; labels of a wrong shape or dtype, or out of range; unknown options;
-            `running` for a model that keeps no running statistics; outputs that are not finite.
+            called as a module, or with other weights than one for each op; no images; labels of a wrong shape
+            or dtype, or out of range; unknown options; `running` for a model that keeps no running
+            statistics; outputs that are not finite.
     """
     check_options(batch_norm, memory_budget)
     if perturbation not in get_args(Perturbation):
@@ -148,15 +154,10 @@ def _groups(types: Mapping[CellTypes, CellType], perturbation: Perturbation, lik
     for name, found in types.items():
         unchanged = found.zeros if perturbation == "remove" else frozenset()
         pairs = [(e, o) for e in range(len(found.edges)) for o in range(found.ops) if (e, o) not in unchanged]
-        edges = (
-            [pairs]
-            if found.whole
-            else [[pair for pair in pairs if pair[0] == e] for e, _ in enumerate(found.edges)]
-        )
-        for some in edges:
-            if some:
-                groups.append(Group(name, number, tuple(some), *change(found, some, like)))
-                number += len(some)
+        of_edges = [[pair for pair in pairs if pair[0] == e] for e, _ in enumerate(found.edges)]
+        for some in filter(None, [pairs] if found.whole else of_edges):
+            groups.append(Group(name, number, tuple(some), *change(found, some, like)))
+            number += len(some)
     return groups
 
 
@@ -189,7 +190,7 @@ def _last(output: Any) -> Tensor:
     logits = output[-1] if isinstance(output, (tuple, list)) and output else output
     if not isinstance(logits, Tensor) or logits.dim() != 2:
         raise UserError(
-            "the model must return logits [N, classes], or a tuple with them at its end; `logits=` says where they are"
+            "the model must return logits [N, classes], or a tuple with them at its end; `logits=` tells else"
         )
     return logits
 

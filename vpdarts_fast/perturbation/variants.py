@@ -1,8 +1,9 @@
 """Logits of many variants of a model: together, by `torch.vmap` over their weights, or one by one.
 
-Under `torch.vmap` what comes before the first change runs once for all variants, and everything behind it with the
-variants in front of the batch; accelerated modules take them as they are (`vpdarts_fast.acceleration`). So variants
-that change the same edge are evaluated together: they share the most.
+Under `torch.vmap` what comes before the first change runs once for all variants, and everything behind it
+with the variants in front of the batch; accelerated modules take these as they are. Variants that change the
+same edge are evaluated together, as they share the most; those of a whole cell all together, as its ops know
+what they share.
 """
 
 from __future__ import annotations
@@ -121,7 +122,7 @@ class Evaluation:
                 logits: Tensor = torch.vmap(run, in_dims, randomness="same")(change.factor, change.share)
         except UserError:
             raise
-        except Exception as error:  # noqa: BLE001: their code may raise anything that it is run with variants
+        except Exception as error:  # their code may raise anything
             reason = str(error).partition("\n")[0]
             self.batched, self.remark = False, f"torch.vmap: {type(error).__name__}: {reason}"
             return None

@@ -69,8 +69,8 @@ class Weights:
         for place in self.places():
             if place.name not in self._called:
                 raise UserError(
-                    f"{place.name} is not called as a module in the forward pass of the model, so its weights "
-                    "cannot be changed"
+                    f"{place.name} is not called as a module in the model's forward pass: its weights cannot "
+                    "be changed"
                 )
 
     def bytes_per_image(self) -> int:

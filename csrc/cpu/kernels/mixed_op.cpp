@@ -111,6 +111,10 @@ void prefetch_gradient(const RawGradient& args, int64_t at, int64_t floats) {
   }
 }
 
+void raw_gradient(const Block& block, const RawGradient& gradient, float* out) {
+  write_gradient(gradient, 0, block.pixels(), block.padded, out);
+}
+
 // A map of zeros but for its interior.
 void clear_border(const StageShape& s, float* map) {
   const int64_t side = s.border * s.padded;
@@ -172,7 +176,7 @@ inline __attribute__((always_inline)) void weighted_block(const WeightedSum& arg
 #pragma GCC unroll 4
   for (int p = 0; p < kPixels; ++p) sum[p] = load(args.shift + c);
   for (int64_t t = 0; t < args.count; ++t) {
-    const Vec scale = load(args.terms[t].scale + c);
+    const Vec scale = load(args.terms[t].channel + c);
     const float* image = args.terms[t].image + from + c;
 #pragma GCC unroll 4
     for (int p = 0; p < kPixels; ++p) sum[p] += scale * load(image + p * padded);
@@ -222,9 +226,39 @@ void reduce(const Reduction& args) {
       for (int64_t t = 0; t < args.count; ++t) {
         const Term& term = args.terms[t];
         to += padded;
-        store(to, load(to) + reduced(g, term.image + p * padded + c, term.scale + c, count, padded));
+        store(to, load(to) + reduced(g, term.image + p * padded + c, term.channel + c, count, padded));
       }
     }
+  }
+}
+
+// From the first pixel on, so that little is lost where the mean is large.
+void statistics(const Block& block, const float* raw, float* out) {
+  const int64_t padded = block.padded, pixels = block.pixels(), most = chunk_pixels(padded);
+  const float share = 1.0f / static_cast<float>(pixels);
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    const Vec pivot = load(raw + c);
+    Vec sum{}, square{};
+    for (int64_t p = 0; p < pixels; p += most) {
+      const int64_t end = p + most < pixels ? p + most : pixels;
+      Vec sums[4] = {}, squares[4] = {};  // from zero: summing in two levels loses less
+      const auto add = [&](int64_t at, int i) {
+        const Vec difference = load(raw + at * padded + c) - pivot;
+        sums[i] += difference;
+        squares[i] += difference * difference;
+      };
+      int64_t at = p;
+      for (; at + 4 <= end; at += 4) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) add(at + i, i);
+      }
+      for (; at < end; ++at) add(at, 0);
+      sum += (sums[0] + sums[1]) + (sums[2] + sums[3]);
+      square += (squares[0] + squares[1]) + (squares[2] + squares[3]);
+    }
+    const Vec offset = sum * share;
+    store(out + c, pivot + offset);
+    store(out + padded + c, square - offset * sum);
   }
 }
 
@@ -246,8 +280,8 @@ namespace vpdarts::cpu::VPDARTS_ISA {
 
 const MixedOpKernels& mixed_op_kernels() {
   static const MixedOpKernels kernels = {
-      kLanes, pack,          rectify_map,  scratch_floats, separable, separable_backward,
-      pool,   pool_backward, weighted_sum, reduce,         mask};
+      kLanes,       pack,   rectify_map, scratch_floats, separable, separable_backward, pool, pool_backward,
+      weighted_sum, reduce, statistics,  raw_gradient,   mask};
   return kernels;
 }
 

@@ -63,12 +63,12 @@ struct Pool {
   const float* x;
 };
 
-// scale [padded] times an image, or its sums with another: see WeightedSum and Reduction.
+// An image and a value for each channel [padded]: the scale of a weighted sum, the mean of a reduction.
 struct Term {
-  const float *image, *scale;
+  const float *image, *channel;
 };
 
-// out = sum over terms of scale image + shift.
+// out = sum over terms of channel image + shift.
 struct WeightedSum {
   Block block;
   int64_t count;
@@ -77,8 +77,7 @@ struct WeightedSum {
   float* out;
 };
 
-// sums [1 + count][padded] = the sums over the pixels of g, and of g (image - mean) for every term; the mean
-// stands in place of the scale.
+// sums [1 + count][padded] = the sums over the pixels of g, and of g (image - channel) for every term.
 struct Reduction {
   Block block;
   const float* g;
@@ -103,6 +102,9 @@ struct MixedOpKernels {
   void (*pool_backward)(const Pool& args, const float* gradient, float* x_gradient, float* scratch);
   void (*weighted_sum)(const WeightedSum& args);
   void (*reduce)(const Reduction& args);
+  // statistics = mean of raw [padded] and sum of (raw - mean)^2 [padded].
+  void (*statistics)(const Block& block, const float* raw, float* statistics);
+  void (*raw_gradient)(const Block& block, const RawGradient& gradient, float* out);
   // gradient = [map > 0] gradient.
   void (*mask)(const StageShape& shape, const float* map, float* gradient);
 };
@@ -111,6 +113,9 @@ namespace baseline {
 const MixedOpKernels& mixed_op_kernels();
 }
 namespace avx2 {
+const MixedOpKernels& mixed_op_kernels();
+}
+namespace avx2_narrow {  // four lanes
 const MixedOpKernels& mixed_op_kernels();
 }
 namespace avx512 {

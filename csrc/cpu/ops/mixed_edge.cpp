@@ -8,8 +8,8 @@
 
 namespace vpdarts::cpu {
 
-MixedEdge::MixedEdge(const MixedOpKernels& kernels, const RawSumKernels& raw_sum, const EdgeArguments& args)
-    : kernels_(kernels), raw_sum_(raw_sum), args_(args) {
+MixedEdge::MixedEdge(const MixedOpKernels& kernels, const EdgeArguments& args)
+    : kernels_(kernels), args_(args) {
   const int64_t padded = args_.shape.padded;
   for (const EdgeStage& stage : args_.stages) {
     packed_.push_back(zeros(stage.kernel * stage.kernel * padded + 2 * padded * padded));
@@ -31,7 +31,7 @@ void MixedEdge::first_pass(const EdgeState& state, int64_t v, int64_t n, float* 
   const StageShape& s = args_.shape;
   float *map = memory, *image = map + in_lines(s.map_floats()), *scratch = image + in_lines(out_floats());
   const auto measure = [&](const EdgeBranch& branch, const float* of) {
-    if (!fixed()) raw_sum_.statistics(s.out(), of, sums + branch.norm * 2 * s.padded);
+    if (!fixed()) kernels_.statistics(s.out(), of, sums + branch.norm * 2 * s.padded);
   };
   bool mapped = false;
   for (const EdgeBranch& branch : args_.branches) {
@@ -61,7 +61,7 @@ void MixedEdge::second_pass(const EdgeState& state, const Norms& norms, int64_t 
         {s, raw(state, v, branch.first, n), norms.scale.data() + at, norms.shift.data() + at, memory});
     float* to = raw(state, v, branch.first + 1, n);
     kernels_.separable({s, weights(branch.first + 1), memory, to}, scratch);
-    if (!fixed()) raw_sum_.statistics(s.in(), to, sums + (branch.norm + 1) * 2 * s.padded);
+    if (!fixed()) kernels_.statistics(s.in(), to, sums + (branch.norm + 1) * 2 * s.padded);
   }
 }
 

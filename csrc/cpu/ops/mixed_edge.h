@@ -5,7 +5,6 @@
 #include <vector>
 
 #include "cpu/kernels/mixed_op.h"
-#include "cpu/kernels/raw_sum.h"
 #include "cpu/ops/cell_statistics.h"
 
 namespace vpdarts::cpu {
@@ -64,7 +63,7 @@ inline int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
 class MixedEdge {
  public:
-  MixedEdge(const MixedOpKernels& kernels, const RawSumKernels& raw_sum, const EdgeArguments& args);
+  MixedEdge(const MixedOpKernels& kernels, const EdgeArguments& args);
 
   // state points to memory that is filled in; out [V][N].
   void forward(const EdgeState& state, float* out) const;
@@ -131,7 +130,6 @@ class MixedEdge {
   void write_weights(const Backward& b) const;
 
   const MixedOpKernels& kernels_;
-  const RawSumKernels& raw_sum_;
   EdgeArguments args_;
   std::vector<Matrix> packed_;  // weights of every stage
 };

@@ -193,7 +193,7 @@ void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_
     if (pools(branch) && gradient != nullptr) {
       float* of_pool = scratch + in_lines(out_floats());
       const RawGradient down = raw_gradient(of, g, image(b.state, branch, v, n, scratch));
-      raw_sum_.raw_gradients(s.out(), 1, &down, &of_pool);
+      kernels_.raw_gradient(s.out(), down, of_pool);
       kernels_.pool_backward(pool(branch, x(v, n)), of_pool, gradient, of_pool + in_lines(out_floats()));
     } else if (branch.kind == BranchKind::skip && gradient != nullptr) {
       const Term terms[2] = {{gradient, ones.data()}, {g, of.node_scale.data()}};
@@ -201,7 +201,7 @@ void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_
     } else if (branch.kind == BranchKind::given && b.wanted.given[branch.first] != nullptr) {
       float* to = b.wanted.given[branch.first] + unit * out_floats();
       const RawGradient down = raw_gradient(of, g, term(args_.given[branch.first], v, n));
-      raw_sum_.raw_gradients(s.out(), 1, &down, &to);
+      kernels_.raw_gradient(s.out(), down, to);
     }
   }
 }

@@ -149,7 +149,7 @@ class Arguments {
   explicit Arguments(const Inputs& in) : channels(in.channels()) {
     check_sizes(in);
     check_stages(in);
-    const int64_t lanes = active_kernels().mixed_op.lanes, padded = (channels + lanes - 1) / lanes * lanes;
+    const int64_t lanes = mixed_op_kernels(channels).lanes, padded = (channels + lanes - 1) / lanes * lanes;
     edge.branches = branches_of(in);
     edge.shape = {in.x.size(3), in.x.size(4), in.stride, padded, 1};
     edge.variants = in.variants();
@@ -171,7 +171,7 @@ class Arguments {
     edge.statistics = in.statistics.has_value() ? hold(torch::stable::contiguous(*in.statistics)) : nullptr;
   }
 
-  MixedEdge run() const { return {active_kernels().mixed_op, active_kernels().raw_sum, edge}; }
+  MixedEdge run() const { return {mixed_op_kernels(channels), edge}; }
   int64_t norms() const { return length(edge.eps); }
   int64_t stages() const { return length(edge.stages); }
 

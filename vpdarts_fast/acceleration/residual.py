@@ -1,0 +1,146 @@
+"""Residual blocks between the stages of a network: recognised by their layers, run on `ops`."""
+
+from __future__ import annotations
+
+import operator
+from collections import Counter
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, fx, nn
+
+from vpdarts_fast import ops
+from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
+from vpdarts_fast.acceleration.recognise_op import layer_called, square
+from vpdarts_fast.acceleration.run import OwnMethod, are_fixed, backend_for, fixed_statistics, update
+from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.variants import of_variants
+
+LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
+"""Of a residual block."""
+
+ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
+
+
+@dataclass(frozen=True)
+class ResidualPlan:
+    """conv1x1(pool(x)) + bn(conv3x3(relu(bn(conv3x3(relu(x)))))), the pool and the first 3x3 of stride 2.
+
+    Attributes:
+        convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
+        norms: behind the first and the second 3x3.
+        method: that computes it, called with x.
+    """
+
+    convolutions: tuple[Path, Path, Path]
+    norms: tuple[Path, Path]
+    method: str = "forward"
+
+
+@remembered
+def recognise_residual(block: nn.Module) -> ResidualPlan:
+    """Raises `Unrecognised` for a module that is no residual block."""
+    plan = _recognise(block)
+    if plan is None:
+        raise Unrecognised
+    return plan
+
+
+def _recognise(block: nn.Module) -> ResidualPlan | None:
+    layers = Counter(type(module) for module in block.modules() if not list(module.children()))
+    if layers != LAYERS or type(block).forward is nn.Module.forward:
+        return None
+    try:
+        nodes = list(fx.Tracer().trace(nn.Sequential(block)).nodes)
+    except Exception:  # tracing runs their code, which may raise anything
+        return None
+    total = nodes[-1].args[0]
+    if not isinstance(total, fx.Node) or total.target not in ADDITIONS or len(total.args) != 2:
+        return None
+    parts = [_layers(block, nodes[0], part) for part in total.args]
+    chains = sorted((part for part in parts if part is not None), key=len)
+    if len(chains) != 2 or len(nodes) != len(("x", "total", "output")) + sum(LAYERS.values()):
+        return None
+    shortcut, residual = chains
+    kinds = [type(at(block, path)) for path in (*shortcut, *residual)]
+    if kinds != [nn.AvgPool2d, nn.Conv2d, *[nn.ReLU, nn.Conv2d, nn.BatchNorm2d] * 2]:
+        return None
+    plan = ResidualPlan((residual[1], residual[4], shortcut[1]), (residual[2], residual[5]))
+    return plan if _fits(block, plan, shortcut[0], residual[0]) else None
+
+
+def _layers(block: nn.Module, start: fx.Node, node: object) -> list[Path] | None:
+    """Of a chain of layers, the first first."""
+    paths: list[Path] = []
+    while node is not start:
+        found = layer_called(block, node)
+        if found is None:
+            return None
+        path, _, node = found
+        paths.insert(0, path)
+    return paths
+
+
+def _fits(block: nn.Module, plan: ResidualPlan, pool: Path, relu: Path) -> bool:
+    first, second, shortcut = (_conv(block, path) for path in plan.convolutions)
+    average, rectifier = at(block, pool), at(block, relu)
+    assert isinstance(average, nn.AvgPool2d) and isinstance(rectifier, nn.ReLU)
+    pooled = square(average.kernel_size), square(average.stride), square(average.padding)
+    shapes = [(square(c.kernel_size), square(c.stride), square(c.padding)) for c in (first, second, shortcut)]
+    plain = all(
+        conv.groups == 1 and conv.bias is None and square(conv.dilation) == 1 and conv.padding_mode == "zeros"
+        for conv in (first, second, shortcut)
+    )
+    return (
+        plain
+        and shapes == [(3, 2, 1), (3, 1, 1), (1, 1, 0)]
+        and pooled == (2, 2, 0)
+        and average.divisor_override is None
+        and not rectifier.inplace
+        and len({_norm(block, path).eps for path in plan.norms}) == 1
+        and all(_norm(block, path).affine for path in plan.norms)
+    )
+
+
+def _conv(block: nn.Module, path: Path) -> nn.Conv2d:
+    conv = at(block, path)
+    assert isinstance(conv, nn.Conv2d)
+    return conv
+
+
+def _norm(block: nn.Module, path: Path) -> nn.BatchNorm2d:
+    norm = at(block, path)
+    assert isinstance(norm, nn.BatchNorm2d)
+    return norm
+
+
+def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str) -> Tensor:
+    """x [N, C, H, W] -> [N, C_out, H / 2, W / 2]."""
+    norms = [_norm(block, path) for path in plan.norms]
+    first, second, shortcut = (_conv(block, path).weight for path in plan.convolutions)
+    if x.shape[2] % 2 or x.shape[3] % 2 or x.numel() // x.shape[1] < 8:
+        raise OwnMethod
+    gamma, beta = (torch.stack(parts) for parts in zip(*((n.weight, n.bias) for n in norms), strict=True))
+    fixed = are_fixed(norms, x, first, block)
+    chosen = backend_for("residual_block" if fixed else "trained_residual_block", x, gamma, backend)
+
+    def with_fixed_statistics(x: Tensor) -> Tensor:
+        """x [V, N, C, H, W], as the output."""
+        mean, variance = fixed_statistics(norms, (None, None)).unbind(1)
+        scale = gamma / torch.sqrt(variance + norms[0].eps)
+        images, shift = x.flatten(0, 1), beta - mean * scale
+        out = ops.residual_block(images, first, second, shortcut, scale, shift, backend=chosen)
+        return out.view(*x.shape[:2], *out.shape[1:])
+
+    def with_batch_statistics(x: Tensor) -> Tensor:
+        """x [V, N, C, H, W], as the output."""
+        eps, outs = norms[0].eps, []
+        for images in x:
+            out, mean, variance = ops.trained_residual_block(
+                images, first, second, shortcut, gamma, beta, eps, backend=chosen
+            )
+            update(norms, (None, None), mean, variance, out)
+            outs.append(out)
+        return outs[0].unsqueeze(0) if len(outs) == 1 else torch.stack(outs)
+
+    return of_variants(with_fixed_statistics if fixed else with_batch_statistics, x)
