@@ -198,10 +198,10 @@ def _last(output: Any) -> Tensor:
 @contextmanager
 def _kept_buffers(model: nn.Module) -> Iterator[None]:
     """Buffers that change within get their values back."""
-    kept = [(buffer, buffer.clone(), buffer._version) for buffer in model.buffers()]
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         yield
     finally:
-        for buffer, values, version in kept:
-            if buffer._version != version:
+        for buffer, values in kept:
+            if not torch.equal(buffer, values):
                 buffer.copy_(values)
