@@ -120,6 +120,12 @@ def plan_of(module: Fused) -> Plan | None:
     return state.plan
 
 
+def backend_of(module: nn.Module) -> str:
+    """What an accelerated module runs on."""
+    state: State = module.__dict__[STATE]
+    return state.backend
+
+
 def _run(module: nn.Module, x: Tensor, *weights: Any) -> Tensor | None:
     """The module's value through `ops`, or None where its own method has to run."""
     state: State = module.__dict__[STATE]

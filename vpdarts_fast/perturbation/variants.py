@@ -16,9 +16,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.fused import Fused
+from vpdarts_fast.acceleration.fused import Fused, backend_of
+from vpdarts_fast.backends import preferred, serving
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.perturbation.cells import CellTypes
+from vpdarts_fast.perturbation.cells import CellTypes, Place
 from vpdarts_fast.perturbation.weights import Change, Weights
 
 DEFAULT_BUDGET = 256 << 20
@@ -128,6 +129,16 @@ class Evaluation:
             return None
         return logits
 
+    def _bytes_per_image(self, images: Tensor, places: Sequence[Place]) -> int:
+        """Of one variant in a cell: what its op holds at once, or inputs and outputs of all its edges."""
+        inputs = [self._weights.image[place.name] for place in places]
+        values = 2
+        if places[0].edge is None:
+            op = "mixed_cell" if self._batch_statistics else "masked_cell"
+            like = images.new_empty(0, dtype=inputs[0].dtype)
+            values = serving(op, [like], preferred(op, backend_of(places[0].module))).node_values[op]
+        return values * sum(image.numel() * image.element_size() for image in inputs)
+
     def _pieces(self, group: Group, images: Tensor) -> Iterator[tuple[slice, slice]]:
         """Variants of the group and images, so many as fit the budget."""
         count, total = len(images), len(group.pairs)
@@ -135,7 +146,7 @@ class Evaluation:
             yield slice(0, total), slice(0, count)
             return
         budget = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
-        per_image = max(1, self._weights.bytes_per_image())
+        per_image = max(self._bytes_per_image(images, places) for places in self._weights.cells())
         if self._batch_statistics:
             variants_together, images_together = max(1, budget // (per_image * count)), count
         else:

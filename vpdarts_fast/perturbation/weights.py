@@ -38,12 +38,20 @@ class Weights:
 
     Attributes:
         change: what becomes of them; none leaves them as they are.
+        image: for each place that was called without a change, one image of its input, [C, H, W] without values.
     """
 
     def __init__(self, types: Mapping[CellTypes, CellType]) -> None:
         self.change: Change | None = None
         self._types = types
-        self._called: dict[str, int] = {}
+        self.image: dict[str, Tensor] = {}
+
+    def cells(self) -> Iterator[list[Place]]:
+        """The places of each cell."""
+        for cells in self._types.values():
+            step = 1 if cells.whole else len(cells.edges)
+            for first in range(0, len(cells.places), step):
+                yield list(cells.places[first : first + step])
 
     def places(self) -> Iterator[Place]:
         """All mixed operations, or cells."""
@@ -67,22 +75,11 @@ class Weights:
     def check_calls(self) -> None:
         """Raises `UserError` if a mixed operation was not called, or not through its hooks."""
         for place in self.places():
-            if place.name not in self._called:
+            if place.name not in self.image:
                 raise UserError(
                     f"{place.name} is not called as a module in the model's forward pass: its weights cannot "
                     "be changed"
                 )
-
-    def bytes_per_image(self) -> int:
-        """Of the inputs and outputs of the edges of one cell, the largest one."""
-        greatest = 0
-        for cells in self._types.values():
-            edges = len(cells.edges)
-            step = 1 if cells.whole else edges
-            for first in range(0, len(cells.places), step):
-                inputs = [self._called[place.name] for place in cells.places[first : first + step]]
-                greatest = max(greatest, 2 * sum(inputs) * (edges // step))
-        return greatest
 
     def _call(
         self,
@@ -98,7 +95,7 @@ class Weights:
         change = self.change
         if change is None:
             x = args[0] if args else kwargs[parameters[0]]
-            self._called[place.name] = x[0].numel() * x.element_size()
+            self.image[place.name] = torch.empty_like(x[0], device="meta")
             return None
         if change.cells != name or (place.edge is not None and place.edge not in change.edges):
             return None
