@@ -2,8 +2,9 @@
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.perturbation import Perturbed
 from vpdarts_fast.spaces.nas_bench_201 import Genotype, Supernet, build_network
 
 __version__ = "0.1.0"
 
-__all__ = ["Genotype", "LeaveOneOut", "Supernet", "UserError", "build_network", "leave_one_out"]
+__all__ = ["Genotype", "LeaveOneOut", "Perturbed", "Supernet", "UserError", "build_network", "leave_one_out"]
