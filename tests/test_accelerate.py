@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from supernets import (
     Cell,
     DropPathMixedOp,
@@ -416,6 +418,27 @@ def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module,
     mixed_op.double()
     mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
     assert calls == []
+
+
+def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
+    mixed_op: nn.Module, calls: list[str]
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(mixed_op).isfinite().all()
+    assert calls == []
+
+
+@pytest.mark.parametrize("form", ["compiled", "checkpointed"])
+def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
+    expected = copy.deepcopy(mixed_op)
+    function = torch.compile(mixed_op, backend="aot_eager")
+    if form == "checkpointed":
+        function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
+    for module in (function, expected):
+        x = images(torch.float32).requires_grad_()
+        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
+    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
