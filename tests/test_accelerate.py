@@ -370,7 +370,9 @@ class Noisy(MixedOp):
 @pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy])
 def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
     model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
+    state = torch.get_rng_state()
     report = accelerate(model)
+    assert torch.equal(torch.get_rng_state(), state)
     assert not report.fused and type(model[0]) is kind
     (entry,) = report.left
     assert entry.name == "0" and entry.remark.startswith("forward ")

@@ -264,7 +264,7 @@ class _Probing:
         copy = _replaced(self.module, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         copy.training = training
         try:
-            with torch.no_grad():
+            with torch.no_grad(), torch.random.fork_rng(devices=[]):
                 out = getattr(copy, self.method)(x.clone(), weights)
         except Exception as error:  # their code may raise anything
             raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
