@@ -6,7 +6,9 @@ replaced during a search.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +24,19 @@ Path = tuple[str, ...]
 
 class Unrecognised(Exception):
     """Why a module is left alone; no reason for one that does not look like anything."""
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
+    before, python = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+        if random.getstate() != python or not torch.equal(torch.get_rng_state(), before):
+            raise Unrecognised("draws random numbers")
+    finally:
+        torch.set_rng_state(before)
+        random.setstate(python)
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:

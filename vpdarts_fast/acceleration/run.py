@@ -23,6 +23,7 @@ from vpdarts_fast.acceleration.plans import (
 from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
+from vpdarts_fast.precision import product_dtype
 
 MAX_NODES = 6
 """Of a cell that `mixed_cell` takes."""
@@ -201,8 +202,9 @@ def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
         raise OwnMethod
     if backend != "auto":
         return preferred(op, backend)
+    like = x[:0].to(product_dtype(x))  # as the op will see it where autocast is on
     for candidate in BACKENDS:
-        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [x], [row]):
+        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [like], [row]):
             return candidate.name
     raise OwnMethod
 
