@@ -21,8 +21,10 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
 )
+from vpdarts_fast.acceleration.snapshot import remembered
 
 
+@remembered
 def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
     modes = [(module, module.training) for module in op.modules()]

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, Path, Unrecognised, at, stride_of
 from vpdarts_fast.acceleration.recognise_op import recognise_op
+from vpdarts_fast.acceleration.snapshot import remembered
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
@@ -107,6 +108,7 @@ def methods_of(module: nn.Module) -> Iterator[str]:
             yield name
 
 
+@remembered
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
     mixture = _mixture(module, candidate_ops(module))
@@ -121,6 +123,7 @@ def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
 
 
+@remembered
 def recognise_cell(module: nn.Module) -> CellPlan:
     """Raises `Unrecognised`, with why, for a module that is no cell."""
     found = cell_edges(module)
@@ -162,11 +165,11 @@ def cell_edges(module: nn.Module) -> tuple[str, dict[str, tuple[int, int]]] | No
 
 def _mixture(module: nn.Module, ops: Sequence[Path]) -> MixturePlan:
     if len(ops) < 2:
-        raise Unrecognised("has no candidate operations")
+        raise Unrecognised
     plans = tuple(recognise_op(at(module, path)) for path in ops)
     strides = {stride_of(plan) for plan in plans} - {None}
     if all(isinstance(plan, OpaquePlan) for plan in plans):
-        raise Unrecognised("has no operation that is known")
+        raise Unrecognised
     if len(strides) != 1:
         raise Unrecognised(f"has operations of different strides: {sorted(map(str, strides))}")
     stride = strides.pop()

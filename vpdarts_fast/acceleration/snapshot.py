@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from typing import Literal, TypeVar
 
 from torch import nn
 from torch.nn.modules import module as torch_module
 
 from vpdarts_fast.acceleration.plans import Path, at
 
-GROWING = frozenset({"training", "in_channels", "out_channels", "groups", "num_features"})
+GROWING = frozenset(
+    {"training", "in_channels", "out_channels", "groups", "num_features", "momentum", "track_running_stats"}
+)
 """Attributes that change in a search, and that plans read anew."""
+
+STATE = "_vpdarts_fast"
+"""The attribute of an accelerated module that holds what is known of it."""
 
 SIMPLE = (bool, int, float, str, tuple, type(None))
 
@@ -64,15 +70,59 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def snapshot(module: nn.Module, ignored: Sequence[str] = ()) -> Snapshot:
-    """Of the module now; attributes of these names do not count."""
+def snapshot(module: nn.Module) -> Snapshot:
+    """Of the module now."""
     settings = []
     for name, found in module.named_modules():
         simple = tuple(
             (key, value)
             for key, value in found.__dict__.items()
-            if key not in GROWING and key not in ignored and isinstance(value, SIMPLE)
+            if key not in GROWING and isinstance(value, SIMPLE)
         )
         path = tuple(name.split(".")) if name else ()
         settings.append((path, type(found) if name else None, simple))
     return Snapshot(tuple(settings))
+
+
+Plan = TypeVar("Plan")
+
+
+def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], Plan]:
+    """The same function, which looks only once at modules that are built alike."""
+    known: dict[Hashable, Plan] = {}
+
+    @wraps(recognise)
+    def remember(module: nn.Module) -> Plan:
+        built = _fingerprint(module)
+        if built is None:
+            return recognise(module)
+        if built not in known:
+            if len(known) >= REMEMBERED:
+                known.clear()
+            known[built] = recognise(module)
+        return known[built]
+
+    return remember
+
+
+REMEMBERED = 1000
+"""More than the different modules of any model."""
+
+_INTERNAL = frozenset(nn.Module().__dict__) - {"training"} | {STATE}
+
+
+def _fingerprint(module: nn.Module) -> Hashable | None:
+    """All that two modules built alike have in common; None where an attribute could be anything."""
+    parts: list[Hashable] = []
+    for name, found in module.named_modules():
+        own = [(key, value) for key, value in found.__dict__.items() if key not in _INTERNAL]
+        if not all(_is_simple(value) for _, value in own):
+            return None
+        tensors = (*found._parameters.items(), *found._buffers.items())
+        kind = getattr(type(found), "own_class", type(found))
+        parts.append((name, kind, kind.forward, *own, *((key, tensor is None) for key, tensor in tensors)))
+    return tuple(parts)
+
+
+def _is_simple(value: object) -> bool:
+    return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, SIMPLE)

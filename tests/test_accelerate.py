@@ -1,0 +1,451 @@
+"""`accelerate` changes how a supernet computes, and not what."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from supernets import (
+    Cell,
+    DropPathMixedOp,
+    MixedOp,
+    NumberedMixedOp,
+    OtherMethodMixedOp,
+    PartialMixedOp,
+    Residual,
+    SkippingMixedOp,
+    Style,
+    darts_ops,
+)
+from torch import Tensor, nn
+
+from vpdarts_fast import ops
+from vpdarts_fast.acceleration import accelerate, restore
+from vpdarts_fast.errors import UserError
+
+CHANNELS = 8
+DTYPES = [torch.float64, torch.float32]
+
+STYLES = {
+    "darts": Style(),
+    "affine": Style(affine=True),
+    "untracked": Style(track=False),
+    "bias": Style(bias=True),
+    "cumulative": Style(momentum=None),
+    "bare pools": Style(pool_norm=False, padded_reduce=True),
+}
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ops that are called."""
+    made: list[str] = []
+    for name in ("mixed_op", "mixed_cell", "trained_residual_block", "residual_block"):
+        monkeypatch.setattr(ops, name, _recording(name, getattr(ops, name), made))
+    return made
+
+
+def _recording(name: str, op: Callable[..., Any], made: list[str]) -> Callable[..., Any]:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        made.append(name)
+        return op(*args, **kwargs)
+
+    return record
+
+
+def both(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
+    """The module as it is, and accelerated; by the native kernels where they have the dtype."""
+    torch.manual_seed(0)
+    for parameter in module.parameters():
+        nn.init.normal_(parameter, std=0.5)
+    plain = module.to(dtype)
+    fused = copy.deepcopy(plain)
+    report = accelerate(fused, backend="pytorch" if dtype == torch.float64 else "auto")
+    assert report.fused and not report.left, str(report)
+    return plain, fused
+
+
+def images(dtype: torch.dtype, channels: int = CHANNELS, size: int = 6) -> Tensor:
+    return torch.randn(3, channels, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+
+
+def train(
+    module: nn.Module, x: Tensor, alpha: Tensor, weights: Callable[[Tensor], Any], call: str = "__call__"
+) -> dict[str, Tensor]:
+    """Five steps of an optimiser; the last outputs and gradients, and what is kept."""
+    x, alpha = x.clone().requires_grad_(), alpha.clone().requires_grad_()
+    optimiser = torch.optim.SGD([*module.parameters(), alpha], lr=0.05, momentum=0.9, weight_decay=1e-3)
+    for _ in range(5):
+        optimiser.zero_grad()
+        x.grad = None
+        out = getattr(module, call)(x, weights(alpha))
+        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+        optimiser.step()
+    found = {"out": out.detach(), "x": x.grad, "alpha": alpha.grad}
+    found |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
+    found |= {name: value for name, value in module.state_dict().items()}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        tolerance = 1e-9 if value.dtype == torch.float64 else 2e-3
+        scale = max(1.0, float(value.detach().abs().max())) if value.numel() else 1.0
+        assert found[name].dtype == value.dtype and found[name].shape == value.shape
+        error = float((found[name].detach().double() - value.detach().double()).abs().max()) / scale
+        assert error < tolerance, f"{name}: {error}"
+
+
+def softmax(alpha: Tensor) -> Tensor:
+    return F.softmax(alpha, dim=-1)
+
+
+WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
+    "softmax": softmax,
+    "raw": lambda alpha: alpha,
+    "list of tensors": lambda alpha: list(softmax(alpha).unbind()),
+    "numbers": lambda alpha: [float(weight) for weight in softmax(alpha).detach()],
+    "one-hot": lambda alpha: F.one_hot(alpha.argmax(), len(alpha)).to(alpha) - alpha.detach() + alpha,
+    "zeros": lambda alpha: softmax(alpha) * (torch.arange(len(alpha)) % 2 == 0),
+    "gumbel": lambda alpha: softmax((alpha + torch.linspace(0, 2, len(alpha)).to(alpha)) / 0.5),
+    "none": lambda alpha: None,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+def test_mixed_ops_of_any_style_train_the_same(
+    style: Style, stride: int, dtype: torch.dtype, calls: list[str]
+) -> None:
+    plain, fused = both(MixedOp(darts_ops(CHANNELS, stride, style)), dtype)
+    alpha = torch.randn(8, dtype=dtype)
+    found = train(fused, images(dtype), alpha, softmax)
+    assert calls == ["mixed_op"] * 5
+    assert_same(found, train(plain, images(dtype), alpha, softmax))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", WEIGHTS.values(), ids=WEIGHTS)
+def test_mixed_ops_take_any_weights(weights: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
+    plain, fused = both(MixedOp(darts_ops(CHANNELS, 1, Style())), dtype)
+    alpha = torch.randn(8, dtype=dtype)
+    found, expected = (train(module, images(dtype), alpha, weights) for module in (fused, plain))
+    assert_same(found, expected)
+
+
+MIXED_OPS: dict[str, Callable[[int], nn.Module]] = {
+    "children": lambda stride: NumberedMixedOp(darts_ops(CHANNELS, stride, Style())),
+    "skipping": lambda stride: SkippingMixedOp(darts_ops(CHANNELS, stride, Style())),
+    "partial": lambda stride: PartialMixedOp(darts_ops(CHANNELS // 4, stride, Style()), 4),
+    "other method": lambda stride: OtherMethodMixedOp(darts_ops(CHANNELS, stride, Style())),
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kind", MIXED_OPS)
+@pytest.mark.parametrize("weights", ["softmax", "zeros"])
+def test_mixed_ops_of_any_kind_train_the_same(
+    kind: str, stride: int, weights: str, dtype: torch.dtype, calls: list[str]
+) -> None:
+    plain, fused = both(MIXED_OPS[kind](stride), dtype)
+    alpha = torch.randn(8, dtype=dtype)
+    call = "forward_darts" if kind == "other method" else "__call__"
+    found = train(fused, images(dtype), alpha, WEIGHTS[weights], call)
+    assert calls == ["mixed_op"] * 5
+    assert_same(found, train(plain, images(dtype), alpha, WEIGHTS[weights], call))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("style", STYLES.values(), ids=STYLES)
+@pytest.mark.parametrize("weights", ["softmax", "zeros"])
+def test_cells_of_any_style_train_the_same(
+    style: Style, weights: str, dtype: torch.dtype, calls: list[str]
+) -> None:
+    plain, fused = both(Cell(CHANNELS, style), dtype)
+    alpha = torch.randn(6, 5, dtype=dtype)
+    rows = (lambda a: softmax(a)) if weights == "softmax" else lambda a: softmax(a) * (torch.arange(5) != 2)
+    found = train(fused, images(dtype), alpha, rows)
+    assert calls == (["mixed_op"] * 30 if style.affine else ["mixed_cell"] * 5)
+    assert_same(found, train(plain, images(dtype), alpha, rows))
+
+
+def test_the_rows_of_a_cells_weights_are_in_the_order_of_its_sorted_keys() -> None:
+    """With eleven nodes it is not that of the nodes."""
+    plain, fused = both(Cell(2, Style(), max_nodes=12), torch.float64)
+    alpha = torch.randn(66, 5, dtype=torch.float64)
+    x = images(torch.float64, 2)
+    torch.testing.assert_close(fused(x, alpha), plain(x, alpha), rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_residual_blocks_train_the_same(dtype: torch.dtype, calls: list[str]) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.block = Residual(CHANNELS)
+
+        def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+            out: Tensor = self.block(x) * weights
+            return out
+
+    plain, fused = both(Scaled(), dtype)
+    alpha = torch.randn((), dtype=dtype)
+    found, expected = (train(m, images(dtype), alpha, lambda a: a) for m in (fused, plain))
+    assert calls == ["trained_residual_block"] * 5
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_evaluation_uses_and_keeps_the_running_statistics(
+    dtype: torch.dtype, gradients: bool, calls: list[str]
+) -> None:
+    plain, fused = both(MixedOp(darts_ops(CHANNELS, 1, Style(affine=True, bias=True))), dtype)
+    alpha = torch.randn(8, dtype=dtype)
+    for module in (plain, fused):
+        train(module, images(dtype), alpha, softmax)
+        module.eval()
+    calls.clear()
+    before = {name: value.clone() for name, value in fused.state_dict().items()}
+    with torch.set_grad_enabled(gradients):
+        found, expected = fused(images(dtype), alpha), plain(images(dtype), alpha)
+    assert calls == ([] if gradients else ["mixed_op"])
+    assert_same({"out": found}, {"out": expected})
+    assert_same(fused.state_dict(), before)
+
+
+@pytest.fixture
+def mixed_op() -> nn.Module:
+    torch.manual_seed(0)
+    module = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    accelerate(module)
+    return module
+
+
+def run(module: nn.Module) -> Tensor:
+    out: Tensor = module(images(torch.float32), torch.linspace(0, 1, 8))
+    return out
+
+
+def test_copies_and_pickles_are_accelerated_too(mixed_op: nn.Module, calls: list[str]) -> None:
+    expected = run(copy.deepcopy(mixed_op))
+    file = io.BytesIO()
+    torch.save(mixed_op, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(mixed_op),
+        copy.copy(mixed_op),
+        pickle.loads(pickle.dumps(mixed_op)),
+        torch.load(file, weights_only=False),
+    ]
+    calls.clear()
+    for found in copies:
+        assert isinstance(found, MixedOp)
+        assert torch.equal(run(found), expected)
+    assert calls == ["mixed_op"] * len(copies)
+
+
+def test_what_others_see_of_a_model_stays(mixed_op: nn.Module) -> None:
+    plain = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    assert isinstance(mixed_op, MixedOp)
+    assert list(mixed_op.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in mixed_op.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert repr(mixed_op) == repr(plain)
+    plain.load_state_dict(mixed_op.state_dict())
+
+
+def test_restore_gives_the_class_back(mixed_op: nn.Module, calls: list[str]) -> None:
+    restore(mixed_op)
+    assert type(mixed_op) is MixedOp
+    assert not [name for name in mixed_op.__dict__ if "vpdarts" in name]
+    run(mixed_op)
+    assert calls == []
+
+
+def test_to_accelerate_twice_is_to_accelerate_once(mixed_op: nn.Module) -> None:
+    kind = type(mixed_op)
+    assert len(accelerate(mixed_op).fused) == 1
+    assert type(mixed_op) is kind
+
+
+def test_hooks_are_called(mixed_op: nn.Module, calls: list[str]) -> None:
+    """On the module itself as before; where somebody looks inside, it runs its own code."""
+    seen: list[nn.Module] = []
+    handle = mixed_op.register_forward_hook(lambda module, args, out: seen.append(module))
+    run(mixed_op)
+    assert seen == [mixed_op] and calls == ["mixed_op"]
+    handle.remove()
+    convolution = next(module for module in mixed_op.modules() if isinstance(module, nn.Conv2d))
+    handle = convolution.register_forward_hook(lambda module, args, out: seen.append(module))
+    run(mixed_op)
+    assert seen[1:] == [convolution] and calls == ["mixed_op"]
+    handle.remove()
+    run(mixed_op)
+    assert calls == ["mixed_op"] * 2
+
+
+def test_data_parallel_replicas_run(mixed_op: nn.Module, calls: list[str]) -> None:
+    replica = mixed_op._replicate_for_data_parallel()
+    assert torch.equal(run(replica), run(mixed_op))
+    assert torch.equal(run(nn.DataParallel(mixed_op)), run(mixed_op))
+    assert calls == ["mixed_op"] * 4
+
+
+def test_distributed_data_parallel_trains_the_same(mixed_op: nn.Module, tmp_path: Any) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        expected = copy.deepcopy(mixed_op)
+        wrapped = nn.parallel.DistributedDataParallel(mixed_op)
+        for module in (wrapped, expected):
+            run(module).square().sum().backward()
+        for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, other.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_drop_probability_that_is_set_later_counts(calls: list[str]) -> None:
+    module = DropPathMixedOp(darts_ops(CHANNELS, 1, Style()))
+    accelerate(module)
+    run(module)
+    assert calls == ["mixed_op"]
+    module.drop_prob = 0.9
+    assert (run(module) == 0).float().mean() > 0.5
+    assert calls == ["mixed_op"]
+
+
+def test_channels_may_grow(calls: list[str]) -> None:
+    module = PartialMixedOp(darts_ops(2, 1, Style()), 4)
+    accelerate(module)
+    run(module)
+    wider = PartialMixedOp(darts_ops(4, 1, Style()), 2)
+    module._ops, module.k = wider._ops, 2
+    calls.clear()
+    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"]
+
+
+def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
+    plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
+    index = torch.arange(6) % 5
+    assert torch.equal(
+        fused.forward_select(images(torch.float32), index),  # type: ignore[operator]
+        plain.forward_select(images(torch.float32), index),  # type: ignore[operator]
+    )
+    assert calls == []
+
+
+class Product(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) * x
+
+
+class Twice(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x + 1, weights)
+
+
+class Softened(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, F.softmax(weights, -1))
+
+
+class Noisy(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights + torch.randn_like(weights))
+
+
+@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy])
+def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
+    model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
+    report = accelerate(model)
+    assert not report.fused and type(model[0]) is kind
+    (entry,) = report.left
+    assert entry.name == "0" and entry.remark.startswith("forward ")
+    assert f"0  left   {kind.__name__}: forward " in str(report)
+
+
+def test_what_looks_like_no_mixed_op_is_not_listed() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            out: Tensor = self.parts[0](x) + self.parts[1](y)
+            return out
+
+    report = accelerate(nn.Sequential(Two(), nn.Conv2d(3, 4, 1)))
+    assert report.entries == () and str(report) == "0 of 0 modules fused"
+
+
+class Odd(nn.Module):
+    """Its layers look like a convolution of the space; what it returns is something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = Style().dense(CHANNELS, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x) + x
+        return out
+
+
+def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None:
+    torch.manual_seed(0)
+    plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0))])
+    fused = copy.deepcopy(plain)
+    report = accelerate(fused)
+    assert "operation 8 runs as it is" in str(report) and "operation 9 runs as it is" in str(report)
+    x, weights = images(torch.float32), torch.linspace(0, 1, 10)
+    torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"]
+
+
+def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
+    mixed_op.double()
+    mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
+    assert calls == []
+
+
+def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
+    mixed_op: nn.Module, calls: list[str]
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(mixed_op).isfinite().all()
+    assert calls == []
+
+
+@pytest.mark.parametrize("form", ["compiled", "checkpointed"])
+def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
+    expected = copy.deepcopy(mixed_op)
+    function = torch.compile(mixed_op, backend="aot_eager")
+    if form == "checkpointed":
+        function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
+    for module in (function, expected):
+        x = images(torch.float32).requires_grad_()
+        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
+    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
+    out = mixed_op(images(torch.float32), torch.rand(8, 3, 1, 1, 1))
+    assert out.shape == (3, CHANNELS, 6, 6) and calls == []
+
+
+def test_an_unknown_backend_is_refused(mixed_op: nn.Module) -> None:
+    with pytest.raises(UserError, match="unknown backend 'fast'"):
+        accelerate(mixed_op, backend="fast")
