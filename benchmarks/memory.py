@@ -1,6 +1,7 @@
 """Peak memory of a training step beyond its parameters, of a process of its own for every form.
 
     python benchmarks/memory.py FORM PHASE CELLS_PER_STAGE
+    python benchmarks/memory.py FORM EXAMPLE SIZE
 
 prints bytes: how far the resident memory of two steps rises above what it was before them. That counts
 native scratch memory as well as PyTorch's. What stays from a step of two images before (optimiser state,
@@ -18,7 +19,11 @@ import sys
 from pathlib import Path
 
 from contenders import BY_NAME
+from example_step import ExampleStep
 from step import Step
+
+PHASES = ("weights", "alpha")
+"""Of our own supernet; any other name is an example's."""
 
 
 class NotMeasurable(Exception):
@@ -47,9 +52,10 @@ def reset_peak() -> None:
         sys.exit(NO_RESET)
 
 
-def peak_of_a_step(name: str, phase: str, cells: int) -> int:
+def peak_of_a_step(name: str, phase: str, size: int) -> int:
     """In this process."""
-    step = Step(BY_NAME[name], phase, cells)
+    form = BY_NAME[name]
+    step = Step(form, phase, size) if phase in PHASES else ExampleStep(phase, form, size)
     whole = step.batch
     if not step.form.compiled:
         step.batch = whole[0][:2].clone(), whole[1][:2]
@@ -64,15 +70,15 @@ def peak_of_a_step(name: str, phase: str, cells: int) -> int:
     return resident("VmHWM") - before
 
 
-def measure(name: str, phase: str, cells: int) -> int:
-    """In a new process.
+def measure(name: str, phase: str, size: int) -> int:
+    """In a new process; the arguments are those of the command.
 
     Raises:
         NotMeasurable: this system does not tell.
     """
     # Blocks of more than 256 KiB go back to the system when they are freed, whatever came before.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": str(2**18)}
-    command = [sys.executable, __file__, name, phase, str(cells)]
+    command = [sys.executable, __file__, name, phase, str(size)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     if done.returncode == NO_RESET:
         raise NotMeasurable(done.stderr.strip().splitlines()[-1])

@@ -1,5 +1,6 @@
 """vpdarts_fast: a fast VP-DARTS, and its parts for other DARTS code."""
 
+from vpdarts_fast.acceleration import AccelerationReport, accelerate, restore
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.perturbation import Perturbed
@@ -7,4 +8,15 @@ from vpdarts_fast.spaces.nas_bench_201 import Genotype, Supernet, build_network
 
 __version__ = "0.1.0"
 
-__all__ = ["Genotype", "LeaveOneOut", "Perturbed", "Supernet", "UserError", "build_network", "leave_one_out"]
+__all__ = [
+    "AccelerationReport",
+    "Genotype",
+    "LeaveOneOut",
+    "Perturbed",
+    "Supernet",
+    "UserError",
+    "accelerate",
+    "build_network",
+    "leave_one_out",
+    "restore",
+]

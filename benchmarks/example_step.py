@@ -1,0 +1,84 @@
+"""A weights step of the supernets of `examples/`, in any form; a fused form is an accelerated supernet."""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import torch
+import torch.nn.functional as F
+from contenders import CHANNELS, FORMS, Form, new_batch
+from step import BATCH
+from torch import Tensor, nn
+
+from vpdarts_fast import accelerate
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+EXAMPLE_FORMS = tuple(form for form in FORMS if form.native or not form.fused)
+"""Without ours in PyTorch: an accelerated module runs its own code where no kernel serves it."""
+
+
+@cache
+def example(name: str) -> ModuleType:
+    """A script of `examples/`, which is no package."""
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+class ExampleStep:
+    """What a step of an example's supernet needs.
+
+    An alpha step of the examples is the same forward and backward pass. The DARTS space is compiled cell by
+    cell, since one cell alone takes minutes.
+
+    Args:
+        name: of the example.
+        form: how it runs.
+        size: cells in a stage of the NAS-Bench-201 space, layers of the DARTS space.
+    """
+
+    def __init__(
+        self, name: str, form: Form, size: int, batch: int = BATCH, channels: int = CHANNELS
+    ) -> None:
+        torch.manual_seed(0)
+        self.form = form
+        self.network: nn.Module = form.module(example(name).Network(channels, size)).train()
+        if form.fused:
+            report = accelerate(self.network)
+            assert report.fused and not report.left, report
+        if form.compiled:
+            for part in self.network.cells if name == "darts" else [self.network]:
+                part.compile(dynamic=False)
+        images, labels = new_batch(batch)
+        self.batch = form.images(images), labels
+        self.weights = list(self.network.weights())
+        self.weights_optimizer = torch.optim.SGD(self.weights, lr=0.025, momentum=0.9, weight_decay=3e-4)
+
+    def __call__(self) -> float:
+        """Takes a step; returns the mean loss."""
+        return self.form.run(self._step)()
+
+    def _step(self) -> float:
+        images, labels = self.batch
+        self.network.zero_grad()
+        loss = F.cross_entropy(self.network(images), labels)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.weights, 5.0)
+        self.weights_optimizer.step()
+        return loss.item()
+
+    def double(self) -> ExampleStep:
+        """This step in float64; in place, before the first one."""
+        self.network.double()
+        self.batch = self.batch[0].double(), self.batch[1]
+        return self
+
+    def gradient(self) -> Tensor:
+        """Of the last step, by weights and alphas, as one vector."""
+        return torch.cat([parameter.grad.flatten().double() for parameter in self.network.parameters()])

@@ -1,0 +1,68 @@
+"""The example searches run, and `--accelerate` changes nothing but their speed."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parent.parent
+EXAMPLES = ROOT / "examples"
+
+pytestmark = [
+    pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples/ is not there"),
+    pytest.mark.usefixtures("one_thread"),
+]
+
+MODULES = {"nas_bench_201": 5, "darts": 42}
+"""How many of their modules are fused: cells and residual blocks, or mixed operations."""
+
+
+def example(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"example_{name}", EXAMPLES / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_the_one_line_changes_no_loss(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example(name)
+    expected = module.main([])
+    before = capsys.readouterr().out
+    found = module.main(["--accelerate"])
+    report, *after = capsys.readouterr().out.splitlines()
+    assert report == f"{MODULES[name]} of {MODULES[name]} modules fused"
+    assert len(expected) > 1 and all(map(math.isfinite, expected))
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert after[-1] == before.splitlines()[-1]  # the genotype
+
+
+@pytest.mark.parametrize("name", MODULES)
+@pytest.mark.parametrize("flags", [[], ["--accelerate"]], ids=["before", "after"])
+def test_they_run_as_scripts(name: str, flags: list[str]) -> None:
+    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--epochs", "1", "--images", "32", *flags]
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert re.search(r"^\d+\.\d{3} s per step$", done.stdout, flags=re.MULTILINE)
+    assert ("modules fused" in done.stdout) == bool(flags)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_their_seed_decides_what_they_find(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    module = example(name)
+    flags = ["--epochs", "1", "--images", "32"]
+    torch.rand(1)  # whatever came before
+    assert module.main(flags) == module.main(flags)
+    assert module.main(flags) != module.main([*flags, "--seed", "1"])
