@@ -91,9 +91,9 @@ def leave_one_out_of_model(
         rows of the weights where a module is a whole cell.
 
     Raises:
-        UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is not
-            called as a module, or with other weights than one for each op; no images; labels of a wrong shape
-            or dtype, or out of range; unknown options; `running` for a model that keeps no running
+        UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is
+            not called as a module, or with other weights than one for each op; no images; labels of a wrong
+            shape or dtype, or out of range; unknown options; `running` for a model that keeps no running
             statistics; outputs that are not finite.
     """
     check_options(batch_norm, memory_budget)

@@ -38,7 +38,7 @@ class Weights:
 
     Attributes:
         change: what becomes of them; none leaves them as they are.
-        image: for each place that was called without a change, one image of its input, [C, H, W] without values.
+        image: for each place that was called without a change, an image of its input: [C, H, W], no values.
     """
 
     def __init__(self, types: Mapping[CellTypes, CellType]) -> None:
