@@ -35,7 +35,7 @@ class ExampleStep:
     """What a step of an example's supernet needs.
 
     An alpha step of the examples is the same forward and backward pass. The DARTS space is compiled cell by
-    cell: as one graph it takes hours.
+    cell, since one cell alone takes minutes.
 
     Args:
         name: of the example.

@@ -65,10 +65,8 @@ class SearchCell(nn.Module):
             terms = []
             for source in range(node):
                 key = f"{node}<-{source}"
-                terms += [
-                    w * op(nodes[source])
-                    for w, op in zip(weights[self.rows[key]], self.edges[key], strict=True)
-                ]
+                row = weights[self.rows[key]]
+                terms += [w * op(nodes[source]) for w, op in zip(row, self.edges[key], strict=True)]
             nodes.append(sum(terms))
         return nodes[-1]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -14,6 +13,8 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 import pytest
 import torch
 from torch import Tensor
+
+from vpdarts_fast import validation
 
 TOLERANCES = {
     torch.float64: 1e-12,
@@ -52,8 +53,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture
 def calibrate_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """`recalibrated` is content with 25 images, so that tests need not evaluate hundreds."""
-    module = importlib.import_module("vpdarts_fast.leave_one_out")  # the package has a function of this name
-    monkeypatch.setattr(module, "CALIBRATION_IMAGES", 25)
+    monkeypatch.setattr(validation, "CALIBRATION_IMAGES", 25)
 
 
 @pytest.fixture

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import io
 import pickle
+import random
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from supernets import (
     Cell,
     DropPathMixedOp,
@@ -365,10 +368,19 @@ class Noisy(MixedOp):
         return super().forward(x, weights + torch.randn_like(weights))
 
 
-@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy])
+class Rarely(MixedOp):
+    """It drops its output once in a thousand calls."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) * (0.0 if self.training and random.random() < 1e-3 else 1.0)
+
+
+@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely])
 def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
     model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
+    state = torch.get_rng_state()
     report = accelerate(model)
+    assert torch.equal(torch.get_rng_state(), state)
     assert not report.fused and type(model[0]) is kind
     (entry,) = report.left
     assert entry.name == "0" and entry.remark.startswith("forward ")
@@ -401,13 +413,26 @@ class Odd(nn.Module):
         return out
 
 
+class Dropping(nn.Module):
+    """Its layers are a convolution of the space, which it drops at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = Style().dense(CHANNELS, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x * 0 if random.random() < 1e-3 else x)
+        return out
+
+
 def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None:
     torch.manual_seed(0)
-    plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0))])
+    others = [Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0)), Dropping()]
+    plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), *others])
     fused = copy.deepcopy(plain)
     report = accelerate(fused)
-    assert "operation 8 runs as it is" in str(report) and "operation 9 runs as it is" in str(report)
-    x, weights = images(torch.float32), torch.linspace(0, 1, 10)
+    assert [f"operation {o} runs as it is" in str(report) for o in range(11)] == [False] * 8 + [True] * 3
+    x, weights = images(torch.float32), torch.linspace(0, 1, 11)
     torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
     assert calls == ["mixed_op"]
 
@@ -416,6 +441,27 @@ def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module,
     mixed_op.double()
     mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
     assert calls == []
+
+
+def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
+    mixed_op: nn.Module, calls: list[str]
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(mixed_op).isfinite().all()
+    assert calls == []
+
+
+@pytest.mark.parametrize("form", ["compiled", "checkpointed"])
+def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
+    expected = copy.deepcopy(mixed_op)
+    function = torch.compile(mixed_op, backend="aot_eager")
+    if form == "checkpointed":
+        function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
+    for module in (function, expected):
+        x = images(torch.float32).requires_grad_()
+        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
+    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
 
 
 def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import (
-    CALIBRATION_IMAGES,
     Batch,
     BatchNorm,
     LeaveOneOut,
@@ -32,6 +31,7 @@ from vpdarts_fast.leave_one_out import (
     removals,
 )
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS
+from vpdarts_fast.validation import CALIBRATION_IMAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -1,7 +1,8 @@
-"""What the README shows works."""
+"""What the README and docs/drop-in.md show works."""
 
 from __future__ import annotations
 
+import importlib
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -14,13 +15,43 @@ from vpdarts_fast.spaces.nas_bench_201 import Genotype
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+DROP_IN = (ROOT / "docs" / "drop-in.md").read_text()
+
+needs_examples = pytest.mark.skipif(not (ROOT / "examples").is_dir(), reason="examples/ is not there")
+
+
+def python_blocks(text: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
 
 
 def test_the_api_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    (example,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    example, _ = python_blocks(README)
     exec(compile(example, "README.md", "exec"), {})
     architecture, index = capsys.readouterr().out.split()
     assert Genotype.from_index(int(index)) == Genotype.from_string(architecture)
+
+
+@needs_examples
+def test_the_drop_in_example_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    network = importlib.import_module("nas_bench_201").Network(channels=4, cells=1)
+    _, example = python_blocks(README)
+    exec(compile(example, "README.md", "exec"), {"model": network})
+    assert capsys.readouterr().out.startswith("5 of 5 modules fused")
+
+
+@needs_examples
+@pytest.mark.parametrize("number", range(len(python_blocks(DROP_IN))))
+def test_the_examples_of_docs_drop_in_print_what_it_says(
+    number: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "examples")
+    example = python_blocks(DROP_IN)[number]
+    exec(compile(example, "docs/drop-in.md", "exec"), {})
+    for line in filter(None, capsys.readouterr().out.splitlines()):
+        assert line in DROP_IN.partition(example)[2]
 
 
 @pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
@@ -32,3 +63,8 @@ def test_every_flag_it_names_exists() -> None:
     known = {field.name.replace("_", "-") for field in (*fields(Command), *fields(SearchConfig))}
     known |= {"no-fused", "help", "seed", "benchmark-only", "quick", "csv"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", DROP_IN))
+def test_every_link_of_docs_drop_in_leads_somewhere(link: str) -> None:
+    assert (ROOT / "docs" / link).exists()

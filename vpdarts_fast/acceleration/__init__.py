@@ -7,10 +7,11 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, unfuse
+from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
 from vpdarts_fast.acceleration.plans import OpaquePlan, Unrecognised
 from vpdarts_fast.acceleration.recognise_sum import (
     CellPlan,
+    MixedOpPlan,
     candidate_ops,
     cell_edges,
     methods_of,
@@ -110,6 +111,20 @@ def restore(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, Fused):
             unfuse(module)
+
+
+def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
+    """Mixed operations and cells, accelerated or not, and what looks like one, with why it is none."""
+    for name, module, recognise in _candidates(model):
+        plan: Plan | str | None
+        try:
+            plan = plan_of(module) if isinstance(module, Fused) else recognise(module)
+        except Unrecognised as error:
+            plan = str(error)
+        if plan is None:
+            plan = "has become something that is not recognised"
+        if plan and not isinstance(plan, ResidualPlan):
+            yield name, module, plan
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], Plan]]]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.plans import Unrecognised
@@ -22,6 +23,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import OwnMethod, mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
+from vpdarts_fast.acceleration.variants import of_variants
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""
@@ -112,6 +114,18 @@ def unfuse(module: nn.Module) -> None:
     module.__class__ = module.own_class  # type: ignore[assignment]
 
 
+def plan_of(module: Fused) -> Plan | None:
+    """What an accelerated module computes; none where that is no longer known."""
+    state: State = module.__dict__[STATE]
+    return state.plan
+
+
+def backend_of(module: nn.Module) -> str:
+    """What an accelerated module runs on."""
+    state: State = module.__dict__[STATE]
+    return state.backend
+
+
 def _run(module: nn.Module, x: Tensor, *weights: Any) -> Tensor | None:
     """The module's value through `ops`, or None where its own method has to run."""
     state: State = module.__dict__[STATE]
@@ -136,18 +150,27 @@ def _run(module: nn.Module, x: Tensor, *weights: Any) -> Tensor | None:
 def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
     """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
     channels = x.shape[1] // plan.partial
-    mixed = mixture(module, plan.mixture, x[:, :channels], row_of(weights, plan.mixture, x), backend)
+
+    def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
+        return mixture(module, plan.mixture, x, rows, backend)
+
+    mixed = of_variants(mixed_op, x[:, :channels], row_of(weights, plan.mixture, x))
     return mixed if plan.partial == 1 else partial_channels(mixed, x[:, channels:], plan.partial)
 
 
 def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
     """x [N, C, H, W], weights [E, O] -> the last node."""
+
+    def cell(x: Tensor, alpha: Tensor) -> Tensor:
+        """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
+        whole = whole_cell(module, plan, x, alpha, backend)
+        if whole is not None:
+            return whole
+        nodes = {0: x}
+        for edge, rows in zip(plan.edges, alpha.unbind(1), strict=True):
+            term = mixture(module, edge.mixture, nodes[edge.source], rows, backend)
+            nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
+        return nodes[max(nodes)]
+
     rows = [row_of(weights[edge.row], edge.mixture, x) for edge in plan.edges]
-    whole = whole_cell(module, plan, x, rows, backend)
-    if whole is not None:
-        return whole
-    nodes = {0: x}
-    for edge, row in zip(plan.edges, rows, strict=True):
-        term = mixture(module, edge.mixture, nodes[edge.source], row, backend)
-        nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
-    return nodes[max(nodes)]
+    return of_variants(cell, x, torch.stack(rows))

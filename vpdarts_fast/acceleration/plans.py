@@ -6,7 +6,9 @@ replaced during a search.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
@@ -22,6 +24,19 @@ Path = tuple[str, ...]
 
 class Unrecognised(Exception):
     """Why a module is left alone; no reason for one that does not look like anything."""
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
+    before, python = torch.get_rng_state(), random.getstate()
+    try:
+        yield
+        if random.getstate() != python or not torch.equal(torch.get_rng_state(), before):
+            raise Unrecognised("draws random numbers")
+    finally:
+        torch.set_rng_state(before)
+        random.setstate(python)
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:
@@ -117,7 +132,10 @@ def stride_of(plan: OpPlan) -> int | None:
 
 
 def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
-    """The candidate operation as `mixed_op` takes it; x [N, C, H, W] is what it would be called with."""
+    """The candidate operation as `mixed_op` takes it.
+
+    x [1 or V, N, C, H, W]: it would be called with the images of each variant.
+    """
     match plan:
         case ZeroPlan():
             return Zero()
@@ -128,15 +146,16 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
         case SepConvPlan(stages):
             return SepConv(tuple(_stage(op, stage) for stage in stages))
         case ChainPlan(layers, path):
-            value = x
+            value = x.flatten(0, 1)
             for layer in layers:
                 value = at(op, layer)(value)
-            return Given(value.unsqueeze(0), _norm(at(op, path)))
+            return Given(value.view(*x.shape[:2], *value.shape[1:]), _norm(at(op, path)))
         case FactorisedReducePlan(convolutions, path):
-            raw = _factorised_reduce(F.relu(x), *(at(op, convolution) for convolution in convolutions))
-            return Given(raw.unsqueeze(0), _norm(at(op, path)))
+            rectified = F.relu(x.flatten(0, 1))
+            raw = _factorised_reduce(rectified, *(at(op, convolution) for convolution in convolutions))
+            return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
-            return Given(op(x).unsqueeze(0))
+            return Given(torch.stack([op(images) for images in x]))
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

@@ -18,8 +18,10 @@ from vpdarts_fast.acceleration.plans import (
     SepConvPlan,
     SkipPlan,
     StagePlan,
+    Unrecognised,
     ZeroPlan,
     at,
+    drawing_nothing,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -29,7 +31,10 @@ def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
     modes = [(module, module.training) for module in op.modules()]
     try:
-        plans = {_recognise(op.train(mode)) for mode in (True, False)}
+        with drawing_nothing():
+            plans = {_recognise(op.train(mode)) for mode in (True, False)}
+    except Unrecognised as error:
+        return OpaquePlan(str(error))
     except Exception as error:  # tracing runs their code, which may raise anything
         return OpaquePlan(f"cannot be traced: {type(error).__name__}: {error}".splitlines()[0])
     finally:

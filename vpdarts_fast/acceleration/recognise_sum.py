@@ -14,7 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, Path, Unrecognised, at, stride_of
+from vpdarts_fast.acceleration.plans import (
+    OpaquePlan,
+    OpPlan,
+    Path,
+    Unrecognised,
+    at,
+    drawing_nothing,
+    stride_of,
+)
 from vpdarts_fast.acceleration.recognise_op import recognise_op
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -264,8 +272,10 @@ class _Probing:
         copy = _replaced(self.module, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         copy.training = training
         try:
-            with torch.no_grad():
+            with torch.no_grad(), drawing_nothing():
                 out = getattr(copy, self.method)(x.clone(), weights)
+        except Unrecognised:
+            raise
         except Exception as error:  # their code may raise anything
             raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor):

@@ -14,6 +14,7 @@ from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import OwnMethod, are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.variants import of_variants
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""
@@ -120,14 +121,26 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
     if x.shape[2] % 2 or x.shape[3] % 2 or x.numel() // x.shape[1] < 8:
         raise OwnMethod
     gamma, beta = (torch.stack(parts) for parts in zip(*((n.weight, n.bias) for n in norms), strict=True))
-    if are_fixed(norms, x, first, block):
+    fixed = are_fixed(norms, x, first, block)
+    chosen = backend_for("residual_block" if fixed else "trained_residual_block", x, gamma, backend)
+
+    def with_fixed_statistics(x: Tensor) -> Tensor:
+        """x [V, N, C, H, W], as the output."""
         mean, variance = fixed_statistics(norms, (None, None)).unbind(1)
         scale = gamma / torch.sqrt(variance + norms[0].eps)
-        chosen = backend_for("residual_block", x, gamma, backend)
-        return ops.residual_block(x, first, second, shortcut, scale, beta - mean * scale, backend=chosen)
-    chosen = backend_for("trained_residual_block", x, gamma, backend)
-    out, mean, variance = ops.trained_residual_block(
-        x, first, second, shortcut, gamma, beta, norms[0].eps, backend=chosen
-    )
-    update(norms, (None, None), mean, variance, out)
-    return out
+        images, shift = x.flatten(0, 1), beta - mean * scale
+        out = ops.residual_block(images, first, second, shortcut, scale, shift, backend=chosen)
+        return out.view(*x.shape[:2], *out.shape[1:])
+
+    def with_batch_statistics(x: Tensor) -> Tensor:
+        """x [V, N, C, H, W], as the output."""
+        eps, outs = norms[0].eps, []
+        for images in x:
+            out, mean, variance = ops.trained_residual_block(
+                images, first, second, shortcut, gamma, beta, eps, backend=chosen
+            )
+            update(norms, (None, None), mean, variance, out)
+            outs.append(out)
+        return outs[0].unsqueeze(0) if len(outs) == 1 else torch.stack(outs)
+
+    return of_variants(with_fixed_statistics if fixed else with_batch_statistics, x)

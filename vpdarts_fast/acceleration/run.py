@@ -23,6 +23,7 @@ from vpdarts_fast.acceleration.plans import (
 from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
+from vpdarts_fast.precision import product_dtype
 
 MAX_NODES = 6
 """Of a cell that `mixed_cell` takes."""
@@ -46,37 +47,39 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
     raise OwnMethod
 
 
-def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, row: Tensor, backend: str) -> Tensor:
-    """sum_o row[o] * op_o(x); x [N, C, H, W], row [O] -> [N, C, H', W']."""
-    backend = backend_for("mixed_op", x, row, backend)
+def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> Tensor:
+    """sum_o rows[v, o] * op_o(x[v]); x [1 or V, N, C, H, W], rows [V, O] -> [V, N, C, H', W'].
+
+    Where running statistics are updated, V is 1.
+    """
+    backend = backend_for("mixed_op", x, rows, backend)
     some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
     if plan.skips_zeros:
-        kept = [o for o, weight in enumerate(row.tolist()) if weight != 0]
+        kept = [o for o, column in enumerate(rows.T.tolist()) if any(column)]
         if len(kept) < len(some):
-            some, row = [some[o] for o in kept], row[kept]
+            some, rows = [some[o] for o in kept], rows[:, kept]
         if not some:
             raise OwnMethod
     norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
     offsets = [bias for op, kind in some for bias in biases(op, kind)]
-    fixed = are_fixed(norms, x, row, module)
-    if not fixed and x.numel() // x.shape[1] < 2 * plan.stride**2:
+    fixed = are_fixed(norms, x, rows, module)
+    if not fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
         raise OwnMethod  # which says what batch norms need
     branches = [branch(op, kind, x) for op, kind in some]
     statistics = fixed_statistics(norms, offsets) if fixed and norms else None
     if not fixed:
-        row = with_zero_gradients(row, offsets)
-    out, mean, variance = ops.mixed_op(
-        x.unsqueeze(0), row.unsqueeze(0), branches, plan.stride, statistics, backend=backend
-    )
+        rows = with_zero_gradients(rows, offsets)
+    out, mean, variance = ops.mixed_op(x, rows, branches, plan.stride, statistics, backend=backend)
     if not fixed:
         update(norms, offsets, mean[0], variance[0], out[0])
-    return out.squeeze(0)
+    return out
 
 
-def whole_cell(
-    module: nn.Module, plan: CellPlan, x: Tensor, rows: Sequence[Tensor], backend: str
-) -> Tensor | None:
-    """The last node, x [N, C, H, W] and E rows [O]; None where the cell is not as `mixed_cell` has it."""
+def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, backend: str) -> Tensor | None:
+    """The last node [V, N, C, H, W], of x [1 or V, N, C, H, W] and alpha [V, E, O].
+
+    Edges are in the order of the plan. None where the cell is not as `mixed_cell` and `masked_cell` have it.
+    """
     nodes = max(edge.target for edge in plan.edges) + 1
     complete = [(j, i) for i in range(1, nodes) for j in range(i)]
     if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
@@ -90,28 +93,66 @@ def whole_cell(
         pairs.append(found[1])
     norms = [norm for pair in pairs for _, norm in pair]
     convolutions = [conv for pair in pairs for conv, _ in pair]
-    channels, eps = x.shape[1], norms[0].eps
-    plain = all(norm.weight is None and norm.bias is None and norm.eps == eps for norm in norms)
-    same = all(conv.in_channels == conv.out_channels == channels for conv in convolutions)
-    if not plain or not same or are_fixed(norms, x, rows[0], module) or x.numel() // channels < 2:
+    channels = x.shape[2]
+    if any((conv.in_channels, conv.out_channels) != (channels, channels) for conv in convolutions):
         return None
-    backend = backend_for("mixed_cell", x, rows[0], backend)
-    offsets = [conv.bias for conv in convolutions]
-    alpha = torch.stack(list(rows))
     if any(order != columns[0] for order in columns):
-        alpha = torch.stack([row[order] for row, order in zip(rows, columns, strict=True)])
+        alpha = torch.stack([alpha[:, e, order] for e, order in enumerate(columns)], 1)
     elif columns[0] != [0, 1, 2, 3, 4]:
-        alpha = alpha[:, columns[0]]
+        alpha = alpha[:, :, columns[0]]
+    if are_fixed(norms, x, alpha, module):
+        return _masked_cell(x, alpha, convolutions, norms, backend)
+    plain = all(norm.weight is None and norm.bias is None and norm.eps == norms[0].eps for norm in norms)
+    if not plain or x[0].numel() // channels < 2:
+        return None
+    backend = backend_for("mixed_cell", x, alpha, backend)
+    offsets = [conv.bias for conv in convolutions]
     node, mean, variance = ops.mixed_cell(
-        x.unsqueeze(0),
+        x,
         torch.stack([conv.weight for conv in convolutions[0::2]]),
         torch.stack([conv.weight for conv in convolutions[1::2]]),
-        with_zero_gradients(alpha, offsets).unsqueeze(0),
-        eps=eps,
+        with_zero_gradients(alpha, offsets),
+        eps=norms[0].eps,
         backend=backend,
     )
-    update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
-    return node.squeeze(0)
+    update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x[0])
+    return node
+
+
+def _masked_cell(
+    x: Tensor,
+    alpha: Tensor,
+    convolutions: Sequence[nn.Conv2d],
+    norms: Sequence[nn.BatchNorm2d],
+    backend: str,
+) -> Tensor:
+    """`whole_cell` with fixed statistics; convolutions and norms of the edges in turn, 1x1 before 3x3.
+
+    gamma (W r - m) / s + beta = ((gamma W) r - (gamma m - beta s)) / s
+    """
+    backend = backend_for("masked_cell", x, alpha, backend)
+    mean, variance = fixed_statistics(norms, [conv.bias for conv in convolutions]).unbind(1)
+    weights = [conv.weight for conv in convolutions]
+    eps = norms[0].eps
+    variance = variance + torch.stack([variance.new_tensor(norm.eps - eps) for norm in norms])[:, None]
+    if any(norm.weight is not None for norm in norms):
+        gamma = torch.stack(
+            [torch.ones_like(mean[0]) if norm.weight is None else norm.weight for norm in norms]
+        )
+        beta = torch.stack([torch.zeros_like(mean[0]) if norm.bias is None else norm.bias for norm in norms])
+        weights = [weight * scale[:, None, None, None] for weight, scale in zip(weights, gamma, strict=True)]
+        mean = gamma * mean - beta * torch.sqrt(variance + eps)
+    shape = len(norms) // 2, 2, -1
+    return ops.masked_cell(
+        x,
+        torch.stack(weights[0::2]),
+        torch.stack(weights[1::2]),
+        mean.reshape(shape),
+        variance.reshape(shape),
+        alpha,
+        eps,
+        backend=backend,
+    )
 
 
 def _five(
@@ -161,8 +202,9 @@ def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
         raise OwnMethod
     if backend != "auto":
         return preferred(op, backend)
+    like = x[:0].to(product_dtype(x))  # as the op will see it where autocast is on
     for candidate in BACKENDS:
-        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [x], [row]):
+        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [like], [row]):
             return candidate.name
     raise OwnMethod
 

@@ -12,7 +12,9 @@ from torch.nn.modules import module as torch_module
 
 from vpdarts_fast.acceleration.plans import Path, at
 
-GROWING = frozenset({"training", "in_channels", "out_channels", "groups", "num_features"})
+GROWING = frozenset(
+    {"training", "in_channels", "out_channels", "groups", "num_features", "momentum", "track_running_stats"}
+)
 """Attributes that change in a search, and that plans read anew."""
 
 STATE = "_vpdarts_fast"

@@ -1,0 +1,443 @@
+"""Leave-one-out evaluation of any supernet: what is evaluated, batched and in a loop, what is left behind."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from leave_one_out_cases import assert_same, drop_statistics, every_mode, make_batches
+from supernets import DropPathMixedOp, MixedOp, NumberedMixedOp, PartialMixedOp, SkippingMixedOp
+from torch import Tensor, nn
+from whole_supernets import DartsSupernet, EdgesSupernet
+
+from vpdarts_fast import Perturbed, Supernet, UserError, leave_one_out, native
+from vpdarts_fast.acceleration import accelerate
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut
+from vpdarts_fast.perturbation import Perturbation
+
+pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
+
+FAMILIES: dict[str, Callable[[], nn.Module]] = {
+    "darts": DartsSupernet,
+    "edges": EdgesSupernet,
+    "affine": lambda: EdgesSupernet(affine=True),
+}
+every_family = pytest.mark.parametrize("family", FAMILIES)
+every_perturbation = pytest.mark.parametrize("perturbation", ["remove", "keep"])
+
+
+def batches(*sizes: int, dtype: torch.dtype = torch.float64) -> list[Batch]:
+    return make_batches(*sizes, image=(8, 8), dtype=dtype)
+
+
+def trained(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> Any:
+    """With running statistics that suit the images, and all parameters away from where they start."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = make().to(dtype)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.dim() == 1:
+                    parameter.add_(torch.randn_like(parameter) / 4)
+        for norm in model.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.momentum = 0.5
+        for images, _ in batches(20, 20, 20, dtype=dtype):
+            model(images)
+    return model
+
+
+def accelerated(model: nn.Module, backend: str = "pytorch") -> Any:
+    fast = copy.deepcopy(model)
+    report = accelerate(fast, backend=backend)
+    assert report.fused and not report.left, str(report)
+    return fast
+
+
+def assert_all_same(a: Perturbed, b: Perturbed, rtol: float = 1e-9) -> None:
+    assert a.cells.keys() == b.cells.keys()
+    for name in a.cells:
+        assert_same(a.cells[name], b.cells[name], rtol)
+    assert a.edges == b.edges
+
+
+# What is evaluated -----------------------------------------------------------------------------------------
+
+
+def changed(weights: Tensor, e: int, o: int, perturbation: Perturbation) -> Tensor:
+    weights = weights.clone()
+    if perturbation == "remove":
+        weights[e, o] = 0
+    else:
+        total = weights[e].sum()
+        weights[e] = 0
+        weights[e, o] = total
+    return weights
+
+
+@torch.no_grad()
+def specified(model: Any, some: list[Batch], perturbation: Perturbation, reduction: bool) -> LeaveOneOut:
+    """The loop over all ops of all edges, the model's own weights changed in its own code."""
+    model = copy.deepcopy(model).eval()
+    own = model.weights
+    labels = torch.cat([labels for _, labels in some])
+
+    def validate(e: int | None = None, o: int = 0) -> tuple[float, float]:
+        def weights(of_reduction: bool) -> Tensor:
+            here = own(of_reduction)
+            return here if e is None or of_reduction != reduction else changed(here, e, o, perturbation)
+
+        model.weights = weights
+        logits = torch.cat([model(images)[1] for images, _ in some])
+        right = int((logits.argmax(1) == labels).sum())
+        return 100 * right / len(labels), float(F.cross_entropy(logits, labels))
+
+    accuracy, loss = torch.zeros(2, *own(reduction).shape, dtype=torch.float64)
+    for e, o in torch.cartesian_prod(*map(torch.arange, accuracy.shape)).tolist():
+        accuracy[e, o], loss[e, o] = validate(e, o)
+    return LeaveOneOut(accuracy, loss, *validate(), len(labels))
+
+
+@every_perturbation
+@pytest.mark.parametrize("mode", ["running", "batch"])
+@every_family
+def test_the_loop_is_what_is_specified(family: str, mode: BatchNorm, perturbation: Perturbation) -> None:
+    model, some = trained(FAMILIES[family]), batches(7, 4)
+    result = leave_one_out(model, some, batch_norm=mode, perturbation=perturbation)
+    assert set(result.cells) == ({"normal", "reduction"} if family == "darts" else {"normal"})
+    if mode == "batch":
+        drop_statistics(model)
+    for name, found in result.cells.items():
+        expected = specified(model, some, perturbation, name == "reduction")
+        assert float(expected.loss.std()) > 1e-3
+        assert_same(found, expected)
+
+
+@every_perturbation
+@every_mode
+@every_family
+def test_batched_is_the_loop(family: str, mode: BatchNorm, perturbation: Perturbation) -> None:
+    model, some = trained(FAMILIES[family]), batches(14, 12, 3)
+    fast = accelerated(model)
+    options: dict[str, Any] = {"batch_norm": mode, "perturbation": perturbation}
+    plain = leave_one_out(model, some, **options)
+    loop = leave_one_out(fast, some, **options, batched=False)
+    batched = leave_one_out(fast, some, **options)
+    assert batched.batched and batched.remark == "", batched.remark
+    assert not loop.batched and loop.remark == "batched=False"
+    assert not plain.batched and "is not accelerated" in plain.remark
+    assert_all_same(loop, plain)
+    assert_all_same(batched, plain)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@every_mode
+@every_family
+def test_batched_on_cpu_kernels(family: str, mode: BatchNorm) -> None:
+    model, some = trained(FAMILIES[family], torch.float32), batches(14, 12, dtype=torch.float32)
+    batched = leave_one_out(accelerated(model, "cpu"), some, batch_norm=mode)
+    assert batched.batched, batched.remark
+    double = [(images.double(), labels) for images, labels in some]
+    assert_all_same(batched, leave_one_out(model.double(), double, batch_norm=mode), rtol=1e-4)
+
+
+@every_mode
+def test_equal_to_that_of_our_own_supernet(mode: BatchNorm) -> None:
+    ours, theirs = trained(lambda: Supernet2()), EdgesSupernet().double()
+    own = [*ours.supernet.state_dict().values()]
+    names = [name for name in theirs.state_dict() if name != "alphas"]
+    theirs.load_state_dict({**dict(zip(names, own, strict=True)), "alphas": ours.alphas})
+    some = batches(14, 12, 3)
+    expected = leave_one_out(ours.supernet, some, ours.alphas, batch_norm=mode)
+    result = leave_one_out(accelerated(theirs), some, batch_norm=mode)
+    assert result.batched
+    assert_same(result.cells["normal"], expected)
+
+
+class Supernet2(nn.Module):
+    """Ours, called as theirs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.supernet = Supernet(4, 1, 4, skip_dropout=0.0)
+        self.alphas = nn.Parameter(torch.randn(6, 5) / 2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        out: Tensor = self.supernet(images, self.alphas)
+        return out
+
+
+def test_the_edges_are_named() -> None:
+    darts = leave_one_out(trained(DartsSupernet), batches(5))
+    assert set(darts.edges) == {"normal", "reduction"}
+    assert darts.edges["reduction"] == tuple(f"_ops.{e}" for e in range(5))
+    edges = leave_one_out(trained(EdgesSupernet), batches(5))
+    expected = ("1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2")
+    assert edges.edges["normal"] == tuple(f"edges.{edge}" for edge in expected)
+
+
+def test_one_type_of_cells_only() -> None:
+    model, some = accelerated(trained(DartsSupernet)), batches(7)
+    both = leave_one_out(model, some)
+    for name in ("normal", "reduction"):
+        one = leave_one_out(model, some, cells=name)  # type: ignore[arg-type]
+        assert set(one.cells) == set(one.edges) == {name}
+        assert_same(one.cells[name], both.cells[name])  # type: ignore[index]
+
+
+def test_removing_none_is_the_base_exactly() -> None:
+    result = leave_one_out(accelerated(trained(DartsSupernet)), batches(7))
+    for found in result.cells.values():
+        assert torch.equal(found.loss[:, 0], torch.full((5,), found.base_loss, dtype=torch.float64))
+        assert (found.loss[:, 1:] != found.base_loss).all()
+
+
+@every_mode
+@pytest.mark.parametrize("bytes_per_image", [1, 100_000])
+def test_any_memory_budget(mode: BatchNorm, bytes_per_image: int) -> None:
+    model, some = accelerated(trained(DartsSupernet)), batches(3, 2)
+    expected = leave_one_out(model, some, batch_norm=mode)
+    found = leave_one_out(model, some, batch_norm=mode, memory_budget=bytes_per_image)
+    assert found.batched
+    assert_all_same(found, expected)
+
+
+def test_the_stem_runs_once_for_many_variants() -> None:
+    model, calls = accelerated(trained(DartsSupernet)), []
+    model.stem.register_forward_hook(lambda *_: calls.append(1))
+    leave_one_out(model, batches(7), batch_norm="batch")
+    assert len(calls) == 1 + 5 + 5  # the base, and the variants of each edge of each type
+    calls.clear()
+    leave_one_out(model, batches(7), batch_norm="batch", batched=False)
+    assert len(calls) == 1 + 2 * 5 * 4  # `none` is the base
+
+
+# Models that are written otherwise -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "mixed_op",
+    [NumberedMixedOp, SkippingMixedOp, DropPathMixedOp, lambda ops: PartialMixedOp(ops, 2)],
+    ids=["numbered", "skipping", "drop_path", "partial"],
+)
+def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], request: Any) -> None:
+    part = 2 if "partial" in request.node.name else 1
+    model, some = trained(lambda: DartsSupernet(mixed_op=mixed_op, part=part)), batches(7)
+    fast = leave_one_out(accelerated(model), some, batch_norm="batch")
+    assert fast.batched, fast.remark
+    assert_all_same(fast, leave_one_out(model, some, batch_norm="batch"))
+
+
+class ListSupernet(DartsSupernet):
+    def weights(self, reduction: bool) -> Any:
+        return [list(row) for row in super().weights(reduction)]
+
+
+class ColumnSupernet(DartsSupernet):
+    def weights(self, reduction: bool) -> Any:
+        return super().weights(reduction)[:, :, None, None]
+
+
+class GumbelSupernet(DartsSupernet):
+    def weights(self, reduction: bool) -> Any:
+        return F.gumbel_softmax(self.alphas_reduce if reduction else self.alphas_normal)
+
+
+class OneHotSupernet(DartsSupernet):
+    def weights(self, reduction: bool) -> Any:
+        return F.one_hot(self.alphas_normal.argmax(-1), 5).to(self.alphas_normal)
+
+
+@every_perturbation
+@pytest.mark.parametrize("supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet])
+def test_weights(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
+    model, some = trained(supernet), batches(7, 5)
+    state = torch.get_rng_state()
+    plain = leave_one_out(model, some, perturbation=perturbation)
+    assert torch.equal(torch.get_rng_state(), state)
+    fast = leave_one_out(accelerated(model), some, perturbation=perturbation)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fast.batched, fast.remark
+    assert_all_same(fast, plain)
+
+
+class DecidingSupernet(DartsSupernet):
+    """What it does depends on a value that differs between variants."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = super().forward(images)
+        return features, logits if logits[0, 0].item() > 0 else 2 * logits
+
+
+def test_a_model_that_cannot_be_batched_runs_in_a_loop() -> None:
+    model, some = trained(DecidingSupernet), batches(7, 5)
+    fast = leave_one_out(accelerated(model), some)
+    assert not fast.batched
+    assert fast.remark.startswith("torch.vmap: RuntimeError: vmap: ")
+    assert_all_same(fast, leave_one_out(model, some))
+
+
+def test_logits_from_what_the_model_returns() -> None:
+    class Dictionary(DartsSupernet):
+        def forward(self, images: Tensor) -> Any:
+            return {"logits": super().forward(images)[1]}
+
+    some = batches(7)
+    expected = leave_one_out(trained(DartsSupernet), some)
+    model = accelerated(trained(Dictionary))
+    assert_all_same(leave_one_out(model, some, logits=lambda out: out["logits"]), expected)
+    with pytest.raises(UserError, match="must return logits"):
+        leave_one_out(model, some)
+
+
+# What is left behind ---------------------------------------------------------------------------------------
+
+
+def state_of(model: nn.Module) -> list[Any]:
+    modules = [
+        (m.training, len(m._forward_pre_hooks), len(m._forward_hooks), len(m._forward_pre_hooks_with_kwargs))
+        for m in model.modules()
+    ]
+    tensors = [(id(tensor), tensor.clone()) for tensor in model.state_dict(keep_vars=True).values()]
+    settings = [(m.momentum, m.track_running_stats) for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    return [modules, settings, torch.get_rng_state(), tensors]
+
+
+class CountingSupernet(GumbelSupernet):
+    """Has a buffer that every pass changes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        self.passes += 1
+        return super().forward(images)
+
+
+class Stop(Exception):
+    """Raised by tests."""
+
+
+@every_mode
+@pytest.mark.parametrize("fails", [None, "on_batch", "model"])
+def test_the_model_is_left_as_it_was(mode: BatchNorm, fails: str | None) -> None:
+    model = accelerated(trained(CountingSupernet)).train()
+    model.cells[0].eval()
+    before = state_of(model)
+    done: list[int] = []
+
+    def on_batch(images: int) -> None:
+        done.append(images)
+        if fails == "on_batch":
+            raise Stop
+
+    some = batches(14, 13, 3)
+    if fails == "model":
+        some[2] = (torch.zeros(3, 4, 8, 8, dtype=torch.float64), some[2][1])
+    if fails is None:
+        leave_one_out(model, some, batch_norm=mode, on_batch=on_batch)
+        assert done == [14, 27, 30]
+    else:
+        with pytest.raises(Stop if fails == "on_batch" else RuntimeError):
+            leave_one_out(model, some, batch_norm=mode, on_batch=on_batch)
+    after = state_of(model)
+    assert before[:2] == after[:2]
+    assert torch.equal(before[2], after[2])
+    for (own, values), (same, now) in zip(before[3], after[3], strict=True):
+        assert own == same and torch.equal(values, now)
+
+
+# Errors ----------------------------------------------------------------------------------------------------
+
+
+def test_no_mixed_operations() -> None:
+    with pytest.raises(UserError, match="no mixed operations are recognised: there is none"):
+        leave_one_out(nn.Sequential(nn.Flatten(), nn.Linear(192, 4)), batches(3))
+
+    class Mean(MixedOp):
+        def forward(self, x: Tensor, weights: Any) -> Tensor:
+            return super().forward(x, weights) / 2
+
+    with pytest.raises(UserError, match=r"cells.0._ops.0 \(Mean\) .*is not the weighted sum"):
+        leave_one_out(trained(lambda: DartsSupernet(mixed_op=Mean)), batches(3))
+
+
+def test_mixed_operations_that_are_not_called_as_modules() -> None:
+    class Own(MixedOp):
+        def __call__(self, x: Tensor, weights: Any) -> Tensor:
+            return self.forward(x, weights)
+
+    model = trained(lambda: DartsSupernet(mixed_op=Own))
+    with pytest.raises(UserError, match=r"cells.0._ops.0 is not called as a module"):
+        leave_one_out(model, batches(3))
+
+    class Other(MixedOp):
+        forward = nn.Module.forward  # type: ignore[assignment]
+
+        def forward_darts(self, x: Tensor, weights: Any) -> Tensor:
+            return MixedOp.forward(self, x, weights)
+
+        __call__ = forward_darts
+
+    model = trained(lambda: DartsSupernet(mixed_op=Other))
+    with pytest.raises(UserError, match=r"cells.0._ops.0 computes in forward_darts"):
+        leave_one_out(model, batches(3))
+
+
+def test_weights_that_are_not_one_for_each_op() -> None:
+    class Nothing(DartsSupernet):
+        def weights(self, reduction: bool) -> Any:
+            return [None] * 5
+
+    with pytest.raises(UserError, match=r"cells.0._ops.0 is called with weights that are not one number"):
+        leave_one_out(trained(Nothing), batches(3))
+
+
+def test_cells_that_differ() -> None:
+    model = trained(lambda: DartsSupernet(layers=4))  # the first and the last are normal cells
+    del model.cells[3]._ops[4]
+    with pytest.raises(UserError, match=r"normal cells differ in edges or operations: cells.0 and cells.3"):
+        leave_one_out(model, batches(3))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"cells": "reduction"}, "has no reduction cells; it has normal cells"),
+        ({"cells": "reduce"}, "cells must be None, normal or reduction; got 'reduce'"),
+        ({"perturbation": "zero"}, "perturbation must be remove or keep; got 'zero'"),
+        ({"batch_norm": "train"}, "batch_norm must be one of"),
+        ({"memory_budget": 0}, "memory_budget must be positive"),
+    ],
+)
+def test_unknown_options(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        leave_one_out(trained(EdgesSupernet), batches(3), **options)
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_bad_batches(fast: bool) -> None:
+    model = trained(EdgesSupernet)
+    model = accelerated(model) if fast else model
+    with pytest.raises(UserError, match="no images"):
+        leave_one_out(model, [])
+    ((images, labels),) = batches(3)
+    with pytest.raises(UserError, match=r"labels must be in 0\.\.3; got 0\.\.4"):
+        leave_one_out(model, [(images, torch.tensor([0, 1, 4]))])
+    with pytest.raises(UserError, match=r"labels must be int64 \[N\] = \[3\]"):
+        leave_one_out(model, [(images, labels[:2])])
+    with pytest.raises(UserError, match="not finite"):
+        leave_one_out(model, [(images * float("nan"), labels)])
+
+
+def test_running_needs_running_statistics() -> None:
+    model = trained(EdgesSupernet)
+    drop_statistics(model)
+    with pytest.raises(UserError, match="needs running statistics"):
+        leave_one_out(model, batches(3), batch_norm="running")
+    assert leave_one_out(model, batches(3)).cells["normal"].images == 3

@@ -1,0 +1,51 @@
+"""Functions of many variants at once, which `torch.vmap` calls as such."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+def of_variants(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
+    """The function of x [1 or V, ...] and weights [V, ...], called with x [...] and weights [...].
+
+    In `torch.vmap` without gradients, it is called with all variants.
+    """
+    if torch.is_grad_enabled():
+        return _single(function, x, *weights)
+    out: Tensor = _OfVariants.apply(function, x, *weights)
+    return out
+
+
+def _single(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
+    return function(x.unsqueeze(0), *(some.unsqueeze(0) for some in weights)).squeeze(0)
+
+
+class _OfVariants(torch.autograd.Function):
+    """Has no derivative; what there is of it is its rule for `torch.vmap`."""
+
+    forward = staticmethod(_single)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        """Nothing to keep."""
+
+    @staticmethod
+    def vmap(
+        info: Any,
+        in_dims: tuple[int | None, ...],
+        function: Callable[..., Tensor],
+        x: Tensor,
+        *weights: Tensor,
+    ) -> tuple[Tensor, int]:
+        """The output, and where its dimension of V is."""
+        _, x_dim, *weight_dims = in_dims
+        x = x.unsqueeze(0) if x_dim is None else x.movedim(x_dim, 0)
+        expanded = (
+            some.expand(info.batch_size, *some.shape) if dim is None else some.movedim(dim, 0)
+            for some, dim in zip(weights, weight_dims, strict=True)
+        )
+        return function(x, *expanded), 0

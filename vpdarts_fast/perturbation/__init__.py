@@ -1,0 +1,207 @@
+"""Leave-one-out evaluation of any supernet whose mixed operations are recognised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.perturbation.cells import CellType, CellTypes, cell_types
+from vpdarts_fast.perturbation.variants import Evaluation, Group
+from vpdarts_fast.perturbation.weights import Weights, keeps, removals
+from vpdarts_fast.validation import (
+    Batch,
+    BatchNorm,
+    Counts,
+    LeaveOneOut,
+    calibration_batches,
+    check_labels,
+    check_options,
+    evaluation_mode,
+)
+
+__all__ = ["CellTypes", "Perturbation", "Perturbed", "leave_one_out_of_model"]
+
+Perturbation = Literal["remove", "keep"]
+
+
+@dataclass(frozen=True)
+class Perturbed:
+    """What leave-one-out evaluation measured of a model, all of it on the same images.
+
+    Attributes:
+        cells: for each type of cells that was perturbed, accuracy and loss [E, O], and those of the
+            unmodified model, which are the same for all types.
+        edges: for each of these types, the names of its E edges, in a cell.
+        batched: many variants were evaluated together, all the time.
+        remark: why not.
+    """
+
+    cells: Mapping[CellTypes, LeaveOneOut]
+    edges: Mapping[CellTypes, tuple[str, ...]]
+    batched: bool
+    remark: str
+
+
+@torch.no_grad()
+def leave_one_out_of_model(
+    model: nn.Module,
+    batches: Iterable[Batch],
+    *,
+    cells: CellTypes | None = None,
+    perturbation: Perturbation = "remove",
+    batch_norm: BatchNorm = "recalibrated",
+    batched: bool = True,
+    memory_budget: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    logits: Callable[[Any], Tensor] | None = None,
+) -> Perturbed:
+    """Validates a model once for each (edge, op) of its cells, with that op perturbed in all cells of a type.
+
+    The weights are changed on their way into the mixed operations, whatever the model makes them of; the
+    forward pass is the model's own. Parameters, buffers, modes and hooks stay as they are. Every variant
+    draws the same random numbers from PyTorch's generators, which are then as they were before each batch.
+
+    Args:
+        model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them,
+            called as modules. Any mode; dropout is off while it is evaluated.
+        batches: images [N, ...] and labels [N]; iterated once. Every variant sees all of them.
+        cells: the one type to perturb; None perturbs each in turn. Cells are what mixed operations are parts
+            of; reduction cells those with a mixed operation of stride 2, normal cells all others.
+        perturbation: `remove` sets the weight of the op to 0; `keep` leaves the edge only this op, with the
+            sum of the edge's weights.
+        batch_norm: of all batch norms in the model. `running` uses the stored statistics; `recalibrated`
+            re-estimates them first for the unmodified model, as the average over the first batches with 250
+            images or more; `batch` uses each batch's own, per variant.
+        batched: evaluate many variants together where the model is accelerated, instead of in a loop; the
+            same results.
+        memory_budget: bytes that the activations of the variants evaluated together may take in a cell; None
+            picks what is fast.
+        on_batch: called with the number of images done after each batch; may raise to stop.
+        logits: [N, classes] of what the model returns; None takes a tensor as it is, and the end of a tuple.
+
+    Returns:
+        Accuracy and loss [E, O] of each type of cells; edges in the order of the model's modules, or of the
+        rows of the weights where a module is a whole cell.
+
+    Raises:
+        UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is
+            not called as a module, or with other weights than one for each op; no images; labels of a wrong
+            shape or dtype, or out of range; unknown options; `running` for a model that keeps no running
+            statistics; outputs that are not finite.
+    """
+    check_options(batch_norm, memory_budget)
+    if perturbation not in get_args(Perturbation):
+        raise UserError(f"perturbation must be remove or keep; got {perturbation!r}")
+    types = _chosen(cell_types(model), cells)
+    like = next(model.parameters())
+    groups = _groups(types, perturbation, like)
+    weights = Weights(types)
+    evaluation = Evaluation(
+        model, weights, groups, logits or _last, batch_norm == "batch", batched, memory_budget
+    )
+    stream = (batch for batch in map(_checked, batches) if len(batch[1]))
+    calibration = calibration_batches(stream) if batch_norm == "recalibrated" else []
+    counts: Counts | None = None
+    images = 0
+    with (
+        _kept_buffers(model),
+        evaluation_mode(model, batch_norm, calibration, evaluation.base),
+        weights.intercepted(),
+    ):
+        for inputs, labels in chain(calibration, stream):
+            for variants, some, outputs in evaluation(inputs):
+                if counts is None:
+                    counts = Counts(evaluation.variants, outputs.shape[2], outputs.device)
+                counts.add(variants, outputs, labels[some])
+            images += len(labels)
+            if on_batch is not None:
+                on_batch(images)
+    if counts is None:
+        raise UserError("leave_one_out: no images; `batches` was empty")
+    correct, losses = counts.read()
+    if not losses.isfinite().all():
+        raise UserError("leave_one_out: the model's outputs are not finite; it has diverged")
+    return Perturbed(
+        _results(types, groups, correct.double() * (100 / images), losses / images, images),
+        {name: found.edges for name, found in types.items()},
+        evaluation.batched,
+        evaluation.remark,
+    )
+
+
+def _chosen(types: dict[CellTypes, CellType], cells: CellTypes | None) -> dict[CellTypes, CellType]:
+    if cells is None:
+        return types
+    if cells not in get_args(CellTypes):
+        raise UserError(f"cells must be None, normal or reduction; got {cells!r}")
+    if cells not in types:
+        raise UserError(f"the model has no {cells} cells; it has {' and '.join(types)} cells")
+    return {cells: types[cells]}
+
+
+def _groups(types: Mapping[CellTypes, CellType], perturbation: Perturbation, like: Tensor) -> list[Group]:
+    """All variants that differ from the unmodified model, those of an edge in one group."""
+    groups = []
+    change = removals if perturbation == "remove" else keeps
+    number = 1
+    for name, found in types.items():
+        unchanged = found.zeros if perturbation == "remove" else frozenset()
+        pairs = [(e, o) for e in range(len(found.edges)) for o in range(found.ops) if (e, o) not in unchanged]
+        of_edges = [[pair for pair in pairs if pair[0] == e] for e, _ in enumerate(found.edges)]
+        for some in filter(None, [pairs] if found.whole else of_edges):
+            groups.append(Group(name, number, tuple(some), *change(found, some, like)))
+            number += len(some)
+    return groups
+
+
+def _results(
+    types: Mapping[CellTypes, CellType], groups: list[Group], accuracy: Tensor, loss: Tensor, images: int
+) -> dict[CellTypes, LeaveOneOut]:
+    """Accuracy and loss [V] of all variants, the unmodified model first."""
+    results = {}
+    for name, found in types.items():
+        number = torch.zeros(len(found.edges), found.ops, dtype=torch.int64)
+        for group in groups:
+            if group.cells == name:
+                for v, (e, o) in enumerate(group.pairs, start=group.first):
+                    number[e, o] = v
+        results[name] = LeaveOneOut(
+            accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), images
+        )
+    return results
+
+
+def _checked(batch: Batch) -> Batch:
+    images, labels = batch
+    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
+        raise UserError("batches must be pairs of tensors, images and labels")
+    check_labels(images, labels)
+    return batch
+
+
+def _last(output: Any) -> Tensor:
+    logits = output[-1] if isinstance(output, (tuple, list)) and output else output
+    if not isinstance(logits, Tensor) or logits.dim() != 2:
+        raise UserError(
+            "the model must return logits [N, classes], or a tuple with them at its end; `logits=` tells else"
+        )
+    return logits
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers that change within get their values back."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in kept:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)

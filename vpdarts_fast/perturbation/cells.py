@@ -1,0 +1,162 @@
+"""The cells of any supernet whose mixed operations are recognised, by type."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from torch import nn
+
+from vpdarts_fast.acceleration import mixtures
+from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, PoolPlan, SepConvPlan, ZeroPlan, at
+from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixedOpPlan, MixturePlan
+from vpdarts_fast.errors import UserError
+
+CellTypes = Literal["normal", "reduction"]
+"""A cell with a mixed operation of stride 2 is a reduction cell, any other a normal one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """A module that is called with weights.
+
+    Attributes:
+        name: in the model.
+        module: a mixed operation, or a whole cell.
+        edge: its number in the cell; none for a whole cell.
+    """
+
+    name: str
+    module: nn.Module
+    edge: int | None
+
+
+@dataclass(frozen=True)
+class CellType:
+    """All cells of one type.
+
+    Attributes:
+        places: in all of them, cell by cell.
+        edges: names of the E edges.
+        ops: O.
+        zeros: (edge, op) whose removal changes nothing, as it is the operation `none`.
+    """
+
+    places: tuple[Place, ...]
+    edges: tuple[str, ...]
+    ops: int
+    zeros: frozenset[tuple[int, int]]
+
+    @property
+    def whole(self) -> bool:
+        """Weights come for whole cells."""
+        return self.places[0].edge is None
+
+
+Found = list[tuple[str, nn.Module, MixedOpPlan | CellPlan]]
+"""The mixed operations of one cell, or the one cell: name, module, plan."""
+
+
+def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
+    """What leave-one-out evaluation can change in the model.
+
+    Raises:
+        UserError: no mixed operations are recognised, or cells of one type differ.
+    """
+    found: dict[str, Found] = defaultdict(list)
+    reasons: list[str] = []
+    whole: list[str] = []
+    modules = dict(model.named_modules())
+    for name, module, plan in mixtures(model):
+        if any(name.startswith(f"{cell}.") for cell in whole):
+            continue  # what this cell consists of
+        if isinstance(plan, str):
+            reasons.append(f"{name} ({type(module).__name__}) {plan}")
+            continue
+        if plan.method != "forward":
+            raise UserError(
+                f"{name} computes in {plan.method}; weights can only be changed on their way into forward"
+            )
+        if isinstance(plan, CellPlan):
+            whole.append(name)
+        found[name if isinstance(plan, CellPlan) else _cell_of(name, modules)].append((name, module, plan))
+    if not found:
+        why = "".join(f"\n  {reason}" for reason in reasons) or ": there is none that looks like one"
+        raise UserError(f"leave_one_out: no mixed operations are recognised{why}")
+    types: dict[CellTypes, dict[str, Found]] = {}
+    for name, cell in found.items():
+        stride = max(mixture.stride for _, _, plan in cell for mixture in _mixtures_of(plan))
+        types.setdefault("reduction" if stride == 2 else "normal", {})[name] = cell
+    return {name: _cell_type(name, cells) for name, cells in types.items()}
+
+
+def _cell_of(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The module that a mixed operation belongs to: the nearest above it that is no container."""
+    containers = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
+    above = name.rpartition(".")[0]
+    while above and isinstance(modules[above], containers):
+        above = above.rpartition(".")[0]
+    return above
+
+
+def _mixtures_of(plan: MixedOpPlan | CellPlan) -> list[MixturePlan]:
+    """In the order of the weights."""
+    if isinstance(plan, MixedOpPlan):
+        return [plan.mixture]
+    return [edge.mixture for edge in sorted(plan.edges, key=lambda edge: edge.row)]
+
+
+def _cell_type(name: CellTypes, cells: Mapping[str, Found]) -> CellType:
+    alike: dict[tuple[object, ...], str] = {}
+    for cell, found in cells.items():
+        alike.setdefault(tuple(_looks(found)), cell)
+    if len(alike) > 1:
+        raise UserError(f"the {name} cells differ in edges or operations: {' and '.join(alike.values())}")
+    cell, found = next(iter(cells.items()))
+    mixtures = [mixture for _, _, plan in found for mixture in _mixtures_of(plan)]
+    if len({len(mixture.ops) for mixture in mixtures}) > 1:
+        raise UserError(f"the edges of {cell} have different numbers of operations")
+    return CellType(
+        tuple(
+            Place(name, module, None if isinstance(plan, CellPlan) else edge)
+            for some in cells.values()
+            for edge, (name, module, plan) in enumerate(some)
+        ),
+        tuple(_edge_names(cell, found)),
+        len(mixtures[0].ops),
+        frozenset(
+            (e, o)
+            for e, mixture in enumerate(mixtures)
+            for o, op in enumerate(mixture.plans)
+            if isinstance(op, ZeroPlan)
+        ),
+    )
+
+
+def _edge_names(cell: str, found: Found) -> Iterator[str]:
+    """As they are called in the cell."""
+    for name, _, plan in found:
+        if isinstance(plan, CellPlan):
+            yield from (".".join(mixture.ops[0][:-1]) for mixture in _mixtures_of(plan))
+        else:
+            yield name[len(cell) + 1 :] if cell else name
+
+
+def _looks(found: Found) -> Iterator[object]:
+    """Edges and operations, but for channels."""
+    for _, module, plan in found:
+        for mixture in _mixtures_of(plan):
+            yield mixture.stride
+            for path, op in zip(mixture.ops, mixture.plans, strict=True):
+                yield type(op), _detail(at(module, path), op)
+
+
+def _detail(op: nn.Module, plan: OpPlan) -> object:
+    if isinstance(plan, PoolPlan):
+        return plan.kind
+    if isinstance(plan, SepConvPlan):
+        convolutions = (at(op, stage.depthwise) for stage in plan.stages)
+        return tuple((conv.kernel_size, conv.dilation) for conv in convolutions)
+    return type(op) if isinstance(plan, OpaquePlan) else None

@@ -1,0 +1,163 @@
+"""Logits of many variants of a model: together, by `torch.vmap` over their weights, or one by one.
+
+Under `torch.vmap` what comes before the first change runs once for all variants, and everything behind it
+with the variants in front of the batch; accelerated modules take these as they are. Variants that change the
+same edge are evaluated together, as they share the most; those of a whole cell all together, as its ops know
+what they share.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration.fused import Fused, backend_of
+from vpdarts_fast.backends import preferred, serving
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.perturbation.cells import CellTypes, Place
+from vpdarts_fast.perturbation.weights import Change, Weights
+
+DEFAULT_BUDGET = 256 << 20
+"""Bytes, on the CPU (benchmarks/test_leave_one_out.py)."""
+
+GPU_BUDGET = 4 << 30
+"""Bytes: few large launches keep a GPU busier than many small ones."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Variants that change the same edges.
+
+    Attributes:
+        cells: of which type.
+        first: the number of the first variant among all; 0 is the unmodified model.
+        pairs: (edge, op) of each of the V variants.
+        factor: [V, E, O], see `Change`.
+        share: [V, E, O], or none.
+    """
+
+    cells: CellTypes
+    first: int
+    pairs: tuple[tuple[int, int], ...]
+    factor: Tensor
+    share: Tensor | None
+
+    def change(self, variants: slice | int) -> Change:
+        """Of one variant, or of some, in front of whose tables there is V."""
+        pairs = self.pairs[variants] if isinstance(variants, slice) else [self.pairs[variants]]
+        share = None if self.share is None else self.share[variants]
+        return Change(self.cells, frozenset(e for e, _ in pairs), self.factor[variants], share)
+
+
+class Evaluation:
+    """Evaluates all variants of a model batch by batch.
+
+    Attributes:
+        variants: how many there are, with the unmodified model.
+        batched: many are evaluated together.
+        remark: why not.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        weights: Weights,
+        groups: Sequence[Group],
+        logits: Callable[[Any], Tensor],
+        batch_statistics: bool,
+        batched: bool,
+        memory_budget: int | None,
+    ) -> None:
+        self._model, self._weights, self._groups, self._logits = model, weights, groups, logits
+        self._batch_statistics, self._memory_budget = batch_statistics, memory_budget
+        self.variants = 1 + sum(len(group.pairs) for group in groups)
+        self.batched, self.remark = batched, "" if batched else "batched=False"
+        slow = [place.name for place in weights.places() if not isinstance(place.module, Fused)]
+        if batched and slow:
+            self.batched, self.remark = False, f"{slow[0]} is not accelerated"
+
+    def base(self, images: Tensor) -> Tensor:
+        """Logits [N, classes] of the unmodified model."""
+        with _same_random_numbers(images.device):
+            return self._run(images, None)
+
+    def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Which variants, which images, and their logits [variants, images, classes], piece by piece."""
+        everything = slice(0, len(images))
+        yield slice(0, 1), everything, self.base(images).unsqueeze(0)
+        self._weights.check_calls()
+        for group in self._groups:
+            for variants, some in self._pieces(group, images):
+                outputs = self._together(group, variants, images[some]) if self.batched else None
+                numbers = slice(group.first + variants.start, group.first + variants.stop)
+                if outputs is not None:
+                    yield numbers, some, outputs
+                    continue
+                for v in range(variants.start, variants.stop):
+                    with _same_random_numbers(images.device):
+                        outputs = self._run(images[some], group.change(v)).unsqueeze(0)
+                    yield slice(group.first + v, group.first + v + 1), some, outputs
+
+    def _run(self, images: Tensor, change: Change | None) -> Tensor:
+        self._weights.change = change
+        try:
+            return self._logits(self._model(images))
+        finally:
+            self._weights.change = None
+
+    def _together(self, group: Group, variants: slice, images: Tensor) -> Tensor | None:
+        """Logits [variants, N, classes]; none where the model cannot be run so."""
+
+        def run(factor: Tensor, share: Tensor | None) -> Tensor:
+            return self._run(images, Change(group.cells, change.edges, factor, share))
+
+        change = group.change(variants)
+        in_dims = 0, None if change.share is None else 0
+        try:
+            with _same_random_numbers(images.device):
+                logits: Tensor = torch.vmap(run, in_dims, randomness="same")(change.factor, change.share)
+        except UserError:
+            raise
+        except Exception as error:  # their code may raise anything
+            reason = str(error).partition("\n")[0]
+            self.batched, self.remark = False, f"torch.vmap: {type(error).__name__}: {reason}"
+            return None
+        return logits
+
+    def _bytes_per_image(self, images: Tensor, places: Sequence[Place]) -> int:
+        """Of one variant in a cell: what its op holds at once, or inputs and outputs of all its edges."""
+        inputs = [self._weights.image[place.name] for place in places]
+        values = 2
+        if places[0].edge is None:
+            op = "mixed_cell" if self._batch_statistics else "masked_cell"
+            like = images.new_empty(0, dtype=inputs[0].dtype)
+            values = serving(op, [like], preferred(op, backend_of(places[0].module))).node_values[op]
+        return values * sum(image.numel() * image.element_size() for image in inputs)
+
+    def _pieces(self, group: Group, images: Tensor) -> Iterator[tuple[slice, slice]]:
+        """Variants of the group and images, so many as fit the budget."""
+        count, total = len(images), len(group.pairs)
+        if not self.batched:
+            yield slice(0, total), slice(0, count)
+            return
+        budget = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
+        per_image = max(self._bytes_per_image(images, places) for places in self._weights.cells())
+        if self._batch_statistics:
+            variants_together, images_together = max(1, budget // (per_image * count)), count
+        else:
+            variants_together = max(1, min(total, budget // per_image))
+            images_together = max(1, budget // (per_image * variants_together))
+        for i in range(0, count, images_together):
+            for v in range(0, total, variants_together):
+                some = slice(i, min(count, i + images_together))
+                yield slice(v, min(total, v + variants_together)), some
+
+
+def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+    """Every pass within one of these draws the same, and leaves the generators as they were."""
+    return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])

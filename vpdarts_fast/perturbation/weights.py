@@ -1,0 +1,163 @@
+"""Changes the weights of mixed operations on their way into them, from outside."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.perturbation.cells import CellType, CellTypes, Place
+
+
+@dataclass(frozen=True)
+class Change:
+    """What weights become: factor * weights + share * (the sum of an edge's weights).
+
+    Attributes:
+        cells: the type of the cells.
+        edges: on which they change; elsewhere factor is 1 and share 0.
+        factor: [E, O].
+        share: [E, O], or none for zeros.
+    """
+
+    cells: CellTypes
+    edges: frozenset[int]
+    factor: Tensor
+    share: Tensor | None
+
+
+class Weights:
+    """The weights of all mixed operations of a model.
+
+    Attributes:
+        change: what becomes of them; none leaves them as they are.
+        image: for each place that was called without a change, an image of its input: [C, H, W], no values.
+    """
+
+    def __init__(self, types: Mapping[CellTypes, CellType]) -> None:
+        self.change: Change | None = None
+        self._types = types
+        self.image: dict[str, Tensor] = {}
+
+    def cells(self) -> Iterator[list[Place]]:
+        """The places of each cell."""
+        for cells in self._types.values():
+            step = 1 if cells.whole else len(cells.edges)
+            for first in range(0, len(cells.places), step):
+                yield list(cells.places[first : first + step])
+
+    def places(self) -> Iterator[Place]:
+        """All mixed operations, or cells."""
+        for cells in self._types.values():
+            yield from cells.places
+
+    @contextmanager
+    def intercepted(self) -> Iterator[None]:
+        """Within, every call of a mixed operation goes through here."""
+        handles = []
+        try:
+            for name, cells in self._types.items():
+                for place in cells.places:
+                    hook = partial(self._call, name, cells, place, _parameters(place.module))
+                    handles.append(place.module.register_forward_pre_hook(hook, with_kwargs=True))
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def check_calls(self) -> None:
+        """Raises `UserError` if a mixed operation was not called, or not through its hooks."""
+        for place in self.places():
+            if place.name not in self.image:
+                raise UserError(
+                    f"{place.name} is not called as a module in the model's forward pass: its weights cannot "
+                    "be changed"
+                )
+
+    def _call(
+        self,
+        name: CellTypes,
+        cells: CellType,
+        place: Place,
+        parameters: tuple[str, str],
+        module: nn.Module,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+        """A hook, see `nn.Module.register_forward_pre_hook`."""
+        change = self.change
+        if change is None:
+            x = args[0] if args else kwargs[parameters[0]]
+            self.image[place.name] = torch.empty_like(x[0], device="meta")
+            return None
+        if change.cells != name or (place.edge is not None and place.edge not in change.edges):
+            return None
+        weights = args[1] if len(args) > 1 else kwargs[parameters[1]]
+        if place.edge is None:
+            changed = _changed_table(place.name, weights, change, (len(cells.edges), cells.ops))
+        else:
+            share = None if change.share is None else change.share[place.edge]
+            changed = _changed_row(place.name, weights, change.factor[place.edge], share)
+        if len(args) > 1:
+            return (args[0], changed, *args[2:]), kwargs
+        return args, {**kwargs, parameters[1]: changed}
+
+
+def _parameters(module: nn.Module) -> tuple[str, str]:
+    """The names of the input and of the weights."""
+    first, second, *_ = inspect.signature(module.forward).parameters
+    return first, second
+
+
+def _changed_table(name: str, weights: Any, change: Change, shape: tuple[int, int]) -> Any:
+    """weights [E, O], or a sequence of rows."""
+    if isinstance(weights, Tensor) and weights.shape == shape:
+        changed = weights * change.factor.to(weights)
+        if change.share is not None:
+            changed = changed + weights.sum(1, keepdim=True) * change.share.to(weights)
+        return changed
+    if isinstance(weights, (list, tuple)) and len(weights) == shape[0]:
+        shares = [None] * len(weights) if change.share is None else change.share.unbind()
+        return [_changed_row(name, *row) for row in zip(weights, change.factor.unbind(), shares, strict=True)]
+    raise UserError(f"{name} is called with weights that are not [E, O] = {list(shape)}")
+
+
+def _changed_row(name: str, weights: Any, factor: Tensor, share: Tensor | None) -> Any:
+    """weights [O], or a sequence of numbers and tensors of one element."""
+    if isinstance(weights, Tensor) and weights.dim() > 0 and len(weights) == weights.numel() == len(factor):
+        changed = weights * factor.to(weights).view(weights.shape)
+        return changed if share is None else changed + weights.sum() * share.to(weights).view(weights.shape)
+    if isinstance(weights, (list, tuple)) and len(weights) == len(factor):
+        products = [weight * kept for weight, kept in zip(weights, factor.unbind(), strict=True)]
+        if share is None:
+            return products
+        total = sum(weights)
+        return [product + total * part for product, part in zip(products, share.unbind(), strict=True)]
+    raise UserError(
+        f"{name} is called with weights that are not one number for each of {len(factor)} operations"
+    )
+
+
+def removals(cells: CellType, variants: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, None]:
+    """Factors [V, E, O] and no shares: in variant v the weight of (edge, op) = variants[v] is 0."""
+    factor = like.new_ones(len(variants), len(cells.edges), cells.ops)
+    for v, (e, o) in enumerate(variants):
+        factor[v, e, o] = 0
+    return factor, None
+
+
+def keeps(cells: CellType, variants: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+    """Factors and shares [V, E, O]: in variant v the op of variants[v] has all the weight of its edge."""
+    factor = like.new_ones(len(variants), len(cells.edges), cells.ops)
+    share = torch.zeros_like(factor)
+    for v, (e, o) in enumerate(variants):
+        factor[v, e] = 0
+        share[v, e, o] = 1
+    return factor, share

@@ -1,0 +1,159 @@
+"""What all ways of leave-one-out evaluation share: batches, batch norm modes, counts, the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+
+Batch = tuple[Tensor, Tensor]
+"""Images [N, 3, H, W], floating, and labels [N], int64."""
+
+BatchNorm = Literal["recalibrated", "running", "batch"]
+
+CALIBRATION_IMAGES = 250
+"""`recalibrated` re-estimates the statistics on at least so many images."""
+
+
+@dataclass(frozen=True)
+class LeaveOneOut:
+    """What leave-one-out evaluation measured, all of it on the same images.
+
+    Attributes:
+        accuracy: [E, O] float64, per cent, of the supernet without the op.
+        loss: [E, O] float64, mean cross-entropy without the op.
+        base_accuracy: of the unmodified supernet, per cent.
+        base_loss: likewise.
+        images: how many were evaluated.
+    """
+
+    accuracy: Tensor
+    loss: Tensor
+    base_accuracy: float
+    base_loss: float
+    images: int
+
+
+class Counts:
+    """Right predictions and losses of V variants, added up where they are computed."""
+
+    def __init__(self, variants: int, classes: int, device: torch.device) -> None:
+        self._classes = classes
+        self._correct = torch.zeros(variants, dtype=torch.int64, device=device)
+        self._loss = torch.zeros(variants, dtype=torch.float64, device=device)
+        self._least, self._greatest = torch.zeros(2, dtype=torch.int64, device=device)
+
+    def add(self, variants: slice, logits: Tensor, labels: Tensor) -> None:
+        """Logits [variants, N, classes] and labels [N] of N images more."""
+        self._least.copy_(torch.minimum(self._least, labels.min()))
+        self._greatest.copy_(torch.maximum(self._greatest, labels.max()))
+        labels = labels.clamp(0, self._classes - 1)  # `read` complains; a GPU would stop for good
+        some, count = logits.shape[:2]
+        self._correct[variants].add_((logits.argmax(2) == labels).sum(1))
+        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(some), reduction="none")
+        self._loss[variants].add_(losses.view(some, count).sum(1))
+
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Right predictions [V] int64 and sums of losses [V] float64, on the CPU.
+
+        Raises:
+            UserError: a label was out of range.
+        """
+        least, greatest = int(self._least), int(self._greatest)
+        if least < 0 or greatest >= self._classes:
+            raise UserError(
+                f"labels must be in 0..{self._classes - 1}; got {least}..{greatest}: "
+                "the supernet has fewer classes than the data, or the labels are wrong"
+            )
+        return self._correct.cpu(), self._loss.cpu()
+
+
+def calibration_batches(stream: Iterator[Batch]) -> list[Batch]:
+    """Takes the first batches that together hold enough images."""
+    taken: list[Batch] = []
+    count = 0
+    for batch in stream:
+        taken.append(batch)
+        count += len(batch[1])
+        if count >= CALIBRATION_IMAGES:
+            break
+    return taken
+
+
+def check_options(batch_norm: str, memory_budget: int | None) -> None:
+    """Raises `UserError` for what no evaluation takes."""
+    if batch_norm not in get_args(BatchNorm):
+        raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
+    if memory_budget is not None and memory_budget <= 0:
+        raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
+
+
+def check_labels(images: Tensor, labels: Tensor) -> None:
+    """int64, one for each image."""
+    if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
+        raise UserError(
+            f"labels must be int64 [N] = [{len(images)}]; got {list(labels.shape)} of {labels.dtype}"
+        )
+
+
+NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
+
+
+@contextmanager
+def evaluation_mode(
+    model: nn.Module,
+    batch_norm: BatchNorm,
+    calibration: Sequence[Batch],
+    forward: Callable[[Tensor], object],
+) -> Iterator[None]:
+    """Dropout off and the batch norms as asked, restored on exit; `forward` runs the unmodified model."""
+    modes = [(module, module.training) for module in model.modules()]
+    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    changing = ("running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats")
+    saved = [(norm, {name: getattr(norm, name) for name in changing}) for norm in norms]
+    if batch_norm == "running" and any(norm.running_mean is None for norm in norms):
+        raise UserError("batch_norm='running' needs running statistics, and this supernet keeps none; "
+                        "use 'recalibrated' or 'batch'")  # fmt: skip
+    model.eval()
+    try:
+        if batch_norm == "batch":
+            for norm in norms:  # a batch norm without buffers uses the batch's own statistics
+                norm.running_mean = norm.running_var = None
+        elif batch_norm == "recalibrated":
+            _recalibrate(model, norms, calibration, forward)
+        yield
+    finally:
+        for norm, attributes in saved:
+            for name, value in attributes.items():
+                setattr(norm, name, value)
+        for module, mode in modes:
+            module.training = mode
+
+
+def _recalibrate(
+    model: nn.Module,
+    norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d],
+    calibration: Sequence[Batch],
+    forward: Callable[[Tensor], object],
+) -> None:
+    like = next(model.parameters())
+    for norm in norms:
+        weight = like if norm.weight is None else norm.weight
+        norm.running_mean = weight.new_zeros(norm.num_features)
+        norm.running_var = weight.new_ones(norm.num_features)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
+        norm.track_running_stats = True
+        norm.train()
+    for count, (images, _) in enumerate(calibration, start=1):
+        for norm in norms:
+            norm.momentum = 1 / count  # cumulative average, without a look at the count on the device
+        forward(images)
+    for norm in norms:
+        norm.eval()
