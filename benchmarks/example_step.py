@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
 
 import torch
 import torch.nn.functional as F
-from contenders import CHANNELS, FORMS, Form, new_batch
+from contenders import CHANNELS, FORMS, OURS, Form, new_batch
 from step import BATCH
 from torch import Tensor, nn
 
@@ -17,8 +18,12 @@ from vpdarts_fast import accelerate
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
-EXAMPLE_FORMS = tuple(form for form in FORMS if form.native or not form.fused)
-"""Without ours in PyTorch: an accelerated module runs its own code where no kernel serves it."""
+EXAMPLE_FORMS = (
+    *(form for form in FORMS if not form.fused),
+    replace(OURS, name="ours, NCHW", channels_last=False),
+    OURS,
+)
+"""Ours in NCHW is the one line and nothing else."""
 
 
 @cache
