@@ -197,11 +197,11 @@ def test_removing_none_is_the_base_exactly() -> None:
 
 
 @every_mode
-@pytest.mark.parametrize("bytes_per_image", [1, 100_000])
-def test_any_memory_budget(mode: BatchNorm, bytes_per_image: int) -> None:
+@pytest.mark.parametrize("memory_budget", [1, 100_000])
+def test_any_memory_budget(mode: BatchNorm, memory_budget: int) -> None:
     model, some = accelerated(trained(DartsSupernet)), batches(3, 2)
     expected = leave_one_out(model, some, batch_norm=mode)
-    found = leave_one_out(model, some, batch_norm=mode, memory_budget=bytes_per_image)
+    found = leave_one_out(model, some, batch_norm=mode, memory_budget=memory_budget)
     assert found.batched
     assert_all_same(found, expected)
 
