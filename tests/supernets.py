@@ -245,6 +245,21 @@ class Cell(nn.Module):
         return nodes[-1]
 
 
+class SkippingCell(Cell):
+    """It does not run operations of weight 0."""
+
+    def forward(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        nodes = [inputs]
+        for i in range(1, self.max_nodes):
+            terms = []
+            for j, key in enumerate(f"{i}<-{j}" for j in range(i)):
+                edge, row = self.edges[key], weights[self.edge2index[key]]
+                assert isinstance(edge, nn.ModuleList)
+                terms.append(sum(w * op(nodes[j]) for w, op in zip(row, edge, strict=True) if w != 0))
+            nodes.append(sum(terms))
+        return nodes[-1]
+
+
 class Residual(nn.Module):
     """Between the stages of family B."""
 

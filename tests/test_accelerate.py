@@ -7,7 +7,7 @@ import functools
 import io
 import pickle
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
@@ -22,6 +22,7 @@ from supernets import (
     OtherMethodMixedOp,
     PartialMixedOp,
     Residual,
+    SkippingCell,
     SkippingMixedOp,
     Style,
     darts_ops,
@@ -179,6 +180,25 @@ def test_cells_of_any_style_train_the_same(
     found = train(fused, images(dtype), alpha, rows)
     assert calls == (["mixed_op"] * 30 if style.affine else ["mixed_cell"] * 5)
     assert_same(found, train(plain, images(dtype), alpha, rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("zeros", "expected"),
+    [((), "mixed_cell"), ((2,), "mixed_op"), (range(5), None)],
+    ids=["none", "one op", "a whole edge"],
+)
+def test_cells_that_skip_zeros_train_the_same(
+    zeros: Iterable[int], expected: str | None, dtype: torch.dtype, calls: list[str]
+) -> None:
+    """Also where an edge in the middle has nothing to run, and the cell is left to its own code."""
+    plain, fused = both(SkippingCell(CHANNELS, Style(bias=True)), dtype)
+    alpha = torch.randn(6, 5, dtype=dtype)
+    mask = torch.ones(6, 5, dtype=dtype)
+    mask[3, list(zeros)] = 0
+    found, correct = (train(m, images(dtype), alpha, lambda a: softmax(a) * mask) for m in (fused, plain))
+    assert set(calls) == ({expected} if expected else set())
+    assert_same(found, correct)
 
 
 def test_the_rows_of_a_cells_weights_are_in_the_order_of_its_sorted_keys() -> None:

@@ -21,7 +21,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
     partial_channels,
 )
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
-from vpdarts_fast.acceleration.run import OwnMethod, mixture, row_of, whole_cell
+from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
 
@@ -152,7 +152,7 @@ def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, bac
     channels = x.shape[1] // plan.partial
 
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
-        return mixture(module, plan.mixture, x, rows, backend)
+        return Mixture(module, plan.mixture, x, rows, backend)(x)
 
     mixed = of_variants(mixed_op, x[:, :channels], row_of(weights, plan.mixture, x))
     return mixed if plan.partial == 1 else partial_channels(mixed, x[:, channels:], plan.partial)
@@ -166,9 +166,13 @@ def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: s
         whole = whole_cell(module, plan, x, alpha, backend)
         if whole is not None:
             return whole
+        mixtures = [
+            Mixture(module, edge.mixture, x, rows, backend)
+            for edge, rows in zip(plan.edges, alpha.unbind(1), strict=True)
+        ]
         nodes = {0: x}
-        for edge, rows in zip(plan.edges, alpha.unbind(1), strict=True):
-            term = mixture(module, edge.mixture, nodes[edge.source], rows, backend)
+        for edge, mixture in zip(plan.edges, mixtures, strict=True):
+            term = mixture(nodes[edge.source])
             nodes[edge.target] = nodes[edge.target] + term if edge.target in nodes else term
         return nodes[max(nodes)]
 

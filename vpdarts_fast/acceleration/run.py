@@ -47,32 +47,54 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
     raise OwnMethod
 
 
-def mixture(module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> Tensor:
-    """sum_o rows[v, o] * op_o(x[v]); x [1 or V, N, C, H, W], rows [V, O] -> [V, N, C, H', W'].
+class Mixture:
+    """A mixed operation's modules for one call, looked up and found to be covered before anything runs.
 
-    Where running statistics are updated, V is 1.
+    Args:
+        module: that the plan is of.
+        plan: of the mixture.
+        x: [1 or V, N, C, H, W], what it will be called with, or of that shape, dtype and device.
+        rows: [V, O].
+        backend: as `accelerate` takes it.
+
+    Raises:
+        OwnMethod: the call is not covered.
     """
-    backend = backend_for("mixed_op", x, rows, backend)
-    some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
-    if plan.skips_zeros:
-        kept = [o for o, column in enumerate(rows.T.tolist()) if any(column)]
-        if len(kept) < len(some):
+
+    def __init__(self, module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> None:
+        self._backend = backend_for("mixed_op", x, rows, backend)
+        some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
+        if plan.skips_zeros:
+            kept = nonzero_columns(rows)
             some, rows = [some[o] for o in kept], rows[:, kept]
-        if not some:
-            raise OwnMethod
-    norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
-    offsets = [bias for op, kind in some for bias in biases(op, kind)]
-    fixed = are_fixed(norms, x, rows, module)
-    if not fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
-        raise OwnMethod  # which says what batch norms need
-    branches = [branch(op, kind, x) for op, kind in some]
-    statistics = fixed_statistics(norms, offsets) if fixed and norms else None
-    if not fixed:
-        rows = with_zero_gradients(rows, offsets)
-    out, mean, variance = ops.mixed_op(x, rows, branches, plan.stride, statistics, backend=backend)
-    if not fixed:
-        update(norms, offsets, mean[0], variance[0], out[0])
-    return out
+            if not some:
+                raise OwnMethod
+        self._ops, self._rows, self._stride = some, rows, plan.stride
+        self._norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
+        self._offsets = [bias for op, kind in some for bias in biases(op, kind)]
+        self._fixed = are_fixed(self._norms, x, rows, module)
+        if not self._fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
+            raise OwnMethod  # which says what batch norms need
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """sum_o rows[v, o] * op_o(x[v]); x [1 or V, N, C, H, W] -> [V, N, C, H', W'].
+
+        Where running statistics are updated, V is 1.
+        """
+        norms, offsets, rows = self._norms, self._offsets, self._rows
+        branches = [branch(op, kind, x) for op, kind in self._ops]
+        statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
+        if not self._fixed:
+            rows = with_zero_gradients(rows, offsets)
+        out, mean, variance = ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend)
+        if not self._fixed:
+            update(norms, offsets, mean[0], variance[0], out[0])
+        return out
+
+
+def nonzero_columns(rows: Tensor) -> list[int]:
+    """Of rows [V, O], those that are not zero for all V."""
+    return [o for o, column in enumerate(rows.T.tolist()) if any(column)]
 
 
 def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, backend: str) -> Tensor | None:
@@ -85,7 +107,9 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
     if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
         return None
     columns, pairs = [], []
-    for edge in plan.edges:
+    for e, edge in enumerate(plan.edges):
+        if edge.mixture.skips_zeros and len(nonzero_columns(alpha[:, e])) < len(edge.mixture.ops):
+            return None
         found = _five(module, edge.mixture)
         if found is None:
             return None
@@ -168,7 +192,7 @@ def _five(
         if conv is not None and isinstance(kind, ChainPlan):
             convolutions[name] = conv, _norm(op, kind.norm)
     names = ["none", "skip", "1x1", "3x3", "pool"]
-    if plan.stride != 1 or plan.skips_zeros or len(plan.ops) != 5 or set(places) != set(names):
+    if plan.stride != 1 or len(plan.ops) != 5 or set(places) != set(names):
         return None
     return [places[name] for name in names], [convolutions["1x1"], convolutions["3x3"]]
 
