@@ -8,6 +8,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 
 from vpdarts_fast.search.__main__ import Command
 from vpdarts_fast.search.config import SearchConfig
@@ -49,7 +50,9 @@ def test_the_examples_of_docs_drop_in_print_what_it_says(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
     example = python_blocks(DROP_IN)[number]
-    exec(compile(example, "docs/drop-in.md", "exec"), {})
+    network = importlib.import_module("darts").Network(channels=2, layers=3)
+    batch = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
+    exec(compile(example, "docs/drop-in.md", "exec"), {"model": network, "validation_batches": [batch]})
     for line in filter(None, capsys.readouterr().out.splitlines()):
         assert line in DROP_IN.partition(example)[2]
 

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.precision import wide
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, 3, H, W], floating, and labels [N], int64."""
@@ -143,12 +144,12 @@ def _recalibrate(
     calibration: Sequence[Batch],
     forward: Callable[[Tensor], object],
 ) -> None:
-    like = next(model.parameters())
+    default = wide(next(model.parameters())[:0])
     for norm in norms:
-        weight = like if norm.weight is None else norm.weight
-        norm.running_mean = weight.new_zeros(norm.num_features)
-        norm.running_var = weight.new_ones(norm.num_features)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=weight.device)
+        like = next((some for some in (norm.running_mean, norm.weight) if some is not None), default)
+        norm.running_mean = like.new_zeros(norm.num_features)
+        norm.running_var = like.new_ones(norm.num_features)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=like.device)
         norm.track_running_stats = True
         norm.train()
     for count, (images, _) in enumerate(calibration, start=1):
