@@ -118,17 +118,24 @@ def weighted_sum(outputs: Sequence[Tensor]) -> Tensor:
     return torch.stack(sums).sum()
 
 
-def gradients(
+def differentiable(
     op: Callable[..., Any], args: Sequence[Any], used: Callable[[Any], list[Tensor]]
-) -> list[Tensor]:
-    """d(sum of fixed random weights * outputs) / d(every floating tensor argument)."""
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Every floating tensor argument, as a leaf, and the outputs that depend on them."""
     leaves = [tensor.detach().clone().requires_grad_() for tensor in flat(args) if tensor.is_floating_point()]
     iterator = iter(leaves)
 
     def put(tensor: Tensor) -> Tensor:
         return next(iterator) if tensor.is_floating_point() else tensor
 
-    outputs = used(op(*with_tensors(list(args), put)))
+    return leaves, used(op(*with_tensors(list(args), put)))
+
+
+def gradients(
+    op: Callable[..., Any], args: Sequence[Any], used: Callable[[Any], list[Tensor]]
+) -> list[Tensor]:
+    """d(sum of fixed random weights * outputs) / d(every floating tensor argument)."""
+    leaves, outputs = differentiable(op, args, used)
     return list(torch.autograd.grad(weighted_sum(outputs), leaves))
 
 
@@ -140,6 +147,25 @@ def check_gradients(
     expected = gradients(getattr(reference, op), double(args), used)
     for gradient, wanted in zip(actual, expected, strict=True):
         close(gradient, wanted)
+
+
+def second_derivatives(
+    op: Callable[..., Any], args: Sequence[Any], used: Callable[[Any], list[Tensor]]
+) -> list[Tensor]:
+    """The Hessian of a fixed weighted sum of the outputs, times a fixed vector."""
+    leaves, outputs = differentiable(op, args, used)
+    first = torch.autograd.grad(weighted_sum(outputs), leaves, create_graph=True)
+    return list(torch.autograd.grad(weighted_sum(first), leaves, allow_unused=True, materialize_grads=True))
+
+
+def check_second_derivatives(
+    op: str, args: Sequence[Any], backend: str, close: Close, used: Callable[[Any], list[Tensor]] = flat
+) -> None:
+    """Second derivatives by all tensor arguments against the reference's in float64."""
+    actual = second_derivatives(lambda *a: getattr(ops, op)(*a, backend=backend), args, used)
+    expected = second_derivatives(getattr(reference, op), double(args), used)
+    assert sum(bool(wanted.any()) for wanted in expected) > 1
+    close(*(torch.cat([some.flatten() for some in found]) for found in (actual, expected)))
 
 
 @st.composite

@@ -18,6 +18,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    check_second_derivatives,
     double,
     every_layout,
     gradients,
@@ -135,6 +136,16 @@ def test_mixed_cell_normalises_with_its_own_statistics(
         values = raws[0].transpose(0, 1).flatten(1)
         assert_close(mean[0, 0, o], values.mean(1))
         torch.testing.assert_close(variance[0, 0, o].double(), values.var(1, correction=0), rtol=1e-3, atol=0)
+
+
+@served("mixed_cell", BOTH)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+@pytest.mark.parametrize("v", [1, 2])
+def test_mixed_cell_second_derivatives(
+    backend: str, dtype: torch.dtype, v: int, dropout: float, assert_close: Close
+) -> None:
+    args = mixed_cell_args(v, 6, 8, (5, 7), dtype, dropout=dropout)
+    check_second_derivatives("mixed_cell", args, backend, assert_close, node_only)
 
 
 @backends_in("mixed_cell", torch.float64)

@@ -16,11 +16,13 @@ from op_contract import (
     Close,
     backends_in,
     check_against_reference,
+    check_second_derivatives,
     double,
     every_layout,
     flat,
     gradients,
     normal,
+    second_derivatives,
     served,
     weighted_sum,
     with_tensors,
@@ -324,6 +326,40 @@ def test_mixed_op_sends_the_gradient_of_a_max_pool_to_the_first_maximum(
     out.backward(weights)  # type: ignore[no-untyped-call]
     wanted.backward(weights[0])  # type: ignore[no-untyped-call]
     assert torch.equal(x.grad, same.grad)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("branches", [darts, others])
+@pytest.mark.parametrize("stride", [1, 2])
+def test_mixed_op_second_derivatives(
+    backend: str,
+    dtype: torch.dtype,
+    branches: Callable[..., list[Branch]],
+    stride: int,
+    assert_close: Close,
+) -> None:
+    for v, shared in ((1, False), (2, True), (2, False)):
+        args = mixed_op_args(v, 4, 4, (5, 7), stride, dtype, shared, branches)
+        check_second_derivatives("mixed_op", args, backend, assert_close, output_only)
+
+
+@served("mixed_op", BOTH)
+def test_mixed_op_second_derivatives_with_fixed_statistics(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    *args, statistics = mixed_op_args(2, 3, 4, dtype=dtype, branches=others, fixed=True)
+
+    def output(*some: Any) -> Any:
+        return ops.mixed_op(*some, statistics, backend=backend)
+
+    def wanted(*some: Any) -> Any:
+        return reference.mixed_op(*some, statistics.double())
+
+    found = second_derivatives(output, args, output_only)
+    for derivative, expected in zip(
+        found, second_derivatives(wanted, double(args), output_only), strict=True
+    ):
+        assert_close(derivative, expected)
 
 
 @backends_in("mixed_op", torch.float64)

@@ -17,6 +17,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    check_second_derivatives,
     double,
     every_layout,
     flat,
@@ -145,6 +146,15 @@ def test_mixed_sum_gradients(
         for dropout in (False, True):
             args = mixed_sum_args(v, k, n, c, size, dtype, dropout)
             check_gradients("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
+
+
+@served("mixed_sum", BOTH)
+@pytest.mark.parametrize("dropout", [False, True])
+def test_mixed_sum_second_derivatives(
+    backend: str, dtype: torch.dtype, dropout: bool, assert_close: Close
+) -> None:
+    args = mixed_sum_args(dtype=dtype, dropout=dropout)
+    check_second_derivatives("mixed_sum", args, backend, assert_close, lambda out: [out[0]])
 
 
 @backends_in("mixed_sum", torch.float64)

@@ -16,6 +16,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    check_second_derivatives,
     double,
     every_layout,
     flat,
@@ -90,6 +91,11 @@ def test_relu_conv_gradients(
 ) -> None:
     for k, n, c in ((1, 1, 1), (3, 4, 3), (2, 2, 8)):
         check_gradients("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
+
+
+@served("relu_conv", BOTH)
+def test_relu_conv_second_derivatives(backend: str, dtype: torch.dtype, assert_close: Close) -> None:
+    check_second_derivatives("relu_conv", relu_conv_args(dtype=dtype), backend, assert_close)
 
 
 @backends_in("relu_conv", torch.float64)

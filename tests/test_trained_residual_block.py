@@ -17,6 +17,7 @@ from op_contract import (
     backends_in,
     check_against_reference,
     check_gradients,
+    check_second_derivatives,
     double,
     every_layout,
     gradients,
@@ -123,6 +124,14 @@ def test_trained_residual_block_normalises_with_its_own_statistics(
     raw = F.conv2d(x.double() + 100, weight_a.double(), stride=2, padding=1).transpose(0, 1).flatten(1)
     assert_close(mean[0], raw.mean(1))
     torch.testing.assert_close(variance[0].double(), raw.var(1, correction=0), rtol=1e-3, atol=0)
+
+
+@served("trained_residual_block", BOTH)
+def test_trained_residual_block_second_derivatives(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    args = trained_residual_block_args(7, (8, 16), dtype=dtype, eps=0.1)
+    check_second_derivatives("trained_residual_block", args, backend, assert_close, output_only)
 
 
 @backends_in("trained_residual_block", torch.float64)

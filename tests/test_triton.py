@@ -31,12 +31,15 @@ CONTRACT = {
         "layouts[odd-sliced-triton-float32]",
         "gives_only_the_gradients_asked_for[all but alpha-triton-float32]",
         "gives_only_the_gradients_asked_for[a skip scale-triton-float32]",
+        "second_derivatives[False-triton-float32]",
     ],
-    "relu_conv": ["values", "dtypes", "layouts", "gradients", "of_any_number_of_edges"],
+    "relu_conv": ["values", "dtypes", "layouts", "gradients", "of_any_number_of_edges", "second_derivatives"],
     "mixed_cell": [
         "dtypes",
         "of_any_number_of_nodes[4-triton-float32]",
         "gives_only_the_gradients_asked_for[(1, 2)-triton-float32]",
+        "second_derivatives[1-0.25-triton-float32]",
+        "second_derivatives[2-0.25-triton-float32]",
     ],
     "masked_cell": [
         "dtypes",

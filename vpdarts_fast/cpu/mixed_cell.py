@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_cell
@@ -113,29 +114,20 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    *tensors, skip_seed, skip_dropout, eps = inputs
-    ctx.save_for_backward(*tensors, skip_seed, *output[3:])
-    ctx.settings = skip_dropout, eps
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
-
-
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    *tensors, skip_seed, nodes, raw, statistics, moments = ctx.saved_tensors
-    needs_x, needs_1x1, needs_3x3, needs_alpha = ctx.needs_input_grad[:4]
-    if gradient is None:
-        return (None,) * 7
-    wants = needs_x, needs_1x1 or needs_3x3, needs_alpha
-    saved = nodes, raw, statistics, moments
-    x, weight_1x1, weight_3x3, alpha = _backward(gradient, *tensors, skip_seed, *ctx.settings, *saved, *wants)
-    return (
-        x if needs_x else None,
-        weight_1x1 if needs_1x1 else None,
-        weight_3x3 if needs_3x3 else None,
-        alpha if needs_alpha else None,
-        *(None,) * 3,
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[bool]
+) -> Sequence[Tensor]:
+    gradient, of_cell = gradients[0], kept[2:]  # mean and variance are kept for whoever called
+    wants_x, wants_1x1, wants_3x3, wants_alpha = wants
+    found: Sequence[Tensor] = _backward(
+        gradient, *inputs, *of_cell, wants_x, wants_1x1 or wants_3x3, wants_alpha
     )
+    return found
 
 
-torch.library.register_autograd("vpdarts_fast::mixed_cell", _differentiate, setup_context=_setup_context)
+def _plain(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
+    node, _, _ = pytorch.mixed_cell(x[None], weight_1x1, weight_3x3, alpha[None], *rest)
+    return node[0]
+
+
+derivatives.register("vpdarts_fast::mixed_cell", range(4), _differentiate, _plain)

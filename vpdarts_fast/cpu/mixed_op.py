@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from vpdarts_fast import native
-from vpdarts_fast.branches import Branch, Given, Pool, SepConv, Skip, affine, norms
+from vpdarts_fast import derivatives, native, pytorch
+from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, affine
+from vpdarts_fast.branches import norms as norms_of
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_op
@@ -26,7 +28,7 @@ def mixed_op(
     """See `vpdarts_fast.reference.mixed_op`."""
     stages = [stage for branch in branches if isinstance(branch, SepConv) for stage in branch.stages]
     given = [branch.raw for branch in branches if isinstance(branch, Given)]
-    of, weights = norms(branches), [(stage.depthwise, stage.pointwise) for stage in stages]
+    of, weights = norms_of(branches), [(stage.depthwise, stage.pointwise) for stage in stages]
     variants, differentiable = len(alpha), [x, alpha, *given, *affine(branches), *sum(weights, ())]
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         # The backward pass goes through every variant.
@@ -35,7 +37,7 @@ def mixed_op(
         x,
         alpha,
         [_kind(branch) for branch in branches],
-        [len(norms([branch])) for branch in branches],
+        [len(norms_of([branch])) for branch in branches],
         [depthwise for depthwise, _ in weights],
         [pointwise for _, pointwise in weights],
         [stage.dilation for stage in stages],
@@ -135,52 +137,48 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    x, alpha, kinds, counts, depthwise, pointwise, dilation, given, gamma, beta, eps, fixed, stride = inputs
-    ctx.settings = kinds, counts, dilation, eps, stride
-    ctx.stages, ctx.terms = len(depthwise), len(given)
-    ctx.save_for_backward(x, alpha, gamma, beta, fixed, *depthwise, *pointwise, *given, *output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
+_DIFFERENTIABLE = 0, 1, 4, 5, 7, 8, 9
+"""x, alpha, depthwise, pointwise, given, gamma and beta, as the schema counts them."""
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    # In place of a list of tensors, and of an empty list, autograd wants a list.
-    needs = ctx.needs_input_grad
-    found = [None if isinstance(need, bool) else [None] * len(need) for need in needs]
-    if gradient is None:
-        return tuple(found)
-    kinds, counts, dilation, eps, stride = ctx.settings
-    stages, terms = ctx.stages, ctx.terms
-    x, alpha, gamma, beta, fixed, *rest = ctx.saved_tensors
-    depthwise, pointwise, rest = rest[:stages], rest[stages : 2 * stages], rest[2 * stages :]
-    inputs = (
-        x,
-        alpha,
-        kinds,
-        counts,
-        depthwise,
-        pointwise,
-        dilation,
-        rest[:terms],
-        gamma,
-        beta,
-        eps,
-        fixed,
-        stride,
-    )
-    wants = needs[0], needs[1], any((*needs[4], *needs[5])), needs[7], needs[8] or needs[9]
-    gradients = _backward(gradient, *inputs, *rest[terms:], *wants)
-    for place, some in zip((0, 1, 4, 5, 7, 8, 9), gradients, strict=True):
-        found[place] = _kept(some, needs[place])
-    return tuple(found)
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[Any]
+) -> Sequence[Any]:
+    wants_x, wants_alpha, depthwise, pointwise, given, gamma, beta = wants
+    wanted = wants_x, wants_alpha, any((*depthwise, *pointwise)), given, gamma or beta
+    found: Sequence[Any] = _backward(gradients[0], *inputs, *kept, *wanted)
+    return found
 
 
-def _kept(gradients: Any, wanted: Any) -> Any:
-    """A gradient, or those in a list, None for what is not wanted."""
-    if isinstance(wanted, bool):
-        return gradients if wanted else None
-    return list(map(_kept, gradients, wanted))
+def _plain(
+    x: Tensor,
+    alpha: Tensor,
+    kinds: Sequence[int],
+    norms: Sequence[int],
+    depthwise: Sequence[Tensor],
+    pointwise: Sequence[Tensor],
+    dilation: Sequence[int],
+    given: Sequence[Tensor],
+    gamma: Tensor,
+    beta: Tensor,
+    eps: Sequence[float],
+    statistics: Tensor | None,
+    stride: int,
+) -> Tensor:
+    in_order = map(Norm, eps, gamma, beta)
+    stages = zip(depthwise, pointwise, dilation, strict=True)
+    terms = iter(given)
+
+    def branch(kind: int, count: int) -> Branch:
+        own = list(islice(in_order, count))
+        if kind == 4:
+            return SepConv(tuple(Stage(*stage, norm) for norm, stage in zip(own, stages, strict=False)))
+        norm = own[0] if own else None
+        if kind == 5:
+            return Given(next(terms), norm)
+        return (Zero(), Skip(), Pool("avg", norm), Pool("max", norm))[kind]
+
+    return pytorch.mixed_op(x, alpha, list(map(branch, kinds, norms)), stride, statistics)[0]
 
 
-torch.library.register_autograd("vpdarts_fast::mixed_op", _differentiate, setup_context=_setup_context)
+derivatives.register("vpdarts_fast::mixed_op", _DIFFERENTIABLE, _differentiate, _plain)

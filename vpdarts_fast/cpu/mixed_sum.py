@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_sum
@@ -72,33 +73,15 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    xs, raw_1x1, raw_3x3, alpha, skip_scale, eps = inputs
-    ctx.save_for_backward(*xs, *raw_1x1, *raw_3x3, *skip_scale, alpha, *output[1:])
-    ctx.edges, ctx.eps = len(xs), eps
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[Any]
+) -> Sequence[Any]:
+    found: Sequence[Any] = _backward(gradients[0], *inputs, *kept, *wants)
+    return found
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    *terms, alpha, mean, variance = ctx.saved_tensors
-    k = ctx.edges
-    xs, raw_1x1, raw_3x3, skip_scale = terms[:k], terms[k : 2 * k], terms[2 * k : 3 * k], terms[3 * k :]
-    wants = ctx.needs_input_grad[:5]
-    if gradient is None:
-        return *(None if isinstance(wanted, bool) else [None] * len(wanted) for wanted in wants), None
-    inputs = xs, raw_1x1, raw_3x3, alpha, skip_scale
-    found = _backward(gradient, *inputs, ctx.eps, mean, variance, *wants)
-
-    def kept(gradients: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-        return [gradient if want else None for gradient, want in zip(gradients, wanted, strict=True)]
-
-    return (
-        *(kept(gradients, wanted) for gradients, wanted in zip(found[:3], wants[:3], strict=True)),
-        found[3] if wants[3] else None,
-        kept(found[4], wants[4]),
-        None,
-    )
+def _plain(*inputs: Any) -> Tensor:
+    return pytorch.mixed_sum(*inputs)[0]
 
 
-torch.library.register_autograd("vpdarts_fast::mixed_sum", _differentiate, setup_context=_setup_context)
+derivatives.register("vpdarts_fast::mixed_sum", range(5), _differentiate, _plain)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.relu_conv
@@ -50,24 +51,16 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Tensor], output: object) -> None:
-    ctx.save_for_backward(*inputs)
-    ctx.set_materialize_grads(False)
-
-
 def _differentiate(
-    ctx: Any, gradient_1x1: Sequence[Tensor | None], gradient_3x3: Sequence[Tensor | None]
-) -> tuple[Tensor | None, ...]:
-    x = ctx.saved_tensors[0]
-    wants = ctx.needs_input_grad[:3]
-    if all(gradient is None for gradient in (*gradient_1x1, *gradient_3x3)):
-        return None, None, None
-    gradients = (
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[bool]
+) -> Sequence[Tensor]:
+    x = inputs[0]
+    arriving = (
         [x.new_zeros(()).expand_as(x) if gradient is None else gradient for gradient in some]
-        for some in (gradient_1x1, gradient_3x3)
+        for some in gradients
     )
-    found = _backward(*gradients, *ctx.saved_tensors, *wants)
-    return tuple(gradient if wanted else None for gradient, wanted in zip(found, wants, strict=True))
+    found: Sequence[Tensor] = _backward(*arriving, *inputs, *wants)
+    return found
 
 
-torch.library.register_autograd("vpdarts_fast::relu_conv", _differentiate, setup_context=_setup_context)
+derivatives.register("vpdarts_fast::relu_conv", range(3), _differentiate, pytorch.relu_conv, outputs=2)

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.trained_residual_block
@@ -76,23 +77,17 @@ def _backward_fake(
     )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    *tensors, ctx.eps = inputs
-    ctx.save_for_backward(*tensors, *output[1:])
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[bool]
+) -> Sequence[Tensor]:
+    found: Sequence[Tensor] = _backward(
+        gradients[0], *inputs, *kept, wants[0], any(wants[1:4]), any(wants[4:])
+    )
+    return found
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    needs = ctx.needs_input_grad[:6]
-    if gradient is None:
-        return (None,) * 7
-    *tensors, mean, variance, raw = ctx.saved_tensors
-    wants = needs[0], any(needs[1:4]), any(needs[4:])
-    gradients = _backward(gradient, *tensors, ctx.eps, mean, variance, raw, *wants)
-    return *(found if needed else None for found, needed in zip(gradients, needs, strict=True)), None
+def _plain(*inputs: Any) -> Tensor:
+    return pytorch.trained_residual_block(*inputs)[0]
 
 
-torch.library.register_autograd(
-    "vpdarts_fast::trained_residual_block", _differentiate, setup_context=_setup_context
-)
+derivatives.register("vpdarts_fast::trained_residual_block", range(6), _differentiate, _plain)

@@ -11,9 +11,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from vpdarts_fast.precision import wide
-from vpdarts_fast.pytorch.dropout import skip_scale
-from vpdarts_fast.pytorch.mixed_sum import mixed_sum
+from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout
 from vpdarts_fast.pytorch.relu_conv import relu_conv
 from vpdarts_fast.sharing import alpha_rows, combinations, index, pick
 
@@ -37,13 +35,8 @@ def mixed_cell(
     def sum_with_dropout(
         xs: list[Tensor], raw_1x1: list[Tensor], raw_3x3: list[Tensor], table: Tensor, incoming: range
     ) -> tuple[Tensor, Tensor, Tensor]:
-        scales = []
-        if seeds is not None:
-            scales = [
-                skip_scale(seeds[e], skip_dropout, wide(x[0])).expand_as(source)
-                for e, source in zip(incoming, xs, strict=True)
-            ]
-        return mixed_sum(xs, raw_1x1, raw_3x3, table, scales, eps)
+        some = seeds[incoming.start : incoming.stop] if seeds is not None else None
+        return mixed_sum_with_dropout(xs, raw_1x1, raw_3x3, table, some, skip_dropout, eps)
 
     return node_by_node(x, weight_1x1, weight_3x3, alpha, relu_conv, sum_with_dropout)
 

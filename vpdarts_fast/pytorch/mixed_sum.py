@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.precision import wide
+from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.norm import batch_norm
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
 
@@ -47,6 +48,25 @@ def mixed_sum(
     shape = (*alpha.shape[:2], 2, 2, xs[0].shape[2])
     mean, variance = torch.stack(statistics).view(shape).to(alpha.dtype).unbind(3)
     return nodes[0].unsqueeze(0) if len(nodes) == 1 else torch.stack(nodes), mean, variance
+
+
+def mixed_sum_with_dropout(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`mixed_sum` with skip_scale of skip_seed [k] int64, the same for all variants, or without it."""
+    scales = []
+    if skip_seed is not None:
+        scales = [
+            skip_scale(seed, skip_dropout, wide(xs[0][0])).expand_as(x)
+            for seed, x in zip(skip_seed, xs, strict=True)
+        ]
+    return mixed_sum(xs, raw_1x1, raw_3x3, alpha, scales, eps)
 
 
 def _slabs(x: Tensor) -> Sequence[Tensor]:

@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
 from vpdarts_fast.pytorch.mixed_cell import node_by_node
 from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.kernels.cell_gradient import differentiate_node
@@ -327,25 +328,19 @@ class _Backward:
         )
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Any) -> None:
-    x, _, _, alpha, skip_seed, *ctx.settings = inputs
-    _, mean, variance, others = output
-    ctx.save_for_backward(x, alpha, skip_seed, mean, variance, *others)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(mean, variance, *others)
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[bool]
+) -> Sequence[Tensor]:
+    x, _, _, alpha, *rest = inputs
+    mean, variance, *others = kept
+    wants_x, wants_1x1, wants_3x3, wants_alpha = wants
+    wanted = wants_x, wants_1x1 or wants_3x3, wants_alpha
+    found: Sequence[Tensor] = _backward(gradients[0], x, alpha, *rest, mean, variance, others, *wanted)
+    return found
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Tensor | None, ...]:
-    x, alpha, skip_seed, mean, variance, *others = ctx.saved_tensors
-    wants_x, wants_1x1, wants_3x3, wants_alpha = ctx.needs_input_grad[:4]
-    if gradient is None:
-        return (None,) * 7
-    found = _backward(
-        *(gradient, x, alpha, skip_seed, *ctx.settings, mean, variance, others),
-        *(wants_x, wants_1x1 or wants_3x3, wants_alpha),
-    )
-    wants = wants_x, wants_1x1, wants_3x3, wants_alpha
-    return *(some if wanted else None for some, wanted in zip(found, wants, strict=True)), None, None, None
+def _plain(*inputs: Any) -> Tensor:
+    return pytorch.mixed_cell(*inputs)[0]
 
 
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+derivatives.register(_forward, range(4), _differentiate, _plain)

@@ -16,6 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
+from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout as pytorch_with_dropout
 from vpdarts_fast.triton.blocks import block_sizes
 from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.layout import device_of, empty_channels_last, pixel_rows
@@ -266,31 +268,27 @@ def _backward_fake(
     return _gradients(xs[0], alpha, wants_xs, wants_1x1, wants_3x3, wants_alpha, wants_scale)
 
 
-def _setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    xs, raw_1x1, raw_3x3, alpha, skip_scale, skip_seed, *ctx.settings = inputs
-    ctx.save_for_backward(*xs, *raw_1x1, *raw_3x3, *skip_scale, alpha, skip_seed, *output[1:])
-    ctx.edges = len(xs)
-    ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(*output[1:])
+def _differentiate(
+    inputs: Sequence[Any], kept: Sequence[Tensor], gradients: Sequence[Any], wants: Sequence[Any]
+) -> Sequence[Any]:
+    found: Sequence[Any] = _backward(gradients[0], *inputs, *kept, *wants)
+    return found
 
 
-def _differentiate(ctx: Any, gradient: Tensor | None, *_: Any) -> tuple[Any, ...]:
-    *terms, alpha, skip_seed, mean, variance = ctx.saved_tensors
-    k = ctx.edges
-    xs, raw_1x1, raw_3x3, skip_scale = terms[:k], terms[k : 2 * k], terms[2 * k : 3 * k], terms[3 * k :]
-    wants = ctx.needs_input_grad[:5]
-    if gradient is None:
-        return *(None if isinstance(wanted, bool) else [None] * len(wanted) for wanted in wants), *_REST
-    inputs = xs, raw_1x1, raw_3x3, alpha, skip_scale, skip_seed
-    found = _backward(gradient, *inputs, *ctx.settings, mean, variance, *wants)
-    return (
-        *(list(_or_none(gradients, wanted)) for gradients, wanted in zip(found[:3], wants[:3], strict=True)),
-        found[3] if wants[3] else None,
-        list(_or_none(found[4], wants[4])),
-        *_REST,
-    )
+def _plain(
+    xs: Sequence[Tensor],
+    raw_1x1: Sequence[Tensor],
+    raw_3x3: Sequence[Tensor],
+    alpha: Tensor,
+    skip_scale: Sequence[Tensor],
+    skip_seed: Tensor | None,
+    skip_dropout: float,
+    eps: float,
+) -> Tensor:
+    terms = xs, raw_1x1, raw_3x3, alpha
+    if skip_seed is None:
+        return pytorch.mixed_sum(*terms, skip_scale, eps)[0]
+    return pytorch_with_dropout(*terms, skip_seed, skip_dropout, eps)[0]
 
 
-_REST = (None, None, None)  # skip_seed, skip_dropout, eps
-
-_forward.register_autograd(_differentiate, setup_context=_setup_context)
+derivatives.register(_forward, range(5), _differentiate, _plain)

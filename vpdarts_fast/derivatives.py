@@ -1,0 +1,133 @@
+"""How ops with a backward pass of their own are differentiated.
+
+Gradients come from that backward pass. Where they may be differentiated in turn (`create_graph=True`, as for
+products with the Hessian, and `torch.func.grad`), they come from the same function in PyTorch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.precision import without_autocast
+
+Backward = Callable[[Sequence[Any], Sequence[Tensor], Sequence[Any], Sequence[Any]], Sequence[Any]]
+"""Of the op's arguments, its outputs that are kept, the gradients of the others, and which arguments'
+gradients are wanted (of a list of tensors a list of bool): those of all arguments that can have one."""
+
+
+def register(
+    op: Any, arguments: Sequence[int], backward: Backward, plain: Callable[..., Any], outputs: int = 1
+) -> None:
+    """Makes an op differentiable.
+
+    Args:
+        op: its name, or a custom op.
+        arguments: places of those that have gradients: tensors and lists of tensors.
+        backward: the op's own backward pass.
+        plain: the same function of the same arguments in PyTorch; returns the first outputs of the op.
+        outputs: how many of the op's outputs, tensors or lists of them, have gradients; the others are kept
+            for the backward pass and have none.
+    """
+
+    def setup_context(ctx: Any, inputs: Sequence[Any], output: Sequence[Any]) -> None:
+        saved: list[Tensor] = []
+
+        def save(tensor: Tensor) -> _Saved:
+            saved.append(tensor)
+            return _Saved(len(saved) - 1)
+
+        ctx.inputs = _replaced(inputs, Tensor, save)
+        kept = _flat(output[outputs:])
+        ctx.count = len(saved)
+        ctx.save_for_backward(*saved, *kept)
+        ctx.set_materialize_grads(False)
+        ctx.mark_non_differentiable(*kept)
+
+    def differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
+        needs = ctx.needs_input_grad
+        # In place of a list of tensors, and of an empty list, autograd wants a list.
+        found = [None if isinstance(need, bool) else [None] * len(need) for need in needs]
+        if all(gradient is None for gradient in _flat(gradients[:outputs])):
+            return tuple(found)
+        tensors = ctx.saved_tensors
+        inputs = _replaced(ctx.inputs, _Saved, lambda saved: tensors[saved.index])
+        wants = [needs[place] for place in arguments]
+        if torch.is_grad_enabled():
+            some = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
+        else:
+            some = backward(inputs, tensors[ctx.count :], gradients[:outputs], wants)
+        for place, gradient, want in zip(arguments, some, wants, strict=True):
+            found[place] = _wanted(gradient, want)
+        return tuple(found)
+
+    torch.library.register_autograd(op, differentiate, setup_context=setup_context)
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """In the place of a tensor among arguments."""
+
+    index: int
+
+
+def _replaced(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
+    """The same arguments, with what is of this kind changed."""
+    if isinstance(value, kind):
+        return change(value)
+    return [_replaced(item, kind, change) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def _flat(value: Any) -> list[Any]:
+    """What is in nested lists."""
+    return [part for item in value for part in _flat(item)] if isinstance(value, (list, tuple)) else [value]
+
+
+def _wanted(gradients: Any, wants: Any) -> Any:
+    """A gradient, or those in a list, None for what is not wanted."""
+    if isinstance(wants, bool):
+        return gradients if wants else None
+    return list(map(_wanted, gradients, wants))
+
+
+def _by_pytorch(
+    plain: Callable[..., Any],
+    inputs: Sequence[Any],
+    gradients: Sequence[Any],
+    arguments: Sequence[int],
+    wants: Sequence[Any],
+) -> list[Any]:
+    """Gradients that can be differentiated, of views of the arguments: they may depend on one another."""
+    views: list[Tensor] = []
+
+    def view(value: Any, want: Any) -> Any:
+        if isinstance(want, bool):
+            if not want:
+                return value
+            views.append(value.view_as(value))
+            return views[-1]
+        return list(map(view, value, want))
+
+    viewed = list(inputs)
+    with torch.enable_grad():
+        for place, want in zip(arguments, wants, strict=True):
+            viewed[place] = view(inputs[place], want)
+        with without_autocast(views[0]):
+            outputs = plain(*viewed)
+        pairs = zip(_flat(outputs), _flat(gradients), strict=True)
+        values, arriving = zip(*((v, g) for v, g in pairs if g is not None), strict=True)
+        found = torch.autograd.grad(values, views, arriving, create_graph=True, allow_unused=True)
+    return list(_in_place_of(wants, iter(found)))
+
+
+def _in_place_of(wants: Sequence[Any], found: Iterator[Tensor | None]) -> Iterator[Any]:
+    """The gradients found, in the form of what is wanted."""
+    for want in wants:
+        if isinstance(want, bool):
+            yield next(found) if want else None
+        else:
+            yield list(_in_place_of(want, found))
