@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Read by OpenMP as torch is loaded. Tests run many tiny operations; where other processes keep the cores
 # busy, threads that wait for each other in a loop make them fifty times slower.
@@ -14,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpdarts_fast import validation
+from vpdarts_fast import ops, validation
 
 TOLERANCES = {
     torch.float64: 1e-12,
@@ -62,3 +63,20 @@ def no_tensorboard(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in [name for name in sys.modules if name.startswith("torch.utils.tensorboard")]:
         monkeypatch.delitem(sys.modules, module)
     monkeypatch.setitem(sys.modules, "tensorboard", None)
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the ops that are called."""
+    made: list[str] = []
+    for name in ("mixed_op", "mixed_cell", "masked_cell", "trained_residual_block", "residual_block"):
+        monkeypatch.setattr(ops, name, _recording(name, getattr(ops, name), made))
+    return made
+
+
+def _recording(name: str, op: Callable[..., Any], made: list[str]) -> Callable[..., Any]:
+    def record(*args: Any, **kwargs: Any) -> Any:
+        made.append(name)
+        return op(*args, **kwargs)
+
+    return record

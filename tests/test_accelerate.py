@@ -1,22 +1,18 @@
-"""`accelerate` changes how a supernet computes, and not what."""
+"""`accelerate` changes how a supernet computes, and not what: both families, every variation, trained."""
 
 from __future__ import annotations
 
 import copy
-import functools
-import io
-import pickle
-import random
+import math
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.utils.checkpoint
+from acceleration_cases import CHANNELS, DTYPES, assert_same, both, images, softmax, train
 from supernets import (
     Cell,
-    DropPathMixedOp,
     MixedOp,
     NumberedMixedOp,
     OtherMethodMixedOp,
@@ -28,13 +24,7 @@ from supernets import (
     darts_ops,
 )
 from torch import Tensor, nn
-
-from vpdarts_fast import ops
-from vpdarts_fast.acceleration import accelerate, restore
-from vpdarts_fast.errors import UserError
-
-CHANNELS = 8
-DTYPES = [torch.float64, torch.float32]
+from whole_supernets import DartsSupernet, EdgesSupernet
 
 STYLES = {
     "darts": Style(),
@@ -44,71 +34,6 @@ STYLES = {
     "cumulative": Style(momentum=None),
     "bare pools": Style(pool_norm=False, padded_reduce=True),
 }
-
-
-@pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The names of the ops that are called."""
-    made: list[str] = []
-    for name in ("mixed_op", "mixed_cell", "trained_residual_block", "residual_block"):
-        monkeypatch.setattr(ops, name, _recording(name, getattr(ops, name), made))
-    return made
-
-
-def _recording(name: str, op: Callable[..., Any], made: list[str]) -> Callable[..., Any]:
-    def record(*args: Any, **kwargs: Any) -> Any:
-        made.append(name)
-        return op(*args, **kwargs)
-
-    return record
-
-
-def both(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
-    """The module as it is, and accelerated; by the native kernels where they have the dtype."""
-    torch.manual_seed(0)
-    for parameter in module.parameters():
-        nn.init.normal_(parameter, std=0.5)
-    plain = module.to(dtype)
-    fused = copy.deepcopy(plain)
-    report = accelerate(fused, backend="pytorch" if dtype == torch.float64 else "auto")
-    assert report.fused and not report.left, str(report)
-    return plain, fused
-
-
-def images(dtype: torch.dtype, channels: int = CHANNELS, size: int = 6) -> Tensor:
-    return torch.randn(3, channels, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
-
-
-def train(
-    module: nn.Module, x: Tensor, alpha: Tensor, weights: Callable[[Tensor], Any], call: str = "__call__"
-) -> dict[str, Tensor]:
-    """Five steps of an optimiser; the last outputs and gradients, and what is kept."""
-    x, alpha = x.clone().requires_grad_(), alpha.clone().requires_grad_()
-    optimiser = torch.optim.SGD([*module.parameters(), alpha], lr=0.05, momentum=0.9, weight_decay=1e-3)
-    for _ in range(5):
-        optimiser.zero_grad()
-        x.grad = None
-        out = getattr(module, call)(x, weights(alpha))
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        optimiser.step()
-    found = {"out": out.detach(), "x": x.grad, "alpha": alpha.grad}
-    found |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    found |= {name: value for name, value in module.state_dict().items()}
-    return {name: value for name, value in found.items() if value is not None}
-
-
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        tolerance = 1e-9 if value.dtype == torch.float64 else 2e-3
-        scale = max(1.0, float(value.detach().abs().max())) if value.numel() else 1.0
-        assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        error = float((found[name].detach().double() - value.detach().double()).abs().max()) / scale
-        assert error < tolerance, f"{name}: {error}"
-
-
-def softmax(alpha: Tensor) -> Tensor:
-    return F.softmax(alpha, dim=-1)
 
 
 WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
@@ -246,249 +171,68 @@ def test_evaluation_uses_and_keeps_the_running_statistics(
     assert_same(fused.state_dict(), before)
 
 
-@pytest.fixture
-def mixed_op() -> nn.Module:
-    torch.manual_seed(0)
-    module = MixedOp(darts_ops(CHANNELS, 1, Style()))
-    accelerate(module)
-    return module
+def alphas_of(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for name, parameter in model.named_parameters() if "alpha" in name]
 
 
-def run(module: nn.Module) -> Tensor:
-    out: Tensor = module(images(torch.float32), torch.linspace(0, 1, 8))
-    return out
+def unrolled_steps(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Five second-order steps of DARTS: alphas through a weights step of a copy, then the weights."""
+    weights = [parameter for name, parameter in model.named_parameters() if "alpha" not in name]
+    generator = torch.Generator().manual_seed(1)
+    optimiser = torch.optim.SGD(weights, lr=0.05, momentum=0.9)
+    loss = torch.zeros(())
+
+    def loss_of(model: nn.Module) -> Tensor:
+        batch = torch.randn(6, 3, 8, 8, dtype=dtype, generator=generator)
+        return F.cross_entropy(model(batch)[1], torch.arange(6) % 4)
+
+    for _ in range(5):
+        unrolled = copy.deepcopy(model)
+        loss_of(unrolled).backward()
+        with torch.no_grad():
+            for name, parameter in unrolled.named_parameters():
+                if "alpha" not in name:
+                    parameter.sub_(parameter.grad, alpha=0.05)
+        unrolled.zero_grad()
+        loss_of(unrolled).backward()
+        for own, alpha in zip(alphas_of(model), alphas_of(unrolled), strict=True):
+            own.data.sub_(alpha.grad, alpha=0.1)
+        model.zero_grad()
+        loss = loss_of(model)
+        loss.backward()
+        optimiser.step()
+    found = {"loss": loss.detach()}
+    found |= {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return found | model.state_dict()
 
 
-def test_copies_and_pickles_are_accelerated_too(mixed_op: nn.Module, calls: list[str]) -> None:
-    expected = run(copy.deepcopy(mixed_op))
-    file = io.BytesIO()
-    torch.save(mixed_op, file)
-    file.seek(0)
-    copies = [
-        copy.deepcopy(mixed_op),
-        copy.copy(mixed_op),
-        pickle.loads(pickle.dumps(mixed_op)),
-        torch.load(file, weights_only=False),
-    ]
-    calls.clear()
-    for found in copies:
-        assert isinstance(found, MixedOp)
-        assert torch.equal(run(found), expected)
-    assert calls == ["mixed_op"] * len(copies)
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("supernet", [DartsSupernet, EdgesSupernet])
+def test_whole_supernets_search_the_same(supernet: type[nn.Module], dtype: torch.dtype) -> None:
+    plain, fused = both(supernet(), dtype)
+    assert_same(unrolled_steps(fused, dtype), unrolled_steps(plain, dtype))
 
 
-def test_what_others_see_of_a_model_stays(mixed_op: nn.Module) -> None:
-    plain = MixedOp(darts_ops(CHANNELS, 1, Style()))
-    assert isinstance(mixed_op, MixedOp)
-    assert list(mixed_op.state_dict()) == list(plain.state_dict())
-    assert [name for name, _ in mixed_op.named_modules()] == [name for name, _ in plain.named_modules()]
-    assert repr(mixed_op) == repr(plain)
-    plain.load_state_dict(mixed_op.state_dict())
+SECOND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
+    "mixed op": (lambda: MixedOp(darts_ops(CHANNELS, 2, Style(affine=True))), (8,)),
+    "cell": (lambda: Cell(CHANNELS, Style()), (6, 5)),
+}
 
 
-def test_restore_gives_the_class_back(mixed_op: nn.Module, calls: list[str]) -> None:
-    restore(mixed_op)
-    assert type(mixed_op) is MixedOp
-    assert not [name for name in mixed_op.__dict__ if "vpdarts" in name]
-    run(mixed_op)
-    assert calls == []
-
-
-def test_to_accelerate_twice_is_to_accelerate_once(mixed_op: nn.Module) -> None:
-    kind = type(mixed_op)
-    assert len(accelerate(mixed_op).fused) == 1
-    assert type(mixed_op) is kind
-
-
-def test_hooks_are_called(mixed_op: nn.Module, calls: list[str]) -> None:
-    """On the module itself as before; where somebody looks inside, it runs its own code."""
-    seen: list[nn.Module] = []
-    handle = mixed_op.register_forward_hook(lambda module, args, out: seen.append(module))
-    run(mixed_op)
-    assert seen == [mixed_op] and calls == ["mixed_op"]
-    handle.remove()
-    convolution = next(module for module in mixed_op.modules() if isinstance(module, nn.Conv2d))
-    handle = convolution.register_forward_hook(lambda module, args, out: seen.append(module))
-    run(mixed_op)
-    assert seen[1:] == [convolution] and calls == ["mixed_op"]
-    handle.remove()
-    run(mixed_op)
-    assert calls == ["mixed_op"] * 2
-
-
-def test_data_parallel_replicas_run(mixed_op: nn.Module, calls: list[str]) -> None:
-    replica = mixed_op._replicate_for_data_parallel()
-    assert torch.equal(run(replica), run(mixed_op))
-    assert torch.equal(run(nn.DataParallel(mixed_op)), run(mixed_op))
-    assert calls == ["mixed_op"] * 4
-
-
-def test_distributed_data_parallel_trains_the_same(mixed_op: nn.Module, tmp_path: Any) -> None:
-    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
-    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
-    try:
-        expected = copy.deepcopy(mixed_op)
-        wrapped = nn.parallel.DistributedDataParallel(mixed_op)
-        for module in (wrapped, expected):
-            run(module).square().sum().backward()
-        for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(found.grad, other.grad)
-    finally:
-        torch.distributed.destroy_process_group()
-
-
-def test_a_drop_probability_that_is_set_later_counts(calls: list[str]) -> None:
-    module = DropPathMixedOp(darts_ops(CHANNELS, 1, Style()))
-    accelerate(module)
-    run(module)
-    assert calls == ["mixed_op"]
-    module.drop_prob = 0.9
-    assert (run(module) == 0).float().mean() > 0.5
-    assert calls == ["mixed_op"]
-
-
-def test_channels_may_grow(calls: list[str]) -> None:
-    module = PartialMixedOp(darts_ops(2, 1, Style()), 4)
-    accelerate(module)
-    run(module)
-    wider = PartialMixedOp(darts_ops(4, 1, Style()), 2)
-    module._ops, module.k = wider._ops, 2
-    calls.clear()
-    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
-    assert calls == ["mixed_op"]
-
-
-def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
-    plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
-    index = torch.arange(6) % 5
-    assert torch.equal(
-        fused.forward_select(images(torch.float32), index),  # type: ignore[operator]
-        plain.forward_select(images(torch.float32), index),  # type: ignore[operator]
-    )
-    assert calls == []
-
-
-class Product(MixedOp):
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().forward(x, weights) * x
-
-
-class Twice(MixedOp):
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().forward(x + 1, weights)
-
-
-class Softened(MixedOp):
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().forward(x, F.softmax(weights, -1))
-
-
-class Noisy(MixedOp):
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().forward(x, weights + torch.randn_like(weights))
-
-
-class Rarely(MixedOp):
-    """It drops its output once in a thousand calls."""
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return super().forward(x, weights) * (0.0 if self.training and random.random() < 1e-3 else 1.0)
-
-
-@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely])
-def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
-    model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
-    state = torch.get_rng_state()
-    report = accelerate(model)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert not report.fused and type(model[0]) is kind
-    (entry,) = report.left
-    assert entry.name == "0" and entry.remark.startswith("forward ")
-    assert f"0  left   {kind.__name__}: forward " in str(report)
-
-
-def test_what_looks_like_no_mixed_op_is_not_listed() -> None:
-    class Two(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.parts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
-
-        def forward(self, x: Tensor, y: Tensor) -> Tensor:
-            out: Tensor = self.parts[0](x) + self.parts[1](y)
-            return out
-
-    report = accelerate(nn.Sequential(Two(), nn.Conv2d(3, 4, 1)))
-    assert report.entries == () and str(report) == "0 of 0 modules fused"
-
-
-class Odd(nn.Module):
-    """Its layers look like a convolution of the space; what it returns is something else."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.op = Style().dense(CHANNELS, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x) + x
-        return out
-
-
-class Dropping(nn.Module):
-    """Its layers are a convolution of the space, which it drops at times."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.op = Style().dense(CHANNELS, 3, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.op(x * 0 if random.random() < 1e-3 else x)
-        return out
-
-
-def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None:
-    torch.manual_seed(0)
-    others = [Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0)), Dropping()]
-    plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), *others])
-    fused = copy.deepcopy(plain)
-    report = accelerate(fused)
-    assert [f"operation {o} runs as it is" in str(report) for o in range(11)] == [False] * 8 + [True] * 3
-    x, weights = images(torch.float32), torch.linspace(0, 1, 11)
-    torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
-    assert calls == ["mixed_op"]
-
-
-def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
-    mixed_op.double()
-    mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
-    assert calls == []
-
-
-def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
-    mixed_op: nn.Module, calls: list[str]
-) -> None:
-    with torch.autocast("cpu", torch.bfloat16):
-        assert run(mixed_op).isfinite().all()
-    assert calls == []
-
-
-@pytest.mark.parametrize("form", ["compiled", "checkpointed"])
-def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
-    expected = copy.deepcopy(mixed_op)
-    function = torch.compile(mixed_op, backend="aot_eager")
-    if form == "checkpointed":
-        function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
-    for module in (function, expected):
-        x = images(torch.float32).requires_grad_()
-        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
-    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
-
-
-def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
-    out = mixed_op(images(torch.float32), torch.rand(8, 3, 1, 1, 1))
-    assert out.shape == (3, CHANNELS, 6, 6) and calls == []
-
-
-def test_an_unknown_backend_is_refused(mixed_op: nn.Module) -> None:
-    with pytest.raises(UserError, match="unknown backend 'fast'"):
-        accelerate(mixed_op, backend="fast")
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("kind", SECOND)
+def test_second_derivatives_are_the_same(kind: str, dtype: torch.dtype, calls: list[str]) -> None:
+    """Products with the Hessian by all parameters, the input and the alphas, which depend on it here."""
+    make, shape = SECOND[kind]
+    found = []
+    plain, fused = both(make(), dtype)
+    for module in (fused, plain):
+        x = images(dtype).requires_grad_()
+        alpha = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).view(shape).requires_grad_()
+        some = [x, alpha, *module.parameters()]
+        loss = module(x, softmax(alpha * x.mean())).square().mean()
+        first = torch.autograd.grad(loss, some, create_graph=True)
+        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), some)
+        found.append({f"{i}": derivative for i, derivative in enumerate(second)})
+    assert set(calls) == {"mixed_op" if kind == "mixed op" else "mixed_cell"}
+    assert_same(*found)

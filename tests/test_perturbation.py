@@ -10,7 +10,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 from leave_one_out_cases import assert_same, drop_statistics, every_mode, make_batches
-from supernets import DropPathMixedOp, MixedOp, NumberedMixedOp, PartialMixedOp, SkippingMixedOp
+from supernets import (
+    DropPathMixedOp,
+    MixedOp,
+    NumberedMixedOp,
+    OtherMethodMixedOp,
+    PartialMixedOp,
+    SkippingMixedOp,
+)
 from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
 
@@ -221,8 +228,16 @@ def test_the_stem_runs_once_for_many_variants() -> None:
 
 @pytest.mark.parametrize(
     "mixed_op",
-    [NumberedMixedOp, SkippingMixedOp, DropPathMixedOp, lambda ops: PartialMixedOp(ops, 2)],
-    ids=["numbered", "skipping", "drop_path", "partial"],
+    [
+        NumberedMixedOp,
+        SkippingMixedOp,
+        DropPathMixedOp,
+        lambda ops: PartialMixedOp(ops, 2),
+        lambda ops: DirectMixedOp(ops),
+        lambda ops: DartsMixedOp(ops),
+        lambda ops: KeywordMixedOp(ops),
+    ],
+    ids=["numbered", "skipping", "drop_path", "partial", "direct", "other_method", "keyword"],
 )
 def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], request: Any) -> None:
     part = 2 if "partial" in request.node.name else 1
@@ -230,6 +245,27 @@ def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], requ
     fast = leave_one_out(accelerated(model), some, batch_norm="batch")
     assert fast.batched, fast.remark
     assert_all_same(fast, leave_one_out(model, some, batch_norm="batch"))
+
+
+class DirectMixedOp(MixedOp):
+    """Its forward is called, and not the module."""
+
+    def __call__(self, x: Tensor, weights: Any) -> Tensor:
+        return self.forward(x, weights)
+
+
+class DartsMixedOp(OtherMethodMixedOp):
+    """It is called by a method of its own."""
+
+    def __call__(self, x: Tensor, weights: Any) -> Tensor:
+        return self.forward_darts(x, weights)
+
+
+class KeywordMixedOp(MixedOp):
+    """Its weights come by keyword."""
+
+    def __call__(self, x: Tensor, weights: Any) -> Any:
+        return super().__call__(x, weights=weights)
 
 
 class ListSupernet(DartsSupernet):
@@ -367,26 +403,19 @@ def test_no_mixed_operations() -> None:
         leave_one_out(trained(lambda: DartsSupernet(mixed_op=Mean)), batches(3))
 
 
-def test_mixed_operations_that_are_not_called_as_modules() -> None:
-    class Own(MixedOp):
+def test_mixed_operations_that_are_not_called() -> None:
+    class Sampling(MixedOp):
         def __call__(self, x: Tensor, weights: Any) -> Tensor:
-            return self.forward(x, weights)
+            return self.sample(x, weights)
 
-    model = trained(lambda: DartsSupernet(mixed_op=Own))
-    with pytest.raises(UserError, match=r"cells.0._ops.0 is not called as a module"):
+        def sample(self, x: Tensor, weights: Any) -> Tensor:
+            out: Tensor = self._ops[1](x)
+            return out
+
+    model = trained(lambda: DartsSupernet(mixed_op=Sampling))
+    with pytest.raises(UserError, match=r"cells.0._ops.0: .* does not call its forward"):
         leave_one_out(model, batches(3))
-
-    class Other(MixedOp):
-        forward = nn.Module.forward  # type: ignore[assignment]
-
-        def forward_darts(self, x: Tensor, weights: Any) -> Tensor:
-            return MixedOp.forward(self, x, weights)
-
-        __call__ = forward_darts
-
-    model = trained(lambda: DartsSupernet(mixed_op=Other))
-    with pytest.raises(UserError, match=r"cells.0._ops.0 computes in forward_darts"):
-        leave_one_out(model, batches(3))
+    assert type(model.cells[0]._ops[0]) is Sampling
 
 
 def test_weights_that_are_not_one_for_each_op() -> None:

@@ -58,7 +58,7 @@ def register(
         inputs = _replaced(ctx.inputs, _Saved, lambda saved: tensors[saved.index])
         wants = [needs[place] for place in arguments]
         if torch.is_grad_enabled():
-            some = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
+            some: Sequence[Any] = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
         else:
             some = backward(inputs, tensors[ctx.count :], gradients[:outputs], wants)
         for place, gradient, want in zip(arguments, some, wants, strict=True):

@@ -7,6 +7,7 @@ cover, the module's own method runs.
 from __future__ import annotations
 
 import contextlib
+import inspect
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ClassVar
@@ -80,23 +81,23 @@ _CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
 
 def _make_class(original: type[nn.Module], method: str) -> type[nn.Module]:
     own: Callable[..., Tensor] = getattr(original, method)
+    _, *names = inspect.signature(own).parameters
 
     @wraps(own)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         out = None
-        if args and not kwargs and isinstance(args[0], Tensor) and args[0].dim() == 4:
-            out = _run(self, *args)
+        by_name = names[len(args) : len(args) + len(kwargs)]
+        if kwargs.keys() == set(by_name):
+            out = _run(self, *args, *(kwargs[name] for name in by_name))
         return own(self, *args, **kwargs) if out is None else out
 
-    members = {
-        "own_class": original,
-        "method": method,
-        method: run,
-        "__module__": original.__module__,
-        "__qualname__": original.__qualname__,
-        "__doc__": original.__doc__,
-    }
-    return type(original.__name__, (Fused, original), members)
+    return subclass(original, {method: run, "own_class": original, "method": method}, Fused)
+
+
+def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) -> type[nn.Module]:
+    """A class of the same name."""
+    names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
+    return type(kind.__name__, (*mixed_in, kind), names | members)
 
 
 def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str) -> Plan:
@@ -126,8 +127,10 @@ def backend_of(module: nn.Module) -> str:
     return state.backend
 
 
-def _run(module: nn.Module, x: Tensor, *weights: Any) -> Tensor | None:
+def _run(module: nn.Module, x: Any = None, *weights: Any) -> Tensor | None:
     """The module's value through `ops`, or None where its own method has to run."""
+    if not isinstance(x, Tensor) or x.dim() != 4:
+        return None
     state: State = module.__dict__[STATE]
     seen = state.seen.compare(module)
     if seen == "changed":

@@ -69,8 +69,8 @@ def leave_one_out_of_model(
     draws the same random numbers from PyTorch's generators, which are then as they were before each batch.
 
     Args:
-        model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them,
-            called as modules. Any mode; dropout is off while it is evaluated.
+        model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them.
+            Any mode; dropout is off while it is evaluated.
         batches: images [N, ...] and labels [N]; iterated once. Every variant sees all of them.
         cells: the one type to perturb; None perturbs each in turn. Cells are what mixed operations are parts
             of; reduction cells those with a mixed operation of stride 2, normal cells all others.
@@ -92,7 +92,7 @@ def leave_one_out_of_model(
 
     Raises:
         UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is
-            not called as a module, or with other weights than one for each op; no images; labels of a wrong
+            not called, or with other weights than one for each op; no images; labels of a wrong
             shape or dtype, or out of range; unknown options; `running` for a model that keeps no running
             statistics; outputs that are not finite.
     """

@@ -25,11 +25,13 @@ class Place:
     Attributes:
         name: in the model.
         module: a mixed operation, or a whole cell.
+        method: that is called.
         edge: its number in the cell; none for a whole cell.
     """
 
     name: str
     module: nn.Module
+    method: str
     edge: int | None
 
 
@@ -75,10 +77,6 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
         if isinstance(plan, str):
             reasons.append(f"{name} ({type(module).__name__}) {plan}")
             continue
-        if plan.method != "forward":
-            raise UserError(
-                f"{name} computes in {plan.method}; weights can only be changed on their way into forward"
-            )
         if isinstance(plan, CellPlan):
             whole.append(name)
         found[name if isinstance(plan, CellPlan) else _cell_of(name, modules)].append((name, module, plan))
@@ -120,7 +118,7 @@ def _cell_type(name: CellTypes, cells: Mapping[str, Found]) -> CellType:
         raise UserError(f"the edges of {cell} have different numbers of operations")
     return CellType(
         tuple(
-            Place(name, module, None if isinstance(plan, CellPlan) else edge)
+            Place(name, module, plan.method, None if isinstance(plan, CellPlan) else edge)
             for some in cells.values()
             for edge, (name, module, plan) in enumerate(some)
         ),

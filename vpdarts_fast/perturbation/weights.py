@@ -6,12 +6,13 @@ import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial, wraps
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast.acceleration.fused import subclass
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.perturbation.cells import CellType, CellTypes, Place
 
@@ -61,24 +62,26 @@ class Weights:
     @contextmanager
     def intercepted(self) -> Iterator[None]:
         """Within, every call of a mixed operation goes through here."""
-        handles = []
+        kinds = [(place.module, type(place.module)) for place in self.places()]
         try:
             for name, cells in self._types.items():
                 for place in cells.places:
-                    hook = partial(self._call, name, cells, place, _parameters(place.module))
-                    handles.append(place.module.register_forward_pre_hook(hook, with_kwargs=True))
+                    parameters = _parameters(place.module, place.method)
+                    place.module.__dict__[_CALL] = partial(self._call, name, cells, place, parameters)
+                    place.module.__class__ = _intercepted(type(place.module), place.method)  # type: ignore[arg-type]
             yield
         finally:
-            for handle in handles:
-                handle.remove()
+            for module, kind in kinds:
+                module.__class__ = kind
+                module.__dict__.pop(_CALL, None)
 
     def check_calls(self) -> None:
-        """Raises `UserError` if a mixed operation was not called, or not through its hooks."""
+        """Raises `UserError` if a mixed operation was not called."""
         for place in self.places():
             if place.name not in self.image:
                 raise UserError(
-                    f"{place.name} is not called as a module in the model's forward pass: its weights cannot "
-                    "be changed"
+                    f"{place.name}: the model's forward pass does not call its {place.method}, where its "
+                    "weights could be changed"
                 )
 
     def _call(
@@ -87,18 +90,17 @@ class Weights:
         cells: CellType,
         place: Place,
         parameters: tuple[str, str],
-        module: nn.Module,
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
-        """A hook, see `nn.Module.register_forward_pre_hook`."""
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The arguments of a call, with its weights changed."""
         change = self.change
         if change is None:
             x = args[0] if args else kwargs[parameters[0]]
             self.image[place.name] = torch.empty_like(x[0], device="meta")
-            return None
+            return args, kwargs
         if change.cells != name or (place.edge is not None and place.edge not in change.edges):
-            return None
+            return args, kwargs
         weights = args[1] if len(args) > 1 else kwargs[parameters[1]]
         if place.edge is None:
             changed = _changed_table(place.name, weights, change, (len(cells.edges), cells.ops))
@@ -110,9 +112,26 @@ class Weights:
         return args, {**kwargs, parameters[1]: changed}
 
 
-def _parameters(module: nn.Module) -> tuple[str, str]:
+_CALL = "_vpdarts_fast_call"
+"""The attribute of a module, while it is intercepted, that changes the arguments of its calls."""
+
+
+@cache
+def _intercepted(kind: type[nn.Module], method: str) -> type[nn.Module]:
+    """The subclass whose arguments are changed on their way into a method."""
+    own = getattr(kind, method)
+
+    @wraps(own)
+    def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+        args, kwargs = self.__dict__[_CALL](args, kwargs)
+        return own(self, *args, **kwargs)
+
+    return subclass(kind, {method: run})
+
+
+def _parameters(module: nn.Module, method: str) -> tuple[str, str]:
     """The names of the input and of the weights."""
-    first, second, *_ = inspect.signature(module.forward).parameters
+    first, second, *_ = inspect.signature(getattr(module, method)).parameters
     return first, second
 
 

@@ -1,0 +1,285 @@
+"""What stays as it was when a model is accelerated, what is left alone, and when a module's own code runs."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import io
+import pickle
+import random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torch.utils.checkpoint
+from acceleration_cases import CHANNELS, both, images
+from supernets import (
+    Cell,
+    DropPathMixedOp,
+    MixedOp,
+    PartialMixedOp,
+    Style,
+    darts_ops,
+)
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration import accelerate, restore
+from vpdarts_fast.errors import UserError
+
+
+@pytest.fixture
+def mixed_op() -> nn.Module:
+    torch.manual_seed(0)
+    module = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    accelerate(module)
+    return module
+
+
+def run(module: nn.Module) -> Tensor:
+    out: Tensor = module(images(torch.float32), torch.linspace(0, 1, 8))
+    return out
+
+
+def test_copies_and_pickles_are_accelerated_too(mixed_op: nn.Module, calls: list[str]) -> None:
+    expected = run(copy.deepcopy(mixed_op))
+    file = io.BytesIO()
+    torch.save(mixed_op, file)
+    file.seek(0)
+    copies = [
+        copy.deepcopy(mixed_op),
+        copy.copy(mixed_op),
+        pickle.loads(pickle.dumps(mixed_op)),
+        torch.load(file, weights_only=False),
+    ]
+    calls.clear()
+    for found in copies:
+        assert isinstance(found, MixedOp)
+        assert torch.equal(run(found), expected)
+    assert calls == ["mixed_op"] * len(copies)
+
+
+def test_what_others_see_of_a_model_stays(mixed_op: nn.Module) -> None:
+    plain = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    assert isinstance(mixed_op, MixedOp)
+    assert list(mixed_op.state_dict()) == list(plain.state_dict())
+    assert [name for name, _ in mixed_op.named_modules()] == [name for name, _ in plain.named_modules()]
+    assert repr(mixed_op) == repr(plain)
+    plain.load_state_dict(mixed_op.state_dict())
+
+
+def test_restore_gives_the_class_back(mixed_op: nn.Module, calls: list[str]) -> None:
+    restore(mixed_op)
+    assert type(mixed_op) is MixedOp
+    assert not [name for name in mixed_op.__dict__ if "vpdarts" in name]
+    run(mixed_op)
+    assert calls == []
+
+
+def test_to_accelerate_twice_is_to_accelerate_once(mixed_op: nn.Module) -> None:
+    kind = type(mixed_op)
+    assert len(accelerate(mixed_op).fused) == 1
+    assert type(mixed_op) is kind
+
+
+def test_hooks_are_called(mixed_op: nn.Module, calls: list[str]) -> None:
+    """On the module itself as before; where somebody looks inside, it runs its own code."""
+    seen: list[nn.Module] = []
+    handle = mixed_op.register_forward_hook(lambda module, args, out: seen.append(module))
+    run(mixed_op)
+    assert seen == [mixed_op] and calls == ["mixed_op"]
+    handle.remove()
+    convolution = next(module for module in mixed_op.modules() if isinstance(module, nn.Conv2d))
+    handle = convolution.register_forward_hook(lambda module, args, out: seen.append(module))
+    run(mixed_op)
+    assert seen[1:] == [convolution] and calls == ["mixed_op"]
+    handle.remove()
+    run(mixed_op)
+    assert calls == ["mixed_op"] * 2
+
+
+def test_data_parallel_replicas_run(mixed_op: nn.Module, calls: list[str]) -> None:
+    replica = mixed_op._replicate_for_data_parallel()
+    assert torch.equal(run(replica), run(mixed_op))
+    assert torch.equal(run(nn.DataParallel(mixed_op)), run(mixed_op))
+    assert calls == ["mixed_op"] * 4
+
+
+def test_distributed_data_parallel_trains_the_same(mixed_op: nn.Module, tmp_path: Any) -> None:
+    store = torch.distributed.FileStore(str(tmp_path / "store"), 1)
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    try:
+        expected = copy.deepcopy(mixed_op)
+        wrapped = nn.parallel.DistributedDataParallel(mixed_op)
+        for module in (wrapped, expected):
+            run(module).square().sum().backward()
+        for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+            torch.testing.assert_close(found.grad, other.grad)
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+def test_a_drop_probability_that_is_set_later_counts(calls: list[str]) -> None:
+    module = DropPathMixedOp(darts_ops(CHANNELS, 1, Style()))
+    accelerate(module)
+    run(module)
+    assert calls == ["mixed_op"]
+    module.drop_prob = 0.9
+    assert (run(module) == 0).float().mean() > 0.5
+    assert calls == ["mixed_op"]
+
+
+def test_channels_may_grow(calls: list[str]) -> None:
+    module = PartialMixedOp(darts_ops(2, 1, Style()), 4)
+    accelerate(module)
+    run(module)
+    wider = PartialMixedOp(darts_ops(4, 1, Style()), 2)
+    module._ops, module.k = wider._ops, 2
+    calls.clear()
+    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"]
+
+
+def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
+    plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
+    index = torch.arange(6) % 5
+    assert torch.equal(
+        fused.forward_select(images(torch.float32), index),  # type: ignore[operator]
+        plain.forward_select(images(torch.float32), index),  # type: ignore[operator]
+    )
+    assert calls == []
+
+
+class Product(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) * x
+
+
+class Twice(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x + 1, weights)
+
+
+class Softened(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, F.softmax(weights, -1))
+
+
+class Noisy(MixedOp):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights + torch.randn_like(weights))
+
+
+class Rarely(MixedOp):
+    """It drops its output once in a thousand calls."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) * (0.0 if self.training and random.random() < 1e-3 else 1.0)
+
+
+@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely])
+def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
+    model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
+    state = torch.get_rng_state()
+    report = accelerate(model)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert not report.fused and type(model[0]) is kind
+    (entry,) = report.left
+    assert entry.name == "0" and entry.remark.startswith("forward ")
+    assert f"0  left   {kind.__name__}: forward " in str(report)
+
+
+def test_what_looks_like_no_mixed_op_is_not_listed() -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.parts = nn.ModuleList([nn.Linear(2, 2), nn.Linear(2, 2)])
+
+        def forward(self, x: Tensor, y: Tensor) -> Tensor:
+            out: Tensor = self.parts[0](x) + self.parts[1](y)
+            return out
+
+    report = accelerate(nn.Sequential(Two(), nn.Conv2d(3, 4, 1)))
+    assert report.entries == () and str(report) == "0 of 0 modules fused"
+
+
+class Odd(nn.Module):
+    """Its layers look like a convolution of the space; what it returns is something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = Style().dense(CHANNELS, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x) + x
+        return out
+
+
+class Dropping(nn.Module):
+    """Its layers are a convolution of the space, which it drops at times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.op = Style().dense(CHANNELS, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.op(x * 0 if random.random() < 1e-3 else x)
+        return out
+
+
+def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None:
+    torch.manual_seed(0)
+    others = [Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0)), Dropping()]
+    plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), *others])
+    fused = copy.deepcopy(plain)
+    report = accelerate(fused)
+    assert [f"operation {o} runs as it is" in str(report) for o in range(11)] == [False] * 8 + [True] * 3
+    x, weights = images(torch.float32), torch.linspace(0, 1, 11)
+    torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"]
+
+
+def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
+    mixed_op.double()
+    mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
+    assert calls == []
+
+
+def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
+    mixed_op: nn.Module, calls: list[str]
+) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        assert run(mixed_op).isfinite().all()
+    assert calls == []
+
+
+@pytest.mark.parametrize("form", ["compiled", "checkpointed"])
+def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
+    expected = copy.deepcopy(mixed_op)
+    function = torch.compile(mixed_op, backend="aot_eager")
+    if form == "checkpointed":
+        function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
+    for module in (function, expected):
+        x = images(torch.float32).requires_grad_()
+        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
+    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
+    out = mixed_op(images(torch.float32), torch.rand(8, 3, 1, 1, 1))
+    assert out.shape == (3, CHANNELS, 6, 6) and calls == []
+
+
+def test_an_unknown_backend_is_refused(mixed_op: nn.Module) -> None:
+    with pytest.raises(UserError, match="unknown backend 'fast'"):
+        accelerate(mixed_op, backend="fast")
+
+
+def test_arguments_by_keyword(mixed_op: nn.Module, calls: list[str]) -> None:
+    x, weights = images(torch.float32), torch.linspace(0, 1, 8)
+    for out in (mixed_op(x, weights=weights), mixed_op(weights=weights, x=x)):
+        assert torch.equal(out, run(mixed_op))
+    assert calls == ["mixed_op"] * 4
+    with pytest.raises(TypeError, match="unexpected keyword argument 'weight'"):
+        mixed_op(x, weight=weights)
