@@ -240,7 +240,10 @@ def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None
 
 
 def test_a_dtype_without_a_kernel_runs_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
-    mixed_op.double()
+    (entry,) = accelerate(mixed_op).fused
+    assert entry.remark == ""
+    (entry,) = accelerate(mixed_op.double()).fused
+    assert entry.remark == "its own code runs in float64 on cpu, without a kernel"
     mixed_op(images(torch.float64), torch.linspace(0, 1, 8, dtype=torch.float64))
     assert calls == []
 

@@ -19,6 +19,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
     recognise_mixed_op,
 )
 from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
+from vpdarts_fast.acceleration.run import is_served
 from vpdarts_fast.backends import named
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
@@ -102,7 +103,8 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
             if str(error):
                 entries.append(Entry(name, type(module).__name__, False, str(error)))
         else:
-            entries.append(Entry(name, _kind(plan), True, _remark(plan)))
+            remarks = _own_operations(plan), _unserved(module, plan, backend)
+            entries.append(Entry(name, _kind(plan), True, "; ".join(filter(None, remarks))))
     return AccelerationReport(tuple(entries))
 
 
@@ -147,7 +149,8 @@ def _kind(plan: Plan) -> str:
     return f"mixed operation of {len(plan.mixture.ops)}, stride {plan.mixture.stride}{part}"
 
 
-def _remark(plan: Plan) -> str:
+def _own_operations(plan: Plan) -> str:
+    """Which candidate operations run as they are, and why."""
     if isinstance(plan, ResidualPlan):
         return ""
     mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
@@ -158,3 +161,20 @@ def _remark(plan: Plan) -> str:
         if isinstance(kind, OpaquePlan)
     }
     return "; ".join(sorted(opaque))
+
+
+def _unserved(module: nn.Module, plan: Plan, backend: str) -> str:
+    """Where parameters lie now, no kernel may serve the module."""
+    like = next(module.parameters(), None)
+    if like is None or any(is_served(op, like, backend) for op in OPS_OF[type(plan)]):
+        return ""
+    dtype = str(like.dtype).removeprefix("torch.")
+    return f"its own code runs in {dtype} on {like.device.type}, without a kernel"
+
+
+OPS_OF: dict[type, tuple[str, ...]] = {
+    MixedOpPlan: ("mixed_op",),
+    CellPlan: ("mixed_cell", "mixed_op"),
+    ResidualPlan: ("trained_residual_block",),
+}
+"""What may compute a module as it trains."""

@@ -233,6 +233,15 @@ def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
     raise OwnMethod
 
 
+def is_served(op: str, like: Tensor, backend: str) -> bool:
+    """Whether a backend would serve a call with tensors of this dtype and device."""
+    try:
+        backend_for(op, like, like, backend)
+    except OwnMethod:
+        return False
+    return True
+
+
 def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
     """Whether batch norms use their running statistics; only without gradients."""
     fixed = {not norm.training and norm.running_mean is not None for norm in norms}
