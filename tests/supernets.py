@@ -73,6 +73,14 @@ class Zero(nn.Module):
         return x.mul(0.0) if self.stride == 1 else x[:, :, :: self.stride, :: self.stride].mul(0.0)
 
 
+class NewZero(Zero):
+    """Zeros that do not come from its input."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, channels, height, width = x.size()
+        return torch.FloatTensor(count, channels, height // self.stride, width // self.stride).fill_(0)
+
+
 class FactorisedReduce(nn.Module):
     """In two layouts."""
 
@@ -80,7 +88,8 @@ class FactorisedReduce(nn.Module):
         super().__init__()
         self.relu = nn.ReLU()
         first, second = (
-            nn.Conv2d(channels, part, 1, 2, bias=False) for part in (channels // 2, channels - channels // 2)
+            nn.Conv2d(channels, part, 1, 2, bias=style.bias)
+            for part in (channels // 2, channels - channels // 2)
         )
         if style.padded_reduce:
             self.convs = nn.ModuleList([first, second])
@@ -176,6 +185,13 @@ class SkippingMixedOp(MixedOp):
         return weighted([w for w, _ in kept], [op for _, op in kept], x)
 
 
+def shuffled(x: Tensor, groups: int) -> Tensor:
+    """Its channels."""
+    count, channels, height, width = x.shape
+    grouped = x.view(count, groups, channels // groups, height, width)
+    return torch.transpose(grouped, 1, 2).contiguous().view(count, -1, height, width)
+
+
 class PartialMixedOp(MixedOp):
     """A part 1/k of the channels."""
 
@@ -189,9 +205,7 @@ class PartialMixedOp(MixedOp):
         mixed, rest = weighted(weights, self._ops, x[:, :part]), x[:, part:]
         if mixed.shape[2] != x.shape[2]:
             rest = self.mp(rest)
-        count, channels, height, width = (out := torch.cat([mixed, rest], dim=1)).shape
-        groups = out.view(count, self.k, channels // self.k, height, width)
-        return torch.transpose(groups, 1, 2).contiguous().view(count, -1, height, width)
+        return shuffled(torch.cat([mixed, rest], dim=1), self.k)
 
 
 class DropPathMixedOp(MixedOp):
@@ -257,6 +271,31 @@ class SkippingCell(Cell):
                 assert isinstance(edge, nn.ModuleList)
                 terms.append(sum(w * op(nodes[j]) for w, op in zip(row, edge, strict=True) if w != 0))
             nodes.append(sum(terms))
+        return nodes[-1]
+
+
+class PartialCell(Cell):
+    """A part 1/k of the channels; operations of weight 0 are not run."""
+
+    def __init__(self, channels: int, style: Style, k: int = 2) -> None:
+        super().__init__(channels // k, style)
+        self.k = k
+
+    def mixed_op(self, x: Tensor, key: str, weights: Tensor) -> Tensor:
+        part = x.shape[1] // self.k
+        edge = self.edges[key]
+        assert isinstance(edge, nn.ModuleList)
+        terms = [w * op(x[:, :part]) for w, op in zip(weights, edge, strict=True) if w != 0]
+        return shuffled(torch.cat([sum(terms), x[:, part:]], dim=1), self.k)  # type: ignore[list-item]
+
+    def forward(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        nodes = [inputs]
+        for i in range(1, self.max_nodes):
+            keys = [f"{i}<-{j}" for j in range(i)]
+            terms = [
+                self.mixed_op(nodes[j], key, weights[self.edge2index[key]]) for j, key in enumerate(keys)
+            ]
+            nodes.append(sum(terms))  # type: ignore[arg-type]
         return nodes[-1]
 
 

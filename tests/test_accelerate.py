@@ -14,8 +14,10 @@ from acceleration_cases import CHANNELS, DTYPES, assert_same, both, images, soft
 from supernets import (
     Cell,
     MixedOp,
+    NewZero,
     NumberedMixedOp,
     OtherMethodMixedOp,
+    PartialCell,
     PartialMixedOp,
     Residual,
     SkippingCell,
@@ -25,6 +27,10 @@ from supernets import (
 )
 from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
+
+from vpdarts_fast.acceleration import accelerate
+
+OTHER = {torch.float32: torch.float64, torch.float64: torch.float32}
 
 STYLES = {
     "darts": Style(),
@@ -37,6 +43,7 @@ STYLES = {
 
 
 WEIGHTS: dict[str, Callable[[Tensor], Any]] = {
+    "another dtype": lambda alpha: softmax(alpha).to(OTHER[alpha.dtype]),
     "softmax": softmax,
     "raw": lambda alpha: alpha,
     "list of tensors": lambda alpha: list(softmax(alpha).unbind()),
@@ -105,6 +112,36 @@ def test_cells_of_any_style_train_the_same(
     found = train(fused, images(dtype), alpha, rows)
     assert calls == (["mixed_op"] * 30 if style.affine else ["mixed_cell"] * 5)
     assert_same(found, train(plain, images(dtype), alpha, rows))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("weights", ["softmax", "zeros"])
+@pytest.mark.parametrize("affine", [False, True])
+def test_cells_of_partial_channels_train_the_same(
+    affine: bool, weights: str, dtype: torch.dtype, calls: list[str]
+) -> None:
+    plain, fused = both(PartialCell(CHANNELS, Style(affine=affine)), dtype)
+    alpha = torch.randn(6, 5, dtype=dtype)
+    mask = torch.arange(5) != 2 if weights == "zeros" else torch.ones(5)
+    found, expected = (train(m, images(dtype), alpha, lambda a: softmax(a) * mask) for m in (fused, plain))
+    assert calls == ["mixed_op"] * 30
+    assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("bias", [False, True])
+def test_factorised_reduces_of_both_layouts_and_zeros_of_any_kind_train_the_same(
+    bias: bool, stride: int, dtype: torch.dtype, calls: list[str]
+) -> None:
+    """In float64 the zeros are float32."""
+    ops = darts_ops(CHANNELS, stride, Style(bias=bias, padded_reduce=True))
+    plain, fused = both(MixedOp([NewZero(stride), *ops[1:]]), dtype)
+    assert "as it is" not in str(accelerate(copy.deepcopy(fused)))
+    alpha = torch.randn(8, dtype=dtype)
+    found, expected = (train(m, images(dtype), alpha, softmax) for m in (fused, plain))
+    assert calls == ["mixed_op"] * 5
+    assert_same(found, expected)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)

@@ -268,6 +268,22 @@ class KeywordMixedOp(MixedOp):
         return super().__call__(x, weights=weights)
 
 
+class NoisySupernet(DartsSupernet):
+    """The first operation of each edge adds noise."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for module in self.modules():
+            if isinstance(module, MixedOp):
+                stride = module._ops[0].stride
+                module._ops[0] = nn.Sequential(nn.AvgPool2d(stride, stride), Noise())
+
+
+class Noise(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.randn(x.shape[1:]).to(x)
+
+
 class ListSupernet(DartsSupernet):
     def weights(self, reduction: bool) -> Any:
         return [list(row) for row in super().weights(reduction)]
@@ -289,8 +305,10 @@ class OneHotSupernet(DartsSupernet):
 
 
 @every_perturbation
-@pytest.mark.parametrize("supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet])
-def test_weights(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
+@pytest.mark.parametrize(
+    "supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet]
+)
+def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
     model, some = trained(supernet), batches(7, 5)
     state = torch.get_rng_state()
     plain = leave_one_out(model, some, perturbation=perturbation)

@@ -143,10 +143,11 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn
 def _kind(plan: Plan) -> str:
     if isinstance(plan, ResidualPlan):
         return "residual block"
+    mixture = plan.edges[0].mixture if isinstance(plan, CellPlan) else plan.mixture
+    part = f", 1/{mixture.partial} of the channels" if mixture.partial > 1 else ""
     if isinstance(plan, CellPlan):
-        return f"cell of {len(plan.edges)} mixed operations"
-    part = f", 1/{plan.partial} of the channels" if plan.partial > 1 else ""
-    return f"mixed operation of {len(plan.mixture.ops)}, stride {plan.mixture.stride}{part}"
+        return f"cell of {len(plan.edges)} mixed operations{part}"
+    return f"mixed operation of {len(mixture.ops)}, stride {mixture.stride}{part}"
 
 
 def _own_operations(plan: Plan) -> str:

@@ -16,11 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.plans import Unrecognised
-from vpdarts_fast.acceleration.recognise_sum import (
-    CellPlan,
-    MixedOpPlan,
-    partial_channels,
-)
+from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixedOpPlan
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
@@ -152,13 +148,11 @@ def _run(module: nn.Module, x: Any = None, *weights: Any) -> Tensor | None:
 
 def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
     """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
-    channels = x.shape[1] // plan.partial
 
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
         return Mixture(module, plan.mixture, x, rows, backend)(x)
 
-    mixed = of_variants(mixed_op, x[:, :channels], row_of(weights, plan.mixture, x))
-    return mixed if plan.partial == 1 else partial_channels(mixed, x[:, channels:], plan.partial)
+    return of_variants(mixed_op, x, row_of(weights, plan.mixture, x))
 
 
 def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:

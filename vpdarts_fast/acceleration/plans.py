@@ -155,7 +155,17 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
             raw = _factorised_reduce(rectified, *(at(op, convolution) for convolution in convolutions))
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
-            return Given(torch.stack([op(images) for images in x]))
+            return Given(_for_each_variant(op, x))
+
+
+def _for_each_variant(op: nn.Module, x: Tensor) -> Tensor:
+    """The op's values, side by side; it draws the same random numbers for all variants."""
+    *others, last = x
+    values = []
+    for images in others:
+        with torch.random.fork_rng([x.device] if x.is_cuda else []):
+            values.append(op(images))
+    return torch.stack([*values, op(last)])
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
@@ -182,9 +192,19 @@ def _norm(norm: nn.Module) -> Norm:
 
 
 def biases(op: nn.Module, plan: OpPlan) -> Iterator[Tensor | None]:
-    """The convolution's bias that `branch` leaves out before each batch norm, or none; in their order."""
+    """The bias [C] that `branch` leaves out before each batch norm, or none; in their order."""
     for path in norm_paths(plan):
-        stage = None
-        if isinstance(plan, SepConvPlan):
-            stage = next(stage for stage in plan.stages if stage.norm == path)
-        yield None if stage is None else at(op, stage.pointwise).bias  # type: ignore[misc]
+        match plan:
+            case SepConvPlan(stages):
+                yield next(_bias(op, stage.pointwise) for stage in stages if stage.norm == path)
+            case FactorisedReducePlan(convolutions):
+                halves = [bias for bias in (_bias(op, conv) for conv in convolutions) if bias is not None]
+                yield torch.cat(halves) if halves else None
+            case _:
+                yield None
+
+
+def _bias(op: nn.Module, path: Path) -> Tensor | None:
+    conv = at(op, path)
+    assert isinstance(conv, nn.Conv2d)
+    return conv.bias

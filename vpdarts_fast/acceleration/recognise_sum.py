@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import chain
 
 import torch
@@ -41,13 +41,16 @@ class MixturePlan:
         ops: their paths, in the order of the weights.
         plans: what they compute.
         stride: of all of them.
+        partial: k; the first 1/k of the channels goes through the operations, the rest (max-pooled at stride
+            2) is concatenated, and the channels are shuffled in k groups. 1 is all channels.
         skips_zeros: an operation of weight 0 is not run.
     """
 
     ops: tuple[Path, ...]
     plans: tuple[OpPlan, ...]
     stride: int
-    skips_zeros: bool
+    partial: int = 1
+    skips_zeros: bool = False
 
 
 @dataclass(frozen=True)
@@ -57,13 +60,10 @@ class MixedOpPlan:
     Attributes:
         method: that computes it, called with (x, weights).
         mixture: what is computed.
-        partial: k; the first 1/k of the channels goes through the mixture, the rest (max-pooled at stride 2)
-            is concatenated, and the channels are shuffled in k groups. 1 is a plain mixed operation.
     """
 
     method: str
     mixture: MixturePlan
-    partial: int
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,11 @@ def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     reasons = []
     for method in methods_of(module):
         try:
-            partial, skips = _Probing(module, method, [mixture]).mixed_op()
+            partial, skips = _Probing(module, method, [mixture])()
         except Unrecognised as error:
             reasons.append(f"{method} {error}")
         else:
-            return MixedOpPlan(method, _with_skips(mixture, skips), partial)
+            return MixedOpPlan(method, replace(mixture, partial=partial, skips_zeros=skips))
     raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
 
 
@@ -148,15 +148,16 @@ def recognise_cell(module: nn.Module) -> CellPlan:
     reasons = []
     for method in methods_of(module):
         try:
-            skips = _Probing(module, method, mixtures).cell([keys[key] for key in order], rows)
+            edges = [(keys[key], row) for key, row in zip(order, rows, strict=True)]
+            partial, skips = _Probing(module, method, mixtures, edges)()
         except Unrecognised as error:
             reasons.append(f"{method} {error}")
         else:
-            edges = (
-                EdgePlan(keys[key][1], keys[key][0], row, _with_skips(mixture, skips))
-                for key, row, mixture in zip(order, rows, mixtures, strict=True)
+            found_edges = (
+                EdgePlan(source, target, row, replace(mixture, partial=partial, skips_zeros=skips))
+                for ((target, source), row), mixture in zip(edges, mixtures, strict=True)
             )
-            return CellPlan(method, tuple(edges))
+            return CellPlan(method, tuple(found_edges))
     raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
 
 
@@ -182,11 +183,7 @@ def _mixture(module: nn.Module, ops: Sequence[Path]) -> MixturePlan:
         raise Unrecognised(f"has operations of different strides: {sorted(map(str, strides))}")
     stride = strides.pop()
     assert stride is not None
-    return MixturePlan(tuple(ops), plans, stride, False)
-
-
-def _with_skips(mixture: MixturePlan, skips_zeros: bool) -> MixturePlan:
-    return MixturePlan(mixture.ops, mixture.plans, mixture.stride, skips_zeros)
+    return MixturePlan(tuple(ops), plans, stride)
 
 
 class _Probe(nn.Module):
@@ -205,82 +202,108 @@ class _Probe(nn.Module):
         return self.value
 
 
+@dataclass(frozen=True)
+class _Run:
+    """What has been seen of a run with probes.
+
+    Attributes:
+        probes: of each mixture.
+        weights: [E, O], of each mixture.
+        first: the first operation that was run: 1 where that before it has weight 0 and is skipped.
+        parts: k, where operations were called with 1/k of the channels.
+    """
+
+    probes: list[list[_Probe]]
+    weights: Tensor
+    first: int
+    parts: int
+
+    def term(self, e: int, node: Tensor) -> Tensor:
+        """What mixture e makes of the node it was called with."""
+        channels, first = PROBE_CHANNELS // self.parts, self.first
+        mixed = _weighted_sum(self.probes[e][first:], node[:, :channels], self.weights[e][first:])
+        return partial_channels(mixed, node[:, channels:], self.parts)
+
+
 @dataclass
 class _Probing:
-    """A module with probes for candidate operations, run in both modes on random inputs and weights."""
+    """A module with probes for candidate operations, run in both modes on random inputs and weights.
+
+    Attributes:
+        module: that is looked at.
+        method: of two arguments that is called.
+        mixtures: whose operations are replaced.
+        edges: of a cell, (target, source) and the row of the weights of each mixture; none for a mixed
+            operation.
+    """
 
     module: nn.Module
     method: str
     mixtures: Sequence[MixturePlan]
+    edges: Sequence[tuple[tuple[int, int], int]] = ()
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
-    def mixed_op(self) -> tuple[int, bool]:
-        """k of its partial channels, and whether it skips operations of weight 0."""
-        found = set()
-        for training in (True, False, True, False):
-            x, weights = self._random(PROBE_CHANNELS), self._weights(1)[0]
-            (probes,), out = self._run(x, weights, training)
-            channels = probes[0].called_with[0].shape[1] if probes[0].called_with else 0
-            if channels == 0 or PROBE_CHANNELS % channels:
-                raise Unrecognised("does not run its operations on channels of its input")
-            k = PROBE_CHANNELS // channels
-            mixed = _weighted_sum(probes, x[:, :channels], weights)
-            _check_equal(out, mixed if k == 1 else partial_channels(mixed, x[:, channels:], k))
-            weights[0] = 0
-            (probes,), out = self._run(x, weights, training)
-            skips = not probes[0].called_with
-            mixed = _weighted_sum(probes[skips:], x[:, :channels], weights[skips:])
-            _check_equal(out, mixed if k == 1 else partial_channels(mixed, x[:, channels:], k))
-            found.add((k, skips))
-        if len(found) > 1:
-            raise Unrecognised("computes something else each time")
-        return found.pop()
+    def __call__(self) -> tuple[int, bool]:
+        """k of its partial channels, and whether it skips operations of weight 0.
 
-    def cell(self, edges: Sequence[tuple[int, int]], rows: Sequence[int]) -> bool:
-        """Whether it skips operations of weight 0; edges are (target, source)."""
+        Raises:
+            Unrecognised: what comes out is not what is expected of a mixed operation or of a cell.
+        """
         found = set()
         for training in (True, False, True, False):
-            for zeros in (False, True):
-                x, weights = self._random(PROBE_CHANNELS), self._weights(len(edges))
-                if zeros:
-                    weights[:, 0] = 0
-                probes, out = self._run(x, weights, training)
-                skips = zeros and not probes[0][0].called_with
-                nodes = {0: x}
-                for (target, source), row, some in zip(edges, rows, probes, strict=True):
-                    if source not in nodes:
-                        raise Unrecognised(f"has no edge into node {source}")
-                    term = _weighted_sum(some[skips:], nodes[source], weights[row][skips:])
-                    nodes[target] = nodes[target] + term if target in nodes else term
-                _check_equal(out, nodes[max(nodes)])
-                if zeros:
-                    found.add(skips)
+            x = self._random(PROBE_CHANNELS)
+            run, out = self._run(x, self._weights(), training)
+            _check_equal(out, self._expected(x, run))
+            weights = self._weights()
+            weights[:, 0] = 0
+            without, out = self._run(x, weights, training)
+            _check_equal(out, self._expected(x, without))
+            found |= {(run.parts, without.first), (without.parts, without.first)}
         if len(found) > 1:
             raise Unrecognised("computes something else each time")
-        return found.pop()
+        parts, first = found.pop()
+        return parts, first > 0
+
+    def _expected(self, x: Tensor, run: _Run) -> Tensor:
+        if not self.edges:
+            return run.term(0, x)
+        nodes = {0: x}
+        for e, ((target, source), _) in enumerate(self.edges):
+            if source not in nodes:
+                raise Unrecognised(f"has no edge into node {source}")
+            term = run.term(e, nodes[source])
+            nodes[target] = nodes[target] + term if target in nodes else term
+        return nodes[max(nodes)]
 
     def _random(self, channels: int) -> Tensor:
         shape = 2, channels, PROBE_SIZE, PROBE_SIZE
         return torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
-    def _weights(self, edges: int) -> Tensor:
-        return torch.randn(edges, len(self.mixtures[0].ops), dtype=torch.float64, generator=self.generator)
+    def _weights(self) -> Tensor:
+        """[E, O], as the method takes them but for a mixed operation's [O]."""
+        shape = len(self.mixtures), len(self.mixtures[0].ops)
+        return torch.randn(shape, dtype=torch.float64, generator=self.generator)
 
-    def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[list[list[_Probe]], Tensor]:
+    def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, Tensor]:
         probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
         paths = [path for mixture in self.mixtures for path in mixture.ops]
         copy = _replaced(self.module, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         copy.training = training
         try:
             with torch.no_grad(), drawing_nothing():
-                out = getattr(copy, self.method)(x.clone(), weights)
+                out = getattr(copy, self.method)(x.clone(), weights if self.edges else weights[0])
         except Unrecognised:
             raise
         except Exception as error:  # their code may raise anything
             raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
         if not isinstance(out, Tensor):
             raise Unrecognised("does not return a tensor")
-        return probes, out
+        called = [probe.called_with[0] for some in probes for probe in some if probe.called_with]
+        if not called or PROBE_CHANNELS % called[0].shape[1]:
+            raise Unrecognised("does not run its operations on channels of its input")
+        first = 1 if weights[0, 0] == 0 and not probes[0][0].called_with else 0
+        rows = [row for _, row in self.edges] or [0]
+        return _Run(probes, weights[rows], first, PROBE_CHANNELS // called[0].shape[1]), out
 
 
 def _replaced(module: nn.Module, changed: Mapping[Path, nn.Module]) -> nn.Module:
@@ -314,13 +337,19 @@ def _weighted_sum(probes: Sequence[_Probe], x: Tensor, weights: Tensor) -> Tenso
 
 
 def partial_channels(mixed: Tensor, rest: Tensor, k: int) -> Tensor:
-    """The mixture of 1/k of the channels and the rest, max-pooled at stride 2, shuffled in k groups."""
-    if mixed.shape[2:] != rest.shape[2:]:
-        rest = F.max_pool2d(rest, 2, 2)
-    joined = torch.cat([mixed, rest], 1)
-    count, channels, height, width = joined.shape
-    groups = joined.view(count, k, channels // k, height, width)
-    return groups.transpose(1, 2).reshape(count, channels, height, width)
+    """The mixture of 1/k of the channels and the rest, max-pooled at stride 2, shuffled in k groups.
+
+    mixed [..., N, C / k, H', W'], rest [1 or ..., N, C - C / k, H, W] -> [..., N, C, H', W'].
+    """
+    if k == 1:
+        return mixed
+    if mixed.shape[-2:] != rest.shape[-2:]:
+        pooled = F.max_pool2d(rest.flatten(0, -4), 2, 2)
+        rest = pooled.view(*rest.shape[:-3], *pooled.shape[1:])
+    joined = torch.cat([mixed, rest.expand(*mixed.shape[:-3], *rest.shape[-3:])], -3)
+    *leading, channels, height, width = joined.shape
+    groups = joined.view(*leading, k, channels // k, height, width)
+    return groups.transpose(-4, -3).reshape(joined.shape)
 
 
 def _check_equal(out: Tensor, expected: Tensor) -> None:

@@ -20,7 +20,7 @@ from vpdarts_fast.acceleration.plans import (
     branch,
     norm_paths,
 )
-from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan
+from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan, partial_channels
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
 from vpdarts_fast.precision import product_dtype
@@ -43,7 +43,10 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
     if isinstance(weights, Tensor) and weights.dim() > 0 and len(weights) >= count:
         row = weights[:count]
         if row.numel() == count and row.is_floating_point() and row.device == x.device:
-            return row.reshape(count)
+            numbers = (
+                row.dim() == 1 and x.dtype.itemsize > 2
+            )  # of which PyTorch takes the value, not the dtype
+            return row.to(x.dtype) if numbers else row.reshape(count)
     raise OwnMethod
 
 
@@ -69,7 +72,7 @@ class Mixture:
             some, rows = [some[o] for o in kept], rows[:, kept]
             if not some:
                 raise OwnMethod
-        self._ops, self._rows, self._stride = some, rows, plan.stride
+        self._ops, self._rows, self._stride, self._partial = some, rows, plan.stride, plan.partial
         self._norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
         self._offsets = [bias for op, kind in some for bias in biases(op, kind)]
         self._fixed = are_fixed(self._norms, x, rows, module)
@@ -81,6 +84,10 @@ class Mixture:
 
         Where running statistics are updated, V is 1.
         """
+        channels = x.shape[2] // self._partial
+        return partial_channels(self._sum(x[:, :, :channels]), x[:, :, channels:], self._partial)
+
+    def _sum(self, x: Tensor) -> Tensor:
         norms, offsets, rows = self._norms, self._offsets, self._rows
         branches = [branch(op, kind, x) for op, kind in self._ops]
         statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
@@ -192,7 +199,7 @@ def _five(
         if conv is not None and isinstance(kind, ChainPlan):
             convolutions[name] = conv, _norm(op, kind.norm)
     names = ["none", "skip", "1x1", "3x3", "pool"]
-    if plan.stride != 1 or len(plan.ops) != 5 or set(places) != set(names):
+    if (plan.stride, plan.partial, len(plan.ops)) != (1, 1, 5) or set(places) != set(names):
         return None
     return [places[name] for name in names], [convolutions["1x1"], convolutions["3x3"]]
 
