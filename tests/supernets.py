@@ -208,6 +208,19 @@ class PartialMixedOp(MixedOp):
         return shuffled(torch.cat([mixed, rest], dim=1), self.k)
 
 
+class AuxiliaryMixedOp(MixedOp):
+    """It adds another skip connection, which fades."""
+
+    def __init__(self, ops: list[nn.Module], auxiliary: nn.Module) -> None:
+        super().__init__(ops)
+        self.auxiliary, self.decay = auxiliary, 1.0
+
+    def forward(self, x: Tensor, weights: Any) -> Tensor:
+        out = weighted(weights, self._ops, x)
+        out += self.auxiliary(x) * self.decay
+        return out
+
+
 class DropPathMixedOp(MixedOp):
     """It drops operations once a probability is set, as schedules do."""
 

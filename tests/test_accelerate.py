@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from acceleration_cases import CHANNELS, DTYPES, assert_same, both, images, softmax, train
 from supernets import (
+    AuxiliaryMixedOp,
     Cell,
     MixedOp,
     NewZero,
@@ -81,6 +82,9 @@ MIXED_OPS: dict[str, Callable[[int], nn.Module]] = {
     "children": lambda stride: NumberedMixedOp(darts_ops(CHANNELS, stride, Style())),
     "skipping": lambda stride: SkippingMixedOp(darts_ops(CHANNELS, stride, Style())),
     "partial": lambda stride: PartialMixedOp(darts_ops(CHANNELS // 4, stride, Style()), 4),
+    "auxiliary": lambda stride: AuxiliaryMixedOp(
+        darts_ops(CHANNELS, stride, Style()), Style().skip(CHANNELS, stride)
+    ),
     "other method": lambda stride: OtherMethodMixedOp(darts_ops(CHANNELS, stride, Style())),
 }
 

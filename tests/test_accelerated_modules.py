@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torch.utils.checkpoint
 from acceleration_cases import CHANNELS, both, images
 from supernets import (
+    AuxiliaryMixedOp,
     Cell,
     DropPathMixedOp,
     MixedOp,
@@ -127,6 +128,20 @@ def test_a_drop_probability_that_is_set_later_counts(calls: list[str]) -> None:
     module.drop_prob = 0.9
     assert (run(module) == 0).float().mean() > 0.5
     assert calls == ["mixed_op"]
+
+
+def test_what_is_added_to_the_mixture_may_change(calls: list[str]) -> None:
+    torch.manual_seed(0)
+    plain = AuxiliaryMixedOp(darts_ops(CHANNELS, 1, Style()), nn.Identity())
+    fused = copy.deepcopy(plain)
+    (entry,) = accelerate(fused).fused
+    assert entry.remark == "what is added to the mixture runs as it is"
+    for decay in (0.5, 0.0):
+        fused.decay = plain.decay = decay
+        torch.testing.assert_close(run(fused), run(plain), rtol=1e-4, atol=1e-4)
+    fused.auxiliary = plain.auxiliary = nn.Conv2d(CHANNELS, CHANNELS, 1)
+    torch.testing.assert_close(run(fused), run(plain), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"] * 3
 
 
 def test_channels_may_grow(calls: list[str]) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from leave_one_out_cases import assert_same, drop_statistics, every_mode, make_batches
 from supernets import (
+    AuxiliaryMixedOp,
     DropPathMixedOp,
     MixedOp,
     NumberedMixedOp,
@@ -233,11 +234,12 @@ def test_the_stem_runs_once_for_many_variants() -> None:
         SkippingMixedOp,
         DropPathMixedOp,
         lambda ops: PartialMixedOp(ops, 2),
+        lambda ops: AuxiliaryMixedOp(ops, nn.AvgPool2d(ops[0].stride, ops[0].stride)),
         lambda ops: DirectMixedOp(ops),
         lambda ops: DartsMixedOp(ops),
         lambda ops: KeywordMixedOp(ops),
     ],
-    ids=["numbered", "skipping", "drop_path", "partial", "direct", "other_method", "keyword"],
+    ids=["numbered", "skipping", "drop_path", "partial", "auxiliary", "direct", "other_method", "keyword"],
 )
 def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], request: Any) -> None:
     part = 2 if "partial" in request.node.name else 1

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from torch import nn
 
 from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
-from vpdarts_fast.acceleration.plans import OpaquePlan, Unrecognised
+from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Unrecognised
 from vpdarts_fast.acceleration.recognise_sum import (
-    CellPlan,
-    MixedOpPlan,
     candidate_ops,
     cell_edges,
     methods_of,
@@ -151,7 +149,7 @@ def _kind(plan: Plan) -> str:
 
 
 def _own_operations(plan: Plan) -> str:
-    """Which candidate operations run as they are, and why."""
+    """Which candidate operations run as they are, and why; and whether anything else does."""
     if isinstance(plan, ResidualPlan):
         return ""
     mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
@@ -161,7 +159,10 @@ def _own_operations(plan: Plan) -> str:
         for path, kind in zip(mixture.ops, mixture.plans, strict=True)
         if isinstance(kind, OpaquePlan)
     }
-    return "; ".join(sorted(opaque))
+    rest = (
+        ["what is added to the mixture runs as it is"] if isinstance(plan, MixedOpPlan) and plan.adds else []
+    )
+    return "; ".join(sorted(opaque) + rest)
 
 
 def _unserved(module: nn.Module, plan: Plan, backend: str) -> str:

@@ -15,8 +15,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import Unrecognised
-from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixedOpPlan
+from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, Unrecognised
+from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
@@ -152,7 +152,11 @@ def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, bac
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
         return Mixture(module, plan.mixture, x, rows, backend)(x)
 
-    return of_variants(mixed_op, x, row_of(weights, plan.mixture, x))
+    mixed = of_variants(mixed_op, x, row_of(weights, plan.mixture, x))
+    if not plan.adds:
+        return mixed
+    rest: Tensor = getattr(without_ops(module, plan.mixture), plan.method)(x, weights)
+    return mixed + rest
 
 
 def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:

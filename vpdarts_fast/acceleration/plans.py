@@ -39,6 +39,18 @@ def drawing_nothing() -> Iterator[None]:
         random.setstate(python)
 
 
+@contextmanager
+def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
+    """Training or evaluation, whatever each of its submodules is in."""
+    before = [(part, part.training) for part in module.modules()]
+    try:
+        module.train(training)
+        yield
+    finally:
+        for part, mode in before:
+            part.training = mode
+
+
 def at(module: nn.Module, path: Path) -> nn.Module:
     """The submodule at the end of the path; `KeyError` if there is none."""
     for name in path:
@@ -208,3 +220,61 @@ def _bias(op: nn.Module, path: Path) -> Tensor | None:
     conv = at(op, path)
     assert isinstance(conv, nn.Conv2d)
     return conv.bias
+
+
+@dataclass(frozen=True)
+class MixturePlan:
+    """sum_o weights[o] * op_o(x) over the candidate operations of an edge.
+
+    Attributes:
+        ops: their paths, in the order of the weights.
+        plans: what they compute.
+        stride: of all of them.
+        partial: k; the first 1/k of the channels goes through the operations, the rest (max-pooled at stride
+            2) is concatenated, and the channels are shuffled in k groups. 1 is all channels.
+        skips_zeros: an operation of weight 0 is not run.
+    """
+
+    ops: tuple[Path, ...]
+    plans: tuple[OpPlan, ...]
+    stride: int
+    partial: int = 1
+    skips_zeros: bool = False
+
+
+@dataclass(frozen=True)
+class MixedOpPlan:
+    """A module that is a mixed operation.
+
+    Attributes:
+        method: that computes it, called with (x, weights).
+        mixture: what is computed.
+        adds: the method adds something of its own to the sum.
+    """
+
+    method: str
+    mixture: MixturePlan
+    adds: bool
+
+
+@dataclass(frozen=True)
+class EdgePlan:
+    """Of a cell, from node `source` to node `target`; `row` of the weights belongs to it."""
+
+    source: int
+    target: int
+    row: int
+    mixture: MixturePlan
+
+
+@dataclass(frozen=True)
+class CellPlan:
+    """A module that is a whole cell of mixed operations, without modules for these.
+
+    Attributes:
+        method: that computes it, called with (inputs, weights); the inputs are node 0, its value is the last.
+        edges: in the order of targets, then sources.
+    """
+
+    method: str
+    edges: tuple[EdgePlan, ...]

@@ -23,6 +23,7 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
     drawing_nothing,
+    in_mode,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -30,18 +31,16 @@ from vpdarts_fast.acceleration.snapshot import remembered
 @remembered
 def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
-    modes = [(module, module.training) for module in op.modules()]
+    plans = set()
     try:
-        with drawing_nothing():
-            plans = {_recognise(op.train(mode)) for mode in (True, False)}
+        for training in (True, False):
+            with drawing_nothing(), in_mode(op, training):
+                plans.add(_recognise(op))
     except Unrecognised as error:
         return OpaquePlan(str(error))
     except Exception as error:  # tracing runs their code, which may raise anything
         plan = _always_zero(op)
         return plan or OpaquePlan(f"cannot be traced: {type(error).__name__}: {error}".splitlines()[0])
-    finally:
-        for module, mode in modes:
-            module.training = mode
     return plans.pop() if len(plans) == 1 else OpaquePlan("differs between training and evaluation")
 
 
@@ -65,10 +64,10 @@ def _always_zero(op: nn.Module) -> ZeroPlan | None:
         return None
     strides = set()
     try:
-        with drawing_nothing(), torch.no_grad():
-            for training, scale in product((True, False), (1, 1e6)):
+        for training, scale in product((True, False), (1, 1e6)):
+            with drawing_nothing(), torch.no_grad(), in_mode(op, training):
                 x = scale * torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-                out = op.train(training)(x)
+                out = op(x)
                 sizes = [(2, 3, 8 // stride, 12 // stride) for stride in (1, 2)]
                 strides.add(sizes.index(tuple(out.shape)) + 1 if not out.any() else 0)
     except Exception:  # as above

@@ -10,7 +10,9 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.acceleration.plans import (
+    CellPlan,
     ChainPlan,
+    MixturePlan,
     OpPlan,
     PoolPlan,
     SkipPlan,
@@ -20,7 +22,7 @@ from vpdarts_fast.acceleration.plans import (
     branch,
     norm_paths,
 )
-from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixturePlan, partial_channels
+from vpdarts_fast.acceleration.probing import partial_channels
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
 from vpdarts_fast.precision import product_dtype

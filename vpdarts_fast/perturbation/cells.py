@@ -10,8 +10,17 @@ from typing import Literal
 from torch import nn
 
 from vpdarts_fast.acceleration import mixtures
-from vpdarts_fast.acceleration.plans import OpaquePlan, OpPlan, PoolPlan, SepConvPlan, ZeroPlan, at
-from vpdarts_fast.acceleration.recognise_sum import CellPlan, MixedOpPlan, MixturePlan
+from vpdarts_fast.acceleration.plans import (
+    CellPlan,
+    MixedOpPlan,
+    MixturePlan,
+    OpaquePlan,
+    OpPlan,
+    PoolPlan,
+    SepConvPlan,
+    ZeroPlan,
+    at,
+)
 from vpdarts_fast.errors import UserError
 
 CellTypes = Literal["normal", "reduction"]

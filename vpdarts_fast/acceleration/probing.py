@@ -1,0 +1,229 @@
+"""Mixed operations and cells, run with probes in place of candidate operations: tensors that are known."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import chain
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, drawing_nothing, in_mode
+
+PROBE_CHANNELS = 24
+"""Divisible by the fractions 1/k of partial channels that are in use."""
+PROBE_SIZE = 6
+
+
+class _Probe(nn.Module):
+    """In place of a candidate operation: keeps what it is called with, returns a tensor that is known."""
+
+    def __init__(self, stride: int, generator: torch.Generator) -> None:
+        super().__init__()
+        self.stride, self.generator = stride, generator
+        self.called_with: list[Tensor] = []
+        self.value = torch.zeros(())
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.called_with.append(x)
+        shape = _shape_behind(x, self.stride)
+        self.value = torch.randn(shape, dtype=x.dtype, generator=self.generator)
+        return self.value
+
+
+class _Nothing(nn.Module):
+    """In place of a candidate operation: zero."""
+
+    def __init__(self, stride: int) -> None:
+        super().__init__()
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(_shape_behind(x, self.stride))
+
+
+def _shape_behind(x: Tensor, stride: int) -> tuple[int, ...]:
+    return *x.shape[:2], *(-(-side // stride) for side in x.shape[2:])
+
+
+def without_ops(module: nn.Module, *mixtures: MixturePlan) -> nn.Module:
+    """A copy whose candidate operations are zero, and that shares everything else."""
+    return _replaced(module, {path: _Nothing(some.stride) for some in mixtures for path in some.ops})
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What has been seen of a run with probes.
+
+    Attributes:
+        probes: of each mixture.
+        weights: [E, O], of each mixture.
+        first: the first operation that was run: 1 where that before it has weight 0 and is skipped.
+        parts: k, where operations were called with 1/k of the channels.
+    """
+
+    probes: list[list[_Probe]]
+    weights: Tensor
+    first: int
+    parts: int
+
+    def term(self, e: int, node: Tensor) -> Tensor:
+        """What mixture e makes of the node it was called with."""
+        channels, first = node.shape[1] // self.parts, self.first
+        mixed = _weighted_sum(self.probes[e][first:], node[:, :channels], self.weights[e][first:])
+        return partial_channels(mixed, node[:, channels:], self.parts)
+
+
+@dataclass
+class Probing:
+    """A module with probes for candidate operations, run in both modes on random inputs and weights.
+
+    Attributes:
+        module: that is looked at.
+        method: of two arguments that is called.
+        mixtures: whose operations are replaced.
+        edges: of a cell, (target, source) and the row of the weights of each mixture; none for a mixed
+            operation.
+    """
+
+    module: nn.Module
+    method: str
+    mixtures: Sequence[MixturePlan]
+    edges: Sequence[tuple[tuple[int, int], int]] = ()
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+
+    def __post_init__(self) -> None:
+        """Layers beside the operations run as they are, in float64, on copies: statistics may change."""
+        self._channels = PROBE_CHANNELS
+        self._without_ops = without_ops(self.module, *self.mixtures)
+        if any(True for _ in (*self._without_ops.parameters(), *self._without_ops.buffers())):
+            self._without_ops = copy.deepcopy(self._without_ops).double()
+            layers = list(self._without_ops.modules())
+            sizes = (getattr(layer, "in_channels", getattr(layer, "num_features", None)) for layer in layers)
+            self._channels = next((size for size in sizes if size is not None), PROBE_CHANNELS)
+
+    def __call__(self) -> tuple[int, bool, bool]:
+        """k of its partial channels, whether it skips operations of weight 0, and whether it adds something.
+
+        Raises:
+            Unrecognised: what comes out is not what is expected of a mixed operation or of a cell.
+        """
+        found = set()
+        for training in (True, False, True, False):
+            x = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE)
+            run, adds = self._checked(x, self._weights(), training)
+            weights = self._weights()
+            weights[:, 0] = 0
+            without, also_adds = self._checked(x, weights, training)
+            found |= {(run.parts, without.first, adds), (without.parts, without.first, also_adds)}
+        if len(found) > 1:
+            raise Unrecognised("computes something else each time")
+        parts, first, adds = found.pop()
+        return parts, first > 0, adds
+
+    def _checked(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, bool]:
+        """A run of which the output is as expected, and whether the module has added something to it."""
+        run, out = self._run(x, weights, training)
+        expected = self._expected(x, run)
+        if _are_equal(out, expected):
+            return run, False
+        if not self.edges and run.parts == 1:
+            rest = self._call(self._without_ops, x, weights, training)
+            if _are_equal(out, expected + rest):
+                return run, True
+        raise Unrecognised("is not the weighted sum of its operations")
+
+    def _expected(self, x: Tensor, run: _Run) -> Tensor:
+        if not self.edges:
+            return run.term(0, x)
+        nodes = {0: x}
+        for e, ((target, source), _) in enumerate(self.edges):
+            if source not in nodes:
+                raise Unrecognised(f"has no edge into node {source}")
+            term = run.term(e, nodes[source])
+            nodes[target] = nodes[target] + term if target in nodes else term
+        return nodes[max(nodes)]
+
+    def _random(self, *shape: int) -> Tensor:
+        return torch.randn(shape, dtype=torch.float64, generator=self.generator)
+
+    def _weights(self) -> Tensor:
+        """[E, O], as the method takes them but for a mixed operation's [O]."""
+        return self._random(len(self.mixtures), len(self.mixtures[0].ops))
+
+    def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, Tensor]:
+        probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
+        paths = [path for mixture in self.mixtures for path in mixture.ops]
+        probed = _replaced(self._without_ops, dict(zip(paths, chain.from_iterable(probes), strict=True)))
+        out = self._call(probed, x, weights, training)
+        called = [probe.called_with[0].shape[1] for some in probes for probe in some if probe.called_with]
+        if not called or x.shape[1] % called[0]:
+            raise Unrecognised("does not run its operations on channels of its input")
+        first = 1 if weights[0, 0] == 0 and not probes[0][0].called_with else 0
+        rows = [row for _, row in self.edges] or [0]
+        return _Run(probes, weights[rows], first, x.shape[1] // called[0]), out
+
+    def _call(self, probed: nn.Module, x: Tensor, weights: Tensor, training: bool) -> Tensor:
+        try:
+            with torch.no_grad(), drawing_nothing(), in_mode(probed, training):
+                out = getattr(probed, self.method)(x.clone(), weights if self.edges else weights[0])
+        except Unrecognised:
+            raise
+        except Exception as error:  # their code may raise anything
+            raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
+        if not isinstance(out, Tensor):
+            raise Unrecognised("does not return a tensor")
+        return out
+
+
+def _replaced(module: nn.Module, changed: Mapping[Path, nn.Module]) -> nn.Module:
+    """A copy that shares everything but the modules on the way to those that are replaced."""
+    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
+    replaced: nn.Module = kind.__new__(kind)
+    replaced.__dict__ = dict(module.__dict__)
+    replaced._modules = dict(module._modules)
+    for name in {path[0] for path in changed}:
+        below = {path[1:]: new for path, new in changed.items() if path[0] == name}
+        if () in below:
+            replaced._modules[name] = below[()]
+        else:
+            child = module._modules[name]
+            assert child is not None
+            replaced._modules[name] = _replaced(child, below)
+    return replaced
+
+
+def _weighted_sum(probes: Sequence[_Probe], x: Tensor, weights: Tensor) -> Tensor:
+    """Of the probes' values; each must have been called once, with x."""
+    total: Tensor | None = None
+    for probe, weight in zip(probes, weights, strict=True):
+        if len(probe.called_with) != 1:
+            raise Unrecognised(f"runs an operation {len(probe.called_with)} times")
+        if probe.called_with[0].shape != x.shape or not torch.allclose(probe.called_with[0], x, 1e-12, 1e-12):
+            raise Unrecognised("changes the input of its operations")
+        total = probe.value * weight if total is None else total + probe.value * weight
+    assert total is not None
+    return total
+
+
+def partial_channels(mixed: Tensor, rest: Tensor, k: int) -> Tensor:
+    """The mixture of 1/k of the channels and the rest, max-pooled at stride 2, shuffled in k groups.
+
+    mixed [..., N, C / k, H', W'], rest [1 or ..., N, C - C / k, H, W] -> [..., N, C, H', W'].
+    """
+    if k == 1:
+        return mixed
+    if mixed.shape[-2:] != rest.shape[-2:]:
+        pooled = F.max_pool2d(rest.flatten(0, -4), 2, 2)
+        rest = pooled.view(*rest.shape[:-3], *pooled.shape[1:])
+    joined = torch.cat([mixed, rest.expand(*mixed.shape[:-3], *rest.shape[-3:])], -3)
+    *leading, channels, height, width = joined.shape
+    groups = joined.view(*leading, k, channels // k, height, width)
+    return groups.transpose(-4, -3).reshape(joined.shape)
+
+
+def _are_equal(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, 1e-11, 1e-11)
