@@ -261,6 +261,9 @@ class Cell(nn.Module):
             nodes.append(sum(terms))  # type: ignore[arg-type]
         return nodes[-1]
 
+    def forward_joint(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        return Cell.forward(self, inputs, weights)
+
     def forward_select(self, inputs: Tensor, index: Tensor) -> Tensor:
         nodes = [inputs]
         for i in range(1, self.max_nodes):

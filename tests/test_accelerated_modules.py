@@ -165,6 +165,15 @@ def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
     assert calls == []
 
 
+def test_further_forwards_that_compute_the_same_are_fused(calls: list[str]) -> None:
+    plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
+    x, alpha = images(torch.float32), torch.rand(6, 5)
+    expected = plain(x, alpha)
+    for out in (fused(x, alpha), fused.forward_joint(x, alpha)):  # type: ignore[operator]
+        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_cell"] * 2
+
+
 class Product(MixedOp):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return super().forward(x, weights) * x

@@ -52,30 +52,32 @@ class Fused:
     """Mixed into the class of an accelerated module."""
 
     own_class: ClassVar[type[nn.Module]]
-    method: ClassVar[str]
+    methods: ClassVar[tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copies and pickles are accelerated too, and name the original class."""
-        return _rebuild, (self.own_class, self.method), self.__dict__
+        return _rebuild, (self.own_class, self.methods), self.__dict__
 
 
-def _rebuild(original: type[nn.Module], method: str) -> nn.Module:
-    module = original.__new__(fused_class(original, method))
+def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
+    module = original.__new__(fused_class(original, methods))
     assert isinstance(module, nn.Module)
     return module
 
 
-def fused_class(original: type[nn.Module], method: str) -> type[nn.Module]:
-    """The subclass whose `method` runs on `ops` where it can."""
-    if (original, method) not in _CLASSES:
-        _CLASSES[original, method] = _make_class(original, method)
-    return _CLASSES[original, method]
+def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
+    """The subclass whose methods run on `ops` where they can."""
+    if (original, methods) not in _CLASSES:
+        members: dict[str, Any] = {method: _running(original, method) for method in methods}
+        members |= {"own_class": original, "methods": methods}
+        _CLASSES[original, methods] = subclass(original, members, Fused)
+    return _CLASSES[original, methods]
 
 
-_CLASSES: dict[tuple[type[nn.Module], str], type[nn.Module]] = {}
+_CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def _make_class(original: type[nn.Module], method: str) -> type[nn.Module]:
+def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
     own: Callable[..., Tensor] = getattr(original, method)
     _, *names = inspect.signature(own).parameters
 
@@ -84,10 +86,10 @@ def _make_class(original: type[nn.Module], method: str) -> type[nn.Module]:
         out = None
         by_name = names[len(args) : len(args) + len(kwargs)]
         if kwargs.keys() == set(by_name):
-            out = _run(self, *args, *(kwargs[name] for name in by_name))
+            out = _run(self, method, *args, *(kwargs[name] for name in by_name))
         return own(self, *args, **kwargs) if out is None else out
 
-    return subclass(original, {method: run, "own_class": original, "method": method}, Fused)
+    return run
 
 
 def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) -> type[nn.Module]:
@@ -100,7 +102,7 @@ def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str
     """Exchanges the class of a module that is recognised; `Unrecognised` if it is not."""
     plan = recognise(module)
     module.__dict__[STATE] = State(plan, recognise, snapshot(module), backend)
-    module.__class__ = fused_class(type(module), plan.method)
+    module.__class__ = fused_class(type(module), plan.methods)
     return plan
 
 
@@ -123,8 +125,8 @@ def backend_of(module: nn.Module) -> str:
     return state.backend
 
 
-def _run(module: nn.Module, x: Any = None, *weights: Any) -> Tensor | None:
-    """The module's value through `ops`, or None where its own method has to run."""
+def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor | None:
+    """The method's value through `ops`, or None where its own code has to run."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         return None
     state: State = module.__dict__[STATE]
@@ -132,12 +134,14 @@ def _run(module: nn.Module, x: Any = None, *weights: Any) -> Tensor | None:
     if seen == "changed":
         state.look_again(module)
     plan, backend = state.plan, state.backend
-    if plan is None or seen == "watched" or len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
+    if plan is None or method not in plan.methods or seen == "watched":
+        return None
+    if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
         return None
     try:
         match plan:
             case MixedOpPlan():
-                return _mixed_op(module, plan, x, weights[0], backend)
+                return _mixed_op(module, method, plan, x, weights[0], backend)
             case CellPlan():
                 return _cell(module, plan, x, weights[0], backend)
             case ResidualPlan():
@@ -146,7 +150,9 @@ def _run(module: nn.Module, x: Any = None, *weights: Any) -> Tensor | None:
         return None
 
 
-def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
+def _mixed_op(
+    module: nn.Module, method: str, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str
+) -> Tensor:
     """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
 
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
@@ -155,7 +161,7 @@ def _mixed_op(module: nn.Module, plan: MixedOpPlan, x: Tensor, weights: Any, bac
     mixed = of_variants(mixed_op, x, row_of(weights, plan.mixture, x))
     if not plan.adds:
         return mixed
-    rest: Tensor = getattr(without_ops(module, plan.mixture), plan.method)(x, weights)
+    rest: Tensor = getattr(without_ops(module, plan.mixture), method)(x, weights)
     return mixed + rest
 
 

@@ -247,12 +247,12 @@ class MixedOpPlan:
     """A module that is a mixed operation.
 
     Attributes:
-        method: that computes it, called with (x, weights).
+        methods: that compute it, called with (x, weights).
         mixture: what is computed.
-        adds: the method adds something of its own to the sum.
+        adds: they add something of their own to the sum.
     """
 
-    method: str
+    methods: tuple[str, ...]
     mixture: MixturePlan
     adds: bool
 
@@ -272,9 +272,9 @@ class CellPlan:
     """A module that is a whole cell of mixed operations, without modules for these.
 
     Attributes:
-        method: that computes it, called with (inputs, weights); the inputs are node 0, its value is the last.
+        methods: that compute it, called with (inputs, weights); the inputs are node 0, the value is the last.
         edges: in the order of targets, then sources.
     """
 
-    method: str
+    methods: tuple[str, ...]
     edges: tuple[EdgePlan, ...]

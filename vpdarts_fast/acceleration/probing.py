@@ -77,6 +77,21 @@ class _Run:
         return partial_channels(mixed, node[:, channels:], self.parts)
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How a method computes a weighted sum.
+
+    Attributes:
+        partial: k of its partial channels.
+        skips_zeros: operations of weight 0 are not run.
+        adds: something of its own to the sum.
+    """
+
+    partial: int
+    skips_zeros: bool
+    adds: bool
+
+
 @dataclass
 class Probing:
     """A module with probes for candidate operations, run in both modes on random inputs and weights.
@@ -105,12 +120,8 @@ class Probing:
             sizes = (getattr(layer, "in_channels", getattr(layer, "num_features", None)) for layer in layers)
             self._channels = next((size for size in sizes if size is not None), PROBE_CHANNELS)
 
-    def __call__(self) -> tuple[int, bool, bool]:
-        """k of its partial channels, whether it skips operations of weight 0, and whether it adds something.
-
-        Raises:
-            Unrecognised: what comes out is not what is expected of a mixed operation or of a cell.
-        """
+    def __call__(self) -> Outcome:
+        """`Unrecognised` if what comes out is not what is expected of a mixed operation or of a cell."""
         found = set()
         for training in (True, False, True, False):
             x = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE)
@@ -118,11 +129,13 @@ class Probing:
             weights = self._weights()
             weights[:, 0] = 0
             without, also_adds = self._checked(x, weights, training)
-            found |= {(run.parts, without.first, adds), (without.parts, without.first, also_adds)}
+            found |= {
+                Outcome(run.parts, without.first > 0, adds),
+                Outcome(without.parts, without.first > 0, also_adds),
+            }
         if len(found) > 1:
             raise Unrecognised("computes something else each time")
-        parts, first, adds = found.pop()
-        return parts, first > 0, adds
+        return found.pop()
 
     def _checked(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, bool]:
         """A run of which the output is as expected, and whether the module has added something to it."""

@@ -20,7 +20,7 @@ from vpdarts_fast.acceleration.plans import (
     at,
     stride_of,
 )
-from vpdarts_fast.acceleration.probing import Probing
+from vpdarts_fast.acceleration.probing import Outcome, Probing
 from vpdarts_fast.acceleration.recognise_op import recognise_op
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -41,10 +41,8 @@ def candidate_ops(module: nn.Module) -> list[Path]:
 
 
 def methods_of(module: nn.Module) -> Iterator[str]:
-    """Where a mixed operation computes, of two arguments: `forward`, or lacking that a `forward_...`."""
-    own = type(module).forward is not nn.Module.forward
-    names = ["forward"] if own else [name for name in dir(type(module)) if name.startswith("forward_")]
-    for name in names:
+    """Where a mixed operation may compute, of two arguments: `forward` and any `forward_...`."""
+    for name in ("forward", *(name for name in dir(type(module)) if name.startswith("forward_"))):
         try:
             parameters = list(inspect.signature(getattr(module, name)).parameters.values())
         except (TypeError, ValueError):
@@ -58,15 +56,9 @@ def methods_of(module: nn.Module) -> Iterator[str]:
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
     mixture = _mixture(module, candidate_ops(module))
-    reasons = []
-    for method in methods_of(module):
-        try:
-            partial, skips, adds = Probing(module, method, [mixture])()
-        except Unrecognised as error:
-            reasons.append(f"{method} {error}")
-        else:
-            return MixedOpPlan(method, replace(mixture, partial=partial, skips_zeros=skips), adds)
-    raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
+    methods, outcome = _probed(module, [mixture])
+    mixture = replace(mixture, partial=outcome.partial, skips_zeros=outcome.skips_zeros)
+    return MixedOpPlan(methods, mixture, outcome.adds)
 
 
 @remembered
@@ -82,21 +74,32 @@ def recognise_cell(module: nn.Module) -> CellPlan:
     ]
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
         raise Unrecognised("has edges with different numbers of operations")
-    rows = [sorted(keys).index(key) for key in order]
+    edges = [(keys[key], sorted(keys).index(key)) for key in order]
+    methods, outcome = _probed(module, mixtures, edges)
+    found_edges = (
+        EdgePlan(
+            source, target, row, replace(mixture, partial=outcome.partial, skips_zeros=outcome.skips_zeros)
+        )
+        for ((target, source), row), mixture in zip(edges, mixtures, strict=True)
+    )
+    return CellPlan(methods, tuple(found_edges))
+
+
+def _probed(
+    module: nn.Module, mixtures: Sequence[MixturePlan], edges: Sequence[tuple[tuple[int, int], int]] = ()
+) -> tuple[tuple[str, ...], Outcome]:
+    """The methods that compute the first outcome that is found, and it; `Unrecognised` if none does."""
+    outcomes: dict[str, Outcome] = {}
     reasons = []
     for method in methods_of(module):
         try:
-            edges = [(keys[key], row) for key, row in zip(order, rows, strict=True)]
-            partial, skips, _ = Probing(module, method, mixtures, edges)()
+            outcomes[method] = Probing(module, method, mixtures, edges)()
         except Unrecognised as error:
             reasons.append(f"{method} {error}")
-        else:
-            found_edges = (
-                EdgePlan(source, target, row, replace(mixture, partial=partial, skips_zeros=skips))
-                for ((target, source), row), mixture in zip(edges, mixtures, strict=True)
-            )
-            return CellPlan(method, tuple(found_edges))
-    raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
+    if not outcomes:
+        raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
+    first, *_ = outcomes.values()
+    return tuple(method for method, outcome in outcomes.items() if outcome == first), first
 
 
 def cell_edges(module: nn.Module) -> tuple[str, dict[str, tuple[int, int]]] | None:

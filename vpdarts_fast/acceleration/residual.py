@@ -29,12 +29,12 @@ class ResidualPlan:
     Attributes:
         convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
         norms: behind the first and the second 3x3.
-        method: that computes it, called with x.
+        methods: that compute it, called with x.
     """
 
     convolutions: tuple[Path, Path, Path]
     norms: tuple[Path, Path]
-    method: str = "forward"
+    methods: tuple[str, ...] = ("forward",)
 
 
 @remembered

@@ -34,13 +34,13 @@ class Place:
     Attributes:
         name: in the model.
         module: a mixed operation, or a whole cell.
-        method: that is called.
+        methods: that may be called.
         edge: its number in the cell; none for a whole cell.
     """
 
     name: str
     module: nn.Module
-    method: str
+    methods: tuple[str, ...]
     edge: int | None
 
 
@@ -127,7 +127,7 @@ def _cell_type(name: CellTypes, cells: Mapping[str, Found]) -> CellType:
         raise UserError(f"the edges of {cell} have different numbers of operations")
     return CellType(
         tuple(
-            Place(name, module, plan.method, None if isinstance(plan, CellPlan) else edge)
+            Place(name, module, plan.methods, None if isinstance(plan, CellPlan) else edge)
             for some in cells.values()
             for edge, (name, module, plan) in enumerate(some)
         ),

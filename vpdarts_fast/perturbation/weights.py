@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial, wraps
@@ -66,9 +66,9 @@ class Weights:
         try:
             for name, cells in self._types.items():
                 for place in cells.places:
-                    parameters = _parameters(place.module, place.method)
-                    place.module.__dict__[_CALL] = partial(self._call, name, cells, place, parameters)
-                    place.module.__class__ = _intercepted(type(place.module), place.method)  # type: ignore[arg-type]
+                    place.module.__dict__[_CALL] = partial(self._call, name, cells, place)
+                    kind = _intercepted(type(place.module), place.methods)  # type: ignore[arg-type]
+                    place.module.__class__ = kind
             yield
         finally:
             for module, kind in kinds:
@@ -80,8 +80,8 @@ class Weights:
         for place in self.places():
             if place.name not in self.image:
                 raise UserError(
-                    f"{place.name}: the model's forward pass does not call its {place.method}, where its "
-                    "weights could be changed"
+                    f"{place.name}: the model's forward pass does not call its {' or '.join(place.methods)}, "
+                    "where its weights could be changed"
                 )
 
     def _call(
@@ -89,7 +89,7 @@ class Weights:
         name: CellTypes,
         cells: CellType,
         place: Place,
-        parameters: tuple[str, str],
+        parameters: Sequence[str],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -117,22 +117,21 @@ _CALL = "_vpdarts_fast_call"
 
 
 @cache
-def _intercepted(kind: type[nn.Module], method: str) -> type[nn.Module]:
-    """The subclass whose arguments are changed on their way into a method."""
+def _intercepted(kind: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
+    """The subclass whose methods get changed weights."""
+    return subclass(kind, {method: _intercepting(kind, method) for method in methods})
+
+
+def _intercepting(kind: type[nn.Module], method: str) -> Callable[..., Any]:
     own = getattr(kind, method)
+    _, *names = inspect.signature(own).parameters
 
     @wraps(own)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self.__dict__[_CALL](args, kwargs)
+        args, kwargs = self.__dict__[_CALL](names, args, kwargs)
         return own(self, *args, **kwargs)
 
-    return subclass(kind, {method: run})
-
-
-def _parameters(module: nn.Module, method: str) -> tuple[str, str]:
-    """The names of the input and of the weights."""
-    first, second, *_ = inspect.signature(getattr(module, method)).parameters
-    return first, second
+    return run
 
 
 def _changed_table(name: str, weights: Any, change: Change, shape: tuple[int, int]) -> Any:
