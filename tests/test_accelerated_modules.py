@@ -7,6 +7,7 @@ import functools
 import io
 import pickle
 import random
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from supernets import (
     DropPathMixedOp,
     MixedOp,
     PartialMixedOp,
+    Residual,
     Style,
     darts_ops,
 )
@@ -67,6 +69,35 @@ def test_what_others_see_of_a_model_stays(mixed_op: nn.Module) -> None:
     assert [name for name, _ in mixed_op.named_modules()] == [name for name, _ in plain.named_modules()]
     assert repr(mixed_op) == repr(plain)
     plain.load_state_dict(mixed_op.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["mixed op", "cell", "residual block"])
+def test_outputs_lie_in_memory_as_inputs(kind: str, calls: list[str]) -> None:
+    make: dict[str, Callable[[], nn.Module]] = {
+        "mixed op": lambda: MixedOp(darts_ops(12, 1, Style())),
+        "cell": lambda: Cell(12, Style()),
+        "residual block": lambda: Residual(12),
+    }
+    weights = {"mixed op": [torch.rand(8)], "cell": [torch.rand(6, 5)], "residual block": []}
+    plain, fused = both(make[kind](), torch.float32)
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = images(torch.float32, 12).contiguous(memory_format=layout)
+        out = fused(x, *weights[kind])
+        torch.testing.assert_close(out, plain(x, *weights[kind]), rtol=1e-3, atol=1e-3)
+        assert out.is_contiguous() == (layout == torch.contiguous_format)
+    assert len(calls) == 2
+
+
+def test_dropout_draws_what_it_drew(calls: list[str]) -> None:
+    ops = darts_ops(CHANNELS, 1, Style())
+    ops[3] = nn.Sequential(nn.Identity(), nn.Dropout(0.5))
+    plain, fused = (nn.ModuleList([some, copy.deepcopy(some)]) for some in both(MixedOp(ops), torch.float32))
+    outs = []
+    for first, second in (plain, fused):
+        torch.manual_seed(2)
+        outs.append(second(first(images(torch.float32), torch.rand(8)), torch.rand(8)))
+    torch.testing.assert_close(*outs, rtol=1e-3, atol=1e-3)
+    assert calls == ["mixed_op"] * 2
 
 
 def test_restore_gives_the_class_back(mixed_op: nn.Module, calls: list[str]) -> None:
