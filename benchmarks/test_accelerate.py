@@ -8,7 +8,7 @@ from time import perf_counter
 
 import pytest
 from contenders import EAGER, FORMS, OURS, Contender, relative_error
-from example_step import EXAMPLE_FORMS, ExampleStep
+from example_step import EXAMPLE_FORMS, ExampleStep, compiled_parts
 from memory import NotMeasurable, measure
 from pytest_benchmark.fixture import BenchmarkFixture
 
@@ -48,8 +48,11 @@ def first_losses(steps: dict[str, ExampleStep]) -> dict[str, str]:
 def compare_steps(name: str, size: int, compare: Callable[..., None], compiled: bool, rounds: int) -> None:
     verify(name, size)
     forms = [form for form in EXAMPLE_FORMS if compiled or not form.compiled]
-    by_cell = ", cell by cell" if name == "darts" else ""
-    steps = {form.name + by_cell * form.compiled: ExampleStep(name, form, size) for form in forms}
+    steps = {}
+    for form in forms:
+        step = ExampleStep(name, form, size)
+        parts = {type(part).__name__ for part in compiled_parts(name, step.network)}
+        steps[f"{form.name}, each {', '.join(parts)}" if form.compiled else form.name] = step
     notes = first_losses(steps)
     compare({n: Contender(step, note=notes.get(n, "")) for n, step in steps.items()}, rounds=rounds)
 
