@@ -37,8 +37,8 @@ def example(name: str) -> ModuleType:
 
 
 def compiled_parts(name: str, network: nn.Module) -> list[nn.Module]:
-    """What `torch.compile` gets: the network of the NAS-Bench-201 space, but only cells of the DARTS space, which
-    take minutes each, and of a deep one the mixed operations, of which there are five kinds."""
+    """What `torch.compile` gets: the network of the NAS-Bench-201 space; of the DARTS space cells, which take
+    minutes each, or in a deep network mixed operations, of which there are five kinds."""
     if name != "darts":
         return [network]
     if len(network.cells) <= 3:
