@@ -72,7 +72,7 @@ def test_what_others_see_of_a_model_stays(mixed_op: nn.Module) -> None:
 
 
 @pytest.mark.parametrize("kind", ["mixed op", "cell", "residual block"])
-def test_outputs_lie_in_memory_as_inputs(kind: str, calls: list[str]) -> None:
+def test_outputs_lie_in_memory_as_inputs_and_may_be_changed_in_place(kind: str, calls: list[str]) -> None:
     make: dict[str, Callable[[], nn.Module]] = {
         "mixed op": lambda: MixedOp(darts_ops(12, 1, Style())),
         "cell": lambda: Cell(12, Style()),
@@ -84,8 +84,14 @@ def test_outputs_lie_in_memory_as_inputs(kind: str, calls: list[str]) -> None:
         x = images(torch.float32, 12).contiguous(memory_format=layout)
         out = fused(x, *weights[kind])
         torch.testing.assert_close(out, plain(x, *weights[kind]), rtol=1e-3, atol=1e-3)
-        assert out.is_contiguous() == (layout == torch.contiguous_format)
-    assert len(calls) == 2
+        assert out.is_contiguous(memory_format=layout)
+        gradients = []
+        for module in (fused, plain):
+            module.zero_grad()
+            module(x, *weights[kind]).mul_(torch.arange(3.0)[:, None, None, None]).square().sum().backward()
+            gradients.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
+        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
+    assert len(calls) == 4
 
 
 def test_dropout_draws_what_it_drew(calls: list[str]) -> None:

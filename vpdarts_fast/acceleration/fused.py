@@ -141,14 +141,13 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     try:
         match plan:
             case MixedOpPlan():
-                out = _mixed_op(module, method, plan, x, weights[0], backend)
+                return _mixed_op(module, method, plan, x, weights[0], backend)
             case CellPlan():
-                out = _cell(module, plan, x, weights[0], backend)
+                return _cell(module, plan, x, weights[0], backend)
             case ResidualPlan():
-                out = residual_block(module, plan, x, backend)
+                return residual_block(module, plan, x, backend)
     except OwnMethod:
         return None
-    return out.contiguous() if x.is_contiguous() else out
 
 
 def _mixed_op(

@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def of_variants(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
-    """The function of x [1 or V, ...] and weights [V, ...], called with x [...] and weights [...].
+    """The function of x [1 or V, N, C, H, W] and weights [V, ...], called with x and weights of one variant.
 
-    In `torch.vmap` without gradients, it is called with all variants.
+    In `torch.vmap` without gradients, it is called with all variants. What comes out lies in memory as x.
     """
     if torch.is_grad_enabled():
         return _single(function, x, *weights)
@@ -21,7 +21,10 @@ def of_variants(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) ->
 
 
 def _single(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
-    return function(x.unsqueeze(0), *(some.unsqueeze(0) for some in weights)).squeeze(0)
+    out = function(x.unsqueeze(0), *(some.unsqueeze(0) for some in weights)).squeeze(0)
+    layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
+    # An op's output is a view, which autograd would not let others change in place, as drop-path does.
+    return out.clone(memory_format=layout) if out.requires_grad else out.contiguous(memory_format=layout)
 
 
 class _OfVariants(torch.autograd.Function):
@@ -48,4 +51,5 @@ class _OfVariants(torch.autograd.Function):
             some.expand(info.batch_size, *some.shape) if dim is None else some.movedim(dim, 0)
             for some, dim in zip(weights, weight_dims, strict=True)
         )
-        return function(x, *expanded), 0
+        out = function(x, *expanded)
+        return out.contiguous() if x[0].is_contiguous() else out, 0

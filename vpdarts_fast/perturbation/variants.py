@@ -130,9 +130,10 @@ class Evaluation:
         return logits
 
     def _bytes_per_image(self, images: Tensor, places: Sequence[Place]) -> int:
-        """Of one variant in a cell: what its op holds at once, or inputs and outputs of all its edges."""
+        """Of one variant in a cell: what its op holds at once; of mixed operations the inputs of all of them,
+        which is more than nodes and one edge."""
         inputs = [self._weights.image[place.name] for place in places]
-        values = 2
+        values = 1
         if places[0].edge is None:
             op = "mixed_cell" if self._batch_statistics else "masked_cell"
             like = images.new_empty(0, dtype=inputs[0].dtype)
