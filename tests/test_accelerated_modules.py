@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -238,12 +239,31 @@ class Rarely(MixedOp):
         return super().forward(x, weights) * (0.0 if self.training and random.random() < 1e-3 else 1.0)
 
 
-@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely])
+class Dropped(MixedOp):
+    """It drops its output at times, by NumPy's random numbers."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) * float(np.random.rand() > 1e-3)
+
+
+class Uncopied(MixedOp):
+    """It has a layer of its own that cannot be copied."""
+
+    def __init__(self, ops: list[nn.Module]) -> None:
+        super().__init__(ops)
+        self.layer = nn.Conv2d(CHANNELS, CHANNELS, 1)
+        self.layer.generator = (i for i in range(3))  # type: ignore[assignment]
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return super().forward(x, weights) + self.layer(x)
+
+
+@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely, Dropped, Uncopied])
 def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
     model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
-    state = torch.get_rng_state()
+    state, numpy = torch.get_rng_state(), str(np.random.get_state())
     report = accelerate(model)
-    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(torch.get_rng_state(), state) and str(np.random.get_state()) == numpy
     assert not report.fused and type(model[0]) is kind
     (entry,) = report.left
     assert entry.name == "0" and entry.remark.startswith("forward ")

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -29,14 +30,16 @@ class Unrecognised(Exception):
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
     """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
-    before, python = torch.get_rng_state(), random.getstate()
+    before, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
     try:
         yield
-        if random.getstate() != python or not torch.equal(torch.get_rng_state(), before):
+        drawn = random.getstate() != python or str(np.random.get_state()) != str(numpy)
+        if drawn or not torch.equal(torch.get_rng_state(), before):
             raise Unrecognised("draws random numbers")
     finally:
         torch.set_rng_state(before)
         random.setstate(python)
+        np.random.set_state(numpy)
 
 
 @contextmanager

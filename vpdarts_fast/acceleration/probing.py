@@ -115,7 +115,10 @@ class Probing:
         self._channels = PROBE_CHANNELS
         self._without_ops = without_ops(self.module, *self.mixtures)
         if any(True for _ in (*self._without_ops.parameters(), *self._without_ops.buffers())):
-            self._without_ops = copy.deepcopy(self._without_ops).double()
+            try:
+                self._without_ops = copy.deepcopy(self._without_ops).double()
+            except Exception as error:  # their code may raise anything
+                raise Unrecognised(f"cannot be copied: {type(error).__name__}: {error}") from error
             layers = list(self._without_ops.modules())
             sizes = (getattr(layer, "in_channels", getattr(layer, "num_features", None)) for layer in layers)
             self._channels = next((size for size in sizes if size is not None), PROBE_CHANNELS)
