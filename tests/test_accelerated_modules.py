@@ -193,8 +193,62 @@ def test_channels_may_grow(calls: list[str]) -> None:
     assert calls == ["mixed_op"]
 
 
+def test_channels_may_grow_in_place(calls: list[str]) -> None:
+    """Some layers keep the numbers of channels that they were built with."""
+    module = MixedOp(darts_ops(4, 1, Style()))
+    accelerate(module)
+    wider = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    for own, other in zip(module.modules(), wider.modules(), strict=True):
+        own._parameters, own._buffers = other._parameters, other._buffers
+        if isinstance(own, nn.Conv2d) and isinstance(other, nn.Conv2d):
+            own.groups = other.groups
+    assert "as it is" not in str(accelerate(module))
+    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
+    assert calls == ["mixed_op"]
+
+
+class Step(nn.Module):
+    """It counts its calls, in an attribute and in a buffer, and changes with them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.register_buffer("also", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        self.also += 1
+        return x / self.calls
+
+
+def test_operations_may_change_in_every_step(calls: list[str]) -> None:
+    module = MixedOp([*darts_ops(CHANNELS, 1, Style()), Step()])
+    accelerate(module)
+    step = module._ops[8]
+    assert isinstance(step, Step) and step.calls == 0 and step.also == 0
+    seen: list[nn.Module] = []
+    step.register_forward_hook(lambda layer, args, out: seen.append(layer))
+    for _ in range(120):
+        module(images(torch.float32), torch.rand(9))
+    assert step.calls == step.also == len(seen) == 120
+    assert calls == ["mixed_op"] * 120
+
+
+def test_settings_that_change_in_every_step_are_too_much(calls: list[str]) -> None:
+    module = PartialMixedOp(darts_ops(2, 1, Style()), 4)
+    module.step = -1  # type: ignore[assignment]
+    accelerate(module)
+    with pytest.warns(UserWarning, match="PartialMixedOp has changed 100 times since it was accelerated"):
+        for i in range(110):
+            module.step = i  # type: ignore[assignment]
+            run(module)
+    assert 90 < len(calls) < 110
+
+
 def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
     plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
+    (entry,) = accelerate(fused).fused
+    assert entry.remark == "in forward and forward_joint only"
     index = torch.arange(6) % 5
     assert torch.equal(
         fused.forward_select(images(torch.float32), index),  # type: ignore[operator]
@@ -239,6 +293,15 @@ class Rarely(MixedOp):
         return super().forward(x, weights) * (0.0 if self.training and random.random() < 1e-3 else 1.0)
 
 
+class Merging(MixedOp):
+    """It runs the operations whose weight is not 0 where these are few."""
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        if int((weights != 0).sum()) > 3:
+            return super().forward(x, weights)
+        return torch.stack([w * op(x) for w, op in zip(weights, self._ops, strict=True) if w != 0]).sum(0)
+
+
 class Dropped(MixedOp):
     """It drops its output at times, by NumPy's random numbers."""
 
@@ -258,7 +321,7 @@ class Uncopied(MixedOp):
         return super().forward(x, weights) + self.layer(x)
 
 
-@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely, Dropped, Uncopied])
+@pytest.mark.parametrize("kind", [Product, Twice, Softened, Noisy, Rarely, Dropped, Merging, Uncopied])
 def test_what_is_no_weighted_sum_is_left(kind: type[MixedOp]) -> None:
     model = nn.Sequential(kind(darts_ops(CHANNELS, 1, Style())))
     state, numpy = torch.get_rng_state(), str(np.random.get_state())
@@ -308,14 +371,39 @@ class Dropping(nn.Module):
         return out
 
 
+class Two(nn.Module):
+    """A number."""
+
+    def forward(self, x: Tensor) -> float:
+        return 2.0
+
+
+def test_operations_that_change_their_input_leave_the_module_alone() -> None:
+    changing = [nn.Sequential(nn.ReLU(inplace=True), nn.Conv2d(CHANNELS, CHANNELS, 1)), InPlace()]
+    for op in changing:
+        (entry,) = accelerate(MixedOp([*darts_ops(CHANNELS, 1, Style()), op])).left
+        assert entry.remark == "operation 8 changes its input in place"
+
+
+class InPlace(nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return x.tanh_() + 1
+
+
 def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None:
     torch.manual_seed(0)
-    others = [Odd(), nn.Sequential(nn.Identity(), nn.Dropout(0.0)), Dropping()]
+    others = [
+        Odd(),
+        nn.Sequential(nn.Identity(), nn.Dropout(0.0)),
+        Dropping(),
+        nn.AdaptiveAvgPool2d(1),
+        Two(),
+    ]
     plain = MixedOp([*darts_ops(CHANNELS, 1, Style()), *others])
     fused = copy.deepcopy(plain)
     report = accelerate(fused)
-    assert [f"operation {o} runs as it is" in str(report) for o in range(11)] == [False] * 8 + [True] * 3
-    x, weights = images(torch.float32), torch.linspace(0, 1, 11)
+    assert [f"operation {o} runs as it is" in str(report) for o in range(13)] == [False] * 8 + [True] * 5
+    x, weights = images(torch.float32), torch.linspace(0, 1, 13)
     torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
     assert calls == ["mixed_op"]
 
@@ -358,6 +446,23 @@ def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: 
 def test_an_unknown_backend_is_refused(mixed_op: nn.Module) -> None:
     with pytest.raises(UserError, match="unknown backend 'fast'"):
         accelerate(mixed_op, backend="fast")
+
+
+class Choosing(MixedOp):
+    def forward(self, x: Tensor, weights: Any, index: int | None = None) -> Tensor:
+        if index is not None:
+            out: Tensor = self._ops[index](x)
+            return out
+        return super().forward(x, weights)
+
+
+def test_further_arguments(calls: list[str]) -> None:
+    plain, fused = both(Choosing(darts_ops(CHANNELS, 1, Style())), torch.float32)
+    x, weights = images(torch.float32), torch.rand(8)
+    for further in ([], [None], [3]):
+        expected = plain(x, weights, *further)
+        torch.testing.assert_close(fused(x, weights, *further), expected, rtol=1e-3, atol=1e-3)
+    assert calls == ["mixed_op"] * 2
 
 
 def test_arguments_by_keyword(mixed_op: nn.Module, calls: list[str]) -> None:

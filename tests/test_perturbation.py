@@ -188,6 +188,41 @@ def test_the_edges_are_named() -> None:
     assert edges.edges["normal"] == tuple(f"edges.{edge}" for edge in expected)
 
 
+class Block(nn.Module):
+    """A node: one mixed operation, called with the sum of the nodes before."""
+
+    def __init__(self, mixed_op: nn.Module) -> None:
+        super().__init__()
+        self.mixed_op = mixed_op
+
+    def forward(self, nodes: list[Tensor], weights: Tensor) -> Tensor:
+        out: Tensor = self.mixed_op(torch.stack(nodes).sum(0), weights)
+        return out
+
+
+class BlocksSupernet(DartsSupernet):
+    """Every mixed operation in a block of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for cell in self.cells:
+            cell._ops = nn.ModuleList(map(Block, cell._ops))
+
+    def forward(self, images: Tensor) -> Any:
+        for cell in self.cells:
+            for block in cell._ops:
+                block.forward = lambda x, weights, block=block: Block.forward(block, [x], weights)
+        return super().forward(images)
+
+
+@every_perturbation
+def test_mixed_operations_in_blocks_of_their_own(perturbation: Perturbation) -> None:
+    model, some = trained(BlocksSupernet), batches(7)
+    result = leave_one_out(model, some, batch_norm="running", perturbation=perturbation)
+    assert result.edges["normal"] == tuple(f"_ops.{e}.mixed_op" for e in range(5))
+    assert_same(result.cells["normal"], specified(model, some, perturbation, False))
+
+
 def test_one_type_of_cells_only() -> None:
     model, some = accelerated(trained(DartsSupernet)), batches(7)
     both = leave_one_out(model, some)

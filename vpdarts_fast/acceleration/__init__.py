@@ -101,7 +101,11 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
             if str(error):
                 entries.append(Entry(name, type(module).__name__, False, str(error)))
         else:
-            remarks = _own_operations(plan), _unserved(module, plan, backend)
+            remarks = (
+                _other_methods(module, plan),
+                _own_operations(plan),
+                _unserved(module, plan, backend),
+            )
             entries.append(Entry(name, _kind(plan), True, "; ".join(filter(None, remarks))))
     return AccelerationReport(tuple(entries))
 
@@ -149,20 +153,25 @@ def _kind(plan: Plan) -> str:
 
 
 def _own_operations(plan: Plan) -> str:
-    """Which candidate operations run as they are, and why; and whether anything else does."""
+    """Which candidate operations run as they are, and why, and whether anything else does."""
     if isinstance(plan, ResidualPlan):
         return ""
     mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
-    opaque = {
+    remarks = {
         f"operation {path[-1]} runs as it is ({kind.why})"
         for mixture in mixtures
         for path, kind in zip(mixture.ops, mixture.plans, strict=True)
         if isinstance(kind, OpaquePlan)
     }
-    rest = (
-        ["what is added to the mixture runs as it is"] if isinstance(plan, MixedOpPlan) and plan.adds else []
-    )
-    return "; ".join(sorted(opaque) + rest)
+    if isinstance(plan, MixedOpPlan) and plan.adds:
+        remarks.add("what is added to the mixture runs as it is")
+    return "; ".join(sorted(remarks))
+
+
+def _other_methods(module: nn.Module, plan: Plan) -> str:
+    """That it has methods which are not fused."""
+    others = {name for name in dir(type(module)) if name.startswith("forward_")} - set(plan.methods)
+    return f"in {' and '.join(plan.methods)} only" if others else ""
 
 
 def _unserved(module: nn.Module, plan: Plan, backend: str) -> str:

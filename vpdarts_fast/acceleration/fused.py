@@ -8,18 +8,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, Unrecognised
+from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Path, Unrecognised
 from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
-from vpdarts_fast.acceleration.snapshot import STATE, Snapshot, snapshot
+from vpdarts_fast.acceleration.snapshot import SIMPLE, STATE, Snapshot, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
 
 RETRIES = 100
@@ -43,9 +44,15 @@ class State:
         self.retries -= 1
         self.plan = None
         if self.retries >= 0:
-            self.seen = snapshot(module)
             with contextlib.suppress(Unrecognised):
                 self.plan = self.recognise(module)
+            self.seen = snapshot(module, as_they_are(self.plan))
+        if self.retries == 0:
+            warnings.warn(
+                f"{type(module).__name__} has changed {RETRIES} times since it was accelerated; at the next "
+                "change its own code takes over. Settings that change every step cost more than they save.",
+                stacklevel=2,
+            )
 
 
 class Fused:
@@ -79,17 +86,24 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
     own: Callable[..., Tensor] = getattr(original, method)
-    _, *names = inspect.signature(own).parameters
+    _, *parameters = inspect.signature(own).parameters.values()
 
     @wraps(own)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         out = None
-        by_name = names[len(args) : len(args) + len(kwargs)]
+        by_name = [parameter.name for parameter in parameters[len(args) : len(args) + len(kwargs)]]
         if kwargs.keys() == set(by_name):
-            out = _run(self, method, *args, *(kwargs[name] for name in by_name))
+            given = [*args, *(kwargs[name] for name in by_name)]
+            while len(given) > 2 and _is_default(parameters[len(given) - 1 :][:1], given[-1]):
+                given.pop()
+            out = _run(self, method, *given)
         return own(self, *args, **kwargs) if out is None else out
 
     return run
+
+
+def _is_default(parameter: Sequence[inspect.Parameter], value: Any) -> bool:
+    return any(value is p.default or (isinstance(value, SIMPLE) and value == p.default) for p in parameter)
 
 
 def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) -> type[nn.Module]:
@@ -101,9 +115,18 @@ def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) ->
 def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str) -> Plan:
     """Exchanges the class of a module that is recognised; `Unrecognised` if it is not."""
     plan = recognise(module)
-    module.__dict__[STATE] = State(plan, recognise, snapshot(module), backend)
+    module.__dict__[STATE] = State(plan, recognise, snapshot(module, as_they_are(plan)), backend)
     module.__class__ = fused_class(type(module), plan.methods)
     return plan
+
+
+def as_they_are(plan: Plan | None) -> set[Path]:
+    """Candidate operations whose own code runs anyway."""
+    if plan is None or isinstance(plan, ResidualPlan):
+        return set()
+    mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
+    pairs = (pair for mixture in mixtures for pair in zip(mixture.ops, mixture.plans, strict=True))
+    return {path for path, op in pairs if isinstance(op, OpaquePlan)}
 
 
 def unfuse(module: nn.Module) -> None:

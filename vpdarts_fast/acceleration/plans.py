@@ -42,16 +42,18 @@ def drawing_nothing() -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-@contextmanager
-def in_mode(module: nn.Module, training: bool) -> Iterator[None]:
-    """Training or evaluation, whatever each of its submodules is in."""
-    before = [(part, part.training) for part in module.modules()]
-    try:
-        module.train(training)
-        yield
-    finally:
-        for part, mode in before:
-            part.training = mode
+def shallow_copy(module: nn.Module) -> nn.Module:
+    """For a look at the module: has its own attributes, modes and buffers, and shares everything else."""
+    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
+    copy: nn.Module = kind.__new__(kind)
+    copy.__dict__ = dict(module.__dict__)
+    copy._buffers = {
+        name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
+    }
+    copy._modules = {
+        name: part if part is None else shallow_copy(part) for name, part in module._modules.items()
+    }
+    return copy
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:
@@ -122,9 +124,15 @@ class FactorisedReducePlan:
 
 @dataclass(frozen=True)
 class OpaquePlan:
-    """Anything else: run as it is, weighted and added."""
+    """Anything else: run as it is, weighted and added.
+
+    Attributes:
+        why: it is not known.
+        changes_input: what the operations behind it are called with.
+    """
 
     why: str
+    changes_input: bool = False
 
 
 OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | FactorisedReducePlan | OpaquePlan
@@ -146,7 +154,7 @@ def stride_of(plan: OpPlan) -> int | None:
     return None if isinstance(plan, OpaquePlan) else plan.stride
 
 
-def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
+def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
     """The candidate operation as `mixed_op` takes it.
 
     x [1 or V, N, C, H, W]: it would be called with the images of each variant.
@@ -170,17 +178,17 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor) -> Branch:
             raw = _factorised_reduce(rectified, *(at(op, convolution) for convolution in convolutions))
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
-            return Given(_for_each_variant(op, x))
+            size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
+            return Given(torch.stack([value.expand(size) for value in _of_each_variant(op, x)]))
 
 
-def _for_each_variant(op: nn.Module, x: Tensor) -> Tensor:
-    """The op's values, side by side; it draws the same random numbers for all variants."""
+def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
+    """The op's values, of x's dtype; it draws the same random numbers for all variants."""
     *others, last = x
-    values = []
     for images in others:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            values.append(op(images))
-    return torch.stack([*values, op(last)])
+            yield torch.as_tensor(op(images)).to(x)
+    yield torch.as_tensor(op(last)).to(x)
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, drawing_nothing, in_mode
+from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, drawing_nothing, shallow_copy
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
@@ -61,19 +61,19 @@ class _Run:
     Attributes:
         probes: of each mixture.
         weights: [E, O], of each mixture.
-        first: the first operation that was run: 1 where that before it has weight 0 and is skipped.
+        skips: operations of weight 0 were not run; none where there are no such operations.
         parts: k, where operations were called with 1/k of the channels.
     """
 
     probes: list[list[_Probe]]
     weights: Tensor
-    first: int
+    skips: bool | None
     parts: int
 
     def term(self, e: int, node: Tensor) -> Tensor:
         """What mixture e makes of the node it was called with."""
-        channels, first = node.shape[1] // self.parts, self.first
-        mixed = _weighted_sum(self.probes[e][first:], node[:, :channels], self.weights[e][first:])
+        channels = node.shape[1] // self.parts
+        mixed = _weighted_sum(self.probes[e], node[:, :channels], self.weights[e])
         return partial_channels(mixed, node[:, channels:], self.parts)
 
 
@@ -111,9 +111,9 @@ class Probing:
     generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     def __post_init__(self) -> None:
-        """Layers beside the operations run as they are, in float64, on copies: statistics may change."""
+        """Layers beside the operations run as they are, in float64."""
         self._channels = PROBE_CHANNELS
-        self._without_ops = without_ops(self.module, *self.mixtures)
+        self._without_ops = shallow_copy(without_ops(self.module, *self.mixtures))
         if any(True for _ in (*self._without_ops.parameters(), *self._without_ops.buffers())):
             try:
                 self._without_ops = copy.deepcopy(self._without_ops).double()
@@ -128,17 +128,16 @@ class Probing:
         found = set()
         for training in (True, False, True, False):
             x = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE)
-            run, adds = self._checked(x, self._weights(), training)
             weights = self._weights()
-            weights[:, 0] = 0
-            without, also_adds = self._checked(x, weights, training)
-            found |= {
-                Outcome(run.parts, without.first > 0, adds),
-                Outcome(without.parts, without.first > 0, also_adds),
-            }
-        if len(found) > 1:
+            without, alone = torch.ones_like(weights), torch.zeros_like(weights)
+            without[:, 0], alone[:, -1] = 0, 1
+            runs = [self._checked(x, weights * mask, training) for mask in (torch.ones(()), without, alone)]
+            skips = {run.skips for run, _ in runs} - {None}
+            found |= {(run.parts, adds, frozenset(skips)) for run, adds in runs}
+        if len(found) > 1 or len(skips) > 1:
             raise Unrecognised("computes something else each time")
-        return found.pop()
+        ((parts, adds, _),) = found
+        return Outcome(parts, True in skips, adds)
 
     def _checked(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, bool]:
         """A run of which the output is as expected, and whether the module has added something to it."""
@@ -178,14 +177,18 @@ class Probing:
         called = [probe.called_with[0].shape[1] for some in probes for probe in some if probe.called_with]
         if not called or x.shape[1] % called[0]:
             raise Unrecognised("does not run its operations on channels of its input")
-        first = 1 if weights[0, 0] == 0 and not probes[0][0].called_with else 0
-        rows = [row for _, row in self.edges] or [0]
-        return _Run(probes, weights[rows], first, x.shape[1] // called[0]), out
+        weights = weights[[row for _, row in self.edges] or [0]]
+        skipped = {not probes[e][o].called_with for e, o in (weights == 0).nonzero().tolist()}
+        if len(skipped) > 1:
+            raise Unrecognised("runs some operations of weight 0 and others not")
+        return _Run(probes, weights, skipped.pop() if skipped else None, x.shape[1] // called[0]), out
 
     def _call(self, probed: nn.Module, x: Tensor, weights: Tensor, training: bool) -> Tensor:
         try:
-            with torch.no_grad(), drawing_nothing(), in_mode(probed, training):
-                out = getattr(probed, self.method)(x.clone(), weights if self.edges else weights[0])
+            with torch.no_grad(), drawing_nothing():
+                out = getattr(probed.train(training), self.method)(
+                    x.clone(), weights if self.edges else weights[0]
+                )
         except Unrecognised:
             raise
         except Exception as error:  # their code may raise anything
@@ -213,9 +216,11 @@ def _replaced(module: nn.Module, changed: Mapping[Path, nn.Module]) -> nn.Module
 
 
 def _weighted_sum(probes: Sequence[_Probe], x: Tensor, weights: Tensor) -> Tensor:
-    """Of the probes' values; each must have been called once, with x."""
+    """Of the probes' values; each must have been called once, with x, but for those of weight 0."""
     total: Tensor | None = None
     for probe, weight in zip(probes, weights, strict=True):
+        if not probe.called_with and weight == 0:
+            continue
         if len(probe.called_with) != 1:
             raise Unrecognised(f"runs an operation {len(probe.called_with)} times")
         if probe.called_with[0].shape != x.shape or not torch.allclose(probe.called_with[0], x, 1e-12, 1e-12):

@@ -23,7 +23,7 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
     drawing_nothing,
-    in_mode,
+    shallow_copy,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -31,11 +31,11 @@ from vpdarts_fast.acceleration.snapshot import remembered
 @remembered
 def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
-    plans = set()
+    op, plans = shallow_copy(op), set()
     try:
-        for training in (True, False):
-            with drawing_nothing(), in_mode(op, training):
-                plans.add(_recognise(op))
+        with drawing_nothing():
+            for training in (True, False):
+                plans.add(_recognise(op.train(training)))
     except Unrecognised as error:
         return OpaquePlan(str(error))
     except Exception as error:  # tracing runs their code, which may raise anything
@@ -49,6 +49,8 @@ def _recognise(op: nn.Module) -> OpPlan:
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "call_module", "output"))
     nodes = list(graph.nodes)
     output = nodes[-1].args[0]
+    if any(_changes_in_place(op, node, nodes[0]) for node in nodes):
+        return OpaquePlan("changes its input", changes_input=True)
     if not all(node.users for node in nodes[:-1]):
         return OpaquePlan("computes something that it does not return")
     for match in (_chain, _zero, _factorised_reduce):
@@ -58,16 +60,27 @@ def _recognise(op: nn.Module) -> OpPlan:
     return OpaquePlan("unknown layers: " + ", ".join(str(node.target) for node in nodes[1:-1]))
 
 
+def _changes_in_place(op: nn.Module, node: fx.Node, x: fx.Node) -> bool:
+    """Whether the node changes x: `nn.ReLU(inplace=True)`, `F.relu(x, inplace=True)`, `x.relu_()`."""
+    if x not in node.args:
+        return False
+    layer = layer_called(op, node)
+    if layer is not None:
+        return bool(getattr(layer[1], "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    return bool(node.kwargs.get("inplace")) or (name.endswith("_") and not name.endswith("__"))
+
+
 def _always_zero(op: nn.Module) -> ZeroPlan | None:
     """What cannot be traced as it makes new tensors: whether it has no state and gives nothing but zeros."""
     if any(True for _ in (*op.parameters(), *op.buffers())):
         return None
     strides = set()
     try:
-        for training, scale in product((True, False), (1, 1e6)):
-            with drawing_nothing(), torch.no_grad(), in_mode(op, training):
+        with drawing_nothing(), torch.no_grad():
+            for training, scale in product((True, False), (1, 1e6)):
                 x = scale * torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
-                out = op(x)
+                out = op.train(training)(x)
                 sizes = [(2, 3, 8 // stride, 12 // stride) for stride in (1, 2)]
                 strides.add(sizes.index(tuple(out.shape)) + 1 if not out.any() else 0)
     except Exception:  # as above
@@ -143,14 +156,14 @@ def _depthwise_stride(conv: nn.Module) -> int | None:
     if type(conv) is not nn.Conv2d or conv.bias is not None or conv.padding_mode != "zeros":
         return None
     kernel, dilation = square(conv.kernel_size), square(conv.dilation)
-    keeps = conv.groups == conv.in_channels == conv.out_channels
+    keeps = conv.weight.shape[:2] == (conv.groups, 1)  # in_channels may be what they were before they grew
     if not keeps or kernel not in (3, 5, 7) or dilation not in (1, 2):
         return None
     return square(conv.stride) if square(conv.padding) == dilation * (kernel - 1) // 2 else None
 
 
 def _is_pointwise(conv: nn.Module) -> bool:
-    if type(conv) is not nn.Conv2d or conv.in_channels != conv.out_channels or conv.groups != 1:
+    if type(conv) is not nn.Conv2d or conv.weight.shape[0] != conv.weight.shape[1] or conv.groups != 1:
         return False
     return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 1, 0)
 

@@ -120,6 +120,9 @@ def _mixture(module: nn.Module, ops: Sequence[Path]) -> MixturePlan:
     strides = {stride_of(plan) for plan in plans} - {None}
     if all(isinstance(plan, OpaquePlan) for plan in plans):
         raise Unrecognised
+    for path, plan in zip(ops, plans, strict=True):
+        if isinstance(plan, OpaquePlan) and plan.changes_input:
+            raise Unrecognised(f"operation {path[-1]} changes its input in place")
     if len(strides) != 1:
         raise Unrecognised(f"has operations of different strides: {sorted(map(str, strides))}")
     stride = strides.pop()

@@ -91,7 +91,7 @@ class Mixture:
 
     def _sum(self, x: Tensor) -> Tensor:
         norms, offsets, rows = self._norms, self._offsets, self._rows
-        branches = [branch(op, kind, x) for op, kind in self._ops]
+        branches = [branch(op, kind, x, self._stride) for op, kind in self._ops]
         statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
         if not self._fixed:
             rows = with_zero_gradients(rows, offsets)
@@ -106,6 +106,11 @@ def nonzero_columns(rows: Tensor) -> list[int]:
     return [o for o, column in enumerate(rows.T.tolist()) if any(column)]
 
 
+def _skips(plan: MixturePlan, rows: Tensor) -> bool:
+    """Whether an operation is not run, whose statistics stay as they are then."""
+    return plan.skips_zeros and len(nonzero_columns(rows)) < len(plan.ops)
+
+
 def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, backend: str) -> Tensor | None:
     """The last node [V, N, C, H, W], of x [1 or V, N, C, H, W] and alpha [V, E, O].
 
@@ -116,15 +121,16 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
     if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
         return None
     columns, pairs = [], []
-    for e, edge in enumerate(plan.edges):
-        if edge.mixture.skips_zeros and len(nonzero_columns(alpha[:, e])) < len(edge.mixture.ops):
-            return None
+    for edge in plan.edges:
         found = _five(module, edge.mixture)
         if found is None:
             return None
         columns.append(found[0])
         pairs.append(found[1])
     norms = [norm for pair in pairs for _, norm in pair]
+    fixed = are_fixed(norms, x, alpha, module)
+    if not fixed and any(_skips(edge.mixture, alpha[:, e]) for e, edge in enumerate(plan.edges)):
+        return None
     convolutions = [conv for pair in pairs for conv, _ in pair]
     channels = x.shape[2]
     if any((conv.in_channels, conv.out_channels) != (channels, channels) for conv in convolutions):
@@ -133,7 +139,7 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
         alpha = torch.stack([alpha[:, e, order] for e, order in enumerate(columns)], 1)
     elif columns[0] != [0, 1, 2, 3, 4]:
         alpha = alpha[:, :, columns[0]]
-    if are_fixed(norms, x, alpha, module):
+    if fixed:
         return _masked_cell(x, alpha, convolutions, norms, backend)
     plain = all(norm.weight is None and norm.bias is None and norm.eps == norms[0].eps for norm in norms)
     if not plain or x[0].numel() // channels < 2:

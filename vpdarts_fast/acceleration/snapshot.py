@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Literal, TypeVar
@@ -70,16 +70,22 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def snapshot(module: nn.Module) -> Snapshot:
-    """Of the module now."""
-    settings = []
+def snapshot(module: nn.Module, as_they_are: Collection[Path] = ()) -> Snapshot:
+    """Of the module now, but for what is in these submodules, which run as they are."""
+    settings: list[tuple[Path, type[nn.Module] | None, tuple[tuple[str, object], ...]]] = []
     for name, found in module.named_modules():
+        path = tuple(name.split(".")) if name else ()
+        above = [path[:length] for length in range(1, len(path))]
+        if any(part in as_they_are for part in above):
+            continue
+        if path in as_they_are:
+            settings.append((path, None, ()))
+            continue
         simple = tuple(
             (key, value)
             for key, value in found.__dict__.items()
             if key not in GROWING and isinstance(value, SIMPLE)
         )
-        path = tuple(name.split(".")) if name else ()
         settings.append((path, type(found) if name else None, simple))
     return Snapshot(tuple(settings))
 

@@ -76,19 +76,17 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
     Raises:
         UserError: no mixed operations are recognised, or cells of one type differ.
     """
-    found: dict[str, Found] = defaultdict(list)
+    whole: Found = []
+    single: Found = []
     reasons: list[str] = []
-    whole: list[str] = []
-    modules = dict(model.named_modules())
     for name, module, plan in mixtures(model):
-        if any(name.startswith(f"{cell}.") for cell in whole):
+        if any(name.startswith(f"{cell}.") for cell, _, _ in whole):
             continue  # what this cell consists of
         if isinstance(plan, str):
             reasons.append(f"{name} ({type(module).__name__}) {plan}")
             continue
-        if isinstance(plan, CellPlan):
-            whole.append(name)
-        found[name if isinstance(plan, CellPlan) else _cell_of(name, modules)].append((name, module, plan))
+        (whole if isinstance(plan, CellPlan) else single).append((name, module, plan))
+    found = {name: [(name, module, plan)] for name, module, plan in whole} | _cells_of(model, single)
     if not found:
         why = "".join(f"\n  {reason}" for reason in reasons) or ": there is none that looks like one"
         raise UserError(f"leave_one_out: no mixed operations are recognised{why}")
@@ -99,8 +97,20 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
     return {name: _cell_type(name, cells) for name, cells in types.items()}
 
 
-def _cell_of(name: str, modules: Mapping[str, nn.Module]) -> str:
-    """The module that a mixed operation belongs to: the nearest above it that is no container."""
+def _cells_of(model: nn.Module, mixed_ops: Found) -> dict[str, Found]:
+    """Mixed operations by what they are parts of: the nearest modules above them that hold several."""
+    modules = dict(model.named_modules())
+    cells: dict[str, Found] = {name: [(name, module, plan)] for name, module, plan in mixed_ops}
+    while cells and any(cells) and all(len(cell) == 1 for cell in cells.values()):
+        above: dict[str, Found] = defaultdict(list)
+        for name, cell in cells.items():
+            above[_above(name, modules)] += cell
+        cells = dict(above)
+    return cells
+
+
+def _above(name: str, modules: Mapping[str, nn.Module]) -> str:
+    """The nearest module above that is no container."""
     containers = (nn.ModuleList, nn.ModuleDict, nn.Sequential)
     above = name.rpartition(".")[0]
     while above and isinstance(modules[above], containers):
