@@ -120,15 +120,25 @@ _INTERNAL = frozenset(nn.Module().__dict__) - {"training"} | {STATE}
 def _fingerprint(module: nn.Module) -> Hashable | None:
     """All that two modules built alike have in common; None where an attribute could be anything."""
     parts: list[Hashable] = []
-    for name, found in module.named_modules():
-        own = [(key, value) for key, value in found.__dict__.items() if key not in _INTERNAL]
-        if not all(_is_simple(value) for _, value in own):
-            return None
-        tensors = (*found._parameters.items(), *found._buffers.items())
-        kind = getattr(type(found), "own_class", type(found))
-        parts.append((name, kind, kind.forward, *own, *((key, tensor is None) for key, tensor in tensors)))
+    try:
+        for name, found in module.named_modules():
+            own = [(key, _frozen(value)) for key, value in found.__dict__.items() if key not in _INTERNAL]
+            tensors = (*found._parameters.items(), *found._buffers.items())
+            kind = getattr(type(found), "own_class", type(found))
+            parts.append(
+                (name, kind, kind.forward, *own, *((key, tensor is None) for key, tensor in tensors))
+            )
+    except TypeError:
+        return None
     return tuple(parts)
 
 
-def _is_simple(value: object) -> bool:
-    return all(map(_is_simple, value)) if isinstance(value, tuple) else isinstance(value, SIMPLE)
+def _frozen(value: object) -> Hashable:
+    """Simple values, also in tuples, lists and dictionaries; `TypeError` for anything else."""
+    if isinstance(value, (tuple, list)):
+        return type(value).__name__, *map(_frozen, value)
+    if isinstance(value, dict):
+        return "dict", *((_frozen(key), _frozen(item)) for key, item in value.items())
+    if not isinstance(value, SIMPLE):
+        raise TypeError
+    return value
