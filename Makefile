@@ -30,7 +30,7 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 	@$(BIN)/python -m vpdarts_fast.search --fused $(ARGS)
 
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
-	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile $(ARGS)
+	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -26,6 +26,15 @@ TOLERANCES = {
 """Greatest error of a result in a dtype, relative to the largest element of the expected tensor."""
 
 
+LONG = {"test_triton", "test_cuda_emulation", "test_triton_compile", "test_sanitizers"}
+"""Files of few tests that take minutes, most of it in processes of their own."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long files first, so that nothing waits for them at the end."""
+    items.sort(key=lambda item: item.path.stem not in LONG)
+
+
 @pytest.fixture(scope="session")
 def assert_close() -> Callable[[Tensor, Tensor], None]:
     """(actual, expected) -> None: same shape, and as close as the dtype of `actual` allows.
