@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
-from leave_one_out_cases import assert_same, drop_statistics, every_mode, make_batches
-from supernets import (
-    AuxiliaryMixedOp,
-    DropPathMixedOp,
-    MixedOp,
-    NumberedMixedOp,
-    OtherMethodMixedOp,
-    PartialMixedOp,
-    SkippingMixedOp,
+from leave_one_out_cases import assert_same, drop_statistics, every_mode
+from perturbation_cases import (
+    GumbelSupernet,
+    accelerated,
+    assert_all_same,
+    batches,
+    every_perturbation,
+    specified,
+    trained,
 )
+from supernets import MixedOp
 from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
 
-from vpdarts_fast import Perturbed, Supernet, UserError, leave_one_out, native
-from vpdarts_fast.acceleration import accelerate
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut
+from vpdarts_fast import Supernet, UserError, leave_one_out, native
+from vpdarts_fast.leave_one_out import BatchNorm
 from vpdarts_fast.perturbation import Perturbation
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
@@ -35,79 +33,9 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "affine": lambda: EdgesSupernet(affine=True),
 }
 every_family = pytest.mark.parametrize("family", FAMILIES)
-every_perturbation = pytest.mark.parametrize("perturbation", ["remove", "keep"])
-
-
-def batches(*sizes: int, dtype: torch.dtype = torch.float64) -> list[Batch]:
-    return make_batches(*sizes, image=(8, 8), dtype=dtype)
-
-
-def trained(make: Callable[[], nn.Module], dtype: torch.dtype = torch.float64) -> Any:
-    """With running statistics that suit the images, and all parameters away from where they start."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = make().to(dtype)
-        with torch.no_grad():
-            for parameter in model.parameters():
-                if parameter.dim() == 1:
-                    parameter.add_(torch.randn_like(parameter) / 4)
-        for norm in model.modules():
-            if isinstance(norm, nn.BatchNorm2d):
-                norm.momentum = 0.5
-        for images, _ in batches(20, 20, 20, dtype=dtype):
-            model(images)
-    return model
-
-
-def accelerated(model: nn.Module, backend: str = "pytorch") -> Any:
-    fast = copy.deepcopy(model)
-    report = accelerate(fast, backend=backend)
-    assert report.fused and not report.left, str(report)
-    return fast
-
-
-def assert_all_same(a: Perturbed, b: Perturbed, rtol: float = 1e-9) -> None:
-    assert a.cells.keys() == b.cells.keys()
-    for name in a.cells:
-        assert_same(a.cells[name], b.cells[name], rtol)
-    assert a.edges == b.edges
 
 
 # What is evaluated -----------------------------------------------------------------------------------------
-
-
-def changed(weights: Tensor, e: int, o: int, perturbation: Perturbation) -> Tensor:
-    weights = weights.clone()
-    if perturbation == "remove":
-        weights[e, o] = 0
-    else:
-        total = weights[e].sum()
-        weights[e] = 0
-        weights[e, o] = total
-    return weights
-
-
-@torch.no_grad()
-def specified(model: Any, some: list[Batch], perturbation: Perturbation, reduction: bool) -> LeaveOneOut:
-    """The loop over all ops of all edges, the model's own weights changed in its own code."""
-    model = copy.deepcopy(model).eval()
-    own = model.weights
-    labels = torch.cat([labels for _, labels in some])
-
-    def validate(e: int | None = None, o: int = 0) -> tuple[float, float]:
-        def weights(of_reduction: bool) -> Tensor:
-            here = own(of_reduction)
-            return here if e is None or of_reduction != reduction else changed(here, e, o, perturbation)
-
-        model.weights = weights
-        logits = torch.cat([model(images)[1] for images, _ in some])
-        right = int((logits.argmax(1) == labels).sum())
-        return 100 * right / len(labels), float(F.cross_entropy(logits, labels))
-
-    accuracy, loss = torch.zeros(2, *own(reduction).shape, dtype=torch.float64)
-    for e, o in torch.cartesian_prod(*map(torch.arange, accuracy.shape)).tolist():
-        accuracy[e, o], loss[e, o] = validate(e, o)
-    return LeaveOneOut(accuracy, loss, *validate(), len(labels))
 
 
 @every_perturbation
@@ -188,41 +116,6 @@ def test_the_edges_are_named() -> None:
     assert edges.edges["normal"] == tuple(f"edges.{edge}" for edge in expected)
 
 
-class Block(nn.Module):
-    """A node: one mixed operation, called with the sum of the nodes before."""
-
-    def __init__(self, mixed_op: nn.Module) -> None:
-        super().__init__()
-        self.mixed_op = mixed_op
-
-    def forward(self, nodes: list[Tensor], weights: Tensor) -> Tensor:
-        out: Tensor = self.mixed_op(torch.stack(nodes).sum(0), weights)
-        return out
-
-
-class BlocksSupernet(DartsSupernet):
-    """Every mixed operation in a block of its own."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for cell in self.cells:
-            cell._ops = nn.ModuleList(map(Block, cell._ops))
-
-    def forward(self, images: Tensor) -> Any:
-        for cell in self.cells:
-            for block in cell._ops:
-                block.forward = lambda x, weights, block=block: Block.forward(block, [x], weights)
-        return super().forward(images)
-
-
-@every_perturbation
-def test_mixed_operations_in_blocks_of_their_own(perturbation: Perturbation) -> None:
-    model, some = trained(BlocksSupernet), batches(7)
-    result = leave_one_out(model, some, batch_norm="running", perturbation=perturbation)
-    assert result.edges["normal"] == tuple(f"_ops.{e}.mixed_op" for e in range(5))
-    assert_same(result.cells["normal"], specified(model, some, perturbation, False))
-
-
 def test_one_type_of_cells_only() -> None:
     model, some = accelerated(trained(DartsSupernet)), batches(7)
     both = leave_one_out(model, some)
@@ -257,132 +150,6 @@ def test_the_stem_runs_once_for_many_variants() -> None:
     calls.clear()
     leave_one_out(model, batches(7), batch_norm="batch", batched=False)
     assert len(calls) == 1 + 2 * 5 * 4  # `none` is the base
-
-
-# Models that are written otherwise -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "mixed_op",
-    [
-        NumberedMixedOp,
-        SkippingMixedOp,
-        DropPathMixedOp,
-        lambda ops: PartialMixedOp(ops, 2),
-        lambda ops: AuxiliaryMixedOp(ops, nn.AvgPool2d(ops[0].stride, ops[0].stride)),
-        lambda ops: DirectMixedOp(ops),
-        lambda ops: DartsMixedOp(ops),
-        lambda ops: KeywordMixedOp(ops),
-    ],
-    ids=["numbered", "skipping", "drop_path", "partial", "auxiliary", "direct", "other_method", "keyword"],
-)
-def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], request: Any) -> None:
-    part = 2 if "partial" in request.node.name else 1
-    model, some = trained(lambda: DartsSupernet(mixed_op=mixed_op, part=part)), batches(7)
-    fast = leave_one_out(accelerated(model), some, batch_norm="batch")
-    assert fast.batched, fast.remark
-    assert_all_same(fast, leave_one_out(model, some, batch_norm="batch"))
-
-
-class DirectMixedOp(MixedOp):
-    """Its forward is called, and not the module."""
-
-    def __call__(self, x: Tensor, weights: Any) -> Tensor:
-        return self.forward(x, weights)
-
-
-class DartsMixedOp(OtherMethodMixedOp):
-    """It is called by a method of its own."""
-
-    def __call__(self, x: Tensor, weights: Any) -> Tensor:
-        return self.forward_darts(x, weights)
-
-
-class KeywordMixedOp(MixedOp):
-    """Its weights come by keyword."""
-
-    def __call__(self, x: Tensor, weights: Any) -> Any:
-        return super().__call__(x, weights=weights)
-
-
-class NoisySupernet(DartsSupernet):
-    """The first operation of each edge adds noise."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        for module in self.modules():
-            if isinstance(module, MixedOp):
-                stride = module._ops[0].stride
-                module._ops[0] = nn.Sequential(nn.AvgPool2d(stride, stride), Noise())
-
-
-class Noise(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x + torch.randn(x.shape[1:]).to(x)
-
-
-class ListSupernet(DartsSupernet):
-    def weights(self, reduction: bool) -> Any:
-        return [list(row) for row in super().weights(reduction)]
-
-
-class ColumnSupernet(DartsSupernet):
-    def weights(self, reduction: bool) -> Any:
-        return super().weights(reduction)[:, :, None, None]
-
-
-class GumbelSupernet(DartsSupernet):
-    def weights(self, reduction: bool) -> Any:
-        return F.gumbel_softmax(self.alphas_reduce if reduction else self.alphas_normal)
-
-
-class OneHotSupernet(DartsSupernet):
-    def weights(self, reduction: bool) -> Any:
-        return F.one_hot(self.alphas_normal.argmax(-1), 5).to(self.alphas_normal)
-
-
-@every_perturbation
-@pytest.mark.parametrize(
-    "supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet]
-)
-def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
-    model, some = trained(supernet), batches(7, 5)
-    state = torch.get_rng_state()
-    plain = leave_one_out(model, some, perturbation=perturbation)
-    assert torch.equal(torch.get_rng_state(), state)
-    fast = leave_one_out(accelerated(model), some, perturbation=perturbation)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert fast.batched, fast.remark
-    assert_all_same(fast, plain)
-
-
-class DecidingSupernet(DartsSupernet):
-    """What it does depends on a value that differs between variants."""
-
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        features, logits = super().forward(images)
-        return features, logits if logits[0, 0].item() > 0 else 2 * logits
-
-
-def test_a_model_that_cannot_be_batched_runs_in_a_loop() -> None:
-    model, some = trained(DecidingSupernet), batches(7, 5)
-    fast = leave_one_out(accelerated(model), some)
-    assert not fast.batched
-    assert fast.remark.startswith("torch.vmap: RuntimeError: vmap: ")
-    assert_all_same(fast, leave_one_out(model, some))
-
-
-def test_logits_from_what_the_model_returns() -> None:
-    class Dictionary(DartsSupernet):
-        def forward(self, images: Tensor) -> Any:
-            return {"logits": super().forward(images)[1]}
-
-    some = batches(7)
-    expected = leave_one_out(trained(DartsSupernet), some)
-    model = accelerated(trained(Dictionary))
-    assert_all_same(leave_one_out(model, some, logits=lambda out: out["logits"]), expected)
-    with pytest.raises(UserError, match="must return logits"):
-        leave_one_out(model, some)
 
 
 # What is left behind ---------------------------------------------------------------------------------------

@@ -59,11 +59,11 @@ class Fused:
     """Mixed into the class of an accelerated module."""
 
     own_class: ClassVar[type[nn.Module]]
-    methods: ClassVar[tuple[str, ...]]
+    fused_methods: ClassVar[tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copies and pickles are accelerated too, and name the original class."""
-        return _rebuild, (self.own_class, self.methods), self.__dict__
+        return _rebuild, (type(self).own_class, type(self).fused_methods), self.__dict__
 
 
 def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
@@ -76,7 +76,7 @@ def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.
     """The subclass whose methods run on `ops` where they can."""
     if (original, methods) not in _CLASSES:
         members: dict[str, Any] = {method: _running(original, method) for method in methods}
-        members |= {"own_class": original, "methods": methods}
+        members |= {"own_class": original, "fused_methods": methods}
         _CLASSES[original, methods] = subclass(original, members, Fused)
     return _CLASSES[original, methods]
 
