@@ -448,6 +448,11 @@ def test_an_unknown_backend_is_refused(mixed_op: nn.Module) -> None:
         accelerate(mixed_op, backend="fast")
 
 
+def test_what_is_no_module_is_refused() -> None:
+    with pytest.raises(UserError, match="model must be an nn"):
+        accelerate([])  # type: ignore[arg-type]
+
+
 class Choosing(MixedOp):
     def forward(self, x: Tensor, weights: Any, index: int | None = None) -> Tensor:
         if index is not None:

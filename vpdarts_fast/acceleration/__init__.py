@@ -19,6 +19,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
 from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
 from vpdarts_fast.acceleration.run import is_served
 from vpdarts_fast.backends import named
+from vpdarts_fast.errors import UserError
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
 
@@ -89,8 +90,10 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
         What has been fused, and what has been left, and why.
 
     Raises:
-        UserError: an unknown backend.
+        UserError: what is no module, or an unknown backend.
     """
+    if not isinstance(model, nn.Module):
+        raise UserError(f"accelerate: model must be an nn.Module; got {type(model).__name__}")
     named(backend)
     restore(model)
     entries = []
