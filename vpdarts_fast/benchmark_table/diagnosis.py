@@ -51,8 +51,8 @@ def check_kind(path: Path) -> None:
             " That holds trained weights, which are not needed: prefer -simple." if "-full" in name else ""
         )
         raise UserError(
-            f"{path} is a tar archive as it was downloaded: unpack it with `tar xf {shlex.quote(str(path))}` and "
-            f"name the directory that comes out (such as {name}).{weights}"
+            f"{path} is a tar archive as it was downloaded: unpack it with `tar xf {shlex.quote(str(path))}` "
+            f"and name the directory that comes out (such as {name}).{weights}"
         )
     if start.startswith(b"arch,"):
         raise UserError(f"{path} is a table already; use it as it is (--benchmark-table {path})")
