@@ -2,8 +2,8 @@
 
 The extension is compiled against PyTorch's headers. An isolated build, pip's default, hides the packages of
 the environment that it installs into; a PyTorch there is found all the same (`installed_torch`). Where there
-is none yet, it becomes a requirement of the build: one build of the extension serves every PyTorch from `OLDEST`
-on, so it need not be the one that is then installed. Nothing is required with VPDARTS_NATIVE=off.
+is none yet, it becomes a requirement of the build: one build of the extension serves every PyTorch from
+`OLDEST` on, so it need not be the one that is then installed. Nothing is required with VPDARTS_NATIVE=off.
 """
 
 from __future__ import annotations

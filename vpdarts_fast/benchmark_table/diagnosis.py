@@ -37,6 +37,8 @@ def check_kind(path: Path) -> None:
         raise size_search_space(path)
     if path.is_dir():
         return
+    if path.exists() and not path.is_file():
+        raise UserError(f"{path} is neither a file nor a directory; {EXPECTED}")
     try:
         with path.open("rb") as file:
             start = file.read(512)
