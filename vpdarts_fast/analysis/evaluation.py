@@ -186,6 +186,8 @@ def _known(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
     known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
     try:
         for entry in json.loads(path.read_text())["snapshots"]:
+            if not entry["evaluations"].keys() >= set(MODES):  # written before there was one of the modes
+                continue
             tables = {mode: dict(entry["evaluations"][mode]) for mode in MODES}
             for table in tables.values():
                 for name in ("accuracy", "loss"):
