@@ -59,7 +59,7 @@ def mixed_op(rng: Random) -> None:
     """Values, arguments that stay what they were, and all gradients for an incoming one of any strides."""
     args, layout = right_mixed_op_calls(rng), rng.choice([*LAYOUTS, channels_last])
     before = [tensor.clone() for tensor in flat(list(args.values()))]
-    check_all_close(call("mixed_op", args), expected(args))
+    check_all_close(call("mixed_op", args), expected(args), args)
     assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -123,7 +123,7 @@ def hostile_mixed_op(rng: Random) -> None:
         return
     plain = {name: detached(value) for name, value in args.items()}
     if outputs[0].numel() > 0 and comparable(args | {"eps": min(args["eps"], default=1)}):
-        check_all_close(outputs, expected(plain))
+        check_all_close(outputs, expected(plain), args)
     fake = call("mixed_op", {name: on_meta(value) for name, value in args.items()})
     assert shapes(fake) == shapes(outputs)
     try:

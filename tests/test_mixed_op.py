@@ -459,7 +459,7 @@ def test_mixed_op_refuses() -> None:
         "stages must be one or two; got 0": SepConv(()),
         "stages must be one or two; got 3": SepConv((first,) * 3),
         "kind must be avg or max; got 'min'": Pool("min"),  # type: ignore[arg-type]
-        "must be a branch; got NoneType": None,
+        "must be a branch; got a value of type NoneType": None,
         r"raw must be \[1 or 2, 3, 3, 5, 7\]; got \[3, 3, 3, 5, 7\]": Given(normal(3, 3, 3, 5, 7)),
         r"raw must be .*; got \[3, 3, 5, 7\]": Given(normal(3, 3, 5, 7)),
     }
