@@ -392,7 +392,7 @@ def test_mixed_op_gives_only_the_gradients_asked_for(
     for i in wanted:
         leaves[i].requires_grad_()
     out, mean, variance = ops.mixed_op(*args, backend=backend)
-    assert not (mean.requires_grad and backend == "cpu") and not (variance.requires_grad and backend == "cpu")
+    assert not mean.requires_grad and not variance.requires_grad
     weighted_sum([out]).backward()  # type: ignore[no-untyped-call]
     for i, leaf in enumerate(leaves):
         assert (leaf.grad is not None) == (i in wanted)
