@@ -173,9 +173,10 @@ def serving(
 
 def named(backend: str) -> list[Backend]:
     """The backend of this name, or all for auto; `UserError` if there is none."""
-    found = [b for b in BACKENDS if backend in ("auto", b.name)]
+    found = [b for b in BACKENDS if isinstance(backend, str) and backend in ("auto", b.name)]
     if not found:
-        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
+        shown = repr(backend) if isinstance(backend, str) else f"of type {type(backend).__qualname__}"
+        raise UserError(f"unknown backend {shown}; expected auto, {', '.join(b.name for b in BACKENDS)}")
     return found
 
 
