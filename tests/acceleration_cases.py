@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from closeness import Results, Training, assert_trains_alike
+from closeness import Results, Training, assert_close_to_truth, assert_trains_alike
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
@@ -69,6 +69,14 @@ def assert_trains_the_same(
     """Five steps; outputs, gradients of the input, of the alphas and of all parameters, and the state."""
     trainings = [Training(Mixture(module, alpha, weights, call), step) for module in (plain, fused)]
     assert_trains_alike(*trainings, lambda seed: images(alpha.dtype, seed=seed))
+
+
+def assert_same_output(fused: Any, plain: Any, *args: Any, call: str = "__call__") -> None:
+    """That of a call, held against the plain module's in float64."""
+    out = getattr(fused, call)(*args)
+    truth = copy.deepcopy(plain).double()
+    wanted = getattr(truth, call)(*(arg.double() if isinstance(arg, Tensor) else arg for arg in args))
+    assert_close_to_truth({"out": out}, {"out": wanted})
 
 
 def softmax(alpha: Tensor) -> Tensor:

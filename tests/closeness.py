@@ -46,7 +46,7 @@ Results = dict[str, Tensor]
 
 def assert_close_to_truth(results: Mapping[str, Tensor], truth: Mapping[str, Tensor]) -> None:
     """Every tensor is within the bound of its own dtype; numbers that are counts are equal."""
-    assert results.keys() == truth.keys()
+    assert results.keys() == truth.keys(), "not the same tensors"
     largest = max((_largest(tensor) for tensor in truth.values()), default=0.0)
     for name, wanted in truth.items():
         result = results[name]
