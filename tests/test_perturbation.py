@@ -79,7 +79,7 @@ def test_batched_on_cpu_kernels(family: str, mode: BatchNorm) -> None:
     batched = leave_one_out(accelerated(model, "cpu"), some, batch_norm=mode)
     assert batched.batched, batched.remark
     double = [(images.double(), labels) for images, labels in some]
-    assert_all_same(batched, leave_one_out(model.double(), double, batch_norm=mode), rtol=1e-4)
+    assert_all_same(batched, leave_one_out(model.double(), double, batch_norm=mode), rtol=1e-4, turned=1)
 
 
 @every_mode
