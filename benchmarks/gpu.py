@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from gpu_calls import arguments, call_of, counted, error_of, placed
+from gpu_calls import arguments, call_again, call_of, counted, error_of, placed
 from torch import Tensor
 
 import vpdarts_fast
@@ -171,9 +171,7 @@ def op_rows(
                 if row["correct"]:
                     tally = None
                     if backend in COUNTABLE:
-                        tally = counted(
-                            lambda some, op=op, b=backend: call_of(op, some, b)(), args, shared_bytes
-                        )
+                        tally = counted(partial(call_again, op, backend), args, shared_bytes)
                     row |= result(measure(call, device, scale.rounds), tally, roofline)
                 yield row
 

@@ -74,6 +74,11 @@ def call_of(op: str, args: list[Any], backend: str) -> Callable[[], Any]:
     return both
 
 
+def call_again(op: str, backend: str, args: list[Any]) -> Any:
+    """`call_of` with arguments of its own, called."""
+    return call_of(op, args, backend)()
+
+
 def differentiable(op: str, out: Any) -> list[Tensor]:
     """Of a training op's outputs all, or the first where statistics follow."""
     return tree_leaves(out) if op == "relu_conv" else [out[0]]
