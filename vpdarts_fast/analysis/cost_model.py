@@ -60,7 +60,7 @@ class Command:
     and no GPU is needed.
     """
 
-    gpu: Literal["a100", "h100"] = "h100"
+    gpu: Literal["a100", "h100", "h200"] = "h100"
     """Whose data sheet."""
     preset: Preset = "paper"
     """The search: paper, cpu (N=1) or quick (digits)."""
