@@ -293,4 +293,4 @@ def test_command(
     assert content["search"]["ours"]["seconds"] == pytest.approx(total)
     with pytest.raises(SystemExit, match="2"):
         cost_model.main(["--bandwidth-share", "2"])
-    assert "--bandwidth-share must be above 0 and at most 1" in capsys.readouterr().err
+    assert "--bandwidth-share must be in (0, 1]" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from vpdarts_fast.fused_evaluation import variant_logits
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
 from vpdarts_fast.sharing import some_tables, tables_on
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha
+from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 from vpdarts_fast.validation import (
     Batch,
     BatchNorm,
@@ -30,6 +30,7 @@ from vpdarts_fast.validation import (
     calibration_batches,
     check_labels,
     check_options,
+    checked_pair,
 )
 
 __all__ = [
@@ -196,20 +197,20 @@ def _of_supernet(
     )
 
 
-def _checked(batch: Batch, supernet: Supernet) -> Batch:
-    images, labels = batch
+def _checked(batch: Any, supernet: Supernet) -> Batch:
+    images, labels = checked_pair(batch)
     supernet.check_images(images)
     dtype = supernet.classifier.weight.dtype
     if images.dtype != dtype:
         raise UserError(f"images must be {dtype}, like the supernet; got {images.dtype}")
     check_labels(images, labels)
-    return batch
+    return images, labels
 
 
 def _check_has_statistics(images: Tensor) -> None:
     """Two values per channel must be left after both reductions, or there is no variance."""
     count, _, height, width = images.shape
-    if count * -(-height // 4) * -(-width // 4) < 2:
+    if count * pixels_of_last_stage((height, width)) < 2:
         raise UserError(
             f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger "
             "batches or batch_norm='running'"

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.precision import wide
 
@@ -97,6 +98,21 @@ def check_options(batch_norm: str, memory_budget: int | None) -> None:
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
     if memory_budget is not None and memory_budget <= 0:
         raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
+    check_bound("memory_budget", memory_budget)
+
+
+def checked_pair(batch: object) -> Batch:
+    """A batch as the caller's iterable gave it; `UserError` unless it is a tuple or list of two tensors."""
+    if not isinstance(batch, (tuple, list)):
+        got = type(batch).__name__
+    elif len(batch) != 2:
+        got = f"{len(batch)} items; data loaders that give more need (x[0], x[1]) for x in loader"
+    elif not all(isinstance(part, Tensor) for part in batch):
+        got = " and ".join(type(part).__name__ for part in batch)
+    else:
+        images, labels = batch
+        return images, labels
+    raise UserError(f"batches must be pairs of tensors, images and labels; got {got}")
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:

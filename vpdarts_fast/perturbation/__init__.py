@@ -23,6 +23,7 @@ from vpdarts_fast.validation import (
     calibration_batches,
     check_labels,
     check_options,
+    checked_pair,
     evaluation_mode,
 )
 
@@ -177,12 +178,10 @@ def _results(
     return results
 
 
-def _checked(batch: Batch) -> Batch:
-    images, labels = batch
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
-        raise UserError("batches must be pairs of tensors, images and labels")
+def _checked(batch: Any) -> Batch:
+    images, labels = checked_pair(batch)
     check_labels(images, labels)
-    return batch
+    return images, labels
 
 
 def _last(output: Any) -> Tensor:
