@@ -26,7 +26,8 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.search import RunFolder, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main as search
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.pruning import Importance

@@ -18,7 +18,8 @@ from torch import Tensor
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig
 from vpdarts_fast.search.pruning import AccuracyCriterion
 from vpdarts_fast.search.seeds import summarise
 from vpdarts_fast.search.step import weights_step

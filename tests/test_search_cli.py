@@ -19,7 +19,8 @@ from search_commands import TINY, error_of, full_disk
 
 from vpdarts_fast import native
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search import PRESETS, RunFolder, SearchConfig, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import PRESETS, RunFolder, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag

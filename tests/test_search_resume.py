@@ -16,7 +16,8 @@ import torch
 from hostile import Hostile
 from search_commands import TINY, error_of, full_disk, stop_after
 
-from vpdarts_fast.search import RunFolder, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 

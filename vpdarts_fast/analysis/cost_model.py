@@ -19,7 +19,7 @@ from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_step
 from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, Preset, flag
 
 FILE_WIDTH = 110

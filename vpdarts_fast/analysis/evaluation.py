@@ -18,7 +18,8 @@ from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
 from vpdarts_fast.precision import computing_in
-from vpdarts_fast.search import RunFolder, SearchConfig, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import evaluation_to_json

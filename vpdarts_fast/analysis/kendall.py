@@ -35,7 +35,7 @@ from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verd
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.style import edge_name, save_figure
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.checkpoint import write_atomically
 from vpdarts_fast.spaces.genotype import EDGES, OPS
 
 FILE_WIDTH = 130

@@ -28,7 +28,7 @@ from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.precision import check_precision
 from vpdarts_fast.report import draw_pictures, require_tensorboard
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.checkpoint import write_atomically
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console, result_lines, warn
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device

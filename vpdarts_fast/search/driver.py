@@ -17,7 +17,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.precision import computing_in
-from vpdarts_fast.search import checkpoint
+from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder

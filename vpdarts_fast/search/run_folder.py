@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search import checkpoint
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.checkpoint import write_atomically
 from vpdarts_fast.search.config import SearchConfig, load_config
 
 RESULT_ENTRIES = frozenset({"architecture", "index", "base_accuracy", "benchmark", "seconds"})

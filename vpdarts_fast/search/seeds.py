@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.checkpoint import write_atomically
 
 SEEDS_FILE = "seeds.json"
 SUMMARY_FILE = "summary.json"
