@@ -37,7 +37,7 @@ from vpdarts_fast.analysis.cost.roofline import (
 )
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.precision import computing_in
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step
