@@ -16,10 +16,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Path, Unrecognised
+from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, OwnMethod, Path, Unrecognised
 from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
-from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
+from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import SIMPLE, STATE, Snapshot, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
 from vpdarts_fast.transforms import in_plain_vmap, in_transform
@@ -98,7 +98,7 @@ def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
             while len(given) > 2 and _is_default(parameters[len(given) - 1 :][:1], given[-1]):
                 given.pop()
             out = _run(self, method, *given)
-        return own(self, *args, **kwargs) if out is None else out
+        return getattr(original, method)(self, *args, **kwargs) if out is None else out
 
     return run
 
@@ -166,13 +166,7 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
         return None
     try:
-        match plan:
-            case MixedOpPlan():
-                return _mixed_op(module, method, plan, x, weights[0], backend)
-            case CellPlan():
-                return _cell(module, plan, x, weights[0], backend)
-            case ResidualPlan():
-                return residual_block(module, plan, x, backend)
+        return computed(module, method, plan, x, *weights, backend=backend)
     except OwnMethod:
         return None
 
@@ -184,6 +178,17 @@ def _runs_in_vmap(module: nn.Module) -> bool:
         for norm in module.modules()
     )
     return not any(keeps) and in_plain_vmap((*module.parameters(), *module.buffers()))
+
+
+def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:
+    """The method's value through `ops`; `OwnMethod` where the plan does not cover the call."""
+    match plan:
+        case MixedOpPlan():
+            return _mixed_op(module, method, plan, x, weights[0], backend)
+        case CellPlan():
+            return _cell(module, plan, x, weights[0], backend)
+        case ResidualPlan():
+            return residual_block(module, plan, x, backend)
 
 
 def _mixed_op(

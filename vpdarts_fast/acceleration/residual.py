@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, fx, nn
 
 from vpdarts_fast import ops
-from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
+from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
-from vpdarts_fast.acceleration.run import OwnMethod, are_fixed, backend_for, fixed_statistics, update
+from vpdarts_fast.acceleration.recognise_sum import refuse_methods_of_instances
+from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import remembered
 from vpdarts_fast.acceleration.variants import of_variants
 from vpdarts_fast.derivatives import with_statistics
@@ -32,11 +33,15 @@ class ResidualPlan:
         convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
         norms: behind the first and the second 3x3.
         methods: that compute it, called with x.
+        compared: as of a mixed operation.
+        remark: as of a mixed operation.
     """
 
     convolutions: tuple[Path, Path, Path]
     norms: tuple[Path, Path]
     methods: tuple[str, ...] = ("forward",)
+    compared: bool = True
+    remark: str = ""
 
 
 @remembered
@@ -45,6 +50,7 @@ def recognise_residual(block: nn.Module) -> ResidualPlan:
     plan = _recognise(block)
     if plan is None:
         raise Unrecognised
+    refuse_methods_of_instances(block)
     return plan
 
 
