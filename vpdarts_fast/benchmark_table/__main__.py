@@ -15,6 +15,7 @@ from rich.progress import Progress, TaskID
 from vpdarts_fast.benchmark_table.diagnosis import memory_note
 from vpdarts_fast.benchmark_table.official import ProgressCallback
 from vpdarts_fast.benchmark_table.table import COLUMNS, BenchmarkTable, check_target
+from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES
 
@@ -90,17 +91,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; the exit status is 2 for a mistake of the user's."""
     parsed = _parser().parse_args(arguments)
-    try:
-        if parsed.command == "convert":
-            convert(parsed.official, parsed.target, parsed.overwrite)
-        else:
-            show(parsed.table, parsed.architecture)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    if parsed.command == "convert":
+        convert(parsed.official, parsed.target, parsed.overwrite)
+    else:
+        show(parsed.table, parsed.architecture)
     return 0
 
 
