@@ -41,10 +41,11 @@ def candidate_ops(module: nn.Module) -> list[Path]:
 
 
 def methods_of(module: nn.Module) -> Iterator[str]:
-    """Where a mixed operation may compute, of two arguments: `forward` and any `forward_...`."""
-    for name in ("forward", *(name for name in dir(type(module)) if name.startswith("forward_"))):
+    """Where a mixed operation may compute, of two arguments: its class's `forward` and any `forward_...`."""
+    kind = getattr(type(module), "own_class", type(module))
+    for name in ("forward", *(name for name in dir(kind) if name.startswith("forward_"))):
         try:
-            parameters = list(inspect.signature(getattr(module, name)).parameters.values())
+            _, *parameters = inspect.signature(getattr(kind, name)).parameters.values()
         except (TypeError, ValueError):
             continue
         required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]

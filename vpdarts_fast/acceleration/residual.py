@@ -124,6 +124,10 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
     """x [N, C, H, W] -> [N, C_out, H / 2, W / 2]."""
     norms = [_norm(block, path) for path in plan.norms]
     first, second, shortcut = (_conv(block, path).weight for path in plan.convolutions)
+    channels, wide = x.shape[1], len(first)
+    shapes = [weight.shape[:2] for weight in (first, second, shortcut)]
+    if shapes != [(wide, channels), (wide, wide), (wide, channels)]:
+        raise OwnMethod("has convolutions of other numbers of channels")
     if x.shape[2] % 2 or x.shape[3] % 2 or x.numel() // x.shape[1] < 8:
         raise OwnMethod
     gamma, beta = (torch.stack(parts) for parts in zip(*((n.weight, n.bias) for n in norms), strict=True))

@@ -24,6 +24,7 @@ from vpdarts_fast.acceleration.plans import (
     norm_paths,
 )
 from vpdarts_fast.acceleration.probing import partial_channels
+from vpdarts_fast.acceleration.shapes import CHANGES, fits
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.nn import update_running_statistics
 from vpdarts_fast.precision import product_dtype
@@ -71,6 +72,12 @@ class Mixture:
             some, rows = [some[o] for o in kept], rows[:, kept]
             if not some:
                 raise OwnMethod
+        channels, size = x.shape[2] // plan.partial, x.shape[3:]
+        odd = any(side % plan.stride for side in size)
+        if x.shape[2] % plan.partial or (plan.partial > 1 and odd):
+            raise OwnMethod("does not divide its input into equal parts")
+        if not all(fits(op, kind, channels, size, plan.stride) for op, kind in some):
+            raise OwnMethod(CHANGES)
         self._ops, self._rows, self._stride, self._partial = some, rows, plan.stride, plan.partial
         self._norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
         self._offsets = [bias for op, kind in some for bias in biases(op, kind)]
