@@ -115,7 +115,9 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
             remarks = (
                 _other_methods(module, plan),
                 _own_operations(plan),
+                "" if plan.compared else "not compared with its own code, as its parameters are on meta",
                 _unserved(module, plan, backend),
+                plan.remark,
             )
             entries.append(Entry(name, _kind(plan), True, "; ".join(filter(None, remarks))))
     return AccelerationReport(tuple(entries))

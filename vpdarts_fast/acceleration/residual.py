@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from vpdarts_fast import ops
 from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
-from vpdarts_fast.acceleration.recognise_sum import refuse_methods_of_instances
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
-from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.variants import of_variants
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
@@ -48,7 +47,8 @@ def recognise_residual(block: nn.Module) -> ResidualPlan:
     plan = _recognise(block)
     if plan is None:
         raise Unrecognised
-    refuse_methods_of_instances(block)
+    if any(map(instance_methods, block.modules())):
+        raise Unrecognised("has a layer with a method of its own, not that of its class")
     return plan
 
 
