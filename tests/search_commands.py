@@ -5,10 +5,12 @@ from __future__ import annotations
 import errno
 import itertools
 import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from vpdarts_fast.runs.formats import Format
 from vpdarts_fast.search.__main__ import StopRequest, main
 
 TINY = [
@@ -35,3 +37,8 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 def full_disk(*arguments: Any) -> None:
     """In place of what writes to a disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def rewrite(path: Path, form: Format, **entries: Any) -> None:
+    """Changes entries of a file of JSON as its writer would have written them, digest included."""
+    path.write_text(form.to_json({**form.read_json(path), **entries}) + "\n")

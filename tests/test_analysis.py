@@ -15,42 +15,29 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from search_commands import TINY, stop_after
+from search_commands import TINY, rewrite, stop_after
+from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
-from vpdarts_fast.analysis import kendall_tau, true_ranks
 from vpdarts_fast.analysis.evaluation import evaluate_run
 from vpdarts_fast.analysis.kendall import main
-from vpdarts_fast.analysis.ranking import levels
+from vpdarts_fast.analysis.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.search import RunFolder, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main as search
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.pruning import Importance
 from vpdarts_fast.search.streams import stream
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype, all_genotypes
+from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 
 REAL_TABLE = Path(__file__).parents[2] / "shared" / "data" / "nasbench201.csv.gz"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-COLUMNS = ("cifar10_test_200ep", "cifar100_test_200ep", "imagenet16_120_test_200ep")
-
-CHOICES = np.array([genotype.choices for genotype in all_genotypes()])  # [15625, E]
-
-WORTH = np.array(
-    [[0, 1, 2, 3, 4], [4, 3, 2, 1, 0], [2, 0, 1, 4, 3], [1, 1, 1, 1, 1], [0, 0, 5, 5, 9], [3, 1, 4, 0, 2]]
-)
-"""[E, O] per cent that each op adds to an architecture of the hand-made table."""
-
-
-def additive_table() -> BenchmarkTable:
-    """The accuracy of an architecture is the sum of what its ops are worth."""
-    accuracy = WORTH[np.arange(len(EDGES)), CHOICES].sum(1).astype(np.float64)
-    return BenchmarkTable(COLUMNS, np.stack([accuracy, accuracy / 2, accuracy / 4], axis=1))
 
 
 def importance(score: Any, tie_break: Any = None) -> Importance:
@@ -215,8 +202,7 @@ def test_snapshots_change_nothing_and_survive_a_stop(
             del line["seconds"]
         assert lines == expected
     first, last = (
-        checkpoint.load(runs / "seed-3" / "snapshots" / f"epoch-0{epoch}.pt", checkpoint.SNAPSHOT_FORMAT)
-        for epoch in (1, 3)
+        checkpoint.load(runs / "seed-3" / "snapshots" / f"epoch-0{epoch}.pt", SNAPSHOT) for epoch in (1, 3)
     )
     assert (first["alpha"] == 0.2).all(), "taken before the pruning"
     end = checkpoint.load(without / "checkpoint.pt")
@@ -314,8 +300,8 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def change_snapshot(**entries: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
-        content = checkpoint.load(path, checkpoint.SNAPSHOT_FORMAT)
-        checkpoint.save(path, {**content, **entries}, checkpoint.SNAPSHOT_FORMAT)
+        content = checkpoint.load(path, SNAPSHOT)
+        checkpoint.save(path, {**content, **entries}, SNAPSHOT)
 
     return change
 
@@ -323,9 +309,9 @@ def change_snapshot(**entries: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (lambda path: path.write_bytes(path.read_bytes()[:-500]), "damaged or not a snapshot"),
-        (lambda path: torch.save({"supernet": {}}, path), "is not a snapshot of a search by this version"),
-        (lambda path: checkpoint.save(path, {}), "is not a snapshot of a search by this version"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-500]), "damaged or not a search snapshot"),
+        (lambda path: torch.save({"supernet": {}}, path), "holds no search snapshot"),
+        (lambda path: checkpoint.save(path, {}), "holds no search snapshot"),
         (change_snapshot(supernet={}), "does not fit the settings of its run"),
         (change_snapshot(alpha=torch.ones(3, 5)), "does not fit the settings of its run: alpha is [3, 5]"),
         (change_snapshot(alive=torch.ones(6, 5)), "does not fit the settings of its run: alive is"),
@@ -349,13 +335,13 @@ def test_what_it_refuses(runs: Path, table: Path, tmp_path: Path, capsys: pytest
     assert "a run is named twice" in error_of([first, str(runs), *known], capsys)
     assert "--device must be" in error_of([first, *known, "--device", "abacus"], capsys)
     path = runs / "seed-7" / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_start": 1.0}))
+    rewrite(path, SETTINGS, alpha_start=1.0)
     said = error_of([first, second, *known], capsys)
     assert "are not seeds of one search: alpha_start is 0.2 and 1.0" in said
     shutil.rmtree(runs / "seed-3" / "snapshots")
     assert "has no snapshots: run the search with --snapshots" in error_of([first, *known], capsys)
     (tmp_path / "file").touch()
-    path.write_text(json.dumps({**json.loads(path.read_text()), "alpha_start": 0.2}))
+    rewrite(path, SETTINGS, alpha_start=0.2)
     said = error_of([second, *known, "--images", "8", "--out", str(tmp_path / "file")], capsys)
     assert "cannot make the folder" in said
 

@@ -18,7 +18,8 @@ from torch import Tensor
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig
 from vpdarts_fast.search.pruning import AccuracyCriterion
 from vpdarts_fast.search.seeds import summarise
 from vpdarts_fast.search.step import weights_step
@@ -167,7 +168,7 @@ def test_result_is_the_choice_of_the_last_evaluation(finished: Path) -> None:
     assert result["index"] == Genotype.from_string(result["architecture"]).index
     assert result["base_accuracy"] == result["importance"]["base_accuracy"]
     assert result["alpha"] == RunFolder(finished).metrics()[-1]["alpha"]
-    assert SearchConfig.from_json(json.loads((finished / "config.json").read_text()), "test") == TINY
+    assert RunFolder.open(finished)[1] == TINY
 
 
 def test_same_seed_gives_the_same_bits(digits: ImageData, finished: Path, tmp_path: Path) -> None:

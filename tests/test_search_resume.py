@@ -14,9 +14,11 @@ from typing import Any
 import pytest
 import torch
 from hostile import Hostile
-from search_commands import TINY, error_of, full_disk, stop_after
+from search_commands import TINY, error_of, full_disk, rewrite, stop_after
 
-from vpdarts_fast.search import RunFolder, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.formats import SETTINGS
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 
@@ -76,26 +78,29 @@ def change_checkpoint(**entries: Any) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("spoil", "complaint"),
     [
-        (truncate, "checkpoint.pt is damaged or not a checkpoint"),
-        (lambda path: path.write_bytes(b""), "checkpoint.pt is damaged or not a checkpoint"),
-        (lambda path: path.write_bytes(os.urandom(1000)), "checkpoint.pt is damaged or not a checkpoint"),
-        (lambda path: torch.save({"weights": torch.ones(3)}, path), "is not a checkpoint of a search"),
-        (lambda path: torch.save(torch.ones(3), path), "is not a checkpoint of a search"),
-        (lambda path: torch.save(hostile(path), path), "damaged or not a checkpoint"),
+        (truncate, "checkpoint.pt is damaged or not a search checkpoint"),
+        (lambda path: path.write_bytes(b""), "checkpoint.pt is damaged or not a search checkpoint"),
+        (
+            lambda path: path.write_bytes(os.urandom(1000)),
+            "checkpoint.pt is damaged or not a search checkpoint",
+        ),
+        (lambda path: torch.save({"weights": torch.ones(3)}, path), "holds no search checkpoint"),
+        (lambda path: torch.save(torch.ones(3), path), "holds no search checkpoint"),
+        (lambda path: torch.save(hostile(path), path), "damaged or not a search checkpoint"),
         (lambda path: path.write_bytes(pickle.dumps(hostile(path), 2)), "damaged or not"),
-        (change_checkpoint(format="another"), None),
+        (lambda path: torch.save({"format": "another"}, path), "holds no search checkpoint: expected format"),
         (change_checkpoint(alpha=torch.ones(3, 5)), "does not fit the settings of this run: alpha is [3, 5]"),
         (change_checkpoint(supernet={}), "does not fit the settings of this run"),
-        (change_checkpoint(config=None), "does not hold the settings of a search"),
-        (change_checkpoint(config={"channels": 2}), "missing or unknown settings"),
+        (change_checkpoint(config=None), "holds no search settings; got None"),
+        (change_checkpoint(config={"channels": 2}), "the entry 'data' is missing"),
     ],
 )
 def test_bad_checkpoints(
-    spoil: Callable[[Path], None], complaint: str | None, stopped: Path, capsys: pytest.CaptureFixture[str]
+    spoil: Callable[[Path], None], complaint: str, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     spoil(stopped / "checkpoint.pt")
     said = error_of(["--resume", str(stopped)], capsys)
-    assert "checkpoint.pt" in said and (complaint or "is not a checkpoint of a search") in said
+    assert "checkpoint.pt" in said and complaint in said
     assert not (stopped / "trace").exists(), "what is in a checkpoint is not run"
 
 
@@ -122,7 +127,7 @@ def test_edited_settings(
     changes: dict[str, Any], complaint: str, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = stopped / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    rewrite(path, SETTINGS, **changes)
     assert complaint in error_of(["--resume", str(stopped)], capsys)
 
 
@@ -130,9 +135,9 @@ def test_edited_settings(
     ("name", "content", "complaint"),
     [
         ("config.json", "{", "config.json"),
-        ("config.json", "[]", "does not hold the settings of a search"),
-        ("metrics.jsonl", '{"epoch": 0', "metrics.jsonl is damaged"),
-        ("metrics.jsonl", "{}\n", "metrics.jsonl is damaged: a line is not of an epoch"),
+        ("config.json", "[]", "config.json is damaged: expected a JSON object; got []"),
+        ("metrics.jsonl", '{"epoch": 0', "metrics.jsonl, line 1, is damaged: not valid JSON"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1, is damaged: the entry 'phase' is missing"),
         ("result.json", "{}", "result.json is damaged"),
         ("seeds.json", "{}", "seeds.json is damaged"),
     ],

@@ -22,6 +22,7 @@ from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import SIMPLE, STATE, Snapshot, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""
@@ -156,8 +157,11 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     seen = state.seen.compare(module)
     if seen == "changed" or (state.plan is not None and not state.plan.compared and not x.is_meta):
         state.look_again(module)
+        seen = state.seen.compare(module)  # what has changed it may be a hook
     plan, backend = state.plan, state.backend
-    if plan is None or method not in plan.methods or seen == "watched":
+    if plan is None or method not in plan.methods or seen != "same":
+        return None
+    if in_transform() and not _runs_in_vmap(module):
         return None
     if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
         return None
@@ -165,6 +169,15 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
         return computed(module, method, plan, x, *weights, backend=backend)
     except OwnMethod:
         return None
+
+
+def _runs_in_vmap(module: nn.Module) -> bool:
+    """Whether the transform around the call is one that `of_variants` knows, and batch norms keep nothing."""
+    keeps = (
+        isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and norm.running_mean is not None
+        for norm in module.modules()
+    )
+    return not any(keeps) and in_plain_vmap((*module.parameters(), *module.buffers()))
 
 
 def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:

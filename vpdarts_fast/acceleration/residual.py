@@ -5,6 +5,7 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
@@ -15,6 +16,7 @@ from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.derivatives import with_statistics
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""
@@ -144,13 +146,16 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
 
     def with_batch_statistics(x: Tensor) -> Tensor:
         """x [V, N, C, H, W], as the output."""
-        eps, outs = norms[0].eps, []
-        for images in x:
-            out, mean, variance = ops.trained_residual_block(
-                images, first, second, shortcut, gamma, beta, eps, backend=chosen
+
+        def block(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return ops.trained_residual_block(
+                images, first, second, shortcut, gamma, beta, norms[0].eps, backend=chosen
             )
+
+        def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
             update(norms, (None, None), mean, variance, out)
-            outs.append(out)
+
+        outs = [with_statistics(partial(block, images), keep) for images in x]
         return outs[0].unsqueeze(0) if len(outs) == 1 else torch.stack(outs)
 
     return of_variants(with_fixed_statistics if fixed else with_batch_statistics, x)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,8 +17,10 @@ from rich.table import Table
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
 from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.search.config import PRESETS, Preset, flag
 
 FILE_WIDTH = 110
@@ -60,7 +61,7 @@ class Command:
     and no GPU is needed.
     """
 
-    gpu: Literal["a100", "h100"] = "h100"
+    gpu: Literal["a100", "h100", "h200"] = "h100"
     """Whose data sheet."""
     preset: Preset = "paper"
     """The search: paper, cpu (N=1) or quick (digits)."""
@@ -72,9 +73,9 @@ class Command:
 
     def __post_init__(self) -> None:
         for name, value in vars(self.assumptions).items():
-            most = 1 if name.endswith("share") else math.inf
-            if not 0 < value <= most:
-                raise UserError(f"{flag(name)} must be above 0 and at most {most}; got {value}")
+            check_bound(name, value, flag(name))
+        if self.json is not None and not self.json.parent.is_dir():
+            raise UserError(f"--json {self.json}: there is no folder {self.json.parent}")
 
 
 @dataclass(frozen=True)
@@ -216,24 +217,18 @@ def _shown(seconds: float) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1e3:.2f} ms"
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        command = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.cost_model")
-        gpu = GPUS[command.gpu]
-        counted = count(setting_of(command.preset, command.precision, gpu.shared_bytes))
-        content = report(counted, Roofline(gpu, command.precision, command.assumptions))
-        console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
-        show(content, console)
-        if command.json is not None:
-            write_atomically(command.json, (json.dumps(content, indent=1) + "\n").encode())
-            print(f"written: {command.json}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    request = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.cost_model")
+    gpu = GPUS[request.gpu]
+    counted = count(setting_of(request.preset, request.precision, gpu.shared_bytes))
+    content = report(counted, Roofline(gpu, request.precision, request.assumptions))
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    show(content, console)
+    if request.json is not None:
+        write_atomically(request.json, (json.dumps(content, indent=1) + "\n").encode())
+        print(f"written: {request.json}")
     return 0
 
 

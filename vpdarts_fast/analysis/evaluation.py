@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +17,13 @@ from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
 from vpdarts_fast.precision import computing_in
-from vpdarts_fast.search import RunFolder, SearchConfig, checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT, shown
+from vpdarts_fast.runs.values import tensor_like, tensors_like, whole
+from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
-from vpdarts_fast.search.state import evaluation_to_json
+from vpdarts_fast.search.state import check_evaluation, evaluation_to_json
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -114,9 +116,7 @@ def evaluate_run(
     Raises:
         UserError: no snapshots, a damaged one, or one that does not fit the run's settings.
     """
-    paths = sorted((folder / "snapshots").glob("epoch-*.pt"))
-    if not paths:
-        raise UserError(f"{folder} has no snapshots: run the search with --snapshots")
+    paths = snapshot_paths(folder)
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
     content = limited(load(config.dataset, data or config.data), config)
@@ -129,9 +129,17 @@ def evaluate_run(
     with computing_in("fp32", target):  # whatever the search had, so that all runs compare
         for done, path in enumerate(paths):
             progress(done, len(paths))
-            snapshots.append(_evaluate(path, supernet, batches, known))
+            snapshots.append(_evaluate(path, supernet, config.epochs, batches, known))
     progress(len(paths), len(paths))
     return EvaluatedRun(folder, config, count, sorted(snapshots, key=lambda snapshot: snapshot.epoch))
+
+
+def snapshot_paths(folder: Path) -> list[Path]:
+    """The snapshots of a run, in the order of their epochs; `UserError` if it has none."""
+    paths = sorted((folder / "snapshots").glob("epoch-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} has no snapshots: run the search with --snapshots")
+    return paths
 
 
 def validation_batches(
@@ -146,10 +154,14 @@ def validation_batches(
 
 
 def _evaluate(
-    path: Path, supernet: Supernet, batches: list[Batch], known: dict[str, dict[BatchNorm, LeaveOneOut]]
+    path: Path,
+    supernet: Supernet,
+    epochs: int,
+    batches: list[Batch],
+    known: dict[str, dict[BatchNorm, LeaveOneOut]],
 ) -> Snapshot:
-    content = checkpoint.load(path, checkpoint.SNAPSHOT_FORMAT)
-    alpha, alive, epoch = _restore(content, supernet, path)
+    content = checkpoint.load(path, SNAPSHOT)
+    alpha, alive, epoch = _restore(content, supernet, path, epochs)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     evaluations = known.get(sha256) or {
         mode: leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=True) for mode in MODES
@@ -157,17 +169,21 @@ def _evaluate(
     return Snapshot(epoch, sha256, alpha.cpu(), alive, evaluations)
 
 
-def _restore(content: dict[str, Any], supernet: Supernet, path: Path) -> tuple[Tensor, Tensor, int]:
+def _restore(
+    content: dict[str, Any], supernet: Supernet, path: Path, epochs: int
+) -> tuple[Tensor, Tensor, int]:
     """Loads the weights; returns alpha [E, O], alive [E, O] and the epoch."""
-    own = supernet.new_alpha().detach()
+    like = supernet.new_alpha().detach()
     try:
-        supernet.load_state_dict(content["supernet"])
-        alpha, alive, epoch = content["alpha"], content["alive"], int(content["epoch"])
-        if alpha.shape != own.shape or alpha.dtype != own.dtype:
-            raise ValueError(f"alpha is {list(alpha.shape)} of {alpha.dtype}")
-        if alive.shape != own.shape or alive.dtype != torch.bool:
-            raise ValueError(f"alive is {list(alive.shape)} of {alive.dtype}")
-    except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+        supernet.load_state_dict(tensors_like(content["supernet"], supernet.state_dict(), "supernet"))
+        alpha = tensor_like(content["alpha"], like, "alpha")
+        alive = tensor_like(content["alive"], like.bool(), "alive")
+        epoch = whole(content["epoch"], "epoch", 0, epochs)
+    except KeyError as error:
+        raise UserError(
+            f"{path} does not fit the settings of its run: the entry {shown(error.args[0])} is missing"
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
         raise UserError(f"{path} does not fit the settings of its run: {error}") from error
     return alpha.to(supernet.classifier.weight.device), alive, epoch
 
@@ -184,15 +200,17 @@ def _known(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
         return {}
     names = [field.name for field in dataclasses.fields(LeaveOneOut)]
     known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
-    try:
-        for entry in json.loads(path.read_text())["snapshots"]:
-            tables = {mode: dict(entry["evaluations"][mode]) for mode in MODES}
+    content = KENDALL.read_json(path)
+    with KENDALL.reading(str(path)):
+        for entry in content["snapshots"]:
+            tables = {mode: dict(entry["evaluations"][mode]) for mode in entry["evaluations"]}
             for table in tables.values():
+                check_evaluation(table)
                 for name in ("accuracy", "loss"):
                     table[name] = torch.tensor(table[name], dtype=torch.float64)
-            found = {mode: LeaveOneOut(*(table[name] for name in names)) for mode, table in tables.items()}
+            if not tables.keys() >= set(MODES):
+                continue  # a version that knew fewer modes
+            found = {mode: LeaveOneOut(*(tables[mode][name] for name in names)) for mode in MODES}
             if all(evaluation.images == images for evaluation in found.values()):
-                known[entry["sha256"]] = found
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error!r}; leave out --reuse to write it anew") from error
+                known[str(entry["sha256"])] = found
     return known

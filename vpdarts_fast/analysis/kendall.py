@@ -27,15 +27,19 @@ from vpdarts_fast.analysis.evaluation import (
     evaluate_run,
     open_runs,
     run_folders,
+    snapshot_paths,
     snapshot_to_json,
 )
 from vpdarts_fast.analysis.picture import kendall_figure
 from vpdarts_fast.analysis.ranking import Array, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.style import edge_name, save_figure
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runs.formats import KENDALL
 from vpdarts_fast.spaces.genotype import EDGES, OPS
 
 FILE_WIDTH = 130
@@ -76,52 +80,47 @@ class Command:
         if not self.runs:
             raise UserError("name at least one RUN")
         for name in ("images", "every", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1; got {value}")
+            check_bound(name, getattr(self, name), f"--{name}")
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    try:
-        command = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.kendall")
-        analyse(command)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        return 130
+    analyse(tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.kendall"))
     return 0
 
 
-def analyse(command: Command) -> None:
+def analyse(request: Command) -> None:
     """Evaluates, prints and writes; each run's file is written as soon as the run is evaluated."""
-    if command.threads is not None:
-        torch.set_num_threads(command.threads)
-    table = BenchmarkTable.load(command.benchmark_table)
-    ranks = true_ranks(table, command.column)
-    opened = open_runs(run_folders(command.runs))
+    if request.threads is not None:
+        torch.set_num_threads(request.threads)
+    table = BenchmarkTable.load(request.benchmark_table)
+    ranks = true_ranks(table, request.column)
+    opened = open_runs(run_folders(request.runs))
+    for folder, _ in opened:  # all of them, before the first is evaluated
+        snapshot_paths(folder)
+    if request.out is not None and request.out.exists() and not request.out.is_dir():
+        raise UserError(f"cannot make the folder {request.out}: there is a file of this name (--out)")
     evaluated = []
     for folder, config in opened:
         with _progress(folder) as progress:
             run = evaluate_run(
                 folder,
                 config,
-                data=command.data,
-                images=command.images,
-                every=command.every,
-                reuse=command.reuse,
-                device=command.device,
+                data=request.data,
+                images=request.images,
+                every=request.every,
+                reuse=request.reuse,
+                device=request.device,
                 progress=progress,
             )
         evaluated.append((run, judge(run, ranks, table)))
-        write_run(*evaluated[-1], command.column, table.columns)
+        write_run(*evaluated[-1], request.column, table.columns)
     summaries = summarise([verdicts for _, verdicts in evaluated])
-    print_tables(ranks, summaries, [run for run, _ in evaluated], command.column)
-    if command.out is not None:
-        write_all(command.out, evaluated, summaries, ranks, command.column, table.columns)
-    print("written: " + ", ".join(map(str, [command.out] if command.out else [f for f, _ in opened])))
+    print_tables(ranks, summaries, [run for run, _ in evaluated], request.column)
+    if request.out is not None:
+        write_all(request.out, evaluated, summaries, ranks, request.column, table.columns)
+    print("written: " + ", ".join(map(str, [request.out] if request.out else [f for f, _ in opened])))
 
 
 def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: Sequence[str]) -> None:
@@ -138,7 +137,7 @@ def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: 
             for snapshot in run.snapshots
         ],
     }
-    _write_json(run.folder / RUN_FILE, content)
+    write_atomically(run.folder / RUN_FILE, (KENDALL.to_json(content, indent=1) + "\n").encode())
     write_atomically(run.folder / "kendall.csv", csv_text([(run, verdicts)], columns).encode())
     figure = kendall_figure(summarise([verdicts]), column, f"seed {run.config.seed}, {run.images} images")
     save_figure(figure, run.folder / "kendall.png", "Kendall's tau")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 
 import torch
 
 from vpdarts_fast.backends import BACKENDS, OPS
 from vpdarts_fast.backends.report import probe
+from vpdarts_fast.command_line import command
 
 PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 STAGE = 16, 32, 32  # the paper's first
@@ -34,7 +36,8 @@ def table(device: torch.device) -> list[str]:
     return [*lines, "", *reasons, ""]
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
     argparse.ArgumentParser(
         prog="python -m vpdarts_fast.backends",
         description="Shows the backends of every op on this machine. * is what auto takes. "
@@ -43,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for kind in ("cpu", "cuda"):
         if kind == "cpu" or torch.cuda.is_available():
             print("\n".join(table(torch.device(kind))))
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

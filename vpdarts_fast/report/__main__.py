@@ -7,10 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpdarts_fast.errors import UserError
+from vpdarts_fast.command_line import command
 from vpdarts_fast.report.pictures import draw_pictures
 
 
+@command
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
     parser = argparse.ArgumentParser(
@@ -18,12 +19,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         description="Draw the pictures of a search again, from the files in its folder.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder that a search has written")
-    try:
-        for path in draw_pictures(parser.parse_args(arguments).run):
-            print(path)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
+    for path in draw_pictures(parser.parse_args(arguments).run):
+        print(path)
     return 0
 
 

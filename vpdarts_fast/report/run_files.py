@@ -6,7 +6,6 @@ An interrupted run is a normal input: ``result.json`` may be missing, and the la
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runs.formats import EPOCH, RESULT, Content, Format, parse_json, read_bytes, shown
+from vpdarts_fast.runs.values import mapping, number, numbers_by_name, whole
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 
 T = TypeVar("T")
@@ -115,104 +116,105 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"no folder {folder}: expected the one into which a search wrote {METRICS_FILE}")
     epochs = _read_epochs(folder / METRICS_FILE)
     path = folder / RESULT_FILE
-    return Run(epochs, _parse(_read(path), str(path), parse_result) if path.exists() else None)
+    return Run(epochs, _parse(read_bytes(path), str(path), RESULT, parse_result) if path.exists() else None)
 
 
 def parse_epoch(entry: Mapping[str, Any]) -> Epoch:
     """From one line of ``metrics.jsonl``; raises `KeyError`, `TypeError` or `ValueError`."""
     if entry["phase"] not in PHASES:
-        raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {entry['phase']!r}")
+        raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {shown(entry['phase'])}")
+    numbers_by_name(entry["seconds"], "seconds", 0)
+    for name in ("learning_rate", "decay"):
+        _number(entry[name], name)
     return Epoch(
-        number=int(entry["epoch"]),
+        number=whole(entry["epoch"], "epoch"),
         phase=entry["phase"],
-        weights_loss=_number(entry["weights_loss"]),
-        weights_accuracy=_number(entry["weights_accuracy"]),
-        alpha_loss=_number(entry["alpha_loss"]),
-        alpha_accuracy=_number(entry["alpha_accuracy"]),
+        weights_loss=_number(entry["weights_loss"], "weights_loss"),
+        weights_accuracy=_number(entry["weights_accuracy"], "weights_accuracy"),
+        alpha_loss=_number(entry["alpha_loss"], "alpha_loss"),
+        alpha_accuracy=_number(entry["alpha_accuracy"], "alpha_accuracy"),
         alpha=_table(entry["alpha"], "alpha"),
         importance=_parse_importance(entry["importance"]),
-        genotype=Genotype.from_string(entry["genotype"]) if entry["genotype"] is not None else None,
+        genotype=_parse_genotype(entry["genotype"], entry["index"])
+        if entry["genotype"] is not None
+        else None,
         benchmark=_parse_benchmark(entry["benchmark"]),
     )
 
 
 def parse_result(entry: Mapping[str, Any]) -> Result:
     """From ``result.json``; raises `KeyError`, `TypeError` or `ValueError`."""
+    _number(entry["base_accuracy"], "base_accuracy")
+    numbers_by_name(entry["seconds"], "seconds", 0)
     return Result(
-        genotype=Genotype.from_string(entry["architecture"]),
+        genotype=_parse_genotype(entry["architecture"], entry["index"]),
         importance=_parse_importance(entry["importance"]),
         benchmark=_parse_benchmark(entry["benchmark"]),
     )
 
 
-def _parse_benchmark(entry: Mapping[str, Any] | None) -> Mapping[str, float]:
-    return {column: _number(value) for column, value in dict(entry or {}).items()}
+def _parse_genotype(architecture: Any, index: Any) -> Genotype:
+    if not isinstance(architecture, str):
+        raise TypeError(f"an architecture must be text; got {shown(architecture)}")
+    genotype = Genotype.from_string(architecture)
+    if whole(index, "index") != genotype.index:
+        raise ValueError(f"index must be {genotype.index}, that of {architecture}; got {index}")
+    return genotype
 
 
-def _parse_importance(entry: Mapping[str, Any] | None) -> Importance | None:
+def _parse_benchmark(entry: Any) -> Mapping[str, float]:
+    if entry is None:
+        return {}
+    return {column: _number(value, column) for column, value in mapping(entry, "benchmark").items()}
+
+
+def _parse_importance(entry: Any) -> Importance | None:
     if entry is None:
         return None
-    base = _number(entry["base_accuracy"])
-    return Importance(base, base - _table(entry["accuracy"], "importance accuracy"))
+    values = mapping(entry, "importance")
+    base = _number(values["base_accuracy"], "base_accuracy")
+    return Importance(base, base - _table(values["accuracy"], "importance accuracy"))
 
 
 def _read_epochs(path: Path) -> tuple[Epoch, ...]:
-    *complete, last = _read(path).split(b"\n")
+    *complete, last = read_bytes(path).split(b"\n")
     epochs = [
-        _parse(line, f"{path}, line {number}", parse_epoch)
+        _parse(line, f"{path}, line {number},", EPOCH, parse_epoch)
         for number, line in enumerate(complete, start=1)
         if line.strip()
     ]
     # What follows the last line break is an epoch that was being written when the run was stopped,
     # and it is dropped unless it happens to be whole.
     if _is_json(last):
-        epochs.append(_parse(last, f"{path}, last line", parse_epoch))
+        epochs.append(_parse(last, f"{path}, last line,", EPOCH, parse_epoch))
     if not epochs:
         raise UserError(f"{path} holds no complete epoch yet; draw again when the search has finished one")
     by_number = {epoch.number: epoch for epoch in epochs}
     return tuple(by_number[number] for number in sorted(by_number))
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise UserError(
-            f"cannot read {path}: {error.strerror or error}; expected the file that a search writes there"
-        ) from error
-
-
 def _is_json(text: bytes) -> bool:
     try:
-        json.loads(text)
+        parse_json(text)
     except ValueError:
         return False
     return True
 
 
-def _parse(text: bytes, where: str, parse: Callable[[Mapping[str, Any]], T]) -> T:
-    """Applies `parse` to the JSON object in `text`; every complaint becomes a `UserError` with `where`."""
-    try:
-        entry = json.loads(text)
-    except ValueError as error:
-        raise UserError(f"{where}: not valid JSON: {error}") from error
-    if not isinstance(entry, dict):
-        raise UserError(f"{where}: expected a JSON object; got {type(entry).__name__}")
-    try:
+def _parse(text: bytes, source: str, form: Format, parse: Callable[[Content], T]) -> T:
+    entry = form.from_json(text, source)
+    with form.reading(source):
         return parse(entry)
-    except KeyError as error:
-        raise UserError(f"{where}: the entry {error} is missing") from error
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{where}: {error}") from error
 
 
-def _number(value: float | None) -> float:
-    return float("nan") if value is None else float(value)
+def _number(value: Any, name: str) -> float:
+    """NaN for ``null``."""
+    return float("nan") if value is None else number(value, name)
 
 
 def _table(rows: Any, name: str) -> Array:
     """A float64 array [6, 5]; ``null`` becomes NaN."""
-    table = np.array(rows, dtype=np.float64)
-    if table.shape != (len(EDGES), len(OPS)):
-        raise ValueError(f"{name} must have shape [{len(EDGES)}, {len(OPS)}]; got {list(table.shape)}")
-    return table
+    sizes = [len(row) if isinstance(row, list) else -1 for row in rows] if isinstance(rows, list) else []
+    if sizes != [len(OPS)] * len(EDGES):
+        raise ValueError(f"{name} must have shape [{len(EDGES)}, {len(OPS)}]; got {shown(rows)}")
+    return np.array([[_number(value, name) for value in row] for row in rows], dtype=np.float64)

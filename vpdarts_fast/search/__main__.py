@@ -24,18 +24,26 @@ from vpdarts_fast import native
 from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.command_line import described, forgiving_output, warn
 from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.precision import check_precision
 from vpdarts_fast.report import draw_pictures, require_tensorboard
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
-from vpdarts_fast.search.console import Console, result_lines, warn
+from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device
+from vpdarts_fast.search.preflight import check_search
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
+    SEEDS_FILE,
     SUMMARY_FILE,
+    create_seeds,
+    discard_seeds,
     read_seeds,
     seed_folder,
     summarise,
@@ -52,7 +60,8 @@ class Command:
     out: Path | None = None
     """Folder of the run; it must not exist or be empty. Default: a new one under ./runs."""
     resume: Path | None = None
-    """Continue the run in this folder, bit for bit; no other setting may change."""
+    """Continue the run in this folder, bit for bit on the same machine. Where things lie, what they run on
+    and what is reported may change: --data, --benchmark-table, --device, --backend, --threads and so on."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One search per seed; several seeds are summed up by mean, standard deviation and variance."""
 
@@ -100,12 +109,17 @@ class StopRequest:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
+    with forgiving_output():
+        return _main(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _main(arguments: list[str]) -> int:
     stop = StopRequest()
     try:
         with stop:
-            return run_command(parse(sys.argv[1:] if arguments is None else list(arguments)), stop)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+            return run_command(parse(arguments), stop)
+    except (UserError, OSError) as error:
+        print(f"error: {described(error)}", file=sys.stderr)
         return 2
     except Interrupted:
         return 128 + (stop.signal or signal.SIGINT)
@@ -135,6 +149,7 @@ def parse(arguments: list[str]) -> Command:
     )
     if not command.seeds or len(set(command.seeds)) != len(command.seeds) or min(command.seeds) < 0:
         raise UserError(f"--seeds must be different whole numbers from 0; got {command.seeds}")
+    check_bound("seed", command.seeds, "--seeds")
     if command.resume is not None:
         changed = contradictions(default.config, command.config)
         if command.seeds != default.seeds:
@@ -154,7 +169,7 @@ def resumed(folder: Path) -> Command:
     several = read_seeds(folder)
     if several is not None:
         seeds, values = several
-        return Command(SearchConfig.from_json(values, str(folder)), seeds=seeds)
+        return Command(SearchConfig.from_json(values, str(folder / SEEDS_FILE), folder), seeds=seeds)
     _, config = RunFolder.open(folder)
     return Command(config, seeds=(config.seed,))
 
@@ -173,22 +188,53 @@ def run_command(command: Command, stop: StopRequest) -> int:
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
     backend_line(config, data.image_size)
+    check_search(config, data, table, choose_device(config.device))
+    if config.data is None and config.dataset != "digits":
+        config = dataclasses.replace(config, data=DEFAULT_ROOT)  # found again from another folder
     root = command.resume or command.out or new_folder(config)
-    resuming = command.resume is not None
-    several = len(command.seeds) > 1
-    if several and not resuming:
-        write_seeds(root, command.seeds, config.to_json())
+    session = Session(data, table, root, command.resume is not None, stop)
+    with claimed(root):
+        if len(command.seeds) > 1:
+            run_seeds(config, command.seeds, session)
+        else:
+            run_seed(dataclasses.replace(config, seed=command.seeds[0]), root, session)
+    return 0
+
+
+@dataclass(frozen=True)
+class Session:
+    """What all searches of a command share.
+
+    Attributes:
+        root: the folder that --resume would name.
+        resuming: whether it does.
+    """
+
+    data: ImageData
+    table: BenchmarkTable | None
+    root: Path
+    resuming: bool
+    stop: StopRequest
+
+
+def run_seeds(config: SearchConfig, seeds: tuple[int, ...], session: Session) -> None:
+    """One search after the other, in folders of their own, and their summary."""
+    root = session.root
+    save = write_seeds if session.resuming else create_seeds  # where things lie may have changed
+    save(root, seeds, config.to_json(root))
     results = {}
-    for seed in command.seeds:
-        folder = root / seed_folder(seed) if several else root
-        seed_config = dataclasses.replace(config, seed=seed)
-        results[seed] = run_seed(seed_config, data, table, folder, stop, root, resuming)
-    if not several:
-        return 0
+    try:
+        for seed in seeds:
+            folder = root / seed_folder(seed)
+            with claimed(folder):
+                results[seed] = run_seed(dataclasses.replace(config, seed=seed), folder, session)
+    except BaseException:
+        if not session.resuming:
+            discard_seeds(root, seeds)
+        raise
     summary = summarise(results)
     write_atomically(root / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     print("\n".join(["", *summary_lines(summary), f"summary: {root / SUMMARY_FILE}"]))
-    return 0
 
 
 def new_folder(config: SearchConfig) -> Path:
@@ -202,70 +248,81 @@ def new_folder(config: SearchConfig) -> Path:
     return folder
 
 
-def run_seed(
-    config: SearchConfig,
-    data: ImageData,
-    table: BenchmarkTable | None,
-    folder: Path,
-    stop: StopRequest,
-    root: Path,
-    resuming: bool,
-) -> dict[str, Any]:
-    """One search in its folder, new or continued, to its result and pictures; `root` is what to resume."""
-    run = open_run(config, folder, resuming)
-    result = run.result()
-    if result is not None:
-        print("\n".join([f"this run is finished: {folder}", *result_lines(result, run)]), flush=True)
-        return result
-    with Console(run, config) as console:
-        search = Search(config, data, run, console, table, stop)
-        if run.has_begun():
-            search.resume()
-        console.begin(search.state.epoch)
-        for line in header_lines(config, data, search, folder):
-            console.line(line)
-        try:
-            with stop.deferred():
-                result = search.search()
-        except Interrupted:
-            console.line(f"stopped in {search.position}; nothing is lost")
-            console.line(f"continue with: python -m vpdarts_fast.search --resume {shlex.quote(str(root))}")
-            raise
-        console.result(result)
+def run_seed(config: SearchConfig, folder: Path, session: Session) -> dict[str, Any]:
+    """One search in its folder, new or continued, to its result and pictures.
+
+    What follows the result is done again on resume, since nobody knows how far it came. A run that fails
+    before its first step leaves nothing that would be in the way of the next.
+    """
+    run, is_new = open_run(config, folder, session.resuming)
+    search: Search | None = None
+    try:
+        with Console(run, config) as console:
+            result = run.result()
+            if result is None:
+                search = Search(config, session.data, run, console, session.table, session.stop)
+                result = run_search(search, console, session)
+            else:
+                console.begin(config.epochs)
+                console.line(f"this run is finished: {folder}")
+            console.result(result)
+    except BaseException:
+        if is_new and not (search and search.begun) and not run.checkpoint.exists():
+            run.discard()
+        raise
     try:
         draw_pictures(folder)
-    except (UserError, OSError) as error:
-        warn(f"no pictures: {error}. The result is complete; draw them with: "
+    except Exception as error:  # the result is there, whatever happens to a picture
+        warn(f"no pictures: {described(error)}. The result is complete; draw them with: "
              f"python -m vpdarts_fast.report {shlex.quote(str(folder))}")  # fmt: skip
     return result
 
 
-def open_run(config: SearchConfig, folder: Path, resuming: bool) -> RunFolder:
-    """The folder of a new run or of one to continue; of a stopped group, a seed may have none yet."""
+def run_search(search: Search, console: Console, session: Session) -> dict[str, Any]:
+    """The search from where its folder has it; returns the result."""
+    if search.run_folder.has_begun():
+        search.resume()
+    console.begin(search.state.epoch)
+    for line in header_lines(search, session.data):
+        console.line(line)
+    try:
+        with session.stop.deferred():
+            return search.search()
+    except Interrupted:
+        console.line(f"stopped in {search.position}; nothing is lost")
+        root = shlex.quote(str(session.root))
+        console.line(f"continue with: python -m vpdarts_fast.search --resume {root}")
+        raise
+
+
+def open_run(config: SearchConfig, folder: Path, resuming: bool) -> tuple[RunFolder, bool]:
+    """The folder of a run, and whether the run is new; of a stopped group, a seed may have none yet."""
     if not (resuming and (folder / "config.json").exists()):
-        return RunFolder.create(folder, config)
+        return RunFolder.create(folder, config), True
     run, saved = RunFolder.open(folder)
     if changed := contradictions(saved, config):
         raise UserError(f"cannot change a run that has begun ({folder}):\n  " + "\n  ".join(changed))
-    return run
+    if config != saved:
+        run.write_config(config)
+    return run, False
 
 
-def header_lines(config: SearchConfig, data: ImageData, search: Search, folder: Path) -> list[str]:
+def header_lines(search: Search, data: ImageData) -> list[str]:
     """What is about to run: the resolved settings, the images and the device."""
-    settings = "  ".join(f"{name}={value}" for name, value in config.to_json().items())
-    state = search.state
-    begun = state.epoch or state.step or state.record.began
-    position = f", continued at {search.position}" if begun else ""
+    config = search.config
+    settings = "  ".join(f"{name}={value}" for name, value in vars(config).items())
+    position = f", continued at {search.position}" if search.begun else ""
     height, width = data.image_size
-    return [
+    lines = [
         f"VP-DARTS search{position}",
         *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
         f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
         + native.summary(),
         backend_line(config, data.image_size),
-        f"run folder: {folder}",
+        f"run folder: {search.run_folder.path}",
     ]
+    return lines if search.environment_change is None else [*lines, search.environment_change]
 
 
 def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:

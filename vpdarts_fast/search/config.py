@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import math
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
@@ -12,10 +11,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import tyro
 
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import BatchNorm
 from vpdarts_fast.precision import Precision
+from vpdarts_fast.runs.formats import SETTINGS, shown
 
 if TYPE_CHECKING:
     Dataset = str
@@ -28,6 +29,11 @@ Preset = Literal["quick", "cpu", "paper"]
 Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
 Criterion = Literal["accuracy", "loss", "alpha"]
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -123,26 +129,9 @@ class SearchConfig:
     """Keep supernet and alpha of every evaluation in the run folder, for vpdarts_fast.analysis.kendall."""
 
     def __post_init__(self) -> None:
-        least = {
-            "channels": 1, "cells_per_stage": 1, "warmup_epochs": 0, "pruning_epochs": 0, "batch_size": 1,
-            "evaluation_batch_size": 1, "max_images": 4, "threads": 1, "memory_budget_mib": 1, "seed": 0,
-            "learning_rate": 0, "learning_rate_end": 0, "momentum": 0, "weight_decay": 0,
-            "alpha_learning_rate": 0, "alpha_weight_decay": 0,
-        }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and not (value >= minimum and math.isfinite(value)):
-                raise UserError(f"{flag(name)} must be at least {minimum}; got {value}")
-        if not math.isfinite(self.alpha_start):
-            raise UserError(f"--alpha-start must be a finite number; got {self.alpha_start}")
-        if not 0 < self.gradient_clip < math.inf:
-            raise UserError(f"--gradient-clip must be above 0; got {self.gradient_clip}")
-        if not 0 <= self.skip_dropout < 1:
-            raise UserError(f"--skip-dropout must be in [0, 1); got {self.skip_dropout}")
-        if not 0 < self.validation_proportion <= 1:
-            raise UserError(f"--validation-proportion must be in (0, 1]; got {self.validation_proportion}")
-        if not all(0 <= beta < 1 for beta in self.alpha_betas):
-            raise UserError(f"--alpha-betas must be in [0, 1); got {self.alpha_betas}")
+        for name, value in vars(self).items():
+            if name in BOUNDS:
+                check_bound(name, value, flag(name))
         if self.warmup_epochs + self.pruning_epochs == 0:
             raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
         if self.backend != "auto" and not self.fused:
@@ -152,47 +141,77 @@ class SearchConfig:
     def epochs(self) -> int:
         return self.warmup_epochs + self.pruning_epochs
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain values for config.json and the checkpoint."""
+    def to_json(self, folder: Path | None = None) -> dict[str, Any]:
+        """Plain values for config.json and the checkpoint, with the mark of their format.
+
+        A path becomes a list of places: the absolute one and, for a file in `folder`, the one relative to
+        that folder, which is still right when both have moved together.
+        """
         values = dataclasses.asdict(self)
-        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+        return SETTINGS.marked(
+            {
+                name: _places(value, folder) if isinstance(value, Path) else value
+                for name, value in values.items()
+            }
+        )
 
     @classmethod
-    def from_json(cls, values: Any, source: str) -> SearchConfig:
-        """The inverse of `to_json`; `UserError` naming `source` if it is anything else."""
-        if not isinstance(values, dict):
-            raise UserError(f"{source} does not hold the settings of a search")
+    def from_json(cls, values: Any, source: str, folder: Path | None = None) -> SearchConfig:
+        """The inverse of `to_json`, also for what an older version wrote.
+
+        Raises:
+            UserError: naming `source`, if it is anything else or of a newer version.
+        """
+        values = SETTINGS.upgraded(values, source)
         hints = get_type_hints(cls)
         if set(values) != set(hints):
             odd = sorted(set(values) ^ set(hints))
-            raise UserError(f"{source} has missing or unknown settings: {', '.join(odd)}; "
-                            "it was written by another version")  # fmt: skip
-        converted = {name: _converted(value, hints[name]) for name, value in values.items()}
+            raise UserError(f"{source} has missing or unknown settings: {', '.join(odd)[:200]}")
+        converted = {name: _converted(value, hints[name], folder) for name, value in values.items()}
         for name, value in converted.items():
             if not _fits(value, hints[name]):
-                raise UserError(f"{source}: {name} must be {_described(hints[name])}; got {value!r}")
+                raise UserError(f"{source}: {name} must be {_described(hints[name])}; got {shown(value)}")
         try:
             return cls(**converted)
         except UserError as error:
             raise UserError(f"{source}: {error}") from error
 
 
-def _converted(value: Any, hint: Any) -> Any:
-    """JSON knows neither paths nor tuples."""
-    if Path in get_args(hint) and isinstance(value, str):
-        return Path(value)
+def _places(path: Path, folder: Path | None) -> list[str]:
+    absolute = path.expanduser().absolute()
+    if folder is None:
+        return [str(absolute)]
+    # Where symbolic links lead: that is where the file system starts from when it goes up.
+    return [str(absolute), os.path.relpath(absolute.resolve(), folder.resolve())]
+
+
+def _converted(value: Any, hint: Any, folder: Path | None) -> Any:
+    """JSON knows neither paths nor tuples; of a path's places the first one where there is something."""
+    if Path in get_args(hint) and isinstance(value, list):
+        if not value or not all(isinstance(place, str) and place and "\0" not in place for place in value):
+            return value
+        base = (folder or Path()).resolve()
+        candidates = [
+            Path(place if Path(place).is_absolute() else os.path.normpath(base / place)) for place in value
+        ]
+        return next(filter(os.path.lexists, candidates), candidates[0])
     return tuple(value) if isinstance(value, list) else value
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value is of a setting's type; a whole number will do for a float, a bool for no number."""
+    """Whether a value is of a setting's type; a whole number will do for a float, a bool for no number.
+
+    Numbers are finite and fit into 64 bits.
+    """
     parts = get_args(hint)
     if get_origin(hint) is Literal:
-        return value in parts
+        return isinstance(value, str) and value in parts
     if get_origin(hint) is tuple:
         return isinstance(value, tuple) and len(value) == len(parts) and all(map(_fits, value, parts))
     if parts:
         return any(_fits(value, part) for part in parts)
+    if isinstance(value, (int, float)) and not -(1 << 63) <= value < 1 << 63:  # nor is NaN
+        return False
     kind = (int, float) if hint is float else hint
     return isinstance(value, kind) and isinstance(value, bool) == (hint is bool)
 
@@ -204,8 +223,12 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
 
 
-REPORTING_ONLY = frozenset({"benchmark_table", "tensorboard", "snapshots", "download", "cuda_graphs"})
-"""Settings that do not change the search, so that a resumed run may set them anew."""
+FREE_ON_RESUME = frozenset({
+    "data", "download", "benchmark_table",  # where things lie
+    "device", "backend", "threads", "memory_budget_mib", "cuda_graphs",  # what they run on
+    "tensorboard", "snapshots",  # what is reported
+})  # fmt: skip
+"""Settings that do not say what is searched, so that a resumed run may set them anew."""
 
 PRESETS: dict[str, SearchConfig] = {
     "quick": SearchConfig(
@@ -216,18 +239,9 @@ PRESETS: dict[str, SearchConfig] = {
 }
 
 
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
-
-
 def load_config(path: Path) -> SearchConfig:
     """Reads config.json of a run."""
-    try:
-        values = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    return SearchConfig.from_json(values, str(path))
+    return SearchConfig.from_json(SETTINGS.read_json(path), str(path), path.parent)
 
 
 def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
@@ -235,5 +249,5 @@ def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
     return [
         f"{flag(name)}: the run has {value}, asked for {getattr(asked, name)}"
         for name, value in vars(saved).items()
-        if name not in REPORTING_ONLY and getattr(asked, name) != value
+        if name not in FREE_ON_RESUME and getattr(asked, name) != value
     ]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +17,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from vpdarts_fast.report import TensorBoardLog
+from vpdarts_fast.command_line import warn
+from vpdarts_fast.report import TensorBoardLog, require_tensorboard
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.run_folder import RunFolder
 
@@ -27,7 +27,7 @@ class Console:
     """The observer of one search; use it as a context manager, and `begin` before the search does.
 
     Lines go to the standard output and to the run's log.txt. Progress bars with the time left are
-    drawn on a terminal only. Neither a full disk nor TensorBoard can end a search from here.
+    drawn on a terminal only. Nothing can end a search from here: print inside `forgiving_output`.
     """
 
     def __init__(self, run: RunFolder, config: SearchConfig) -> None:
@@ -66,26 +66,25 @@ class Console:
             UserError: TensorBoard is wanted and not installed.
         """
         if self._wants_tensorboard:
-            self._tensorboard = TensorBoardLog(self._run.path / "tensorboard", first_step=epoch)
+            require_tensorboard()
+            self._guarded("TensorBoard events", lambda: self._open_tensorboard(epoch))
         self._progress.reset(self._search, total=self._epochs, completed=epoch)
         if self._interactive:
             self._progress.start()
 
+    def _open_tensorboard(self, epoch: int) -> None:
+        self._tensorboard = TensorBoardLog(self._run.path / "tensorboard", first_step=epoch)
+
     def line(self, text: str) -> None:
         """Prints and logs a line."""
-        self._guarded("the standard output", lambda: self._print(text))
+        self._print(text)
         self._guarded(str(self._run.log), lambda: self._run.write_log(text))
 
     def _print(self, text: str) -> None:
         if self._interactive:
             self._progress.console.print(text, markup=False)
             return
-        try:
-            print(text, flush=True)
-        except OSError:  # the reader of a pipe has gone, or the disk is full
-            # The text waits in a buffer and would fail again, at the latest at the end of the program.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise
+        print(text, flush=True)
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
         self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
@@ -112,17 +111,14 @@ class Console:
             self._progress.stop()
 
     def _guarded(self, what: str, write: Callable[[], None]) -> None:
-        """Writes what the search does not depend on: a full disk is worth one warning, not the search."""
+        """Writes what the search does not depend on: whatever fails is worth one warning, not the search."""
         try:
             write()
-        except OSError as error:
+        except Exception as error:
             if what not in self._warned:
-                warn(f"cannot write {what}: {error.strerror or error}; the search goes on without")
+                reason = getattr(error, "strerror", None) or error
+                warn(f"cannot write {what}: {reason}; the search goes on without")
             self._warned.add(what)
-
-
-def warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:

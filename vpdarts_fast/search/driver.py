@@ -17,8 +17,11 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.precision import computing_in
-from vpdarts_fast.search import checkpoint
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.environment import change, checked, environment, images_digest
+from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.search.config import SearchConfig, contradictions
+from vpdarts_fast.search.preflight import check_search, images_evaluated, last_batch_is_too_small
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers, step_sums
@@ -55,6 +58,9 @@ class Search:
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True saves and raises
             `Interrupted`.
+
+    Raises:
+        UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
     """
 
     def __init__(
@@ -69,7 +75,12 @@ class Search:
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop = table, stop
         self.device = choose_device(config.device)
-        halves = split_halves(limited(data, config), config.seed)
+        check_search(config, data, table, self.device)
+        images = limited(data, config)
+        self.environment = environment(self.device, config.backend if config.fused else "none")
+        self.environment_change: str | None = None
+        self._images_digest = images_digest(images)
+        halves = split_halves(images, config.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.criterion, self.pruning = make_criterion(config), make_pruning(config)
         self.state = SearchState(config, data.num_classes, self.device)
@@ -78,12 +89,31 @@ class Search:
         self._alpha_step = Captured(self._train_alpha, recorder)
 
     def resume(self) -> None:
-        """Continues from the run's checkpoint; `UserError` unless a search with these settings wrote it."""
+        """Continues from the run's checkpoint.
+
+        `environment_change` then says what differs from the machine and the software that it ran on before.
+
+        Raises:
+            UserError: the checkpoint is damaged, or a search with other settings or images wrote it.
+        """
         path = self.run_folder.checkpoint
         content = checkpoint.load(path)
         if changed := contradictions(SearchConfig.from_json(content.get("config"), str(path)), self.config):
             raise UserError(f"{path} contradicts config.json:\n  " + "\n  ".join(changed))
-        self.state.load_state_dict(content, str(path))
+        if content.get("images") not in (None, self._images_digest):
+            raise UserError(
+                f"{path} was trained on other images than those that {self.config.dataset} is now: name the "
+                "data set that the run began with by --data, or start a new run"
+            )
+        steps = math.ceil(len(self.training) / self.config.batch_size)
+        self.state.load_state_dict(content, str(path), epochs=self.config.epochs, steps=steps)
+        with CHECKPOINT.reading(str(path)):
+            self.environment_change = change(checked(content["environment"]), self.environment)
+
+    @property
+    def begun(self) -> bool:
+        """Whether a step or an evaluation is done."""
+        return bool(self.state.epoch or self.state.step or self.state.record.began)
 
     @property
     def position(self) -> str:
@@ -210,7 +240,7 @@ class Search:
         state, config = self.state, self.config
         started = time.perf_counter()
         generator = stream(config.seed, "evaluation images", state.epoch)
-        count = max(1, round(len(self.validation) * config.validation_proportion))
+        count = images_evaluated(config, len(self.validation))
         drawn = self.validation.draw(torch.randperm(len(self.validation), generator=generator)[:count])
         parts = math.ceil(count / config.evaluation_batch_size)
         self.observer.phase("leave-one-out", count)
@@ -237,7 +267,9 @@ class Search:
     def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
         seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
-        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last=False)
+        height, width = images.images.shape[1:3]
+        drop_last = last_batch_is_too_small(len(images), size, (height, width))
+        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last)
         draws = [
             images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
             for step, indices in enumerate(order)
@@ -264,6 +296,7 @@ class Search:
             "decay": record.decay,
             "benchmark": self._look_up(genotype) if genotype else None,
             "seconds": {phase: round(seconds, 3) for phase, seconds in record.seconds.items()},
+            "environment": self.environment,
         }
 
     def _look_up(self, genotype: Genotype) -> dict[str, float] | None:
@@ -275,9 +308,13 @@ class Search:
             self.run_folder.write_snapshot(self.state.epoch, self.state.snapshot())
 
     def _save(self) -> None:
-        checkpoint.save(
-            self.run_folder.checkpoint, {"config": self.config.to_json(), **self.state.state_dict()}
-        )
+        content = {
+            "config": self.config.to_json(),
+            "environment": self.environment,
+            "images": self._images_digest,
+            **self.state.state_dict(),
+        }
+        checkpoint.save(self.run_folder.checkpoint, content)
 
     def _stop_if_asked(self) -> None:
         if self.stop():

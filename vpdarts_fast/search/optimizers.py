@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast.runs.formats import shown
+from vpdarts_fast.runs.values import number, tensor_like, whole
 from vpdarts_fast.search.config import SearchConfig
 
 
@@ -60,11 +62,37 @@ def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torc
     )
 
 
-def adapted(saved: dict[str, Any], optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A saved state dict for this optimiser: how a step is computed is a matter of the device it is on."""
-    own = {
-        name: optimizer.defaults[name]
-        for name in ("foreach", "fused", "capturable")
-        if name in optimizer.defaults
-    }
-    return {**saved, "param_groups": [{**group, **own} for group in saved["param_groups"]]}
+def adapted(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """A saved state dict for this optimiser, whose settings and way of computing stay its own.
+
+    Taken from `saved` are the learning rate, which a schedule has moved, and what the optimiser keeps of each
+    parameter.
+
+    Raises:
+        ValueError, KeyError, TypeError: it is of another optimiser or not of these parameters.
+    """
+    names = (
+        {"momentum_buffer"} if isinstance(optimizer, torch.optim.SGD) else {"step", "exp_avg", "exp_avg_sq"}
+    )
+    (group,), (own_group,) = saved["param_groups"], optimizer.state_dict()["param_groups"]
+    parameters = optimizer.param_groups[0]["params"]
+    state = {}
+    for position, entries in saved["state"].items():
+        parameter = parameters[whole(position, "a parameter's number", 0, len(parameters) - 1)]
+        if set(entries) != names:
+            raise ValueError(
+                f"a {type(optimizer).__name__} keeps {', '.join(sorted(names))}; got {shown(set(entries))}"
+            )
+        state[position] = {name: _kept(entry, name, parameter) for name, entry in entries.items()}
+    return {"state": state, "param_groups": [{**own_group, "lr": number(group["lr"], "learning rate", 0)}]}
+
+
+def _kept(value: Any, name: str, parameter: Tensor) -> Tensor | None:
+    """What an optimiser keeps of a parameter under this name."""
+    if name == "momentum_buffer" and value is None:  # without momentum
+        return None
+    if name != "step":
+        return tensor_like(value, parameter, name)
+    step = tensor_like(value, torch.zeros(()), name)
+    number(step.item(), name, 0)
+    return step

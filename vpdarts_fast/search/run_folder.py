@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search import checkpoint
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.report.run_files import parse_epoch, parse_result
+from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runs.files import LOCK_FILE, is_empty, write_atomically
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, Content, read_bytes
 from vpdarts_fast.search.config import SearchConfig, load_config
-
-RESULT_ENTRIES = frozenset({"architecture", "index", "base_accuracy", "benchmark", "seconds"})
-"""What the program reads back from result.json."""
 
 
 class RunFolder:
@@ -36,22 +35,37 @@ class RunFolder:
         run = cls(path)
         try:
             path.mkdir(parents=True, exist_ok=True)
-            if any(entry.suffix != ".partial" for entry in path.iterdir()):  # left when killed in a write
+            if not is_empty(path):
                 raise UserError(
                     f"{path} exists and is not empty: continue that run with --resume {path}, or name "
                     "another folder with --out"
                 )
         except OSError as error:
             raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
-        write_atomically(path / "config.json", (json.dumps(config.to_json(), indent=2) + "\n").encode())
+        run.write_config(config)
         return run
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, SearchConfig]:
         """A run that exists, and its settings."""
         if not (path / "config.json").is_file():
+            if path.is_dir() and is_empty(path):
+                raise UserError(f"no run has begun in {path}: start one with --out {path}")
             raise UserError(f"{path} is not the folder of a run: it holds no config.json")
         return cls(path), load_config(path / "config.json")
+
+    def write_config(self, config: SearchConfig) -> None:
+        """Writes config.json, whose paths are also kept relative to the run."""
+        text = SETTINGS.to_json(config.to_json(self.path), indent=2)
+        write_atomically(self.path / "config.json", (text + "\n").encode())
+
+    def discard(self) -> None:
+        """Empties the folder of a run that did not begin; for who has created it and holds its lock."""
+        for entry in self.path.iterdir():
+            if entry.is_dir():
+                shutil.rmtree(entry, ignore_errors=True)
+            elif entry.name != LOCK_FILE:
+                entry.unlink(missing_ok=True)
 
     def has_begun(self) -> bool:
         """Whether there is a checkpoint to continue from; `UserError` if there should be one."""
@@ -67,36 +81,33 @@ class RunFolder:
     def append_metrics(self, line: dict[str, Any]) -> None:
         """Adds an epoch, replacing lines of the same or later epochs that an interrupted run left."""
         kept = [earlier for earlier in self.metrics() if earlier["epoch"] < line["epoch"]]
-        text = "".join(json.dumps(entry, allow_nan=False) + "\n" for entry in (*kept, line))
+        text = "".join(EPOCH.to_json(entry) + "\n" for entry in (*kept, line))
         write_atomically(self._metrics, text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The epochs written so far."""
+        """The epochs written so far; `UserError` if the file is damaged."""
         if not self._metrics.exists():
             return []
-        try:
-            lines = [json.loads(line) for line in self._metrics.read_text().splitlines()]
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self._metrics} is damaged: {error}; restore or remove it") from error
-        if not all(isinstance(line, dict) and isinstance(line.get("epoch"), int) for line in lines):
-            raise UserError(f"{self._metrics} is damaged: a line is not of an epoch; restore or remove it")
+        lines: list[Content] = []
+        for number, text in enumerate(read_bytes(self._metrics).splitlines(), start=1):
+            source = f"{self._metrics}, line {number},"
+            lines.append(EPOCH.from_json(text, source))
+            with EPOCH.reading(source):
+                parse_epoch(lines[-1])
+            if number > 1 and lines[-1]["epoch"] <= lines[-2]["epoch"]:
+                raise EPOCH.damaged(source, f"epoch {lines[-1]['epoch']} follows epoch {lines[-2]['epoch']}")
         return lines
 
     def write_result(self, result: dict[str, Any]) -> None:
-        write_atomically(self._result, (json.dumps(result, indent=2, allow_nan=False) + "\n").encode())
+        write_atomically(self._result, (RESULT.to_json(result, indent=2) + "\n").encode())
 
     def result(self) -> dict[str, Any] | None:
-        """result.json of a finished run."""
+        """result.json of a finished run; `UserError` if it is damaged."""
         if not self._result.exists():
             return None
-        try:
-            result = json.loads(self._result.read_text())
-            if not isinstance(result, dict) or not set(result) >= RESULT_ENTRIES:
-                raise ValueError(f"it must hold {', '.join(sorted(RESULT_ENTRIES))}")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"{self._result} is damaged: {error}; remove it and run --resume {self.path}"
-            ) from error
+        result = RESULT.read_json(self._result)
+        with RESULT.reading(str(self._result)):
+            parse_result(result)
         return result
 
     def write_snapshot(self, epoch: int, content: dict[str, Any]) -> None:
@@ -106,9 +117,10 @@ class RunFolder:
         except OSError as error:
             raise UserError(f"cannot make {self.snapshots}: {error.strerror or error}") from error
         path = self.snapshots / f"epoch-{epoch:02d}.pt"
-        checkpoint.save(path, content, checkpoint.SNAPSHOT_FORMAT)
+        checkpoint.save(path, content, SNAPSHOT)
 
     def write_log(self, text: str) -> None:
         """Adds lines to log.txt; raises `OSError` where that is impossible."""
-        with self.log.open("a") as file:
+        # Paths whose names are no text of the encoding get their own bytes back.
+        with self.log.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text + "\n")

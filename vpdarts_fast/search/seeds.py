@@ -2,43 +2,69 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.checkpoint import write_atomically
+from vpdarts_fast.runs.files import is_empty, write_atomically
+from vpdarts_fast.runs.formats import SEEDS, shown
+from vpdarts_fast.runs.values import whole
 
 SEEDS_FILE = "seeds.json"
 SUMMARY_FILE = "summary.json"
 
 
-def write_seeds(folder: Path, seeds: tuple[int, ...], config: dict[str, Any]) -> None:
-    """Makes the folder of several runs; each seed's run is in `folder / seed_folder(seed)`."""
+def create_seeds(folder: Path, seeds: tuple[int, ...], config: dict[str, Any]) -> None:
+    """Makes the folder of several runs; each seed's run is in `folder / seed_folder(seed)`.
+
+    Raises:
+        UserError: there is something in it already, or it cannot be written.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()):
+        if not is_empty(folder):
             raise UserError(
                 f"{folder} exists and is not empty: continue those runs with --resume {folder}, or name "
                 "another folder with --out"
             )
     except OSError as error:
         raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
-    text = json.dumps({"seeds": seeds, "config": config}, indent=2) + "\n"
-    write_atomically(folder / SEEDS_FILE, text.encode())
+    write_seeds(folder, seeds, config)
+
+
+def write_seeds(folder: Path, seeds: tuple[int, ...], config: dict[str, Any]) -> None:
+    """Writes seeds.json; `config` is what `SearchConfig.to_json` gives for this folder."""
+    text = SEEDS.to_json({"seeds": seeds, "config": config}, indent=2)
+    write_atomically(folder / SEEDS_FILE, (text + "\n").encode())
 
 
 def read_seeds(folder: Path) -> tuple[tuple[int, ...], dict[str, Any]] | None:
-    """Seeds and settings of a folder of several runs; None if it is not one."""
+    """Seeds and settings of a folder of several runs; None if it is not one.
+
+    Raises:
+        UserError: seeds.json is damaged or of a newer version.
+    """
     path = folder / SEEDS_FILE
     if not path.exists():
         return None
-    try:
-        content = json.loads(path.read_text())
-        return tuple(int(seed) for seed in content["seeds"]), dict(content["config"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    content = SEEDS.read_json(path)
+    with SEEDS.reading(str(path)):
+        seeds, config = content["seeds"], content["config"]
+        if not isinstance(seeds, list) or len(seeds) < 2:
+            raise ValueError(f"seeds must be a list of several numbers; got {shown(seeds)}")
+        if not isinstance(config, dict):
+            raise ValueError(f"config must hold the settings; got {shown(config)}")
+        numbers = tuple(whole(seed, "a seed") for seed in seeds)
+        if len(set(numbers)) < len(numbers):
+            raise ValueError(f"a seed stands there twice: {shown(seeds)}")
+    return numbers, config
+
+
+def discard_seeds(folder: Path, seeds: tuple[int, ...]) -> None:
+    """Removes seeds.json where the run of no seed has begun."""
+    if not any((folder / seed_folder(seed)).exists() for seed in seeds):
+        (folder / SEEDS_FILE).unlink(missing_ok=True)
 
 
 def seed_folder(seed: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,9 +12,12 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.graphs import captures
 from vpdarts_fast.leave_one_out import LeaveOneOut
+from vpdarts_fast.runs.formats import shown
+from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.streams import seed_for
+from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 
@@ -41,6 +45,13 @@ class Mean:
         loss, correct = self._sums.tolist()
         return {"loss": loss, "correct": int(correct), "images": self._images}
 
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], name: str) -> Mean:
+        """The inverse of `to_dict`; raises `ValueError` or `KeyError` for anything else."""
+        images = whole(values["images"], f"images of {name}")
+        correct = whole(values["correct"], f"correct images of {name}", 0, images)
+        return cls(number(values["loss"], f"loss of {name}"), correct, images)
+
 
 def step_sums(loss: Tensor, correct: Tensor, images: int) -> Tensor:
     """[2] float64 of a step: the loss summed over its images, and how many were right.
@@ -66,8 +77,22 @@ class EpochRecord:
         return {**vars(self), "weights": self.weights.to_dict(), "alpha": self.alpha.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> EpochRecord:
-        return cls(**{**values, "weights": Mean(**values["weights"]), "alpha": Mean(**values["alpha"])})
+    def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
+        """The inverse of `to_dict`; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
+        if not isinstance(values["began"], bool):
+            raise ValueError(f"began must be true or false; got {shown(values['began'])}")
+        choices = values["choices"]
+        if choices is not None:
+            Genotype.from_choices([whole(choice, "a choice", 0, len(OPS) - 1) for choice in choices])
+        if values["decay"] is not None:
+            number(values["decay"], "decay")
+        if values["evaluation"] is not None:
+            check_evaluation(values["evaluation"])
+        seconds = numbers_by_name(values["seconds"], "seconds", 0)
+        if seconds.keys() != cls().seconds.keys():
+            raise ValueError(f"seconds are of {', '.join(cls().seconds)}; got {shown(seconds)}")
+        means = {name: Mean.from_dict(values[name], name) for name in ("weights", "alpha")}
+        return cls(**{**values, **means, "seconds": seconds})
 
 
 class SearchState:
@@ -134,23 +159,68 @@ class SearchState:
             "epoch": self.epoch,
         }
 
-    def load_state_dict(self, content: dict[str, Any], source: str) -> None:
-        """The inverse of `state_dict`; `UserError` naming `source` where it does not fit."""
+    def load_state_dict(self, content: dict[str, Any], source: str, *, epochs: int, steps: int) -> None:
+        """The inverse of `state_dict`.
+
+        Args:
+            content: what a checkpoint holds.
+            source: its name in errors.
+            epochs: how many the search has.
+            steps: how many an epoch has.
+
+        Raises:
+            UserError: naming `source`, where it does not fit this search in any shape, type or range.
+        """
         try:
-            for part in self._PARTS:
-                own, saved = getattr(self, part), content[part]
-                own.load_state_dict(adapted(saved, own) if isinstance(own, torch.optim.Optimizer) else saved)
-            for name in ("alpha", "alive"):
-                own, saved = getattr(self, name), content[name]
-                if saved.shape != own.shape or saved.dtype != own.dtype:
-                    raise ValueError(f"{name} is {list(saved.shape)} of {saved.dtype}")
-                with torch.no_grad():
-                    own.copy_(saved)
-            self.epoch, self.step = int(content["epoch"]), int(content["step"])
+            self.supernet.load_state_dict(
+                tensors_like(content["supernet"], self.supernet.state_dict(), "supernet")
+            )
+            for optimizer, name in (
+                (self.weights_optimizer, "weights_optimizer"), (self.alpha_optimizer, "alpha_optimizer")
+            ):  # fmt: skip
+                optimizer.load_state_dict(adapted(content[name], optimizer))
+            with torch.no_grad():
+                self.alpha.copy_(tensor_like(content["alpha"], self.alpha, "alpha"))
+                self.alive.copy_(tensor_like(content["alive"], self.alive, "alive"))
+            self.epoch = whole(content["epoch"], "epoch", 0, epochs)
+            # Stopped between the last step of an epoch and its end, all steps are done.
+            self.step = whole(content["step"], "step", 0, steps if self.epoch < epochs else 0)
+            self._load_schedule(content["schedule"])
             self.record = EpochRecord.from_dict(content["record"])
-            self.seconds = dict(content["seconds"])
-        except (KeyError, TypeError, ValueError, RuntimeError, AttributeError) as error:
+            self.seconds = numbers_by_name(content["seconds"], "seconds", 0)
+        except KeyError as error:
+            raise UserError(
+                f"{source} does not fit the settings of this run: the entry {shown(error.args[0])} is missing"
+            ) from error
+        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
             raise UserError(f"{source} does not fit the settings of this run: {error}") from error
+
+    def _load_schedule(self, saved: Mapping[str, Any]) -> None:
+        """The position of the schedule; everything else of it follows from the settings."""
+        whole(saved["last_epoch"], "last_epoch", self.epoch, self.epoch)
+        (rate,) = saved["_last_lr"]
+        position = {
+            "last_epoch": self.epoch,
+            "_step_count": whole(saved["_step_count"], "_step_count"),
+            "_last_lr": [number(rate, "_last_lr", 0)],
+        }
+        self.schedule.load_state_dict({**self.schedule.state_dict(), **position})
+
+
+def check_evaluation(values: Mapping[str, Any]) -> None:
+    """Raises `ValueError`, `KeyError` or `TypeError` unless it is what `evaluation_to_json` makes."""
+    for name in ("accuracy", "loss"):
+        table = values[name]
+        if [len(row) for row in table] != [len(OPS)] * len(EDGES):
+            raise ValueError(f"{name} must be [{len(EDGES)}, {len(OPS)}]; got {shown(table)}")
+        for row in table:
+            for value in row:
+                number(value, name, 0)
+    number(values["base_accuracy"], "base_accuracy", 0, 100)
+    number(values["base_loss"], "base_loss", 0)
+    whole(values["images"], "images", 1)
+    if not isinstance(values["batch_norm"], str):
+        raise ValueError(f"batch_norm must be text; got {shown(values['batch_norm'])}")
 
 
 def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, Any]:

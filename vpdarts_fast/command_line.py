@@ -1,0 +1,132 @@
+"""What all command lines share: output that may fail, errors in one line, exit statuses."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import TextIO
+
+from vpdarts_fast.errors import UserError
+
+Main = Callable[[Sequence[str] | None], int]
+
+
+def command(main: Main) -> Callable[..., int]:
+    """Decorates the `main` of a command line: 2 after an error, 130 after Ctrl-C, never a traceback."""
+
+    @functools.wraps(main)
+    def run(arguments: Sequence[str] | None = None) -> int:
+        with forgiving_output():
+            try:
+                return main(arguments)
+            except (UserError, OSError) as error:
+                print(f"error: {described(error)}", file=sys.stderr)
+                return 2
+            except KeyboardInterrupt:
+                print("stopped", file=sys.stderr)
+                return 130
+
+    return run
+
+
+def described(error: Exception) -> str:
+    """An error for people."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror or error}"
+    return str(error)
+
+
+@contextlib.contextmanager
+def forgiving_output() -> Iterator[None]:
+    """Inside, nothing that is printed can raise: not into a closed or full file, nor in any encoding.
+
+    What cannot be encoded is printed as an escape sequence. After the first failure of the standard
+    output there is one warning, and what else would go there is dropped.
+    """
+    _open_standard_files()
+    errors = _Forgiving(sys.stderr)
+    output = _Forgiving(sys.stdout, lambda reason: warn(f"cannot write the standard output: {reason}; "
+                                                         "going on without it"))  # fmt: skip
+    with contextlib.redirect_stderr(errors), contextlib.redirect_stdout(output):
+        try:
+            yield
+        finally:
+            output.flush()
+            errors.flush()
+
+
+def warn(text: str) -> None:
+    """Prints a warning."""
+    print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+def _open_standard_files() -> None:
+    """Fills descriptors 0 to 2: a file of the run that got one of them would be written to by accident."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # it takes the lowest number that is free
+
+
+class _Forgiving(io.TextIOBase):
+    """A stream that a failure silences."""
+
+    def __init__(
+        self, stream: TextIO | None, on_failure: Callable[[str], None] = lambda reason: None
+    ) -> None:
+        self._stream, self._on_failure = stream, on_failure
+        self._silent = False
+
+    def write(self, text: str) -> int:
+        self._attempt(lambda stream: self._write(stream, text))
+        return len(text)
+
+    def flush(self) -> None:
+        if self._stream is not None:  # else there is nothing to write out
+            self._attempt(lambda stream: stream.flush())
+
+    def isatty(self) -> bool:
+        return not self._silent and self._stream is not None and self._stream.isatty()
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        if self._stream is None:
+            raise io.UnsupportedOperation("fileno")
+        return self._stream.fileno()
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return getattr(self._stream, "encoding", None) or "utf-8"
+
+    def _attempt(self, act: Callable[[TextIO], None]) -> None:
+        if self._silent:
+            return
+        try:
+            if self._stream is None:
+                raise OSError("it is closed")
+            act(self._stream)
+        except (OSError, ValueError) as error:  # a closed file raises ValueError
+            self._silent = True
+            self._drain()
+            self._on_failure(str(getattr(error, "strerror", None) or error))
+
+    def _write(self, stream: TextIO, text: str) -> None:
+        try:
+            stream.write(text)
+        except UnicodeEncodeError:
+            stream.write(text.encode(self.encoding, "backslashreplace").decode(self.encoding))
+
+    def _drain(self) -> None:
+        """What waits in the stream's buffer would fail again, at the latest at the end of the program."""
+        with contextlib.suppress(OSError, ValueError):
+            descriptor = self.fileno()
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, descriptor)
+            os.close(nowhere)
