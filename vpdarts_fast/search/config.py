@@ -174,7 +174,15 @@ class SearchConfig:
         Raises:
             UserError: naming `source`, if it is anything else or of a newer version.
         """
-        values = SETTINGS.upgraded(values, source)
+        return cls._from_values(SETTINGS.upgraded(values, source), source, folder)
+
+    @classmethod
+    def read(cls, path: Path) -> SearchConfig:
+        """The settings in config.json of a run; `UserError` if it is damaged or of a newer version."""
+        return cls._from_values(SETTINGS.read_json(path), str(path), path.parent)
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any], source: str, folder: Path | None) -> SearchConfig:
         hints = get_type_hints(cls)
         if set(values) != set(hints):
             odd = sorted(set(values) ^ set(hints))
@@ -254,11 +262,6 @@ PRESETS: dict[str, SearchConfig] = {
 def flag(name: str) -> str:
     """The command-line flag of a setting."""
     return "--" + name.replace("_", "-")
-
-
-def load_config(path: Path) -> SearchConfig:
-    """Reads config.json of a run."""
-    return SearchConfig.from_json(SETTINGS.read_json(path), str(path), path.parent)
 
 
 def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
