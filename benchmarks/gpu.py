@@ -1,7 +1,8 @@
 """What benchmarks/gpu.sh runs on a GPU: is it right, how fast is it, and what the cost model expected.
 
-Every part runs in a process of its own with a time limit; what fails or takes too long is in the report, and
-the rest goes on. Nothing is timed before its result has been compared.
+Every stage runs in a process of its own with a time limit and has a JSON file of its own, which is written
+anew after each measurement: whatever ends a stage, or all of them, loses no measurement. What fails or takes
+too long is in the file, and the next stage goes on. Nothing is timed before its result has been compared.
 """
 
 from __future__ import annotations
@@ -14,18 +15,26 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
-from gpu_calls import arguments, call_of, counted, error_of, placed
+from gpu_calls import arguments, call_again, call_of, counted, error_of, placed
 from torch import Tensor
 
 import vpdarts_fast
 from vpdarts_fast import backends, leave_one_out, native
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
-from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
+from vpdarts_fast.analysis.cost.roofline import (
+    DTYPES,
+    GPUS,
+    Assumptions,
+    Precision,
+    Roofline,
+    reported_gpu,
+)
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs.files import write_atomically
@@ -38,8 +47,18 @@ PRECISIONS: tuple[Precision, ...] = ("fp32", "tf32", "bf16")
 TOLERANCES: Mapping[Precision, float] = {"fp32": 1e-4, "tf32": 5e-3, "bf16": 6e-2}
 """Greatest error of a result, relative to the largest element of the reference in float64."""
 
-LIMITS = {"contract": 90, "ops": 210, "training": 90, "leave_one_out": 90}
-"""Seconds that each part may take."""
+LIMITS = {
+    "contract": 100,
+    "ops-fp32": 80,
+    "ops-tf32": 80,
+    "ops-bf16": 80,
+    "training": 60,
+    "leave-one-out": 60,
+}
+"""Seconds that each stage may take, so that all of them and the build before end within ten minutes."""
+
+LIMIT_ALONE = 120
+"""Of a stage that is asked for alone."""
 
 COUNTABLE = ("cuda", "triton", "pytorch")
 """Backends whose launches the cost model knows."""
@@ -95,8 +114,13 @@ def measure(call: Callable[[], object], device: torch.device, rounds: int) -> fl
 
 def roofline_of(name: str, precision: Precision) -> Roofline | None:
     """The model of the GPU with this name, if there is one."""
-    known = [gpu for key, gpu in GPUS.items() if key in name.lower()]
-    return Roofline(known[0], precision, Assumptions()) if known else None
+    gpu = reported_gpu(name)
+    return None if gpu is None else Roofline(gpu, precision, Assumptions())
+
+
+def shared_bytes_of(name: str) -> int:
+    """That a block may have on the GPU with this name; an H100's if its data sheet is not known."""
+    return (reported_gpu(name) or GPUS["h100"]).shared_bytes
 
 
 def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> dict[str, Any]:
@@ -113,17 +137,17 @@ def result(seconds: float, tally: Tally | None, roofline: Roofline | None) -> di
     return row
 
 
-def ops_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
-    """Every op of the searches on every backend that serves it, in every precision and stage."""
-    for precision in PRECISIONS if device.type == "cuda" else PRECISIONS[:1]:
-        with computing_in("tf32" if precision == "tf32" else "fp32", device):  # bf16 is that of the arguments
-            yield from ops_in(precision, device, scale, roofline_of(name, precision))
+def ops_stage(precision: Precision, device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+    """Every op of the searches on every backend that serves it, in every stage of a network."""
+    roofline = roofline_of(name, precision)
+    with computing_in("tf32" if precision == "tf32" else "fp32", device):  # bf16 is that of the arguments
+        yield from op_rows(precision, device, scale, roofline, shared_bytes_of(name))
 
 
-def ops_in(
-    precision: Precision, device: torch.device, scale: Scale, roofline: Roofline | None
+def op_rows(
+    precision: Precision, device: torch.device, scale: Scale, roofline: Roofline | None, shared_bytes: int
 ) -> Iterator[Row]:
-    """In one precision."""
+    """A row for each op, shape and backend, in the precision that is set."""
     for op in backends.OPS:
         if op == "mixed_op":
             continue  # of DARTS cells, which these searches have none of; on a GPU it is PyTorch's ops
@@ -147,7 +171,7 @@ def ops_in(
                 if row["correct"]:
                     tally = None
                     if backend in COUNTABLE:
-                        tally = counted(lambda some, op=op, b=backend: call_of(op, some, b)(), args)
+                        tally = counted(partial(call_again, op, backend), args, shared_bytes)
                     row |= result(measure(call, device, scale.rounds), tally, roofline)
                 yield row
 
@@ -166,17 +190,17 @@ def batch_of(scale: Scale, device: torch.device, images: int, seed: int = 0) -> 
     return inputs.to(device), torch.randint(10, (images,), generator=generator).to(device)
 
 
-def setting_of(scale: Scale, images: int) -> Setting:
-    return Setting(scale.config, images, scale.size, 10, torch.float32, GPUS["h100"].shared_bytes)
+def setting_of(scale: Scale, images: int, name: str) -> Setting:
+    return Setting(scale.config, images, scale.size, 10, torch.float32, shared_bytes_of(name))
 
 
-def training_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+def training_stage(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """A step of each phase, plain and fused, in float32."""
     batch = batch_of(scale, device, scale.config.batch_size)
     losses: dict[tuple[str, bool], float] = {}
     for fused in (False, True):
         state = state_of(scale, device, fused)
-        tallies = training_steps(setting_of(scale, scale.config.batch_size), fused)
+        tallies = training_steps(setting_of(scale, scale.config.batch_size, name), fused)
 
         def weights(state: SearchState = state) -> Any:
             return weights_step(
@@ -195,7 +219,7 @@ def training_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row
             yield row
 
 
-def leave_one_out_part(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
+def leave_one_out_stage(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """An evaluation of two batches, plain and fused, in float32."""
     batches = [batch_of(scale, device, scale.images, seed) for seed in (1, 2)]
     expected: Tensor | None = None
@@ -211,17 +235,21 @@ def leave_one_out_part(device: torch.device, scale: Scale, name: str) -> Iterato
         row = {"fused": fused, "images": 2 * scale.images, "error": error, "correct": error < 1e-3}
         if row["correct"]:
             config = replace(scale.config, evaluation_batch_size=scale.images, validation_proportion=1.0)
-            tally = evaluation(setting_of(replace(scale, config=config), 2 * scale.images), fused)
+            tally = evaluation(setting_of(replace(scale, config=config), 2 * scale.images, name), fused)
             rounds = max(1, scale.rounds // 5)
             row |= result(measure(evaluate, device, rounds), tally, roofline_of(name, "fp32"))
         yield row
 
 
-PARTS: Mapping[str, Callable[[torch.device, Scale, str], Iterator[Row]]] = {
-    "ops": ops_part,
-    "training": training_part,
-    "leave_one_out": leave_one_out_part,
+Stage = Callable[[torch.device, Scale, str], Iterator[Row]]
+"""Gives the rows of a device, at a scale; the last argument is the device's name."""
+
+STAGES: Mapping[str, Stage] = {
+    **{f"ops-{precision}": partial(ops_stage, precision) for precision in PRECISIONS},
+    "training": training_stage,
+    "leave-one-out": leave_one_out_stage,
 }
+"""Those that measure; "contract" before them runs tests."""
 
 
 def facts(device: torch.device) -> dict[str, Any]:
@@ -250,12 +278,6 @@ def facts(device: torch.device) -> dict[str, Any]:
     return found
 
 
-def contract(limit: int) -> dict[str, Any]:
-    """The op contract of the backends that need a GPU."""
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-p", "no:cacheprovider", "tests/test_cuda.py"]
-    return finished(command, limit)
-
-
 def finished(command: Sequence[str], limit: int) -> dict[str, Any]:
     """How a command ended, within the limit."""
     started = time.perf_counter()
@@ -267,55 +289,73 @@ def finished(command: Sequence[str], limit: int) -> dict[str, Any]:
     return {"passed": passed, "seconds": time.perf_counter() - started, "output": output}
 
 
-def run_all(device: torch.device, out: Path) -> bool:
-    """Runs every part and writes the report after each; whether all of them are right."""
-    report: dict[str, Any] = {"facts": facts(device), "contract": contract(LIMITS["contract"])}
-    print(f"contract: {verdict(report['contract'])}", flush=True)
-    for part in PARTS:
-        file = out.with_suffix(f".{part}.json")
-        file.write_text("[]")
-        command = [sys.executable, __file__, "--device", str(device), "--part", part, "--out", str(file)]
-        ended = finished(command, LIMITS[part])
-        report[part] = {**ended, "rows": json.loads(file.read_text())}
-        file.unlink()
-        out.write_text(json.dumps(report, indent=1) + "\n")
-        print(f"{part}: {verdict(report[part])}", flush=True)
-    return all(verdict(report[part]).startswith("right") for part in LIMITS)
+def run_stage(stage: str, device: torch.device, folder: Path, limit: int) -> bool:
+    """Runs a stage in a process of its own; whether everything in it is right."""
+    file = folder / f"{stage}.json"
+    report: dict[str, Any] = {"stage": stage, "facts": facts(device), "passed": False, "rows": []}
+    write(file, report)
+    command = [sys.executable, __file__, "--device", str(device), "--rows-of", stage, "--out", str(folder)]
+    if stage == "contract":
+        command = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-rs",
+            "-p",
+            "no:cacheprovider",
+            "tests/test_cuda.py",
+        ]
+    ended = finished(command, limit)
+    report = {**json.loads(file.read_text()), **ended}
+    write(file, report)
+    print(f"{stage}: {verdict(report)}", flush=True)
+    return verdict(report).startswith("right")
 
 
-def run_part(part: str, device: torch.device, scale: Scale, file: Path) -> None:
-    """Writes the rows after each, so that a time limit leaves those that are done."""
-    rows = []
+def write_rows(stage: str, device: torch.device, scale: Scale, file: Path) -> None:
+    """Measures, and writes the rows into the stage's file after each."""
+    report = json.loads(file.read_text())
     with computing_in("fp32", device):
-        for row in PARTS[part](device, scale, facts(device)["name"]):
-            rows.append(row)
-            write_atomically(file, json.dumps(rows).encode())
+        for row in STAGES[stage](device, scale, report["facts"]["name"]):
+            report["rows"].append(row)
+            write(file, report)
 
 
-def verdict(part: Mapping[str, Any]) -> str:
-    """Of a part of the report, with how long it took."""
-    wrong = sum(not row["correct"] for row in part.get("rows", ()))
-    said = f"{wrong} WRONG" if wrong else "right" if part["passed"] else "FAILED"
-    return f"{said}, {part['seconds']:.0f} s"
+def write(file: Path, report: Mapping[str, Any]) -> None:
+    write_atomically(file, (json.dumps(report, indent=1) + "\n").encode())
+
+
+def verdict(report: Mapping[str, Any]) -> str:
+    """Of a stage, with how long it took."""
+    wrong = sum(not row["correct"] for row in report["rows"])
+    said = f"{wrong} WRONG" if wrong else "right" if report["passed"] else "FAILED"
+    return f"{said}, {report['seconds']:.0f} s"
 
 
 def main(given: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", help="cuda or cuda:N")
-    parser.add_argument("--out", type=Path, default=Path("gpu.json"), help="the report")
-    parser.add_argument("--part", choices=PARTS, help="this one only, in this process")
+    parser.add_argument("--out", type=Path, default=Path("gpu"), help="folder of the reports, one a stage")
+    parser.add_argument("--stage", action="append", choices=LIMITS, help="only this one; may be repeated")
+    parser.add_argument("--rows-of", choices=STAGES, help=argparse.SUPPRESS)  # in this process
     options = parser.parse_args(given)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: PyTorch finds no CUDA device; this measures on a GPU", file=sys.stderr)
         return 2
-    if options.part is not None:
-        run_part(options.part, device, PAPER, options.out)
+    if options.rows_of is not None:
+        write_rows(options.rows_of, device, PAPER, options.out / f"{options.rows_of}.json")
         return 0
-    right = run_all(device, options.out)
-    print(f"written: {options.out}")
-    return 0 if right else 1
+    options.out.mkdir(parents=True, exist_ok=True)
+    stages = options.stage or list(LIMITS)
+    limits = {stage: LIMIT_ALONE if len(stages) == 1 else LIMITS[stage] for stage in stages}
+    right = [run_stage(stage, device, options.out, limit) for stage, limit in limits.items()]
+    print(f"written: {options.out}/*.json")
+    return 0 if all(right) else 1
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from vpdarts_fast import ops, reference
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
-from vpdarts_fast.analysis.cost.roofline import GPUS
 from vpdarts_fast.analysis.cost.work import Tally
 
 TRAINING = ("mixed_cell", "mixed_sum", "relu_conv", "trained_residual_block")
@@ -75,15 +74,20 @@ def call_of(op: str, args: list[Any], backend: str) -> Callable[[], Any]:
     return both
 
 
+def call_again(op: str, backend: str, args: list[Any]) -> Any:
+    """`call_of` with arguments of its own, called."""
+    return call_of(op, args, backend)()
+
+
 def differentiable(op: str, out: Any) -> list[Tensor]:
     """Of a training op's outputs all, or the first where statistics follow."""
     return tree_leaves(out) if op == "relu_conv" else [out[0]]
 
 
-def counted(call: Callable[[list[Any]], object], args: list[Any]) -> Tally:
+def counted(call: Callable[[list[Any]], object], args: list[Any], shared_bytes: int) -> Tally:
     """What the call costs with arguments like these; of small ones the values matter."""
     lists = tree_map(lambda x: x.tolist() if x.numel() < 1 << 12 else None, args)
-    with counting(GPUS["h100"].shared_bytes) as count:
+    with counting(shared_bytes) as count:
         with count:
 
             def hollow(x: Tensor, values: Any) -> Tensor:

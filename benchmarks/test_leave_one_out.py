@@ -32,7 +32,8 @@ def with_statistics(form: Form, cells: int, images: int) -> Supernet:
     """A supernet whose running statistics are those of `new_batch(images)`."""
     supernet = form.supernet(cells)
     x, labels = new_batch(images)
-    with torch.no_grad(), evaluation_mode(supernet, "recalibrated", [(form.images(x), labels)], new_alpha()):
+    batches, tables = [(form.images(x), labels)], new_alpha()[None]
+    with torch.no_grad(), evaluation_mode(supernet, "recalibrated", batches, tables):
         estimated = [(norm.running_mean, norm.running_var) for norm in norms(supernet)]
     for norm, (mean, variance) in zip(norms(supernet), estimated, strict=True):
         norm.running_mean, norm.running_var = mean, variance
@@ -60,7 +61,8 @@ def loop(
     network = forward(form, cells, len(images), batch_norm == "batch")
 
     def calibrate() -> None:
-        with torch.no_grad(), evaluation_mode(supernet, "recalibrated", [(images, labels)], new_alpha()):
+        tables = new_alpha()[None]
+        with torch.no_grad(), evaluation_mode(supernet, "recalibrated", [(images, labels)], tables):
             pass
 
     work = form.inference(lambda: torch.stack([network(images, table) for table in timed]))

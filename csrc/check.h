@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <initializer_list>
+#include <limits>
 #include <string>
 
 namespace vpdarts {
@@ -15,6 +16,22 @@ inline std::string text(std::initializer_list<int64_t> sizes) {
   std::string result = "[";
   for (int64_t size : sizes) result += (result.size() > 1 ? ", " : "") + std::to_string(size);
   return result + "]";
+}
+
+// What may come at once: variants of a call, or edges that leave a node. vpdarts_fast/ops/arguments.py says
+// why.
+constexpr int64_t kMostAtOnce = 65536;
+
+// Raises unless there are few enough.
+inline void check_count(const char* op, const char* what, int64_t count) {
+  STD_TORCH_CHECK(count <= kMostAtOnce, op, ": there may be at most ", kMostAtOnce, " ", what, "; got ",
+                  count);
+}
+
+// Raises for an epsilon of a batch norm that is NaN, negative or no float32.
+inline void check_eps(const char* op, double eps) {
+  STD_TORCH_CHECK(eps >= 0 && eps <= static_cast<double>(std::numeric_limits<float>::max()), op,
+                  ": eps must be from 0 to float32's largest; got ", eps);
 }
 
 // Raises unless the tensor is of exactly these sizes.

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from closeness import Results, Training, assert_close_to_truth, assert_trains_alike
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
@@ -28,36 +29,54 @@ def both(module: nn.Module, dtype: torch.dtype) -> tuple[nn.Module, nn.Module]:
     return plain, fused
 
 
-def images(dtype: torch.dtype, channels: int = CHANNELS, size: int = 6) -> Tensor:
-    return torch.randn(3, channels, size, size, dtype=dtype, generator=torch.Generator().manual_seed(1))
+def images(dtype: torch.dtype, channels: int = CHANNELS, size: int = 6, seed: int = 1) -> Tensor:
+    return torch.randn(3, channels, size, size, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
 
-def train(
-    module: nn.Module, x: Tensor, alpha: Tensor, weights: Callable[[Tensor], Any], call: str = "__call__"
-) -> dict[str, Tensor]:
-    """Five steps of an optimiser; the last outputs and gradients, and what is kept."""
-    x, alpha = x.clone().requires_grad_(), alpha.clone().requires_grad_()
-    optimiser = torch.optim.SGD([*module.parameters(), alpha], lr=0.05, momentum=0.9, weight_decay=1e-3)
-    for _ in range(5):
-        optimiser.zero_grad()
-        x.grad = None
-        out = getattr(module, call)(x, weights(alpha))
-        (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-        optimiser.step()
-    found = {"out": out.detach(), "x": x.grad, "alpha": alpha.grad}
-    found |= {f"gradient of {name}": parameter.grad for name, parameter in module.named_parameters()}
-    found |= {name: value for name, value in module.state_dict().items()}
-    return {name: value for name, value in found.items() if value is not None}
+class Mixture(nn.Module):
+    """A mixed operation or a cell, called with weights made of alphas that are a parameter here."""
+
+    def __init__(
+        self, module: nn.Module, alpha: Tensor, weights: Callable[[Tensor], Any], call: str = "__call__"
+    ) -> None:
+        super().__init__()
+        self.module, self.weights, self.call = module, weights, call
+        self.alpha = nn.Parameter(alpha.clone())
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = getattr(self.module, self.call)(x, self.weights(self.alpha))
+        return out
 
 
-def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert found.keys() == expected.keys()
-    for name, value in expected.items():
-        tolerance = 1e-9 if value.dtype == torch.float64 else 2e-3
-        scale = max(1.0, float(value.detach().abs().max())) if value.numel() else 1.0
-        assert found[name].dtype == value.dtype and found[name].shape == value.shape
-        error = float((found[name].detach().double() - value.detach().double()).abs().max()) / scale
-        assert error < tolerance, f"{name}: {error}"
+def step(module: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor) -> Results:
+    """Of a sum of the output's elements, each weighted in its own way."""
+    optimiser.zero_grad()
+    x = x.clone().requires_grad_()
+    out = module(x)
+    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
+    optimiser.step()
+    assert x.grad is not None and out.dtype == x.dtype
+    return {"out": out, "x": x.grad}
+
+
+def assert_trains_the_same(
+    plain: nn.Module,
+    fused: nn.Module,
+    alpha: Tensor,
+    weights: Callable[[Tensor], Any],
+    call: str = "__call__",
+) -> None:
+    """Five steps; outputs, gradients of the input, of the alphas and of all parameters, and the state."""
+    trainings = [Training(Mixture(module, alpha, weights, call), step) for module in (plain, fused)]
+    assert_trains_alike(*trainings, lambda seed: images(alpha.dtype, seed=seed))
+
+
+def assert_same_output(fused: Any, plain: Any, *args: Any, call: str = "__call__") -> None:
+    """That of a call, held against the plain module's in float64."""
+    out = getattr(fused, call)(*args)
+    truth = copy.deepcopy(plain).double()
+    wanted = getattr(truth, call)(*(arg.double() if isinstance(arg, Tensor) else arg for arg in args))
+    assert_close_to_truth({"out": out}, {"out": wanted})
 
 
 def softmax(alpha: Tensor) -> Tensor:

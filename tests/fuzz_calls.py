@@ -1,12 +1,12 @@
-"""Arguments of the native ops for the fuzz tests, as hypothesis strategies: right ones and hostile ones."""
+"""Random arguments of the native ops for the fuzz tests: right ones and hostile ones."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import torch
-from hypothesis import strategies as st
 from op_contract import channels_last, sliced, transposed
 from torch import Tensor
 
@@ -42,17 +42,16 @@ LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-@st.composite
-def right_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+def right_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
     """The arguments of masked_cell, mixed_cell or mixed_cell_variants, in the order of the schema."""
-    nodes = draw(st.integers(2, 6))
+    nodes = rng.randint(2, 6)
     edges = nodes * (nodes - 1) // 2
-    variants = 1 if op == "mixed_cell" else draw(st.integers(1, 4))
-    inputs = draw(st.sampled_from([1, variants]))
-    c = draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17]))
-    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
-    images = draw(st.integers(2 if size == (1, 1) else 1, 9))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    variants = 1 if op == "mixed_cell" else rng.randint(1, 4)
+    inputs = rng.choice([1, variants])
+    c = rng.choice([1, 2, 3, 5, 8, 12, 16, 17])
+    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
+    images = rng.randint(2 if size == (1, 1) else 1, 9)
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
@@ -61,7 +60,7 @@ def right_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
         return torch.rand(shape, generator=generator) < share
 
     alpha = torch.where(coin(0.7, variants, edges, 1), normal(1, edges, 5), normal(variants, edges, 5))
-    alpha *= ~coin(draw(st.sampled_from([0.0, 0.2, 1.0])), variants, edges, 5)
+    alpha *= ~coin(rng.choice([0.0, 0.2, 1.0]), variants, edges, 5)
     args: Arguments = {
         "x": normal(inputs, images, c, *size),
         "weight_1x1": normal(edges, c, c, 1, 1) * c**-0.5,
@@ -74,54 +73,52 @@ def right_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
         args["x"], args["alpha"] = args["x"][0], args["alpha"][0]
     if op != "masked_cell":
         seeds = torch.randint(-(2**63), 2**63 - 1, (edges,), generator=generator)
-        args["skip_seed"] = draw(st.sampled_from([None, seeds]))
-        args["skip_dropout"] = draw(st.sampled_from([0.0, 1e-12, 0.25, 0.9]))
-    args["eps"] = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+        args["skip_seed"] = rng.choice([None, seeds])
+        args["skip_dropout"] = rng.choice([0.0, 1e-12, 0.25, 0.9])
+    args["eps"] = rng.choice([1e-3, 0.1, 1e30])
     for name, value in args.items():
         if layouts and isinstance(value, Tensor) and value.is_floating_point() and name != "variance":
-            args[name] = draw(st.sampled_from(LAYOUTS))(value)
-    if layouts and draw(st.booleans()):
+            args[name] = rng.choice(LAYOUTS)(value)
+    if layouts and rng.random() < 0.5:
         args["x"] = channels_last(args["x"])
     return args
 
 
-@st.composite
-def right_node_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+def right_node_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
     """The arguments of relu_conv or mixed_sum, in the order of the schema."""
-    c = draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17]))
-    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    c = rng.choice([1, 2, 3, 5, 8, 12, 16, 17])
+    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
         tensor = torch.randn(shape, generator=generator)
-        return draw(st.sampled_from([*LAYOUTS, channels_last]))(tensor) if layouts else tensor
+        return rng.choice([*LAYOUTS, channels_last])(tensor) if layouts else tensor
 
     if op == "relu_conv":
-        k, images = draw(st.integers(0, 6)), draw(st.integers(0, 9))
+        k, images = rng.randint(0, 6), rng.randint(0, 9)
         weights = normal(k, c, c, 1, 1) * c**-0.5, normal(k, c, c, 3, 3) * (c**-0.5 / 3)
         return {"x": normal(images, c, *size), "weight_1x1": weights[0], "weight_3x3": weights[1]}
-    v, k = draw(st.integers(1, 3)), draw(st.integers(1, 6))
-    images = draw(st.integers(2 if size == (1, 1) else 1, 9))
+    v, k = rng.randint(1, 3), rng.randint(1, 6)
+    images = rng.randint(2 if size == (1, 1) else 1, 9)
     args: Arguments = {
         name: [normal(v, images, c, *size) for _ in range(k)]
         for name in ("xs", "raw_1x1", "raw_3x3", "skip_scale")
     }
-    scale = args.pop("skip_scale") if draw(st.booleans()) else []
+    scale = args.pop("skip_scale") if rng.random() < 0.5 else []
     alpha = torch.randn(v, k, 5, generator=generator)
-    alpha *= torch.rand(v, k, 5, generator=generator) < draw(st.sampled_from([0.0, 0.7, 1.0]))
-    eps = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+    alpha *= torch.rand(v, k, 5, generator=generator) < rng.choice([0.0, 0.7, 1.0])
+    eps = rng.choice([1e-3, 0.1, 1e30])
     args.pop("skip_scale", None)
     return args | {"alpha": alpha, "skip_scale": scale, "eps": eps}
 
 
-@st.composite
-def right_residual_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Arguments:
+def right_residual_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
     """The arguments of residual_block or trained_residual_block, in the order of the schema."""
-    c, c_out = (draw(st.sampled_from([1, 2, 3, 5, 8, 12, 16, 17, 33])) for _ in range(2))
-    size = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8), (16, 12)]))
+    c, c_out = (rng.choice([1, 2, 3, 5, 8, 12, 16, 17, 33]) for _ in range(2))
+    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8), (16, 12)])
     lone = size in ((1, 1), (2, 2)) and op == "trained_residual_block"  # one value per channel and image
-    images = draw(st.integers(2 if lone else 1, 9))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    images = rng.randint(2 if lone else 1, 9)
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=generator)
@@ -138,51 +135,48 @@ def right_residual_calls(draw: st.DrawFn, op: str, layouts: bool = True) -> Argu
     for name, value in args.items():
         if layouts:
             more = [channels_last] if value.dim() == 4 else []
-            args[name] = draw(st.sampled_from([*LAYOUTS, *more]))(value)
+            args[name] = rng.choice([*LAYOUTS, *more])(value)
     if op == "trained_residual_block":
-        args["eps"] = draw(st.sampled_from([1e-3, 0.1, 1e30]))
+        args["eps"] = rng.choice([1e-3, 0.1, 1e30])
     return args
 
 
-@st.composite
-def right_mixed_op_calls(draw: st.DrawFn, layouts: bool = True) -> Arguments:
+def right_mixed_op_calls(rng: Random, layouts: bool = True) -> Arguments:
     """The arguments of mixed_op, in the order of the schema."""
     c, stride, v = (
-        draw(st.sampled_from([1, 2, 3, 5, 8, 16, 17, 33])),
-        draw(st.integers(1, 2)),
-        draw(st.integers(1, 3)),
+        rng.choice([1, 2, 3, 5, 8, 16, 17, 33]),
+        rng.randint(1, 2),
+        rng.randint(1, 3),
     )
-    height, width = draw(st.sampled_from([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]))
-    fixed, v, images = draw(st.booleans()), draw(st.integers(1, 3)), draw(st.integers(4, 9))
-    generator = torch.Generator().manual_seed(draw(st.integers(0, 2**32)))
+    height, width = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
+    fixed, v, images = rng.random() < 0.5, rng.randint(1, 3), rng.randint(4, 9)
+    generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
         tensor = torch.randn(shape, generator=generator)
         more = [channels_last] if tensor.dim() > 3 else []
-        return draw(st.sampled_from([*LAYOUTS, *more]))(tensor) if layouts else tensor
+        return rng.choice([*LAYOUTS, *more])(tensor) if layouts else tensor
 
-    kinds = draw(
-        st.lists(st.sampled_from([0, 1, 2, 3, 4, 5] if stride == 1 else [0, 2, 3, 4, 5]), max_size=5)
-    )
+    kinds = rng.choices([0, 1, 2, 3, 4, 5] if stride == 1 else [0, 2, 3, 4, 5], k=rng.randint(0, 5))
     most = {0: (0, 0), 1: (0, 0), 4: (1, 2)}
-    norms = [draw(st.integers(*most.get(kind, (0, 1)))) for kind in kinds]
+    norms = [rng.randint(*most.get(kind, (0, 1))) for kind in kinds]
     stages, m = sum(count for kind, count in zip(kinds, norms, strict=True) if kind == 4), sum(norms)
-    kernels = [draw(st.sampled_from([3, 5, 7])) for _ in range(stages)]
+    kernels = [rng.choice([3, 5, 7]) for _ in range(stages)]
     size = -(-height // stride), -(-width // stride)
     statistics = torch.stack([torch.randn(m, c, generator=generator)] * 2, dim=1)
     statistics[:, 1] = statistics[:, 1].abs() + 0.5
     return {
-        "x": normal(draw(st.sampled_from([1, v])), images, c, height, width),
+        "x": normal(rng.choice([1, v]), images, c, height, width),
         "alpha": normal(v, len(kinds)),
         "kinds": kinds,
         "norms": norms,
         "depthwise": [normal(c, 1, k, k) / k for k in kernels],
         "pointwise": [normal(c, c, 1, 1) * c**-0.5 for _ in kernels],
-        "dilation": [draw(st.integers(1, 2)) for _ in kernels],
-        "given": [normal(draw(st.sampled_from([1, v])), images, c, *size) for _ in range(kinds.count(5))],
+        "dilation": [rng.randint(1, 2) for _ in kernels],
+        "given": [normal(rng.choice([1, v]), images, c, *size) for _ in range(kinds.count(5))],
         "gamma": normal(m, c),
         "beta": normal(m, c),
-        "eps": [draw(st.sampled_from([1e-3, 0.1, 1e30])) for _ in range(m)],
+        "eps": [rng.choice([1e-3, 0.1, 1e30]) for _ in range(m)],
         "statistics": statistics if fixed else None,
         "stride": stride,
     }
@@ -192,13 +186,12 @@ def resized(x: Tensor, shape: list[int]) -> Tensor:
     return torch.zeros((), dtype=x.dtype).expand(shape)
 
 
-@st.composite
-def hostile(draw: st.DrawFn, x: Tensor) -> Tensor:
+def hostile(rng: Random, x: Tensor) -> Tensor:
     """Something in place of x."""
-    kind = draw(st.sampled_from(["dtype", "rank", "size", "place", "values", "huge"]))
+    kind = rng.choice(["dtype", "rank", "size", "place", "values", "huge"])
     if kind == "dtype":
         types = [torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.bool, torch.complex64]
-        return x.to(draw(st.sampled_from([*types, torch.float32, torch.int32])))
+        return x.to(rng.choice([*types, torch.float32, torch.int32]))
     if kind == "rank":
         changes: list[Callable[[], Tensor]] = [
             lambda: x.flatten(),
@@ -210,12 +203,12 @@ def hostile(draw: st.DrawFn, x: Tensor) -> Tensor:
             lambda: torch.empty(0, 5),
             lambda: x.squeeze(),
         ]
-        return draw(st.sampled_from(changes))()
+        return rng.choice(changes)()
     if kind == "size" or kind == "huge":
         shape = list(x.shape)
-        dimension = draw(st.integers(0, len(shape) - 1))
+        dimension = rng.randint(0, len(shape) - 1)
         sizes = [0, 1, 2, 3, 5, 7, 21, 2 * shape[dimension], shape[dimension] + 1]
-        shape[dimension] = HUGE if kind == "huge" else draw(st.sampled_from(sizes))
+        shape[dimension] = HUGE if kind == "huge" else rng.choice(sizes)
         return resized(x, shape)
     if kind == "place":
         places: list[Callable[[], Tensor]] = [
@@ -223,27 +216,26 @@ def hostile(draw: st.DrawFn, x: Tensor) -> Tensor:
             lambda: x.to_sparse(),
             lambda: torch.nn.Parameter(x, requires_grad=x.is_floating_point()),
         ]
-        return draw(st.sampled_from(places))()
+        return rng.choice(places)()
     if x.numel() == 0 or not x.is_floating_point():
-        return x.clone().fill_(draw(st.sampled_from([0, -1, 2**63 - 1, -(2**63)])))
+        return x.clone().fill_(rng.choice([0, -1, 2**63 - 1, -(2**63)]))
     bad = x.contiguous().clone()
-    everywhere = draw(st.booleans())
-    place = slice(None) if everywhere else draw(st.integers(0, x.numel() - 1))
-    bad.view(-1)[place] = draw(st.sampled_from([0.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-42]))
+    everywhere = rng.random() < 0.5
+    place = slice(None) if everywhere else rng.randint(0, x.numel() - 1)
+    bad.view(-1)[place] = rng.choice([0.0, torch.nan, torch.inf, -torch.inf, 3e38, -3e38, 1e-42])
     return bad
 
 
-@st.composite
-def hostile_list(draw: st.DrawFn, some: list[Tensor]) -> list[Tensor]:
+def hostile_list(rng: Random, some: list[Tensor]) -> list[Tensor]:
     """Something in place of a list of tensors."""
-    kind = draw(st.sampled_from(["one", "all", "fewer", "more", "none"]))
+    kind = rng.choice(["one", "all", "fewer", "more", "none"])
     if kind == "none" or not some:
         return [] if some else [torch.ones(())]
-    i = draw(st.integers(0, len(some) - 1))
+    i = rng.randint(0, len(some) - 1)
     if kind == "one":
-        return [*some[:i], draw(hostile(some[i])), *some[i + 1 :]]
+        return [*some[:i], hostile(rng, some[i]), *some[i + 1 :]]
     if kind == "all":
-        return [draw(hostile(some[i]))] * len(some)
+        return [hostile(rng, some[i])] * len(some)
     return some[:-1] if kind == "fewer" else [*some, some[i]]
 
 
@@ -278,19 +270,19 @@ LISTS: dict[str, list[Any]] = {
 }
 
 
-def hostile_calls(draw: Callable[..., Any], args: Arguments) -> Arguments:
+def hostile_calls(rng: Random, args: Arguments) -> Arguments:
     """One to three of the arguments replaced."""
     # Before anything is replaced, alpha by a huge one perhaps. Of ops without edges, nothing is None.
     edges = args["weight_1x1"].shape[0] if "weight_1x1" in args else 0
-    for name in sorted(draw(st.sets(st.sampled_from(list(args)), min_size=1, max_size=3))):
+    for name in rng.sample(list(args), rng.randint(1, min(3, len(args)))):
         if name in LISTS and isinstance(args[name], list):
-            args[name] = draw(st.sampled_from(LISTS[name]))
+            args[name] = rng.choice(LISTS[name])
         elif name in SETTINGS:
-            args[name] = draw(st.sampled_from(SETTINGS[name]))
+            args[name] = rng.choice(SETTINGS[name])
         elif args[name] is None:
-            args[name] = draw(hostile(torch.zeros(edges, dtype=torch.int64)))
+            args[name] = hostile(rng, torch.zeros(edges, dtype=torch.int64))
         elif isinstance(args[name], list):
-            args[name] = draw(hostile_list(args[name]))
+            args[name] = hostile_list(rng, args[name])
         else:
-            args[name] = draw(hostile(args[name]))
+            args[name] = hostile(rng, args[name])
     return args

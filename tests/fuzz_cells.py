@@ -2,51 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from random import Random
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_calls
 from fuzz_checks import (
+    Targets,
     call,
     check_close,
     check_outcome,
     check_values,
     detached,
     expected,
-    many,
     on_the_cpu,
-    run_target,
+    run_targets,
     served,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from op_contract import channels_last, double, sliced, transposed
-from torch import Tensor
 
 
-@many
-@given(args=right_calls("masked_cell"))
-def masked_cell(args: Arguments) -> None:
-    check_values("masked_cell", args)
+def masked_cell(rng: Random) -> None:
+    check_values("masked_cell", right_calls(rng, "masked_cell"))
 
 
-@many
-@given(args=right_calls("mixed_cell_variants"))
-def mixed_cell_variants(args: Arguments) -> None:
-    check_values("mixed_cell_variants", args)
+def mixed_cell_variants(rng: Random) -> None:
+    check_values("mixed_cell_variants", right_calls(rng, "mixed_cell_variants"))
 
 
 DIFFERENTIABLE = ("x", "weight_1x1", "weight_3x3", "alpha")
 
 
-@many
-@given(
-    args=right_calls("mixed_cell"),
-    wanted=st.sets(st.sampled_from(DIFFERENTIABLE), min_size=1),
-    layout=st.sampled_from([*LAYOUTS, channels_last]),
-)
-def mixed_cell(args: Arguments, wanted: set[str], layout: Callable[[Tensor], Tensor]) -> None:
+def mixed_cell(rng: Random) -> None:
     """Values, and the wanted gradients for an incoming gradient of any strides."""
+    args = right_calls(rng, "mixed_cell")
+    wanted = rng.sample(DIFFERENTIABLE, rng.randint(1, len(DIFFERENTIABLE)))
+    layout = rng.choice([*LAYOUTS, channels_last])
     exact = {name: double(value) for name, value in args.items()}
     for call_args in (args, exact):
         for name in wanted:
@@ -65,37 +55,33 @@ def mixed_cell(args: Arguments, wanted: set[str], layout: Callable[[Tensor], Ten
             check_close(actual, wanted_gradient, scale)
 
 
-@many
-@given(data=st.data())
-def hostile_masked_cell(data: st.DataObject) -> None:
-    args = data.draw(right_calls("masked_cell", layouts=False))
-    check_outcome("masked_cell", hostile_calls(data.draw, args))
+def hostile_masked_cell(rng: Random) -> None:
+    args = right_calls(rng, "masked_cell", layouts=False)
+    check_outcome("masked_cell", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_cell(data: st.DataObject) -> None:
-    args = data.draw(right_calls("mixed_cell", layouts=False))
-    check_outcome("mixed_cell", hostile_calls(data.draw, args))
+def hostile_mixed_cell(rng: Random) -> None:
+    args = right_calls(rng, "mixed_cell", layouts=False)
+    check_outcome("mixed_cell", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_cell_variants(data: st.DataObject) -> None:
-    args = data.draw(right_calls("mixed_cell_variants", layouts=False))
-    check_outcome("mixed_cell_variants", hostile_calls(data.draw, args))
+def hostile_mixed_cell_variants(rng: Random) -> None:
+    args = right_calls(rng, "mixed_cell_variants", layouts=False)
+    check_outcome("mixed_cell_variants", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_cell_backward(data: st.DataObject) -> None:
-    """Direct calls with what a forward pass left behind, some of it replaced."""
-    forward = data.draw(right_calls("mixed_cell", layouts=False))
+def backward_arguments(rng: Random) -> Arguments:
+    """A call of the backward pass, with what a forward pass left behind."""
+    forward = right_calls(rng, "mixed_cell", layouts=False)
     node, _, _, *saved = call("mixed_cell", forward)
     args = {"gradient": torch.ones_like(node)} | forward
     args |= dict(zip(("nodes", "raw", "statistics", "moments"), saved, strict=True))
-    args |= {"wants_x": True, "wants_weights": True, "wants_alpha": True}
-    args = hostile_calls(data.draw, args)
+    return args | {"wants_x": True, "wants_weights": True, "wants_alpha": True}
+
+
+def hostile_mixed_cell_backward(rng: Random) -> None:
+    """Direct calls with what a forward pass left behind, some of it replaced."""
+    args = hostile_calls(rng, backward_arguments(rng))
     gradients = served("mixed_cell_backward", args)
     if gradients is None or not on_the_cpu(args):
         return
@@ -105,11 +91,9 @@ def hostile_mixed_cell_backward(data: st.DataObject) -> None:
         assert gradient.shape == (first if wanted else 0, *rest)
 
 
-@many
-@given(data=st.data())
-def mixed_cell_backward(data: st.DataObject) -> None:
+def mixed_cell_backward(rng: Random) -> None:
     """Direct calls with what a forward pass left behind, in any strides."""
-    forward = data.draw(right_calls("mixed_cell", layouts=False))
+    forward = right_calls(rng, "mixed_cell", layouts=False)
     node, _, _, *saved = call("mixed_cell", forward)
     weights = torch.randn(node.shape, generator=torch.Generator().manual_seed(1))
     leaves = {name: forward[name].clone().requires_grad_() for name in DIFFERENTIABLE}
@@ -117,17 +101,17 @@ def mixed_cell_backward(data: st.DataObject) -> None:
         call("mixed_cell", forward | leaves)[0], list(leaves.values()), weights, materialize_grads=True
     )
     strided = [sliced, transposed, permuted]
-    args = {"gradient": data.draw(st.sampled_from(strided))(weights)} | forward
+    args = {"gradient": rng.choice(strided)(weights)} | forward
     for name, tensor in zip(("nodes", "raw", "statistics", "moments"), saved, strict=True):
-        args[name] = data.draw(st.sampled_from(strided))(tensor)
-    wants = [data.draw(st.booleans()) for _ in range(3)]
+        args[name] = rng.choice(strided)(tensor)
+    wants = [rng.random() < 0.5 for _ in range(3)]
     args |= dict(zip(("wants_x", "wants_weights", "wants_alpha"), wants, strict=True))
     gradients = call("mixed_cell_backward", args)
     for gradient, same, wanted in zip(gradients, usual, (wants[0], wants[1], *wants[1:]), strict=True):
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
-TARGETS: dict[str, Callable[[], None]] = {
+TARGETS: Targets = {
     function.__name__: function
     for function in (
         masked_cell,
@@ -142,4 +126,4 @@ TARGETS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    run_target(TARGETS)
+    run_targets(TARGETS)

@@ -2,27 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_mixed_op_calls
 from fuzz_checks import (
     ERRORS,
+    Targets,
     call,
     check_all_close,
     check_close,
     comparable,
     detached,
-    many,
     on_meta,
     on_the_cpu,
-    run_target,
+    run_targets,
     served,
     shapes,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from op_contract import channels_last, double, flat, sliced, transposed, with_tensors
 from torch import Tensor
 
@@ -57,12 +55,11 @@ def expected(args: Arguments) -> list[Tensor]:
     return flat(reference.mixed_op(*public_args({name: double(value) for name, value in args.items()})))
 
 
-@many
-@given(args=right_mixed_op_calls(), layout=st.sampled_from([*LAYOUTS, channels_last]))
-def mixed_op(args: Arguments, layout: Callable[[Tensor], Tensor]) -> None:
+def mixed_op(rng: Random) -> None:
     """Values, arguments that stay what they were, and all gradients for an incoming one of any strides."""
+    args, layout = right_mixed_op_calls(rng), rng.choice([*LAYOUTS, channels_last])
     before = [tensor.clone() for tensor in flat(list(args.values()))]
-    check_all_close(call("mixed_op", args), expected(args))
+    check_all_close(call("mixed_op", args), expected(args), args)
     assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
 
     def leaf(tensor: Tensor) -> Tensor:
@@ -88,9 +85,9 @@ def mixed_op(args: Arguments, layout: Callable[[Tensor], Tensor]) -> None:
             check_close(gradient, exact_gradient, scale)
 
 
-def backward_args(data: st.DataObject) -> tuple[Arguments, Arguments]:
-    """A call of every variant, and of its backward pass."""
-    args = data.draw(right_mixed_op_calls(layouts=False))
+def backward_arguments(rng: Random) -> Arguments:
+    """A call of the backward pass, with what a forward pass of every variant left behind."""
+    args = right_mixed_op_calls(rng, layouts=False)
     variants = len(args["alpha"])
     args["x"] = args["x"].expand(variants, *args["x"].shape[1:])
     args["given"] = [some.expand(variants, *some.shape[1:]) for some in args["given"]]
@@ -98,20 +95,18 @@ def backward_args(data: st.DataObject) -> tuple[Arguments, Arguments]:
     gradient = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     wants = {"wants_x": True, "wants_alpha": True, "wants_weights": True}
     wants |= {"wants_given": [True] * len(args["given"]), "wants_norms": True}
-    return args, {"gradient": gradient} | args | dict(zip(SAVED, saved, strict=True)) | wants
+    return {"gradient": gradient} | args | dict(zip(SAVED, saved, strict=True)) | wants
 
 
-@many
-@given(data=st.data())
-def mixed_op_backward(data: st.DataObject) -> None:
+def mixed_op_backward(rng: Random) -> None:
     """Direct calls with what a forward pass left behind, in any strides; only what is wanted."""
-    _, args = backward_args(data)
+    args = backward_arguments(rng)
     usual = call("mixed_op_backward", args)
     for name in ("gradient", *SAVED):
-        args[name] = data.draw(st.sampled_from([sliced, transposed, permuted]))(args[name])
+        args[name] = rng.choice([sliced, transposed, permuted])(args[name])
     for name in ("wants_x", "wants_alpha", "wants_weights", "wants_norms"):
-        args[name] = data.draw(st.booleans())
-    args["wants_given"] = [data.draw(st.booleans()) for _ in args["given"]]
+        args[name] = rng.random() < 0.5
+    args["wants_given"] = [rng.random() < 0.5 for _ in args["given"]]
     gradients = call("mixed_op_backward", args)
     weights, stages = args["wants_weights"], len(args["depthwise"])
     wants = [args["wants_x"], args["wants_alpha"], *[weights] * (2 * stages)]
@@ -120,17 +115,15 @@ def mixed_op_backward(data: st.DataObject) -> None:
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_op(data: st.DataObject) -> None:
+def hostile_mixed_op(rng: Random) -> None:
     """An error, or what the reference makes of the call; what is served the public function serves too."""
-    args = hostile_calls(data.draw, data.draw(right_mixed_op_calls(layouts=False)))
+    args = hostile_calls(rng, right_mixed_op_calls(rng, layouts=False))
     outputs = served("mixed_op", args)
     if outputs is None or not on_the_cpu(args):
         return
     plain = {name: detached(value) for name, value in args.items()}
     if outputs[0].numel() > 0 and comparable(args | {"eps": min(args["eps"], default=1)}):
-        check_all_close(outputs, expected(plain))
+        check_all_close(outputs, expected(plain), args)
     fake = call("mixed_op", {name: on_meta(value) for name, value in args.items()})
     assert shapes(fake) == shapes(outputs)
     try:
@@ -140,11 +133,9 @@ def hostile_mixed_op(data: st.DataObject) -> None:
     assert shapes(result) == shapes(outputs)[:3]
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_op_backward(data: st.DataObject) -> None:
+def hostile_mixed_op_backward(rng: Random) -> None:
     """Direct calls with what a forward pass left behind, some of it replaced."""
-    args = hostile_calls(data.draw, backward_args(data)[1])
+    args = hostile_calls(rng, backward_arguments(rng))
     gradients = served("mixed_op_backward", args)
     if gradients is None or not on_the_cpu(args):
         return
@@ -152,10 +143,10 @@ def hostile_mixed_op_backward(data: st.DataObject) -> None:
     assert fake is not None and shapes(fake) == shapes(gradients)
 
 
-TARGETS: dict[str, Callable[[], None]] = {
+TARGETS: Targets = {
     function.__name__: function
     for function in (mixed_op, mixed_op_backward, hostile_mixed_op, hostile_mixed_op_backward)
 }
 
 if __name__ == "__main__":
-    run_target(TARGETS)
+    run_targets(TARGETS)

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from random import Random
 from typing import Any
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, right_node_calls
 from fuzz_checks import (
     NATIVE,
+    Targets,
     call,
     check_close,
     check_outcome,
     check_values,
     detached,
-    many,
     on_the_cpu,
-    run_target,
+    run_targets,
     served,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from op_contract import channels_last, double, flat
 from torch import Tensor
 
@@ -32,7 +30,7 @@ def node_outputs(op: str, outputs: Any) -> list[Tensor]:
     return flat(outputs) if op == "relu_conv" else [outputs[0]]
 
 
-def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> None:
+def node_values_and_gradients(op: str, args: Arguments, rng: Random) -> None:
     """Values, and the gradients of some tensors for incoming gradients of any strides."""
     before = [tensor.clone() for tensor in flat(list(args.values()))]
     check_values(op, args)
@@ -40,13 +38,13 @@ def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> 
         return
     leaves = [detached(value) for value in args.values()]
     exact_leaves = double(leaves)
-    chosen = data.draw(st.sets(st.integers(0, len(flat(leaves)) - 1), min_size=1))
+    chosen = rng.sample(range(len(flat(leaves))), rng.randint(1, len(flat(leaves))))
     for i in chosen:
         for some in (leaves, exact_leaves):
             flat(some)[i].requires_grad_()
     got = node_outputs(op, getattr(NATIVE, op)(*leaves))
     wanted_outputs = node_outputs(op, getattr(reference, op)(*exact_leaves))
-    layout = data.draw(st.sampled_from([*LAYOUTS, channels_last]))
+    layout = rng.choice([*LAYOUTS, channels_last])
     generator = torch.Generator().manual_seed(1)
     incoming = [layout(torch.randn(output.shape, generator=generator)) for output in got]
     reached = [o for o, output in enumerate(wanted_outputs) if output.requires_grad]
@@ -66,59 +64,54 @@ def node_values_and_gradients(op: str, args: Arguments, data: st.DataObject) -> 
     assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
 
 
-@many
-@given(data=st.data())
-def relu_conv(data: st.DataObject) -> None:
-    node_values_and_gradients("relu_conv", data.draw(right_node_calls("relu_conv")), data)
+def relu_conv(rng: Random) -> None:
+    node_values_and_gradients("relu_conv", right_node_calls(rng, "relu_conv"), rng)
 
 
-@many
-@given(data=st.data())
-def mixed_sum(data: st.DataObject) -> None:
-    node_values_and_gradients("mixed_sum", data.draw(right_node_calls("mixed_sum")), data)
+def mixed_sum(rng: Random) -> None:
+    node_values_and_gradients("mixed_sum", right_node_calls(rng, "mixed_sum"), rng)
 
 
-@many
-@given(data=st.data())
-def hostile_relu_conv(data: st.DataObject) -> None:
-    args = data.draw(right_node_calls("relu_conv", layouts=False))
-    check_outcome("relu_conv", hostile_calls(data.draw, args))
+def hostile_relu_conv(rng: Random) -> None:
+    args = right_node_calls(rng, "relu_conv", layouts=False)
+    check_outcome("relu_conv", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_sum(data: st.DataObject) -> None:
-    args = data.draw(right_node_calls("mixed_sum", layouts=False))
-    check_outcome("mixed_sum", hostile_calls(data.draw, args))
+def hostile_mixed_sum(rng: Random) -> None:
+    args = right_node_calls(rng, "mixed_sum", layouts=False)
+    check_outcome("mixed_sum", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_relu_conv_backward(data: st.DataObject) -> None:
-    forward = data.draw(right_node_calls("relu_conv", layouts=False))
+def relu_conv_backward_arguments(rng: Random) -> Arguments:
+    """A call of the backward pass, with what a forward pass left behind."""
+    forward = right_node_calls(rng, "relu_conv", layouts=False)
     raw_1x1, raw_3x3 = call("relu_conv", forward)
     args = {"gradient_1x1": list(raw_1x1), "gradient_3x3": list(raw_3x3)} | forward
-    args |= {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
-    args = hostile_calls(data.draw, args)
+    return args | {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
+
+
+def mixed_sum_backward_arguments(rng: Random) -> Arguments:
+    """A call of the backward pass, with what a forward pass left behind."""
+    forward = right_node_calls(rng, "mixed_sum", layouts=False)
+    node, mean, variance = call("mixed_sum", forward)
+    args = {"gradient": torch.ones_like(node)} | forward | {"mean": mean, "variance": variance}
+    args |= {f"wants_{name}": [True] * len(forward["xs"]) for name in ("xs", "1x1", "3x3")}
+    return args | {"wants_alpha": True, "wants_scale": [True] * len(forward["skip_scale"])}
+
+
+def hostile_relu_conv_backward(rng: Random) -> None:
+    args = hostile_calls(rng, relu_conv_backward_arguments(rng))
     gradients = served("relu_conv_backward", args)
     if gradients is None or not on_the_cpu(args):
         return
-    for name, gradient in zip(forward, gradients, strict=True):
+    for name, gradient in zip(("x", "weight_1x1", "weight_3x3"), gradients, strict=True):
         first, *rest = args[name].shape
         wanted = args[name.replace("weight", "wants") if name != "x" else "wants_x"]
         assert gradient.shape == (first if wanted else 0, *rest)
 
 
-@many
-@given(data=st.data())
-def hostile_mixed_sum_backward(data: st.DataObject) -> None:
-    forward = data.draw(right_node_calls("mixed_sum", layouts=False))
-    node, mean, variance = call("mixed_sum", forward)
-    args = {"gradient": torch.ones_like(node)} | forward | {"mean": mean, "variance": variance}
-    k = len(forward["xs"])
-    args |= {"wants_xs": [True] * k, "wants_1x1": [True] * k, "wants_3x3": [True] * k, "wants_alpha": True}
-    args |= {"wants_scale": [True] * len(forward["skip_scale"])}
-    args = hostile_calls(data.draw, args)
+def hostile_mixed_sum_backward(rng: Random) -> None:
+    args = hostile_calls(rng, mixed_sum_backward_arguments(rng))
     gradients = served("mixed_sum_backward", args)
     if gradients is None or not on_the_cpu(args):
         return
@@ -129,7 +122,7 @@ def hostile_mixed_sum_backward(data: st.DataObject) -> None:
     assert alpha.shape == (args["alpha"].shape[0] if args["wants_alpha"] else 0, *args["alpha"].shape[1:])
 
 
-TARGETS: dict[str, Callable[[], None]] = {
+TARGETS: Targets = {
     function.__name__: function
     for function in (
         relu_conv,
@@ -142,4 +135,4 @@ TARGETS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    run_target(TARGETS)
+    run_targets(TARGETS)

@@ -2,43 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from random import Random
 
 import torch
 from fuzz_calls import LAYOUTS, Arguments, hostile_calls, permuted, right_residual_calls
 from fuzz_checks import (
+    Targets,
     call,
     check_close,
     check_outcome,
     check_values,
     expected,
-    many,
     on_the_cpu,
-    run_target,
+    run_targets,
     served,
 )
-from hypothesis import given
-from hypothesis import strategies as st
 from op_contract import channels_last, double, sliced, transposed
-from torch import Tensor
 
 DIFFERENTIABLE = ("x", "weight_a", "weight_b", "weight_shortcut", "gamma", "beta")
 
 
-@many
-@given(args=right_residual_calls("residual_block"))
-def residual_block(args: Arguments) -> None:
-    check_values("residual_block", args)
+def residual_block(rng: Random) -> None:
+    check_values("residual_block", right_residual_calls(rng, "residual_block"))
 
 
-@many
-@given(
-    args=right_residual_calls("trained_residual_block"),
-    wanted=st.sets(st.sampled_from(DIFFERENTIABLE), min_size=1),
-    layout=st.sampled_from([*LAYOUTS, channels_last]),
-)
-def trained_residual_block(args: Arguments, wanted: set[str], layout: Callable[[Tensor], Tensor]) -> None:
+def trained_residual_block(rng: Random) -> None:
     """Values, and the wanted gradients for an incoming gradient of any strides."""
+    args = right_residual_calls(rng, "trained_residual_block")
+    wanted = rng.sample(DIFFERENTIABLE, rng.randint(1, len(DIFFERENTIABLE)))
+    layout = rng.choice([*LAYOUTS, channels_last])
     check_values("trained_residual_block", args)
     exact = {name: double(value) for name, value in args.items()}
     for call_args in (args, exact):
@@ -56,11 +48,9 @@ def trained_residual_block(args: Arguments, wanted: set[str], layout: Callable[[
             check_close(gradient, exact_gradient, scale)
 
 
-@many
-@given(data=st.data())
-def trained_residual_block_backward(data: st.DataObject) -> None:
+def trained_residual_block_backward(rng: Random) -> None:
     """Direct calls with what a forward pass left behind, in any strides."""
-    forward = data.draw(right_residual_calls("trained_residual_block", layouts=False))
+    forward = right_residual_calls(rng, "trained_residual_block", layouts=False)
     out, *saved = call("trained_residual_block", forward)
     weights = torch.randn(out.shape, generator=torch.Generator().manual_seed(1))
     leaves = {name: forward[name].clone().requires_grad_() for name in DIFFERENTIABLE}
@@ -68,10 +58,10 @@ def trained_residual_block_backward(data: st.DataObject) -> None:
         call("trained_residual_block", forward | leaves)[0], list(leaves.values()), weights
     )
     strided = [sliced, transposed, permuted]
-    args = {"gradient": data.draw(st.sampled_from(strided))(weights)} | forward
+    args = {"gradient": rng.choice(strided)(weights)} | forward
     for name, tensor in zip(("mean", "variance", "raw"), saved, strict=True):
-        args[name] = data.draw(st.sampled_from(strided))(tensor)
-    x, weight, norm = (data.draw(st.booleans()) for _ in range(3))
+        args[name] = rng.choice(strided)(tensor)
+    x, weight, norm = (rng.random() < 0.5 for _ in range(3))
     args |= {"wants_x": x, "wants_weights": weight, "wants_norms": norm}
     gradients = call("trained_residual_block_backward", args)
     wants = x, weight, weight, weight, norm, norm
@@ -79,30 +69,28 @@ def trained_residual_block_backward(data: st.DataObject) -> None:
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
-@many
-@given(data=st.data())
-def hostile_residual_block(data: st.DataObject) -> None:
-    args = data.draw(right_residual_calls("residual_block", layouts=False))
-    check_outcome("residual_block", hostile_calls(data.draw, args))
+def hostile_residual_block(rng: Random) -> None:
+    args = right_residual_calls(rng, "residual_block", layouts=False)
+    check_outcome("residual_block", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_trained_residual_block(data: st.DataObject) -> None:
-    args = data.draw(right_residual_calls("trained_residual_block", layouts=False))
-    check_outcome("trained_residual_block", hostile_calls(data.draw, args))
+def hostile_trained_residual_block(rng: Random) -> None:
+    args = right_residual_calls(rng, "trained_residual_block", layouts=False)
+    check_outcome("trained_residual_block", hostile_calls(rng, args))
 
 
-@many
-@given(data=st.data())
-def hostile_trained_residual_block_backward(data: st.DataObject) -> None:
-    """Direct calls with what a forward pass left behind, some of it replaced."""
-    forward = data.draw(right_residual_calls("trained_residual_block", layouts=False))
+def backward_arguments(rng: Random) -> Arguments:
+    """A call of the backward pass, with what a forward pass left behind."""
+    forward = right_residual_calls(rng, "trained_residual_block", layouts=False)
     out, *saved = call("trained_residual_block", forward)
     args = {"gradient": torch.ones_like(out)} | forward
     args |= dict(zip(("mean", "variance", "raw"), saved, strict=True))
-    args |= {"wants_x": True, "wants_weights": True, "wants_norms": True}
-    args = hostile_calls(data.draw, args)
+    return args | {"wants_x": True, "wants_weights": True, "wants_norms": True}
+
+
+def hostile_trained_residual_block_backward(rng: Random) -> None:
+    """Direct calls with what a forward pass left behind, some of it replaced."""
+    args = hostile_calls(rng, backward_arguments(rng))
     gradients = served("trained_residual_block_backward", args)
     if gradients is None or not on_the_cpu(args):
         return
@@ -113,7 +101,7 @@ def hostile_trained_residual_block_backward(data: st.DataObject) -> None:
         assert gradient.shape == (first if wanted else 0, *rest)
 
 
-TARGETS: dict[str, Callable[[], None]] = {
+TARGETS: Targets = {
     function.__name__: function
     for function in (
         residual_block,
@@ -126,4 +114,4 @@ TARGETS: dict[str, Callable[[], None]] = {
 }
 
 if __name__ == "__main__":
-    run_target(TARGETS)
+    run_targets(TARGETS)

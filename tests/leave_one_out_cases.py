@@ -47,11 +47,11 @@ def make_alpha(zeros: Sequence[tuple[int, int]] = (), dtype: torch.dtype = torch
     return alpha
 
 
-def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9) -> None:
-    """Losses within rtol; predictions may differ for one image in 10,000."""
+def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9, turned: int = 0) -> None:
+    """Losses within rtol, and predictions alike but for `turned` of them: float32 decides ties by rounding."""
     assert a.images == b.images
-    assert float((a.accuracy - b.accuracy).abs().max()) <= 0.01
-    assert abs(a.base_accuracy - b.base_accuracy) <= 0.01
+    differences = (a.accuracy - b.accuracy).abs().sum() + abs(a.base_accuracy - b.base_accuracy)
+    assert float(differences) * a.images / 100 <= turned + 1e-6
     torch.testing.assert_close(a.loss, b.loss, rtol=rtol, atol=0)
     assert a.base_loss == pytest.approx(b.base_loss, rel=rtol)
 

@@ -49,10 +49,10 @@ def accelerated(model: nn.Module, backend: str = "pytorch") -> Any:
     return fast
 
 
-def assert_all_same(a: Perturbed, b: Perturbed, rtol: float = 1e-9) -> None:
+def assert_all_same(a: Perturbed, b: Perturbed, rtol: float = 1e-9, turned: int = 0) -> None:
     assert a.cells.keys() == b.cells.keys()
     for name in a.cells:
-        assert_same(a.cells[name], b.cells[name], rtol)
+        assert_same(a.cells[name], b.cells[name], rtol, turned)
     assert a.edges == b.edges
 
 

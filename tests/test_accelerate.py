@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from acceleration_cases import CHANNELS, DTYPES, assert_same, both, images, softmax, train
+from acceleration_cases import (
+    CHANNELS,
+    DTYPES,
+    Mixture,
+    assert_trains_the_same,
+    both,
+    images,
+    softmax,
+    step,
+)
+from closeness import STEPS, Results, Training, assert_close_to_truth, assert_trains_alike, clear_of_jumps
 from supernets import (
     AuxiliaryMixedOp,
     Cell,
@@ -64,9 +74,8 @@ def test_mixed_ops_of_any_style_train_the_same(
 ) -> None:
     plain, fused = both(MixedOp(darts_ops(CHANNELS, stride, style)), dtype)
     alpha = torch.randn(8, dtype=dtype)
-    found = train(fused, images(dtype), alpha, softmax)
-    assert calls == ["mixed_op"] * 5
-    assert_same(found, train(plain, images(dtype), alpha, softmax))
+    assert_trains_the_same(plain, fused, alpha, softmax)
+    assert calls == ["mixed_op"] * STEPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -74,8 +83,7 @@ def test_mixed_ops_of_any_style_train_the_same(
 def test_mixed_ops_take_any_weights(weights: Callable[[Tensor], Any], dtype: torch.dtype) -> None:
     plain, fused = both(MixedOp(darts_ops(CHANNELS, 1, Style())), dtype)
     alpha = torch.randn(8, dtype=dtype)
-    found, expected = (train(module, images(dtype), alpha, weights) for module in (fused, plain))
-    assert_same(found, expected)
+    assert_trains_the_same(plain, fused, alpha, weights)
 
 
 MIXED_OPS: dict[str, Callable[[int], nn.Module]] = {
@@ -99,9 +107,8 @@ def test_mixed_ops_of_any_kind_train_the_same(
     plain, fused = both(MIXED_OPS[kind](stride), dtype)
     alpha = torch.randn(8, dtype=dtype)
     call = "forward_darts" if kind == "other method" else "__call__"
-    found = train(fused, images(dtype), alpha, WEIGHTS[weights], call)
-    assert calls == ["mixed_op"] * 5
-    assert_same(found, train(plain, images(dtype), alpha, WEIGHTS[weights], call))
+    assert_trains_the_same(plain, fused, alpha, WEIGHTS[weights], call)
+    assert calls == ["mixed_op"] * STEPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -113,9 +120,8 @@ def test_cells_of_any_style_train_the_same(
     plain, fused = both(Cell(CHANNELS, style), dtype)
     alpha = torch.randn(6, 5, dtype=dtype)
     rows = (lambda a: softmax(a)) if weights == "softmax" else lambda a: softmax(a) * (torch.arange(5) != 2)
-    found = train(fused, images(dtype), alpha, rows)
-    assert calls == (["mixed_op"] * 30 if style.affine else ["mixed_cell"] * 5)
-    assert_same(found, train(plain, images(dtype), alpha, rows))
+    assert_trains_the_same(plain, fused, alpha, rows)
+    assert calls == (["mixed_op"] * 6 if style.affine else ["mixed_cell"]) * STEPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -127,9 +133,8 @@ def test_cells_of_partial_channels_train_the_same(
     plain, fused = both(PartialCell(CHANNELS, Style(affine=affine)), dtype)
     alpha = torch.randn(6, 5, dtype=dtype)
     mask = torch.arange(5) != 2 if weights == "zeros" else torch.ones(5)
-    found, expected = (train(m, images(dtype), alpha, lambda a: softmax(a) * mask) for m in (fused, plain))
-    assert calls == ["mixed_op"] * 30
-    assert_same(found, expected)
+    assert_trains_the_same(plain, fused, alpha, lambda a: softmax(a) * mask)
+    assert calls == ["mixed_op"] * 6 * STEPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -143,9 +148,8 @@ def test_factorised_reduces_of_both_layouts_and_zeros_of_any_kind_train_the_same
     plain, fused = both(MixedOp([NewZero(stride), *ops[1:]]), dtype)
     assert "as it is" not in str(accelerate(copy.deepcopy(fused)))
     alpha = torch.randn(8, dtype=dtype)
-    found, expected = (train(m, images(dtype), alpha, softmax) for m in (fused, plain))
-    assert calls == ["mixed_op"] * 5
-    assert_same(found, expected)
+    assert_trains_the_same(plain, fused, alpha, softmax)
+    assert calls == ["mixed_op"] * STEPS[dtype]
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -162,9 +166,8 @@ def test_cells_that_skip_zeros_train_the_same(
     alpha = torch.randn(6, 5, dtype=dtype)
     mask = torch.ones(6, 5, dtype=dtype)
     mask[3, list(zeros)] = 0
-    found, correct = (train(m, images(dtype), alpha, lambda a: softmax(a) * mask) for m in (fused, plain))
+    assert_trains_the_same(plain, fused, alpha, lambda a: softmax(a) * mask)
     assert set(calls) == ({expected} if expected else set())
-    assert_same(found, correct)
 
 
 def test_the_rows_of_a_cells_weights_are_in_the_order_of_its_sorted_keys() -> None:
@@ -188,9 +191,8 @@ def test_residual_blocks_train_the_same(dtype: torch.dtype, calls: list[str]) ->
 
     plain, fused = both(Scaled(), dtype)
     alpha = torch.randn((), dtype=dtype)
-    found, expected = (train(m, images(dtype), alpha, lambda a: a) for m in (fused, plain))
-    assert calls == ["trained_residual_block"] * 5
-    assert_same(found, expected)
+    assert_trains_the_same(plain, fused, alpha, lambda a: a)
+    assert calls == ["trained_residual_block"] * STEPS[dtype]
 
 
 @pytest.mark.parametrize("gradients", [False, True])
@@ -200,58 +202,63 @@ def test_evaluation_uses_and_keeps_the_running_statistics(
 ) -> None:
     plain, fused = both(MixedOp(darts_ops(CHANNELS, 1, Style(affine=True, bias=True))), dtype)
     alpha = torch.randn(8, dtype=dtype)
-    for module in (plain, fused):
-        train(module, images(dtype), alpha, softmax)
-        module.eval()
-    calls.clear()
-    before = {name: value.clone() for name, value in fused.state_dict().items()}
+    training = Training(Mixture(plain, alpha, softmax), step)
+    for seed in range(5):
+        training.results(images(dtype, seed=seed))
+    plain.eval()
+    fused.eval().load_state_dict(plain.state_dict())
+    truth = copy.deepcopy(plain).double()
     with torch.set_grad_enabled(gradients):
-        found, expected = fused(images(dtype), alpha), plain(images(dtype), alpha)
-    assert calls == ([] if gradients else ["mixed_op"])
-    assert_same({"out": found}, {"out": expected})
-    assert_same(fused.state_dict(), before)
+        out = fused(images(dtype), alpha)
+    assert out.dtype == dtype and calls == ([] if gradients else ["mixed_op"])
+    assert_close_to_truth({"out": out}, {"out": truth(images(dtype).double(), alpha.double())})
+    after = fused.state_dict()
+    assert all(torch.equal(after[name], value) for name, value in plain.state_dict().items())
+
+
+def is_weight(name: str) -> bool:
+    return "alpha" not in name
 
 
 def alphas_of(model: nn.Module) -> list[nn.Parameter]:
-    return [parameter for name, parameter in model.named_parameters() if "alpha" in name]
+    return [parameter for name, parameter in model.named_parameters() if not is_weight(name)]
 
 
-def unrolled_steps(model: Any, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Five second-order steps of DARTS: alphas through a weights step of a copy, then the weights."""
-    weights = [parameter for name, parameter in model.named_parameters() if "alpha" not in name]
-    generator = torch.Generator().manual_seed(1)
-    optimiser = torch.optim.SGD(weights, lr=0.05, momentum=0.9)
-    loss = torch.zeros(())
+def supernet_images(dtype: torch.dtype, seed: int) -> Tensor:
+    """Three batches of three."""
+    return torch.randn(9, 3, 8, 8, dtype=dtype, generator=torch.Generator().manual_seed(seed))
 
-    def loss_of(model: nn.Module) -> Tensor:
-        batch = torch.randn(6, 3, 8, 8, dtype=dtype, generator=generator)
-        return F.cross_entropy(model(batch)[1], torch.arange(6) % 4)
 
-    for _ in range(5):
-        unrolled = copy.deepcopy(model)
-        loss_of(unrolled).backward()
-        with torch.no_grad():
-            for name, parameter in unrolled.named_parameters():
-                if "alpha" not in name:
-                    parameter.sub_(parameter.grad, alpha=0.05)
-        unrolled.zero_grad()
-        loss_of(unrolled).backward()
-        for own, alpha in zip(alphas_of(model), alphas_of(unrolled), strict=True):
-            own.data.sub_(alpha.grad, alpha=0.1)
+def unrolled_step(model: Any, optimiser: torch.optim.Optimizer, images: Tensor) -> Results:
+    """A second-order step of DARTS: the alphas through a weights step of a copy, then the weights."""
+
+    def backward(model: nn.Module, batch: Tensor) -> Tensor:
         model.zero_grad()
-        loss = loss_of(model)
+        loss = F.cross_entropy(model(batch)[1], torch.arange(len(batch)) % 4)
         loss.backward()
-        optimiser.step()
-    found = {"loss": loss.detach()}
-    found |= {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return found | model.state_dict()
+        return loss
+
+    batches = images.chunk(3)
+    unrolled = copy.deepcopy(model)
+    backward(unrolled, batches[0])
+    with torch.no_grad():
+        for name, parameter in unrolled.named_parameters():
+            if is_weight(name):
+                parameter.sub_(parameter.grad, alpha=0.05)
+    losses = [backward(unrolled, batches[1])]
+    for own, alpha in zip(alphas_of(model), alphas_of(unrolled), strict=True):
+        own.data.sub_(alpha.grad, alpha=0.1)
+    found = {f"unrolled gradient {i}": alpha.grad for i, alpha in enumerate(alphas_of(unrolled))}
+    losses.append(backward(model, batches[2]))
+    optimiser.step()
+    return found | {"losses": torch.stack(losses)}
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("supernet", [DartsSupernet, EdgesSupernet])
 def test_whole_supernets_search_the_same(supernet: type[nn.Module], dtype: torch.dtype) -> None:
-    plain, fused = both(supernet(), dtype)
-    assert_same(unrolled_steps(fused, dtype), unrolled_steps(plain, dtype))
+    trainings = [Training(model, unrolled_step, is_weight) for model in both(supernet(), dtype)]
+    assert_trains_alike(*trainings, lambda seed: supernet_images(dtype, seed))
 
 
 SECOND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -265,15 +272,20 @@ SECOND: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
 def test_second_derivatives_are_the_same(kind: str, dtype: torch.dtype, calls: list[str]) -> None:
     """Products with the Hessian by all parameters, the input and the alphas, which depend on it here."""
     make, shape = SECOND[kind]
-    found = []
     plain, fused = both(make(), dtype)
-    for module in (fused, plain):
-        x = images(dtype).requires_grad_()
-        alpha = torch.linspace(-1, 1, math.prod(shape), dtype=dtype).view(shape).requires_grad_()
-        some = [x, alpha, *module.parameters()]
+
+    def derivatives(module: nn.Module, x: Tensor) -> Results:
+        x = x.clone().requires_grad_()
+        alpha = torch.linspace(-1, 1, math.prod(shape), dtype=x.dtype).view(shape).requires_grad_()
+        leaves = {"x": x, "alpha": alpha, **dict(module.named_parameters())}
         loss = module(x, softmax(alpha * x.mean())).square().mean()
-        first = torch.autograd.grad(loss, some, create_graph=True)
-        second = torch.autograd.grad(sum(gradient.square().sum() for gradient in first), some)
-        found.append({f"{i}": derivative for i, derivative in enumerate(second)})
+        first = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
+        second = torch.autograd.grad(sum(g.square().sum() for g in first), list(leaves.values()))
+        return dict(zip(leaves, second, strict=True))
+
+    truth = copy.deepcopy(plain).double()
+    x, expected = clear_of_jumps(
+        lambda seed: images(dtype, seed=seed), lambda x: derivatives(truth, x.double())
+    )
+    assert_close_to_truth(derivatives(fused, x), expected)
     assert set(calls) == {"mixed_op" if kind == "mixed op" else "mixed_cell"}
-    assert_same(*found)

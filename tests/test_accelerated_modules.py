@@ -15,7 +15,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torch.utils.checkpoint
-from acceleration_cases import CHANNELS, both, images
+from acceleration_cases import CHANNELS, Mixture, assert_same_output, both, images
+from closeness import (
+    STEPS,
+    Results,
+    Training,
+    assert_close_to_truth,
+    assert_trains_alike,
+    clear_of_jumps,
+)
 from supernets import (
     AuxiliaryMixedOp,
     Cell,
@@ -40,8 +48,11 @@ def mixed_op() -> nn.Module:
     return module
 
 
+ARGUMENTS = images(torch.float32), torch.linspace(0, 1, 8)
+
+
 def run(module: nn.Module) -> Tensor:
-    out: Tensor = module(images(torch.float32), torch.linspace(0, 1, 8))
+    out: Tensor = module(*ARGUMENTS)
     return out
 
 
@@ -79,20 +90,27 @@ def test_outputs_lie_in_memory_as_inputs_and_may_be_changed_in_place(kind: str, 
         "cell": lambda: Cell(12, Style()),
         "residual block": lambda: Residual(12),
     }
-    weights = {"mixed op": [torch.rand(8)], "cell": [torch.rand(6, 5)], "residual block": []}
-    plain, fused = both(make[kind](), torch.float32)
+    alpha = {"mixed op": torch.linspace(0, 1, 8), "cell": torch.linspace(0, 1, 30).view(6, 5)}
+    modules: list[nn.Module] = [*both(make[kind](), torch.float32)]
+    if kind in alpha:
+        modules = [Mixture(module, alpha[kind], lambda weights: weights) for module in modules]
     for layout in (torch.contiguous_format, torch.channels_last):
-        x = images(torch.float32, 12).contiguous(memory_format=layout)
-        out = fused(x, *weights[kind])
-        torch.testing.assert_close(out, plain(x, *weights[kind]), rtol=1e-3, atol=1e-3)
-        assert out.is_contiguous(memory_format=layout)
-        gradients = []
-        for module in (fused, plain):
-            module.zero_grad()
-            module(x, *weights[kind]).mul_(torch.arange(3.0)[:, None, None, None]).square().sum().backward()
-            gradients.append(torch.cat([parameter.grad.flatten() for parameter in module.parameters()]))
-        torch.testing.assert_close(*gradients, rtol=1e-3, atol=1e-3 * float(gradients[1].abs().max()))
-    assert len(calls) == 4
+
+        def in_place(
+            module: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor, layout: Any = layout
+        ) -> Results:
+            optimiser.zero_grad()
+            out = module(x)
+            assert out.is_contiguous(memory_format=layout)
+            changed = out.mul_(torch.arange(3.0)[:, None, None, None])
+            changed.square().sum().backward()
+            return {"out": changed}
+
+        def draw(seed: int, layout: Any = layout) -> Tensor:
+            return images(torch.float32, 12, seed=seed).contiguous(memory_format=layout)
+
+        assert_trains_alike(*(Training(module, in_place) for module in modules), draw)
+    assert len(calls) == 2 * STEPS[torch.float32]
 
 
 def test_dropout_draws_what_it_drew(calls: list[str]) -> None:
@@ -103,7 +121,8 @@ def test_dropout_draws_what_it_drew(calls: list[str]) -> None:
     for first, second in (plain, fused):
         torch.manual_seed(2)
         outs.append(second(first(images(torch.float32), torch.rand(8)), torch.rand(8)))
-    torch.testing.assert_close(*outs, rtol=1e-3, atol=1e-3)
+    expected, out = outs
+    assert_close_to_truth({"out": out}, {"out": expected.double()})
     assert calls == ["mixed_op"] * 2
 
 
@@ -153,7 +172,7 @@ def test_distributed_data_parallel_trains_the_same(mixed_op: nn.Module, tmp_path
         for module in (wrapped, expected):
             run(module).square().sum().backward()
         for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
-            torch.testing.assert_close(found.grad, other.grad)
+            assert torch.equal(found.grad, other.grad)
     finally:
         torch.distributed.destroy_process_group()
 
@@ -176,9 +195,9 @@ def test_what_is_added_to_the_mixture_may_change(calls: list[str]) -> None:
     assert entry.remark == "what is added to the mixture runs as it is"
     for decay in (0.5, 0.0):
         fused.decay = plain.decay = decay
-        torch.testing.assert_close(run(fused), run(plain), rtol=1e-4, atol=1e-4)
+        assert_same_output(fused, plain, *ARGUMENTS)
     fused.auxiliary = plain.auxiliary = nn.Conv2d(CHANNELS, CHANNELS, 1)
-    torch.testing.assert_close(run(fused), run(plain), rtol=1e-4, atol=1e-4)
+    assert_same_output(fused, plain, *ARGUMENTS)
     assert calls == ["mixed_op"] * 3
 
 
@@ -189,7 +208,7 @@ def test_channels_may_grow(calls: list[str]) -> None:
     wider = PartialMixedOp(darts_ops(4, 1, Style()), 2)
     module._ops, module.k = wider._ops, 2
     calls.clear()
-    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
+    assert_same_output(module, wider, *ARGUMENTS)
     assert calls == ["mixed_op"]
 
 
@@ -203,7 +222,7 @@ def test_channels_may_grow_in_place(calls: list[str]) -> None:
         if isinstance(own, nn.Conv2d) and isinstance(other, nn.Conv2d):
             own.groups = other.groups
     assert "as it is" not in str(accelerate(module))
-    torch.testing.assert_close(run(module), run(wider), rtol=1e-4, atol=1e-4)
+    assert_same_output(module, wider, *ARGUMENTS)
     assert calls == ["mixed_op"]
 
 
@@ -260,9 +279,8 @@ def test_forwards_for_sampling_are_left(calls: list[str]) -> None:
 def test_further_forwards_that_compute_the_same_are_fused(calls: list[str]) -> None:
     plain, fused = both(Cell(CHANNELS, Style()), torch.float32)
     x, alpha = images(torch.float32), torch.rand(6, 5)
-    expected = plain(x, alpha)
-    for out in (fused(x, alpha), fused.forward_joint(x, alpha)):  # type: ignore[operator]
-        torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+    for call in ("__call__", "forward_joint"):
+        assert_same_output(fused, plain, x, alpha, call=call)
     assert calls == ["mixed_cell"] * 2
 
 
@@ -404,7 +422,7 @@ def test_operations_that_are_not_known_run_as_they_are(calls: list[str]) -> None
     report = accelerate(fused)
     assert [f"operation {o} runs as it is" in str(report) for o in range(13)] == [False] * 8 + [True] * 5
     x, weights = images(torch.float32), torch.linspace(0, 1, 13)
-    torch.testing.assert_close(fused(x, weights), plain(x, weights), rtol=1e-4, atol=1e-4)
+    assert_same_output(fused, plain, x, weights)
     assert calls == ["mixed_op"]
 
 
@@ -427,15 +445,23 @@ def test_autocast_to_a_dtype_without_a_kernel_runs_the_modules_own_code(
 
 @pytest.mark.parametrize("form", ["compiled", "checkpointed"])
 def test_compiled_and_checkpointed_modules_run_on_the_ops(mixed_op: nn.Module, form: str) -> None:
-    expected = copy.deepcopy(mixed_op)
+    truth = copy.deepcopy(mixed_op)
+    restore(truth)
+    truth.double()
     function = torch.compile(mixed_op, backend="aot_eager")
     if form == "checkpointed":
         function = functools.partial(torch.utils.checkpoint.checkpoint, mixed_op, use_reentrant=False)
-    for module in (function, expected):
-        x = images(torch.float32).requires_grad_()
-        module(x, torch.linspace(0, 1, 8)).square().sum().backward()
-    for found, other in zip(mixed_op.parameters(), expected.parameters(), strict=True):
-        torch.testing.assert_close(found.grad, other.grad, rtol=1e-4, atol=1e-4)
+
+    def gradients(function: Callable[..., Tensor], module: nn.Module, x: Tensor) -> Results:
+        module.zero_grad()
+        x = x.clone().requires_grad_()
+        function(x, torch.linspace(0, 1, 8, dtype=x.dtype)).square().sum().backward()
+        return {"x": x.grad} | {name: parameter.grad for name, parameter in module.named_parameters()}
+
+    x, expected = clear_of_jumps(
+        lambda seed: images(torch.float32, seed=seed), lambda x: gradients(truth, truth, x.double())
+    )
+    assert_close_to_truth(gradients(function, mixed_op, x), expected)
 
 
 def test_weights_per_image_run_the_modules_own_code(mixed_op: nn.Module, calls: list[str]) -> None:
@@ -465,8 +491,7 @@ def test_further_arguments(calls: list[str]) -> None:
     plain, fused = both(Choosing(darts_ops(CHANNELS, 1, Style())), torch.float32)
     x, weights = images(torch.float32), torch.rand(8)
     for further in ([], [None], [3]):
-        expected = plain(x, weights, *further)
-        torch.testing.assert_close(fused(x, weights, *further), expected, rtol=1e-3, atol=1e-3)
+        assert_same_output(fused, plain, x, weights, *further)
     assert calls == ["mixed_op"] * 2
 
 

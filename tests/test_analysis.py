@@ -18,10 +18,9 @@ from numpy.typing import NDArray
 from search_commands import TINY, rewrite, stop_after
 from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
-from vpdarts_fast.analysis import kendall_tau, true_ranks
 from vpdarts_fast.analysis.evaluation import evaluate_run
 from vpdarts_fast.analysis.kendall import main
-from vpdarts_fast.analysis.ranking import levels
+from vpdarts_fast.analysis.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load

@@ -130,7 +130,7 @@ def test_ops_pass_the_choice_on() -> None:
     with pytest.raises(UserError, match="unknown backend 'cudnn'"):
         ops.relu_conv(x, w1, w3, backend="cudnn")
     with pytest.raises(UserError, match="no backend can serve relu_conv"):
-        ops.relu_conv(x.double(), w1, w3)
+        ops.relu_conv(x.double(), w1.double(), w3.double(), backend="cpu")
 
 
 # A whole search -------------------------------------------------------------------------------------------

@@ -22,7 +22,7 @@ from vpdarts_fast import cuda, ops, reference
 from vpdarts_fast.analysis import cost_model
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
-from vpdarts_fast.analysis.cost.roofline import GPUS, Assumptions, Roofline
+from vpdarts_fast.analysis.cost.roofline import GPUS, Assumptions, Roofline, reported_gpu
 from vpdarts_fast.analysis.cost.work import Tally, Uncountable, Work
 from vpdarts_fast.search.config import SearchConfig
 
@@ -257,6 +257,18 @@ def test_roofline() -> None:
     assert fp32.seconds_of(graph) == pytest.approx(30e-6) and fp32.one_by_one(graph) == pytest.approx(50e-6)
 
 
+def test_a_gpu_is_known_by_what_its_driver_calls_it() -> None:
+    """An H200 is an H100 with other memory; forms of a product with a data sheet of their own are not known."""
+    h100, h200 = GPUS["h100"], GPUS["h200"]
+    assert reported_gpu("NVIDIA H200") is h200 and reported_gpu("NVIDIA H100 80GB HBM3") is h100
+    assert h200.peak == h100.peak and h200.shared_bytes == h100.shared_bytes
+    copy = Work("copy", 1, 10**9)
+    slow, fast = (Roofline(gpu, "bf16", Assumptions()).seconds(copy) for gpu in (h100, h200))
+    assert slow / fast == pytest.approx(4.8 / 3.35)
+    for other in ("NVIDIA H100 PCIe", "NVIDIA H200 NVL", "NVIDIA GH200 480GB", "NVIDIA A100-SXM4-40GB", ""):
+        assert reported_gpu(other) is None
+
+
 def test_command(
     counted: cost_model.Counted,
     tmp_path: Path,
@@ -281,4 +293,4 @@ def test_command(
     assert content["search"]["ours"]["seconds"] == pytest.approx(total)
     with pytest.raises(SystemExit, match="2"):
         cost_model.main(["--bandwidth-share", "2"])
-    assert "--bandwidth-share must be above 0 and at most 1" in capsys.readouterr().err
+    assert "--bandwidth-share must be in (0, 1]" in capsys.readouterr().err

@@ -69,7 +69,7 @@ def test_mixed_op_is_repeatable(
             assert all_equal(outputs, expected)
             assert all_equal(gradients, first)
     for gradient, wanted in zip(first, expected_gradients, strict=True):
-        torch.testing.assert_close(gradient, wanted, rtol=1e-4, atol=1e-4)
+        assert_close(gradient, wanted)
 
 
 def test_a_nan_of_an_image_is_not_swallowed() -> None:

@@ -30,7 +30,7 @@ from vpdarts_fast.leave_one_out import (
     leave_one_out,
     removals,
 )
-from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS
+from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 from vpdarts_fast.validation import CALIBRATION_IMAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -94,12 +94,8 @@ def test_recalibrated_takes_250_images() -> None:
     assert sum(requested) == CALIBRATION_IMAGES == 250
 
 
-@both_ways
-@pytest.mark.usefixtures("calibrate_on_few")
-def test_recalibrated_averages_over_the_first_batches(fused: bool) -> None:
-    supernet, alpha = make_supernet(), make_alpha()
-    batches = make_batches(10, 10, 10, 10, 3)  # the first three hold 25 images
-    result = leave_one_out(supernet, batches, alpha, fused=fused)
+def calibrated(supernet: Supernet, batches: Sequence[Batch], alpha: Tensor) -> Supernet:
+    """A copy whose running statistics are the averages of those of the batches, with this alpha."""
     collected: dict[str, list[tuple[Tensor, Tensor]]] = {}
 
     def collect(name: str) -> Any:
@@ -115,14 +111,44 @@ def test_recalibrated_averages_over_the_first_batches(fused: bool) -> None:
         if isinstance(module, nn.BatchNorm2d):
             module.register_forward_pre_hook(collect(name))
     with torch.no_grad():
-        for images, _ in batches[:3]:
+        for images, _ in batches:
             batch_wise(images, alpha)
+    assert len(collected) == 3 * 12 + 2 * 2 + 2
+    settled = copy.deepcopy(supernet)
     for name, statistics in collected.items():
-        norm = supernet.get_submodule(name)
+        norm = settled.get_submodule(name)
         norm.running_mean = torch.stack([mean for mean, _ in statistics]).mean(0)
         norm.running_var = torch.stack([variance for _, variance in statistics]).mean(0)
-    assert len(collected) == 3 * 12 + 2 * 2 + 2
-    assert_same(result, specified(supernet, batches, alpha))
+    return settled
+
+
+@both_ways
+@pytest.mark.usefixtures("calibrate_on_few")
+def test_recalibrated_averages_over_the_first_batches(fused: bool) -> None:
+    supernet, alpha = make_supernet(), make_alpha()
+    batches = make_batches(10, 10, 10, 10, 3)  # the first three hold 25 images
+    result = leave_one_out(supernet, batches, alpha, fused=fused)
+    assert_same(result, specified(calibrated(supernet, batches[:3], alpha), batches, alpha))
+
+
+@both_ways
+@pytest.mark.usefixtures("calibrate_on_few")
+def test_variant_averages_for_each_variant(fused: bool) -> None:
+    supernet, alpha = make_supernet(), make_alpha(zeros=[(1, 2)])
+    batches = make_batches(10, 10, 10, 10, 3)  # the first three hold 25 images
+    before = copy.deepcopy(supernet.state_dict())
+    result = leave_one_out(supernet, batches, alpha, batch_norm="variant", fused=fused)
+    for e, o in [(0, 0), (0, 1), (1, 2), (2, 2), (3, 3), (4, 4), (5, 3)]:
+        table = alpha.clone()
+        table[e, o] = 0
+        expected = specified(calibrated(supernet, batches[:3], table), batches, table)
+        assert float(result.loss[e, o]) == pytest.approx(expected.base_loss, rel=1e-9)
+        assert float(result.accuracy[e, o]) == pytest.approx(expected.base_accuracy)
+    base = specified(calibrated(supernet, batches[:3], alpha), batches, alpha)
+    assert result.base_loss == pytest.approx(base.base_loss, rel=1e-9)
+    assert float((result.loss - base.loss).abs().max()) > 1e-3  # each variant has its own
+    for name, value in supernet.state_dict().items():
+        assert torch.equal(value, before[name]), name
 
 
 @both_ways
@@ -135,7 +161,7 @@ def test_recalibrated_does_with_what_there_is(fused: bool) -> None:
 def test_the_modes_differ() -> None:
     supernet, batches, alpha = make_supernet(), make_batches(7, 7, 3), make_alpha()
     losses = [leave_one_out(supernet, batches, alpha, batch_norm=mode).base_loss for mode in MODES]
-    assert len({round(loss, 6) for loss in losses}) == 3
+    assert len({round(loss, 6) for loss in losses}) == 3  # the base of `variant` is that of `recalibrated`
 
 
 @both_ways

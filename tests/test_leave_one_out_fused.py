@@ -36,32 +36,36 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["N=1", "N=2"])
 def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batch]]:
-    """A supernet after a few steps on the digits, its alpha, and validation batches, the last one smaller."""
+    """A supernet after a few steps on the digits, its alpha, and validation batches, the last one smaller.
+
+    Trained in float64, so that every machine comes to the same, and then rounded to float32.
+    """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        supernet = Supernet(8, request.param, 10, fused=True)
+        supernet = Supernet(8, request.param, 10, fused=True).double()
         alpha = supernet.new_alpha().requires_grad_()
         training, validation = data.split_halves(data.load("digits"), seed=0)
         weights = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, nesterov=True)
         architecture = torch.optim.Adam([alpha], lr=0.02)
-        for indices in torch.randperm(len(training)).repeat(3)[:1920].view(60, 32):
+        for indices in torch.randperm(len(training)).repeat(3)[:960].view(30, 32):
             images, labels = training.batch(indices)
-            F.cross_entropy(supernet(images, alpha), labels).backward()  # type: ignore[no-untyped-call]
+            F.cross_entropy(supernet(images.double(), alpha), labels).backward()  # type: ignore[no-untyped-call]
             for optimizer in (weights, architecture):
                 optimizer.step()
                 optimizer.zero_grad()
     batches = [validation.batch(indices) for indices in torch.tensor_split(torch.arange(64), (24, 48))]
-    return supernet, alpha, batches
+    return supernet.float(), alpha.detach().float(), batches
 
 
 @every_mode
 def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
     supernet, alpha, batches = trained
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
-    plain = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
+    truth, exact = copy.deepcopy(supernet).double(), [(images.double(), labels) for images, labels in batches]
+    plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, fused=False)
     assert plain.base_accuracy > 20, "the supernet has learned too little for this test to say much"
     assert float(plain.loss.max() - plain.loss.min()) > 0.05, "the ops should matter"
-    assert_same(fused, plain, rtol=1e-5)
+    assert_same(fused, plain, rtol=1e-5, turned=2)
 
 
 @pytest.mark.parametrize("mode", ["running", "batch"])
@@ -73,17 +77,21 @@ def test_every_image_is_predicted_alike(
     network = copy.deepcopy(supernet).eval()
     if mode == "batch":
         drop_statistics(network)
+    truth = copy.deepcopy(network).double()
     tables, _ = distinct_variants(alpha, removals(alpha))
     with torch.no_grad():
-        plain = torch.stack([network(images, table) for table in tables])
-        fused = torch.full_like(plain, torch.nan)
+        plain = torch.stack([truth(images.double(), table) for table in tables.double()])
+        fused = torch.full_like(plain, torch.nan, dtype=torch.float32)
         for variants, some, logits in variant_logits(network, images, tables, mode == "batch", budget):
             assert fused[variants, some].isnan().all(), "evaluated twice"
             fused[variants, some] = logits
     assert not fused.isnan().any(), "not evaluated"
-    same = (fused.argmax(2) == plain.argmax(2)).double().mean()
-    assert same >= 0.9999
-    torch.testing.assert_close(fused, plain, rtol=0, atol=1e-5 * float(plain.abs().max()))
+    bound = 1e-5 * float(plain.abs().max())
+    torch.testing.assert_close(fused.double(), plain, rtol=0, atol=bound)
+    first, second = plain.topk(2, dim=2).values.unbind(2)
+    apart = first - second > 2 * bound
+    assert apart.double().mean() > 0.999
+    assert torch.equal(fused.argmax(2)[apart], plain.argmax(2)[apart])
 
 
 # On small ones ---------------------------------------------------------------------------------------------

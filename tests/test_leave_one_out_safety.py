@@ -118,7 +118,10 @@ def test_bad_batches_are_refused(fused: bool, batches: list[Batch], message: str
         ({"alpha": torch.zeros(6, 5).long()}, "alpha must be a floating-point table"),
         ({"alpha": torch.full((6, 5), torch.nan)}, "alpha must be finite"),
         ({"alpha": torch.full((6, 5), torch.inf)}, "alpha must be finite"),
-        ({"batch_norm": "eval"}, "batch_norm must be one of recalibrated, running, batch; got 'eval'"),
+        (
+            {"batch_norm": "eval"},
+            "batch_norm must be one of recalibrated, running, batch, variant; got 'eval'",
+        ),
         ({"memory_budget": 0}, "memory_budget must be positive, in bytes; got 0"),
         ({"memory_budget": -1}, "memory_budget must be positive"),
     ],

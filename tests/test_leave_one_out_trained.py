@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from leave_one_out_cases import MODES
-from torch import Tensor
 
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.fused_evaluation import variant_logits
@@ -34,13 +33,18 @@ def searched(config: SearchConfig, data: ImageData, folder: Path) -> Search:
 def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[int, int]:
     """How many of all removals' predictions differ between the fused evaluation and the loop; of how many."""
     supernet, alpha = search.state.supernet, search.state.alpha.detach()
-    tables = removals(alpha)
+    tables = torch.cat([alpha[None], removals(alpha)])
     images = batch[0]
     fused = torch.zeros(len(tables), len(images), dtype=torch.int64)
-    with torch.no_grad(), evaluation_mode(supernet, mode, [batch], alpha):
-        for variants, some, logits in variant_logits(supernet, images, tables, mode == "batch", None):
-            fused[variants, some] = logits.argmax(2)
-        plain: Tensor = torch.stack([supernet(images, table).argmax(1) for table in tables])
+    plain = torch.zeros_like(fused)
+    step = 1 if mode == "variant" else len(tables)
+    with torch.no_grad(), evaluation_mode(supernet, mode, [batch], tables) as use_statistics_of:
+        for first in range(0, len(tables), step):
+            use_statistics_of(first)
+            together = tables[first : first + step]
+            for variants, some, logits in variant_logits(supernet, images, together, mode == "batch", None):
+                fused[first:][variants, some] = logits.argmax(2)
+            plain[first : first + step] = torch.stack([supernet(images, t).argmax(1) for t in together])
     assert len(fused.unique()) > 1
     return int((fused != plain).sum()), plain.numel()
 

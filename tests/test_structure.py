@@ -25,7 +25,12 @@ def parameters(function: object) -> list[str]:
 
 def test_the_ops_are_those_of_the_registry() -> None:
     assert set(ops.__all__) == set(pytorch.__all__) == set(backends.OPS)
-    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {*backends.OPS, "__init__", "shapes"}
+    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {
+        *backends.OPS,
+        "__init__",
+        "arguments",
+        "shapes",
+    }
 
 
 @pytest.mark.parametrize("op", backends.OPS)

@@ -1,7 +1,9 @@
 """How ops with a backward pass of their own are differentiated.
 
 Gradients come from that backward pass. Where they may be differentiated in turn (`create_graph=True`, as for
-products with the Hessian, and `torch.func.grad`), they come from the same function in PyTorch.
+products with the Hessian), come in batches (`is_grads_batched`) or have tangents, they come from the same
+function in PyTorch. Within the transforms of `torch.func` and the like, no op with a backward pass of its own
+is called at all (`vpdarts_fast.transforms`).
 """
 
 from __future__ import annotations
@@ -12,8 +14,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.checkpoint import _StopRecomputationError
 
 from vpdarts_fast.precision import without_autocast
+from vpdarts_fast.transforms import transforms_gradients
 
 Backward = Callable[[Sequence[Any], Sequence[Tensor], Sequence[Any], Sequence[Any]], Sequence[Any]]
 """Of the op's arguments, its outputs that are kept, the gradients of the others, and which arguments'
@@ -57,7 +61,7 @@ def register(
         tensors = ctx.saved_tensors
         inputs = _replaced(ctx.inputs, _Saved, lambda saved: tensors[saved.index])
         wants = [needs[place] for place in arguments]
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() or transforms_gradients(_flat(gradients)):
             some: Sequence[Any] = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
         else:
             some = backward(inputs, tensors[ctx.count :], gradients[:outputs], wants)
@@ -92,6 +96,24 @@ def _wanted(gradients: Any, wants: Any) -> Any:
     if isinstance(wants, bool):
         return gradients if wants else None
     return list(map(_wanted, gradients, wants))
+
+
+def with_statistics(
+    op: Callable[[], tuple[Tensor, Tensor, Tensor]], keep: Callable[[Tensor, Tensor, Tensor], None]
+) -> Tensor:
+    """The output of an op that returns (output, mean, variance), all three of them handed to `keep`.
+
+    Checkpointing that is not reentrant ends its second forward pass as soon as the last tensor is saved, in
+    the middle of an op. A batch norm has counted the batch by then, so `keep` is called there too.
+    """
+    try:
+        output, mean, variance = op()
+    except _StopRecomputationError:
+        with torch.no_grad():
+            keep(*op())
+        raise
+    keep(output, mean, variance)
+    return output
 
 
 def _by_pytorch(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from itertools import chain
 from typing import Any, overload
 
@@ -19,8 +20,8 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.fused_evaluation import variant_logits
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
-from vpdarts_fast.sharing import tables_on
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha
+from vpdarts_fast.sharing import some_tables, tables_on
+from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 from vpdarts_fast.validation import (
     Batch,
     BatchNorm,
@@ -29,6 +30,7 @@ from vpdarts_fast.validation import (
     calibration_batches,
     check_labels,
     check_options,
+    checked_pair,
 )
 
 __all__ = [
@@ -109,7 +111,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
         alpha: [E, O].
         batch_norm: `running` uses the stored statistics; `recalibrated` re-estimates them first for the
             unmodified supernet, as the average over the first batches with 250 images or more; `batch`
-            uses each batch's own, per variant.
+            uses each batch's own, per variant; `variant` re-estimates them as `recalibrated` does, for every
+            variant: what the supernet without the op does once its statistics have settled.
         fused: evaluate all variants together instead of in a loop; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast.
@@ -153,23 +156,27 @@ def _of_supernet(
     tables = tables_on(weight.device, tables)
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
-    calibration = calibration_batches(stream) if batch_norm == "recalibrated" else []
+    calibration = calibration_batches(stream, batch_norm)
     counts = Counts(len(tables), supernet.num_classes, weight.device)
     images = 0
 
-    def evaluate(inputs: Tensor, labels: Tensor) -> None:
+    def logits_of(variants: slice, inputs: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        """Which of these variants, which images, and their logits; piece by piece."""
+        together = some_tables(tables, variants)
         if fused:
-            parts = variant_logits(supernet, inputs, tables, batch_norm == "batch", memory_budget)
-        else:
-            parts = (
-                (slice(v, v + 1), slice(None), supernet(inputs, table)[None])
-                for v, table in enumerate(tables)
-            )
-        for variants, some, logits in parts:
-            counts.add(variants, logits, labels[some])
+            return variant_logits(supernet, inputs, together, batch_norm == "batch", memory_budget)
+        return ((slice(v, v + 1), slice(None), supernet(inputs, table)[None])
+                for v, table in enumerate(together))  # fmt: skip
+
+    def evaluate(inputs: Tensor, labels: Tensor) -> None:
+        step = 1 if batch_norm == "variant" else len(tables)  # those that share their statistics
+        for first in range(0, len(tables), step):
+            use_statistics_of(first)
+            for variants, some, logits in logits_of(slice(first, first + step), inputs):
+                counts.add(slice(first + variants.start, first + variants.stop), logits, labels[some])
 
     captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
-    with evaluation_mode(supernet, batch_norm, calibration, tables[0]):
+    with evaluation_mode(supernet, batch_norm, calibration, tables) as use_statistics_of:
         for inputs, labels in chain(calibration, stream):
             if batch_norm == "batch":
                 _check_has_statistics(inputs)
@@ -190,20 +197,20 @@ def _of_supernet(
     )
 
 
-def _checked(batch: Batch, supernet: Supernet) -> Batch:
-    images, labels = batch
+def _checked(batch: Any, supernet: Supernet) -> Batch:
+    images, labels = checked_pair(batch)
     supernet.check_images(images)
     dtype = supernet.classifier.weight.dtype
     if images.dtype != dtype:
         raise UserError(f"images must be {dtype}, like the supernet; got {images.dtype}")
     check_labels(images, labels)
-    return batch
+    return images, labels
 
 
 def _check_has_statistics(images: Tensor) -> None:
     """Two values per channel must be left after both reductions, or there is no variance."""
     count, _, height, width = images.shape
-    if count * -(-height // 4) * -(-width // 4) < 2:
+    if count * pixels_of_last_stage((height, width)) < 2:
         raise UserError(
             f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger "
             "batches or batch_norm='running'"
@@ -212,14 +219,15 @@ def _check_has_statistics(images: Tensor) -> None:
 
 @contextmanager
 def evaluation_mode(
-    supernet: Supernet, batch_norm: BatchNorm, calibration: Sequence[Batch], alpha: Tensor
-) -> Iterator[None]:
-    """Dropout off and the batch norms as asked, restored on exit."""
+    supernet: Supernet, batch_norm: BatchNorm, calibration: Sequence[Batch], tables: Tensor
+) -> Iterator[validation.StatisticsOf]:
+    """As `validation.evaluation_mode`, for variants with these alpha tables [V, E, O], the base first."""
 
-    def forward(images: Tensor) -> Tensor:
+    def forward(table: Tensor, images: Tensor) -> Tensor:
         _check_has_statistics(images)
-        logits: Tensor = supernet(images, alpha)
+        logits: Tensor = supernet(images, table)
         return logits
 
-    with validation.evaluation_mode(supernet, batch_norm, calibration, forward):
-        yield
+    forwards = [partial(forward, table) for table in tables]
+    with validation.evaluation_mode(supernet, batch_norm, calibration, forwards) as use_statistics_of:
+        yield use_statistics_of

@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
+from vpdarts_fast.derivatives import with_statistics
 from vpdarts_fast.pytorch.dropout import skip_scale
+from vpdarts_fast.transforms import in_transform
 
 
 class ReLUConvBN(nn.Module):
@@ -151,7 +153,7 @@ class SearchCell(nn.Module):
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
-        if self.fused and self.convolutions()[0][0].norm.training:
+        if self.fused and self.convolutions()[0][0].norm.training and not in_transform():
             return self._forward_fused(x, alpha)
         nodes = [x]
         rows = iter(zip(self.mixed_ops(), alpha.unbind(0), strict=True))
@@ -164,19 +166,26 @@ class SearchCell(nn.Module):
         return nodes[-1]
 
     def _forward_fused(self, x: Tensor, alpha: Tensor) -> Tensor:
-        skips = self.skip_connections()
-        node, mean, variance = ops.mixed_cell(
-            x.unsqueeze(0),
-            *self.convolution_weights(),
-            alpha.unsqueeze(0),
-            draw_seeds(len(skips), x.device) if skips[0].training and skips[0].dropout > 0 else None,
-            skips[0].dropout,
-            self.eps,
-            backend=preferred("mixed_cell", self.backend),
-        )
+        skips, weights = self.skip_connections(), self.convolution_weights()
+        drops = skips[0].training and skips[0].dropout > 0
+        seeds = draw_seeds(len(skips), x.device) if drops else None
         norms = [conv.norm for pair in self.convolutions() for conv in pair]
-        update_running_statistics(norms, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
-        return node.squeeze(0)
+
+        def cell() -> tuple[Tensor, Tensor, Tensor]:
+            return ops.mixed_cell(
+                x.unsqueeze(0),
+                *weights,
+                alpha.unsqueeze(0),
+                seeds,
+                skips[0].dropout,
+                self.eps,
+                backend=preferred("mixed_cell", self.backend),
+            )
+
+        def keep(_: Tensor, mean: Tensor, variance: Tensor) -> None:
+            update_running_statistics(norms, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
+
+        return with_statistics(cell, keep).squeeze(0)
 
 
 def edge_index(source: int, target: int) -> int:
@@ -249,10 +258,11 @@ class ResidualBlock(nn.Module):
         return self.conv_a.conv.weight, self.conv_b.conv.weight, self.shortcut.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and self.conv_a.norm.training:
-            out, mean, variance = self.with_batch_statistics(x)
-            update_running_statistics(self.norms, mean, variance, out)
-            return out
+        if self.fused and self.conv_a.norm.training and not in_transform():
+            return with_statistics(
+                lambda: self.with_batch_statistics(x),
+                lambda out, mean, variance: update_running_statistics(self.norms, mean, variance, out),
+            )
         shortcut: Tensor = self.downsample(x)
         residual: Tensor = self.conv_b(self.conv_a(x))
         return shortcut + residual

@@ -68,21 +68,24 @@ def wide(x: Tensor) -> Tensor:
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """What a convolution of x computes in: where `torch.autocast` is on, its dtype, but for float64."""
-    if not _autocasts(x) or x.dtype == torch.float64:
+    if not autocasts(x) or x.dtype == torch.float64:
         return x.dtype
     return torch.get_autocast_dtype(x.device.type)
 
 
 def autocast(*tensors: Tensor) -> list[Tensor]:
-    """Activations and weights of an op as a convolution would take them."""
+    """Activations and weights of an op, all on one device, as a convolution would take them."""
+    if not tensors or not autocasts(tensors[0]):
+        return list(tensors)
     return [tensor.to(product_dtype(tensor)) for tensor in tensors]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
     """For what decides on its dtypes itself; x is any of its tensors."""
-    return torch.autocast(x.device.type, enabled=False) if _autocasts(x) else nullcontext()
+    return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 
-def _autocasts(x: Tensor) -> bool:
+def autocasts(x: Tensor) -> bool:
+    """Whether `torch.autocast` is on where x is."""
     kind = x.device.type
     return torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)

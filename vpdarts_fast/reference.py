@@ -6,7 +6,8 @@ leading axis V (the supernet under V alpha tables), images the next one N. Alpha
 
 Activations and weights have one dtype. Alphas and statistics (mean and variance; gamma, beta, scale and
 shift) have it too, or float32 beside half precision. Sums are float32 or better, and each result is
-rounded once: activations to the dtype of activations, statistics to that of alpha or gamma.
+rounded once: activations to the dtype of activations, statistics to that of alpha or gamma. Returned
+statistics have no gradient.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ def mixed_sum(
         for weight, raw in ((conv_1x1, wide(raw_1x1[e])), (conv_3x3, wide(raw_3x3[e]))):
             variance, mean = torch.var_mean(raw, dim=(1, 3, 4), correction=0, keepdim=True)
             node = node + weight * (raw - mean) / torch.sqrt(variance + eps)
-            means.append(mean.flatten(1))
-            variances.append(variance.flatten(1))
+            means.append(mean.detach().flatten(1))
+            variances.append(variance.detach().flatten(1))
     variants, k = alpha.shape[:2]
     shape = (variants, k, 2, xs[0].shape[2])
     mean, variance = (torch.stack(some, dim=1).view(shape).to(alpha.dtype) for some in (means, variances))
@@ -277,8 +278,8 @@ def trained_residual_block(
         variance, mean = torch.var_mean(raw, dim=(0, 2, 3), correction=0, keepdim=True)
         normalised = (raw - mean) / torch.sqrt(variance + eps)
         value = factor[:, None, None] * normalised + shift[:, None, None]
-        means.append(mean.flatten())
-        variances.append(variance.flatten())
+        means.append(mean.detach().flatten())
+        variances.append(variance.detach().flatten())
     out = value + F.conv2d(F.avg_pool2d(wide(x), 2, ceil_mode=True), wide(weight_shortcut))
     return out.to(x.dtype), torch.stack(means).to(gamma.dtype), torch.stack(variances).to(gamma.dtype)
 
@@ -333,7 +334,7 @@ class _Normalise:
             variance, mean = torch.var_mean(raw, dim=(0, 2, 3), correction=0)
         else:
             mean, variance = wide(self.given[len(self.used)].detach())
-        self.used.append((mean, variance))
+        self.used.append((mean.detach(), variance.detach()))
         out = (raw - mean[:, None, None]) / torch.sqrt(variance[:, None, None] + norm.eps)
         out = out if norm.gamma is None else wide(norm.gamma)[:, None, None] * out
         return out if norm.beta is None else out + wide(norm.beta)[:, None, None]

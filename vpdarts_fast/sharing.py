@@ -13,7 +13,10 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils.weak import WeakTensorKeyDictionary
+
+from vpdarts_fast.transforms import in_transform
 
 Row = tuple[float, ...]
 """Alphas of one edge."""
@@ -60,9 +63,16 @@ def pick(values: Tensor, numbers: Sequence[int]) -> Tensor:
     return values.movedim(2, 4).index_select(0, index(tuple(numbers), values.device)).movedim(4, 2)
 
 
-@lru_cache(maxsize=4096)  # a leave-one-out evaluation has some dozens, which its CUDA graphs need to its end
 def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """The numbers [U] int64 on the device; copied there once, since a copy waits and cannot be captured."""
+    if torch.compiler.is_compiling() or in_transform():
+        return torch.tensor(numbers, device=device)
+    return kept_index(numbers, device, _get_current_dispatch_mode())
+
+
+@lru_cache(maxsize=4096)  # a leave-one-out evaluation has some dozens, which its CUDA graphs need to its end
+def kept_index(numbers: tuple[int, ...], device: torch.device, mode: TorchDispatchMode | None) -> Tensor:
+    """As `index`; what is made within a mode may be of no use outside of it, a tensor without data say."""
     with torch.inference_mode(False):  # also of use where gradients are computed
         return torch.tensor(numbers, device=device)
 
@@ -88,7 +98,12 @@ def _remember(alpha: Tensor, rows: list[list[Row]]) -> Tensor:
 
 
 def alpha_rows(alpha: Tensor) -> list[list[Row]]:
-    """Alpha [V, E, O] as hashable rows; waits for the device unless they are known and not changed since."""
+    """Alpha [V, E, O] as hashable rows; waits for the device unless they are known and not changed since.
+
+    Within a transform values cannot be read, or not for good: all rows count as different then.
+    """
+    if in_transform():
+        return [[(float(v), float(e)) for e in range(alpha.shape[1])] for v in range(len(alpha))]
     if (known := _KNOWN.get(alpha)) is not None and known[0] == alpha._version:
         return known[1]
     return [[tuple(row) for row in table] for table in alpha.tolist()]

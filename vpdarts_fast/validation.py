@@ -11,16 +11,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.precision import wide
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, 3, H, W], floating, and labels [N], int64."""
 
-BatchNorm = Literal["recalibrated", "running", "batch"]
+BatchNorm = Literal["recalibrated", "running", "batch", "variant"]
+"""Which statistics batch norms use; `leave_one_out` says what each means."""
 
 CALIBRATION_IMAGES = 250
-"""`recalibrated` re-estimates the statistics on at least so many images."""
+"""`recalibrated` and `variant` re-estimate the statistics on at least so many images."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,11 @@ class Counts:
         return self._correct.cpu(), self._loss.cpu()
 
 
-def calibration_batches(stream: Iterator[Batch]) -> list[Batch]:
-    """Takes the first batches that together hold enough images."""
+def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[Batch]:
+    """Takes the first batches that together hold enough images; none where no statistics are re-estimated."""
     taken: list[Batch] = []
+    if batch_norm not in ("recalibrated", "variant"):
+        return taken
     count = 0
     for batch in stream:
         taken.append(batch)
@@ -94,6 +98,21 @@ def check_options(batch_norm: str, memory_budget: int | None) -> None:
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
     if memory_budget is not None and memory_budget <= 0:
         raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
+    check_bound("memory_budget", memory_budget)
+
+
+def checked_pair(batch: object) -> Batch:
+    """A batch as the caller's iterable gave it; `UserError` unless it is a tuple or list of two tensors."""
+    if not isinstance(batch, (tuple, list)):
+        got = type(batch).__name__
+    elif len(batch) != 2:
+        got = f"{len(batch)} items; data loaders that give more need (x[0], x[1]) for x in loader"
+    elif not all(isinstance(part, Tensor) for part in batch):
+        got = " and ".join(type(part).__name__ for part in batch)
+    else:
+        images, labels = batch
+        return images, labels
+    raise UserError(f"batches must be pairs of tensors, images and labels; got {got}")
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:
@@ -107,14 +126,31 @@ def check_labels(images: Tensor, labels: Tensor) -> None:
 NORMS = nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d
 
 
+Norm = nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d
+
+StatisticsOf = Callable[[int], None]
+"""Gives the batch norms the statistics that the variant of this number is evaluated with."""
+
+
 @contextmanager
 def evaluation_mode(
     model: nn.Module,
     batch_norm: BatchNorm,
     calibration: Sequence[Batch],
-    forward: Callable[[Tensor], object],
-) -> Iterator[None]:
-    """Dropout off and the batch norms as asked, restored on exit; `forward` runs the unmodified model."""
+    forwards: Sequence[Callable[[Tensor], object]],
+) -> Iterator[StatisticsOf]:
+    """Dropout off and the batch norms as asked, restored on exit.
+
+    Args:
+        model: whose batch norms they are.
+        batch_norm: with `variant` the statistics of each variant are estimated and kept, one after another.
+        calibration: what statistics are estimated on; empty where none are.
+        forwards: run the model, the unmodified one first, then each variant; without `variant` only the first
+            is needed.
+
+    Yields:
+        What has to be called before a variant is evaluated; without `variant` it changes nothing.
+    """
     modes = [(module, module.training) for module in model.modules()]
     norms = [module for module in model.modules() if isinstance(module, NORMS)]
     changing = ("running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats")
@@ -123,13 +159,24 @@ def evaluation_mode(
         raise UserError("batch_norm='running' needs running statistics, and this supernet keeps none; "
                         "use 'recalibrated' or 'batch'")  # fmt: skip
     model.eval()
+    estimated: list[list[tuple[Tensor | None, Tensor | None]]] = []
+
+    def use_statistics_of(variant: int) -> None:
+        if estimated:
+            for norm, (mean, variance) in zip(norms, estimated[variant], strict=True):
+                norm.running_mean, norm.running_var = mean, variance
+
     try:
         if batch_norm == "batch":
             for norm in norms:  # a batch norm without buffers uses the batch's own statistics
                 norm.running_mean = norm.running_var = None
         elif batch_norm == "recalibrated":
-            _recalibrate(model, norms, calibration, forward)
-        yield
+            _recalibrate(model, norms, calibration, forwards[0])
+        elif batch_norm == "variant":
+            for forward in forwards:
+                _recalibrate(model, norms, calibration, forward)
+                estimated.append([(norm.running_mean, norm.running_var) for norm in norms])
+        yield use_statistics_of
     finally:
         for norm, attributes in saved:
             for name, value in attributes.items():
@@ -140,10 +187,11 @@ def evaluation_mode(
 
 def _recalibrate(
     model: nn.Module,
-    norms: Sequence[nn.BatchNorm1d | nn.BatchNorm2d | nn.BatchNorm3d],
+    norms: Sequence[Norm],
     calibration: Sequence[Batch],
     forward: Callable[[Tensor], object],
 ) -> None:
+    """Gives the batch norms new buffers, with the average of the statistics of the calibration batches."""
     default = wide(next(model.parameters())[:0])
     for norm in norms:
         like = next((some for some in (norm.running_mean, norm.weight) if some is not None), default)

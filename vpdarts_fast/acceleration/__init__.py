@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
+from vpdarts_fast.acceleration.comparison import compared_cell, compared_mixed_op, compared_residual
 from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
 from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Unrecognised
 from vpdarts_fast.acceleration.recognise_sum import (
@@ -23,6 +24,13 @@ from vpdarts_fast.errors import UserError
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
 
+
+COMPARED: dict[Callable[[nn.Module], Plan], Callable[[nn.Module], Plan]] = {
+    recognise_cell: compared_cell,
+    recognise_mixed_op: compared_mixed_op,
+    recognise_residual: compared_residual,
+}
+"""What is recognised is fused only if it computes the same; leave-one-out changes weights of what is not."""
 
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -99,7 +107,7 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     entries = []
     for name, module, recognise in list(_candidates(model)):
         try:
-            plan = fuse(module, recognise, backend)
+            plan = fuse(module, COMPARED[recognise], backend)
         except Unrecognised as error:
             if str(error):
                 entries.append(Entry(name, type(module).__name__, False, str(error)))

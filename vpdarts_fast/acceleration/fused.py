@@ -16,12 +16,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Path, Unrecognised
+from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, OwnMethod, Path, Unrecognised
 from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
-from vpdarts_fast.acceleration.run import Mixture, OwnMethod, row_of, whole_cell
+from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import SIMPLE, STATE, Snapshot, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""
@@ -97,7 +98,7 @@ def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
             while len(given) > 2 and _is_default(parameters[len(given) - 1 :][:1], given[-1]):
                 given.pop()
             out = _run(self, method, *given)
-        return own(self, *args, **kwargs) if out is None else out
+        return getattr(original, method)(self, *args, **kwargs) if out is None else out
 
     return run
 
@@ -156,21 +157,38 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     seen = state.seen.compare(module)
     if seen == "changed":
         state.look_again(module)
+        seen = state.seen.compare(module)  # what has changed it may be a hook
     plan, backend = state.plan, state.backend
-    if plan is None or method not in plan.methods or seen == "watched":
+    if plan is None or method not in plan.methods or seen != "same":
+        return None
+    if in_transform() and not _runs_in_vmap(module):
         return None
     if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
         return None
     try:
-        match plan:
-            case MixedOpPlan():
-                return _mixed_op(module, method, plan, x, weights[0], backend)
-            case CellPlan():
-                return _cell(module, plan, x, weights[0], backend)
-            case ResidualPlan():
-                return residual_block(module, plan, x, backend)
+        return computed(module, method, plan, x, *weights, backend=backend)
     except OwnMethod:
         return None
+
+
+def _runs_in_vmap(module: nn.Module) -> bool:
+    """Whether the transform around the call is one that `of_variants` knows, and batch norms keep nothing."""
+    keeps = (
+        isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and norm.running_mean is not None
+        for norm in module.modules()
+    )
+    return not any(keeps) and in_plain_vmap((*module.parameters(), *module.buffers()))
+
+
+def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:
+    """The method's value through `ops`; `OwnMethod` where the plan does not cover the call."""
+    match plan:
+        case MixedOpPlan():
+            return _mixed_op(module, method, plan, x, weights[0], backend)
+        case CellPlan():
+            return _cell(module, plan, x, weights[0], backend)
+        case ResidualPlan():
+            return residual_block(module, plan, x, backend)
 
 
 def _mixed_op(

@@ -7,6 +7,7 @@ replaced during a search.
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -27,6 +28,20 @@ class Unrecognised(Exception):
     """Why a module is left alone; no reason for one that does not look like anything."""
 
 
+class OwnMethod(Exception):
+    """The module's own method has to run, and why; nothing has been changed yet."""
+
+
+def described(error: Exception) -> str:
+    """The first line of what another code base's error says, without addresses in memory."""
+    return without_addresses(f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def without_addresses(text: str) -> str:
+    """`<function scaled at 0x7f...>` as `<function scaled>`."""
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
+
+
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
     """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
@@ -45,20 +60,6 @@ def drawing_nothing() -> Iterator[None]:
 def _drawn(after: Any, before: Any) -> bool:
     """Whether NumPy's generator has changed: name, key, position, and what is left of a normal pair."""
     return after[2:] != before[2:] or not np.array_equal(after[1], before[1])
-
-
-def shallow_copy(module: nn.Module) -> nn.Module:
-    """For a look at the module: has its own attributes, modes and buffers, and shares everything else."""
-    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
-    copy: nn.Module = kind.__new__(kind)
-    copy.__dict__ = dict(module.__dict__)
-    copy._buffers = {
-        name: buffer if buffer is None else buffer.clone() for name, buffer in module._buffers.items()
-    }
-    copy._modules = {
-        name: part if part is None else shallow_copy(part) for name, part in module._modules.items()
-    }
-    return copy
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:
@@ -266,11 +267,15 @@ class MixedOpPlan:
         methods: that compute it, called with (x, weights).
         mixture: what is computed.
         adds: they add something of their own to the sum.
+        compared: with the module's own code; without values, as on `meta`, this cannot be done.
+        remark: what else there is to say.
     """
 
     methods: tuple[str, ...]
     mixture: MixturePlan
     adds: bool
+    compared: bool = True
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -290,7 +295,11 @@ class CellPlan:
     Attributes:
         methods: that compute it, called with (inputs, weights); the inputs are node 0, the value is the last.
         edges: in the order of targets, then sources.
+        compared: as of a mixed operation.
+        remark: as of a mixed operation.
     """
 
     methods: tuple[str, ...]
     edges: tuple[EdgePlan, ...]
+    compared: bool = True
+    remark: str = ""

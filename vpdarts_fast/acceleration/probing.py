@@ -2,47 +2,38 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import chain
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, drawing_nothing, shallow_copy
+from vpdarts_fast.acceleration.copies import HOOKS, channels_of, isolated_copy
+from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described, drawing_nothing
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
 PROBE_SIZE = 6
 
 
-class _Probe(nn.Module):
-    """In place of a candidate operation: keeps what it is called with, returns a tensor that is known."""
+class _Probe:
+    """What a candidate operation is called with, and the tensor that it returns instead of its own."""
 
     def __init__(self, stride: int, generator: torch.Generator) -> None:
-        super().__init__()
         self.stride, self.generator = stride, generator
         self.called_with: list[Tensor] = []
-        self.value = torch.zeros(())
+        self.value = torch.zeros((), dtype=torch.float64, device="cpu")
 
-    def forward(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
+        """x [N, C, H, W] -> [N, C, H', W'], random."""
         self.called_with.append(x)
         shape = _shape_behind(x, self.stride)
-        self.value = torch.randn(shape, dtype=x.dtype, generator=self.generator)
+        self.value = torch.randn(shape, dtype=x.dtype, device=x.device, generator=self.generator)
         return self.value
-
-
-class _Nothing(nn.Module):
-    """In place of a candidate operation: zero."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x.new_zeros(()).expand(_shape_behind(x, self.stride))
 
 
 def _shape_behind(x: Tensor, stride: int) -> tuple[int, ...]:
@@ -51,7 +42,33 @@ def _shape_behind(x: Tensor, stride: int) -> tuple[int, ...]:
 
 def without_ops(module: nn.Module, *mixtures: MixturePlan) -> nn.Module:
     """A copy whose candidate operations are zero, and that shares everything else."""
-    return _replaced(module, {path: _Nothing(some.stride) for some in mixtures for path in some.ops})
+
+    def zeros(stride: int, x: Tensor) -> Tensor:
+        return x.new_zeros(()).expand(_shape_behind(x, stride))
+
+    stand_ins = {path: partial(zeros, some.stride) for some in mixtures for path in some.ops}
+    return _computing(module, stand_ins)
+
+
+def _computing(module: nn.Module, forwards: Mapping[Path, Callable[[Tensor], Tensor]]) -> nn.Module:
+    """A copy that shares everything, but the forwards of submodules.
+
+    These keep their classes and attributes: the module's code may look at them.
+    """
+    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
+    copied: nn.Module = kind.__new__(kind)
+    copied.__dict__ = dict(module.__dict__)
+    copied._modules = dict(module._modules)
+    for name in {path[0] for path in forwards if path}:
+        child = module._modules[name]
+        assert child is not None
+        below = {path[1:]: forward for path, forward in forwards.items() if path[:1] == (name,)}
+        copied._modules[name] = _computing(child, below)
+    if () in forwards:
+        copied.__dict__["forward"] = forwards[()]
+        for hooks in HOOKS:
+            copied.__dict__[hooks] = OrderedDict()
+    return copied
 
 
 @dataclass(frozen=True)
@@ -108,20 +125,15 @@ class Probing:
     method: str
     mixtures: Sequence[MixturePlan]
     edges: Sequence[tuple[tuple[int, int], int]] = ()
-    generator: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
+    generator: torch.Generator = field(default_factory=lambda: torch.Generator(device="cpu").manual_seed(0))
 
     def __post_init__(self) -> None:
         """Layers beside the operations run as they are, in float64."""
-        self._channels = PROBE_CHANNELS
-        self._without_ops = shallow_copy(without_ops(self.module, *self.mixtures))
-        if any(True for _ in (*self._without_ops.parameters(), *self._without_ops.buffers())):
-            try:
-                self._without_ops = copy.deepcopy(self._without_ops).double()
-            except Exception as error:  # their code may raise anything
-                raise Unrecognised(f"cannot be copied: {type(error).__name__}: {error}") from error
-            layers = list(self._without_ops.modules())
-            sizes = (getattr(layer, "in_channels", getattr(layer, "num_features", None)) for layer in layers)
-            self._channels = next((size for size in sizes if size is not None), PROBE_CHANNELS)
+        self._copy = isolated_copy(self.module)
+        self._without_ops = without_ops(self._copy, *self.mixtures)
+        operations = {path for mixture in self.mixtures for path in mixture.ops}
+        beside = (layer for path, layer in _modules(self._copy) if not _is_within(path, operations))
+        self._channels = next(filter(None, map(channels_of, beside)), PROBE_CHANNELS)
 
     def __call__(self) -> Outcome:
         """`Unrecognised` if what comes out is not what is expected of a mixed operation or of a cell."""
@@ -163,7 +175,7 @@ class Probing:
         return nodes[max(nodes)]
 
     def _random(self, *shape: int) -> Tensor:
-        return torch.randn(shape, dtype=torch.float64, generator=self.generator)
+        return torch.randn(shape, dtype=torch.float64, device="cpu", generator=self.generator)
 
     def _weights(self) -> Tensor:
         """[E, O], as the method takes them but for a mixed operation's [O]."""
@@ -172,7 +184,7 @@ class Probing:
     def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, Tensor]:
         probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
         paths = [path for mixture in self.mixtures for path in mixture.ops]
-        probed = _replaced(self._without_ops, dict(zip(paths, chain.from_iterable(probes), strict=True)))
+        probed = _computing(self._copy, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         out = self._call(probed, x, weights, training)
         called = [probe.called_with[0].shape[1] for some in probes for probe in some if probe.called_with]
         if not called or x.shape[1] % called[0]:
@@ -192,27 +204,10 @@ class Probing:
         except Unrecognised:
             raise
         except Exception as error:  # their code may raise anything
-            raise Unrecognised(f"cannot be run on its own: {type(error).__name__}: {error}") from error
+            raise Unrecognised(f"cannot be run on its own: {described(error)}") from error
         if not isinstance(out, Tensor):
             raise Unrecognised("does not return a tensor")
         return out
-
-
-def _replaced(module: nn.Module, changed: Mapping[Path, nn.Module]) -> nn.Module:
-    """A copy that shares everything but the modules on the way to those that are replaced."""
-    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
-    replaced: nn.Module = kind.__new__(kind)
-    replaced.__dict__ = dict(module.__dict__)
-    replaced._modules = dict(module._modules)
-    for name in {path[0] for path in changed}:
-        below = {path[1:]: new for path, new in changed.items() if path[0] == name}
-        if () in below:
-            replaced._modules[name] = below[()]
-        else:
-            child = module._modules[name]
-            assert child is not None
-            replaced._modules[name] = _replaced(child, below)
-    return replaced
 
 
 def _weighted_sum(probes: Sequence[_Probe], x: Tensor, weights: Tensor) -> Tensor:
@@ -244,6 +239,14 @@ def partial_channels(mixed: Tensor, rest: Tensor, k: int) -> Tensor:
     *leading, channels, height, width = joined.shape
     groups = joined.view(*leading, k, channels // k, height, width)
     return groups.transpose(-4, -3).reshape(joined.shape)
+
+
+def _modules(module: nn.Module) -> Iterator[tuple[Path, nn.Module]]:
+    return ((tuple(name.split(".")), layer) for name, layer in module.named_modules() if name)
+
+
+def _is_within(path: Path, operations: Collection[Path]) -> bool:
+    return any(path[:length] in operations for length in range(1, len(path) + 1))
 
 
 def _are_equal(a: Tensor, b: Tensor) -> bool:

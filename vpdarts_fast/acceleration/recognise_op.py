@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import operator
 from collections.abc import Sequence
 from itertools import product
@@ -9,6 +10,7 @@ from itertools import product
 import torch
 from torch import fx, nn
 
+from vpdarts_fast.acceleration.copies import differing_state, isolated_copy
 from vpdarts_fast.acceleration.plans import (
     ChainPlan,
     FactorisedReducePlan,
@@ -22,8 +24,8 @@ from vpdarts_fast.acceleration.plans import (
     Unrecognised,
     ZeroPlan,
     at,
+    described,
     drawing_nothing,
-    shallow_copy,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
 
@@ -31,16 +33,22 @@ from vpdarts_fast.acceleration.snapshot import remembered
 @remembered
 def recognise_op(op: nn.Module) -> OpPlan:
     """What the operation computes, the same in both modes; `OpaquePlan` where that is not known for sure."""
-    op, plans = shallow_copy(op), set()
+    try:
+        before = isolated_copy(op)
+    except Unrecognised as error:
+        return OpaquePlan(str(error))
+    op, plans = copy.deepcopy(before), set()
     try:
         with drawing_nothing():
             for training in (True, False):
                 plans.add(_recognise(op.train(training)))
+        if (written := differing_state(before, op)) is not None:
+            return OpaquePlan(f"writes to {written}")
     except Unrecognised as error:
         return OpaquePlan(str(error))
     except Exception as error:  # tracing runs their code, which may raise anything
         plan = _always_zero(op)
-        return plan or OpaquePlan(f"cannot be traced: {type(error).__name__}: {error}".splitlines()[0])
+        return plan or OpaquePlan(f"cannot be traced: {described(error)}")
     return plans.pop() if len(plans) == 1 else OpaquePlan("differs between training and evaluation")
 
 
@@ -57,7 +65,12 @@ def _recognise(op: nn.Module) -> OpPlan:
         plan = match(op, nodes[0], output)
         if plan is not None:
             return plan
-    return OpaquePlan("unknown layers: " + ", ".join(str(node.target) for node in nodes[1:-1]))
+    return OpaquePlan("unknown layers: " + ", ".join(_name(node.target) for node in nodes[1:-1]))
+
+
+def _name(target: object) -> str:
+    """What a node calls, without its address in memory."""
+    return target if isinstance(target, str) else getattr(target, "__name__", type(target).__name__)
 
 
 def _changes_in_place(op: nn.Module, node: fx.Node, x: fx.Node) -> bool:
@@ -79,7 +92,8 @@ def _always_zero(op: nn.Module) -> ZeroPlan | None:
     try:
         with drawing_nothing(), torch.no_grad():
             for training, scale in product((True, False), (1, 1e6)):
-                x = scale * torch.randn(2, 3, 8, 12, generator=torch.Generator().manual_seed(0))
+                generator = torch.Generator(device="cpu").manual_seed(0)
+                x = scale * torch.randn(2, 3, 8, 12, dtype=torch.float32, device="cpu", generator=generator)
                 out = op.train(training)(x)
                 sizes = [(2, 3, 8 // stride, 12 // stride) for stride in (1, 2)]
                 strides.add(sizes.index(tuple(out.shape)) + 1 if not out.any() else 0)

@@ -22,7 +22,7 @@ from vpdarts_fast.acceleration.plans import (
 )
 from vpdarts_fast.acceleration.probing import Outcome, Probing
 from vpdarts_fast.acceleration.recognise_op import recognise_op
-from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 
 EDGE = re.compile(r"(\d+)<-(\d+)")
 
@@ -56,6 +56,7 @@ def methods_of(module: nn.Module) -> Iterator[str]:
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
     mixture = _mixture(module, candidate_ops(module))
+    refuse_methods_of_instances(module)
     methods, outcome = _probed(module, [mixture])
     mixture = replace(mixture, partial=outcome.partial, skips_zeros=outcome.skips_zeros)
     return MixedOpPlan(methods, mixture, outcome.adds)
@@ -74,6 +75,7 @@ def recognise_cell(module: nn.Module) -> CellPlan:
     ]
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
         raise Unrecognised("has edges with different numbers of operations")
+    refuse_methods_of_instances(module)
     edges = [(keys[key], sorted(keys).index(key)) for key in order]
     methods, outcome = _probed(module, mixtures, edges)
     found_edges = (
@@ -83,6 +85,14 @@ def recognise_cell(module: nn.Module) -> CellPlan:
         for ((target, source), row), mixture in zip(edges, mixtures, strict=True)
     )
     return CellPlan(methods, tuple(found_edges))
+
+
+def refuse_methods_of_instances(module: nn.Module) -> None:
+    """Raises `Unrecognised` if a class does not tell what its instance computes."""
+    for name, layer in module.named_modules():
+        for method in instance_methods(layer):
+            where = f"its layer {name}" if name else "it"
+            raise Unrecognised(f"is left: {where} has a {method} of its own, not that of its class")
 
 
 def _probed(

@@ -5,16 +5,19 @@ from __future__ import annotations
 import operator
 from collections import Counter
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, fx, nn
 
 from vpdarts_fast import ops
-from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
+from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
-from vpdarts_fast.acceleration.run import OwnMethod, are_fixed, backend_for, fixed_statistics, update
+from vpdarts_fast.acceleration.recognise_sum import refuse_methods_of_instances
+from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import remembered
 from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.derivatives import with_statistics
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""
@@ -30,11 +33,15 @@ class ResidualPlan:
         convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
         norms: behind the first and the second 3x3.
         methods: that compute it, called with x.
+        compared: as of a mixed operation.
+        remark: as of a mixed operation.
     """
 
     convolutions: tuple[Path, Path, Path]
     norms: tuple[Path, Path]
     methods: tuple[str, ...] = ("forward",)
+    compared: bool = True
+    remark: str = ""
 
 
 @remembered
@@ -43,6 +50,7 @@ def recognise_residual(block: nn.Module) -> ResidualPlan:
     plan = _recognise(block)
     if plan is None:
         raise Unrecognised
+    refuse_methods_of_instances(block)
     return plan
 
 
@@ -134,13 +142,16 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
 
     def with_batch_statistics(x: Tensor) -> Tensor:
         """x [V, N, C, H, W], as the output."""
-        eps, outs = norms[0].eps, []
-        for images in x:
-            out, mean, variance = ops.trained_residual_block(
-                images, first, second, shortcut, gamma, beta, eps, backend=chosen
+
+        def block(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+            return ops.trained_residual_block(
+                images, first, second, shortcut, gamma, beta, norms[0].eps, backend=chosen
             )
+
+        def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
             update(norms, (None, None), mean, variance, out)
-            outs.append(out)
+
+        outs = [with_statistics(partial(block, images), keep) for images in x]
         return outs[0].unsqueeze(0) if len(outs) == 1 else torch.stack(outs)
 
     return of_variants(with_fixed_statistics if fixed else with_batch_statistics, x)

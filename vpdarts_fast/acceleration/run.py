@@ -14,6 +14,7 @@ from vpdarts_fast.acceleration.plans import (
     ChainPlan,
     MixturePlan,
     OpPlan,
+    OwnMethod,
     PoolPlan,
     SkipPlan,
     ZeroPlan,
@@ -24,15 +25,12 @@ from vpdarts_fast.acceleration.plans import (
 )
 from vpdarts_fast.acceleration.probing import partial_channels
 from vpdarts_fast.backends import BACKENDS, preferred
+from vpdarts_fast.derivatives import with_statistics
 from vpdarts_fast.nn import update_running_statistics
 from vpdarts_fast.precision import product_dtype
 
 MAX_NODES = 6
 """Of a cell that `mixed_cell` takes."""
-
-
-class OwnMethod(Exception):
-    """The module's own method has to run; nothing has been changed yet."""
 
 
 def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
@@ -95,10 +93,14 @@ class Mixture:
         statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
         if not self._fixed:
             rows = with_zero_gradients(rows, offsets)
-        out, mean, variance = ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend)
-        if not self._fixed:
-            update(norms, offsets, mean[0], variance[0], out[0])
-        return out
+
+        def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
+            if not self._fixed:
+                update(norms, offsets, mean[0], variance[0], out[0])
+
+        return with_statistics(
+            lambda: ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend), keep
+        )
 
 
 def nonzero_columns(rows: Tensor) -> list[int]:
@@ -146,16 +148,15 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
         return None
     backend = backend_for("mixed_cell", x, alpha, backend)
     offsets = [conv.bias for conv in convolutions]
-    node, mean, variance = ops.mixed_cell(
-        x,
-        torch.stack([conv.weight for conv in convolutions[0::2]]),
-        torch.stack([conv.weight for conv in convolutions[1::2]]),
-        with_zero_gradients(alpha, offsets),
-        eps=norms[0].eps,
-        backend=backend,
+    weight_1x1, weight_3x3 = (torch.stack([c.weight for c in convolutions[first::2]]) for first in (0, 1))
+    table, eps = with_zero_gradients(alpha, offsets), norms[0].eps
+
+    def keep(_: Tensor, mean: Tensor, variance: Tensor) -> None:
+        update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x[0])
+
+    return with_statistics(
+        lambda: ops.mixed_cell(x, weight_1x1, weight_3x3, table, eps=eps, backend=backend), keep
     )
-    update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x[0])
-    return node
 
 
 def _masked_cell(

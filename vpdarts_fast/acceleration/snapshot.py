@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Collection, Hashable
 from dataclasses import dataclass
-from functools import wraps
+from functools import cache, wraps
+from inspect import isroutine
+from types import BuiltinFunctionType, FunctionType, MethodType
 from typing import Literal, TypeVar
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
+from torch.nn.parameter import is_lazy
 
-from vpdarts_fast.acceleration.plans import Path, at
+from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
 
 GROWING = frozenset(
     {"training", "in_channels", "out_channels", "groups", "num_features", "momentum", "track_running_stats"}
@@ -24,26 +29,56 @@ SIMPLE = (bool, int, float, str, tuple, type(None))
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """Types and settings of a module's submodules, without its own type."""
+class Layer:
+    """A submodule, or the module itself, as it was.
 
-    settings: tuple[tuple[Path, type[nn.Module] | None, tuple[tuple[str, object], ...]], ...]
+    Attributes:
+        path: of the submodule.
+        kind: its class; none where only its being there counts.
+        forward: of the class.
+        methods: names that mean something else if the module itself has them.
+        settings: its simple attributes.
+        held: what other attributes hold.
+    """
+
+    path: Path
+    kind: type[nn.Module] | None
+    forward: object = None
+    methods: frozenset[str] = frozenset()
+    settings: tuple[tuple[str, object], ...] = ()
+    held: tuple[tuple[str, object], ...] = ()
+
+    def is_same(self, module: nn.Module) -> bool:
+        """Whether the module is still as it was."""
+        kind, attributes = type(module), module.__dict__
+        if STATE in attributes:
+            kind = kind.own_class  # type: ignore[attr-defined]
+        if kind is not self.kind or kind.forward is not self.forward:
+            return False
+        if not attributes.keys().isdisjoint(self.methods):
+            return False
+        return all(attributes.get(name) == value for name, value in self.settings) and all(
+            name in attributes and _holding(attributes[name]) == value for name, value in self.held
+        )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A module and its submodules, as they were."""
+
+    layers: tuple[Layer, ...]
 
     def compare(self, module: nn.Module) -> Literal["same", "watched", "changed"]:
         """Whether it is still that module, or somebody wants to see its submodules run, or it is another."""
         watched = any(_GLOBAL_HOOKS)
-        for path, kind, settings in self.settings:
+        for layer in self.layers:
             try:
-                found = at(module, path)
+                found = at(module, layer.path)
             except KeyError:
                 return "changed"
-            if kind is not None:
-                if type(found) is not kind:
-                    return "changed"
-                watched = watched or has_hooks(found)
-            attributes = found.__dict__
-            for name, value in settings:
-                if attributes.get(name) != value:
+            if layer.kind is not None:
+                watched = watched or bool(layer.path and has_hooks(found))
+                if not layer.is_same(found):
                     return "changed"
         return "watched" if watched else "same"
 
@@ -72,41 +107,78 @@ def has_hooks(module: nn.Module) -> bool:
 
 def snapshot(module: nn.Module, as_they_are: Collection[Path] = ()) -> Snapshot:
     """Of the module now, but for what is in these submodules, which run as they are."""
-    settings: list[tuple[Path, type[nn.Module] | None, tuple[tuple[str, object], ...]]] = []
+    layers: list[Layer] = []
     for name, found in module.named_modules():
         path = tuple(name.split(".")) if name else ()
-        above = [path[:length] for length in range(1, len(path))]
-        if any(part in as_they_are for part in above):
+        if any(path[:length] in as_they_are for length in range(1, len(path))):
             continue
-        if path in as_they_are:
-            settings.append((path, None, ()))
-            continue
-        simple = tuple(
-            (key, value)
-            for key, value in found.__dict__.items()
-            if key not in GROWING and isinstance(value, SIMPLE)
+        layers.append(Layer(path, None) if path in as_they_are else _layer(path, found))
+    return Snapshot(tuple(layers))
+
+
+def _layer(path: Path, module: nn.Module) -> Layer:
+    kind = getattr(type(module), "own_class", type(module))
+    others = {name: value for name, value in module.__dict__.items() if name not in INTERNAL | GROWING}
+    settings = tuple((name, value) for name, value in others.items() if isinstance(value, SIMPLE))
+    held: tuple[tuple[str, object], ...] = ()
+    if not kind.__module__.startswith("torch.nn."):  # whose layers hold nothing but settings
+        held = tuple(
+            (name, _holding(value)) for name, value in others.items() if not isinstance(value, SIMPLE)
         )
-        settings.append((path, type(found) if name else None, simple))
-    return Snapshot(tuple(settings))
+    methods = _methods(kind)  # type: ignore[arg-type]
+    return Layer(path, kind, kind.forward, methods, settings, held)
+
+
+def _holding(value: object) -> object:
+    """Something that changes with what a value holds, where that can be told."""
+    if isinstance(value, Tensor):
+        return type(value), id(value), value._version  # and not its values, for which the CPU would wait
+    try:
+        return frozen(value)
+    except TypeError:
+        return type(value), id(value)
+
+
+def instance_methods(module: nn.Module) -> list[str]:
+    """Names under which the module has something of its own in place of a method of its class."""
+    kind = getattr(type(module), "own_class", type(module))
+    return [name for name in module.__dict__ if name in _methods(kind)]  # type: ignore[arg-type]
+
+
+@cache
+def _methods(kind: type[nn.Module]) -> frozenset[str]:
+    """Names of what a call of a module of this class may run."""
+    before_module = kind.__mro__[: kind.__mro__.index(nn.Module)]
+    names = {name for some in before_module for name, value in vars(some).items() if isroutine(value)}
+    return frozenset(names - set(dir(nn.Module))) | {"forward", "_call_impl", "_wrapped_call_impl"}
 
 
 Plan = TypeVar("Plan")
 
 
 def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], Plan]:
-    """The same function, which looks only once at modules that are built alike."""
-    known: dict[Hashable, Plan] = {}
+    """The same function, which looks only once at modules that are built alike, also where it raises."""
+    known: dict[Hashable, Plan | Unrecognised] = {}
+
+    def look(module: nn.Module) -> Plan | Unrecognised:
+        try:
+            return recognise(module)
+        except Unrecognised as error:
+            return Unrecognised(*error.args)  # without the frames, and all that they hold
 
     @wraps(recognise)
     def remember(module: nn.Module) -> Plan:
-        built = _fingerprint(module)
+        built = fingerprint(module)
         if built is None:
             return recognise(module)
-        if built not in known:
+        outcome = known.get(built)
+        if outcome is None:
             if len(known) >= REMEMBERED:
                 known.clear()
-            known[built] = recognise(module)
-        return known[built]
+            outcome = known[built] = look(module)
+        if isinstance(outcome, Unrecognised):
+            raise Unrecognised(*outcome.args)
+        return outcome
 
     return remember
 
@@ -114,31 +186,64 @@ def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], 
 REMEMBERED = 1000
 """More than the different modules of any model."""
 
-_INTERNAL = frozenset(nn.Module().__dict__) - {"training"} | {STATE}
+INTERNAL = frozenset(nn.Module().__dict__) | {STATE}
+"""Attributes that every module has, and ours."""
 
 
-def _fingerprint(module: nn.Module) -> Hashable | None:
+def fingerprint(module: nn.Module) -> Hashable | None:
     """All that two modules built alike have in common; None where an attribute could be anything."""
     parts: list[Hashable] = []
     try:
         for name, found in module.named_modules():
-            own = [(key, _frozen(value)) for key, value in found.__dict__.items() if key not in _INTERNAL]
+            own = [(key, frozen(value)) for key, value in found.__dict__.items() if key not in INTERNAL]
             tensors = (*found._parameters.items(), *found._buffers.items())
             kind = getattr(type(found), "own_class", type(found))
             parts.append(
-                (name, kind, kind.forward, *own, *((key, tensor is None) for key, tensor in tensors))
+                (name, kind, kind.forward, *own, *((key, _shape(tensor)) for key, tensor in tensors))
             )
     except TypeError:
         return None
     return tuple(parts)
 
 
-def _frozen(value: object) -> Hashable:
-    """Simple values, also in tuples, lists and dictionaries; `TypeError` for anything else."""
-    if isinstance(value, (tuple, list)):
-        return type(value).__name__, *map(_frozen, value)
-    if isinstance(value, dict):
-        return "dict", *((_frozen(key), _frozen(item)) for key, item in value.items())
-    if not isinstance(value, SIMPLE):
+def _shape(tensor: Tensor | None) -> Hashable:
+    """All of a parameter or buffer that recognition looks at."""
+    if tensor is None or is_lazy(tensor):
+        return None
+    return tuple(tensor.shape), tensor.dtype, tensor.is_meta, tensor.requires_grad
+
+
+def frozen(value: object, depth: int = 6) -> Hashable:
+    """What a value holds: simple values, and what is made of them, as pickling takes it apart.
+
+    Raises:
+        TypeError: it holds something else, or too much.
+    """
+    if isinstance(value, (bool, int, float, str, type(None), type, enum.Enum, *IMMUTABLE)):
+        return type(value), value
+    if depth == 0 or isinstance(value, (nn.Module, MethodType)):
         raise TypeError
-    return value
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        return value, frozen([cells, value.__defaults__, value.__kwdefaults__], depth - 1)
+    if isinstance(value, Tensor):
+        if value.is_meta or value.numel() > MOST:
+            raise TypeError
+        return type(value), value.dtype, str(value.device), frozen(value.tolist(), depth - 1)
+    if type(value) in (tuple, list, set, frozenset, dict):
+        if len(value) > MOST:  # type: ignore[arg-type]
+            raise TypeError
+        items = value.items() if isinstance(value, dict) else value
+        return type(value), *(frozen(item, depth - 1) for item in items)  # type: ignore[attr-defined]
+    try:
+        parts = value.__reduce_ex__(2)
+        whole = parts if isinstance(parts, str) else [*parts[:3], *(list(part or ()) for part in parts[3:5])]
+    except Exception as error:  # their code may raise anything
+        raise TypeError from error
+    return type(value), frozen(whole, depth - 1)
+
+
+IMMUTABLE = (torch.dtype, torch.device, torch.layout, torch.memory_format, BuiltinFunctionType)
+
+MOST = 100
+"""Of elements in a container that is looked into."""

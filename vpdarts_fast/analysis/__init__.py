@@ -1,5 +1,5 @@
-"""How well a supernet ranks the ops of each edge: `python -m vpdarts_fast.analysis.kendall --help`."""
+"""What a search does, looked at from outside; each part is a command with `--help`.
 
-from vpdarts_fast.analysis.ranking import kendall_tau, true_ranks
-
-__all__ = ["kendall_tau", "true_ranks"]
+kendall        how well a supernet ranks the ops of each edge; needs `vpdarts-fast[analysis]`
+cost_model     what a search would cost a GPU
+"""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from rich.table import Table
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
 from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import write_atomically
@@ -61,7 +61,7 @@ class Command:
     and no GPU is needed.
     """
 
-    gpu: Literal["a100", "h100"] = "h100"
+    gpu: Literal["a100", "h100", "h200"] = "h100"
     """Whose data sheet."""
     preset: Preset = "paper"
     """The search: paper, cpu (N=1) or quick (digits)."""
@@ -73,9 +73,9 @@ class Command:
 
     def __post_init__(self) -> None:
         for name, value in vars(self.assumptions).items():
-            most = 1 if name.endswith("share") else math.inf
-            if not 0 < value <= most:
-                raise UserError(f"{flag(name)} must be above 0 and at most {most}; got {value}")
+            check_bound(name, value, flag(name))
+        if self.json is not None and not self.json.parent.is_dir():
+            raise UserError(f"--json {self.json}: there is no folder {self.json.parent}")
 
 
 @dataclass(frozen=True)

@@ -116,9 +116,7 @@ def evaluate_run(
     Raises:
         UserError: no snapshots, a damaged one, or one that does not fit the run's settings.
     """
-    paths = sorted((folder / "snapshots").glob("epoch-*.pt"))
-    if not paths:
-        raise UserError(f"{folder} has no snapshots: run the search with --snapshots")
+    paths = snapshot_paths(folder)
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
     content = limited(load(config.dataset, data or config.data), config)
@@ -134,6 +132,14 @@ def evaluate_run(
             snapshots.append(_evaluate(path, supernet, config.epochs, batches, known))
     progress(len(paths), len(paths))
     return EvaluatedRun(folder, config, count, sorted(snapshots, key=lambda snapshot: snapshot.epoch))
+
+
+def snapshot_paths(folder: Path) -> list[Path]:
+    """The snapshots of a run, in the order of their epochs; `UserError` if it has none."""
+    paths = sorted((folder / "snapshots").glob("epoch-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} has no snapshots: run the search with --snapshots")
+    return paths
 
 
 def validation_batches(

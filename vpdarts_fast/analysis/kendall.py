@@ -27,12 +27,14 @@ from vpdarts_fast.analysis.evaluation import (
     evaluate_run,
     open_runs,
     run_folders,
+    snapshot_paths,
     snapshot_to_json,
 )
 from vpdarts_fast.analysis.picture import kendall_figure
 from vpdarts_fast.analysis.ranking import Array, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.style import edge_name, save_figure
@@ -78,9 +80,7 @@ class Command:
         if not self.runs:
             raise UserError("name at least one RUN")
         for name in ("images", "every", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} must be at least 1; got {value}")
+            check_bound(name, getattr(self, name), f"--{name}")
 
 
 @command
@@ -97,6 +97,10 @@ def analyse(request: Command) -> None:
     table = BenchmarkTable.load(request.benchmark_table)
     ranks = true_ranks(table, request.column)
     opened = open_runs(run_folders(request.runs))
+    for folder, _ in opened:  # all of them, before the first is evaluated
+        snapshot_paths(folder)
+    if request.out is not None and request.out.exists() and not request.out.is_dir():
+        raise UserError(f"cannot make the folder {request.out}: there is a file of this name (--out)")
     evaluated = []
     for folder, config in opened:
         with _progress(folder) as progress:

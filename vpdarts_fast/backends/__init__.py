@@ -15,6 +15,7 @@ from torch import Tensor
 
 from vpdarts_fast import cpu, cuda, native, pytorch, reference, triton
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.transforms import in_transform
 
 OPS = (
     "relu_conv",
@@ -44,6 +45,7 @@ class Backend:
         dtypes: it computes in.
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
+        in_transforms: ops that it has also within transforms, as those of `torch.func`.
         missing: why it is not there at all, or None.
         refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
     """
@@ -53,6 +55,7 @@ class Backend:
     device_types: frozenset[str]
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
+    in_transforms: frozenset[str] = frozenset()
     missing: str | None = None
     refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
 
@@ -63,6 +66,8 @@ class Backend:
         reasons = []
         if op not in self.implementations:
             reasons.append(f"has no {op}")
+        elif op not in self.in_transforms and in_transform():
+            reasons.append(f"has no {op} for transforms: torch.func, forward-mode derivatives, jit.trace")
         devices = {tensor.device.type for tensor in (*tensors, *small)}
         if len(devices) > 1:
             reasons.append(f"all tensors must be on one device; got {', '.join(sorted(devices))}")
@@ -97,7 +102,7 @@ BACKENDS = (
         frozenset({"cpu"}),
         frozenset({torch.float32}),
         {"masked_cell": 3, "mixed_cell": 4},
-        native.why_not(),
+        missing=native.why_not(),
     ),
     Backend(
         "cuda",
@@ -105,7 +110,7 @@ BACKENDS = (
         frozenset({"cuda"}),
         _FLOATS - {torch.float64},
         {"masked_cell": 2},
-        cuda.why_not(),
+        missing=cuda.why_not(),
         refusal=cuda.refusal,
     ),
     Backend(
@@ -114,11 +119,23 @@ BACKENDS = (
         triton.device_types(),
         frozenset({torch.float32}) | _HALVES,
         {"masked_cell": 5, "mixed_cell": 17},
-        triton.why_not(),
+        missing=triton.why_not(),
     ),
-    Backend("pytorch", _implementations(pytorch), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}),
     Backend(
-        "reference", _implementations(reference), frozenset(), _FLOATS, {"masked_cell": 6, "mixed_cell": 15}
+        "pytorch",
+        _implementations(pytorch),
+        frozenset(),
+        _FLOATS,
+        {"masked_cell": 6, "mixed_cell": 15},
+        in_transforms=frozenset(OPS) - {"masked_cell"},  # which reads alpha
+    ),
+    Backend(
+        "reference",
+        _implementations(reference),
+        frozenset(),
+        _FLOATS,
+        {"masked_cell": 6, "mixed_cell": 15},
+        in_transforms=frozenset(OPS),
     ),
 )
 """Best first: `auto` takes the first that can serve the call."""
@@ -156,9 +173,10 @@ def serving(
 
 def named(backend: str) -> list[Backend]:
     """The backend of this name, or all for auto; `UserError` if there is none."""
-    found = [b for b in BACKENDS if backend in ("auto", b.name)]
+    found = [b for b in BACKENDS if isinstance(backend, str) and backend in ("auto", b.name)]
     if not found:
-        raise UserError(f"unknown backend {backend!r}; expected auto, {', '.join(b.name for b in BACKENDS)}")
+        shown = repr(backend) if isinstance(backend, str) else f"of type {type(backend).__qualname__}"
+        raise UserError(f"unknown backend {shown}; expected auto, {', '.join(b.name for b in BACKENDS)}")
     return found
 
 

@@ -16,6 +16,7 @@ from vpdarts_fast.benchmark_table.official import ProgressCallback
 from vpdarts_fast.benchmark_table.table import COLUMNS, BenchmarkTable, check_target
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES
 
 
 def convert(official: Path, target: Path, overwrite: bool) -> None:
@@ -35,8 +36,14 @@ def convert(official: Path, target: Path, overwrite: bool) -> None:
 def show(path: Path, architecture: str) -> None:
     """Prints an architecture's accuracies, and its rank in each column (1 is the best)."""
     table = BenchmarkTable.load(path)
-    is_index = re.fullmatch(r"-?\d+", architecture)
-    index = int(architecture) if is_index else table.official_index(architecture)
+    if re.fullmatch(r"-?[0-9]+", architecture):
+        if len(architecture) > 18:  # Python converts no numbers of many thousand digits
+            raise UserError(
+                f"official index must be in 0..{NUM_ARCHITECTURES - 1}; got {len(architecture):,} digits"
+            )
+        index = int(architecture)
+    else:
+        index = table.official_index(architecture)
     accuracies = table.accuracy(index)
     print(f"{table.architectures[index]}  (official index {index})")
     width = max(map(len, table.columns))

@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpdarts_fast.benchmark_table.official import COLUMN_SOURCES, ProgressCallback, read_official
+from vpdarts_fast.bounds import shown
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES, Genotype, all_genotypes
 
@@ -137,7 +138,7 @@ class BenchmarkTable:
         if isinstance(architecture, int | np.integer):
             index = int(architecture)
             if not 0 <= index < NUM_ARCHITECTURES:
-                raise UserError(f"official index must be in 0..{NUM_ARCHITECTURES - 1}; got {index}")
+                raise UserError(f"official index must be in 0..{NUM_ARCHITECTURES - 1}; got {shown(index)}")
         else:
             index = self.official_index(architecture)
         values = self._values[index]

@@ -44,7 +44,7 @@ def mixed_op(
         given,
         _stacked([norm.gamma for norm in of], alpha.new_ones(x.shape[2])),
         _stacked([norm.beta for norm in of], alpha.new_zeros(x.shape[2])),
-        [norm.eps for norm in of],
+        [float(norm.eps) for norm in of],
         None if statistics is None else statistics.detach(),
         stride,
     )

@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 
 
@@ -20,7 +21,7 @@ class Augmentation:
         flip: whether half of the images, chosen at random, are mirrored left to right.
 
     Raises:
-        UserError: negative padding.
+        UserError: negative padding, or more than a thousand pixels.
     """
 
     padding: int
@@ -29,6 +30,7 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.padding < 0:
             raise UserError(f"augmentation padding must be 0 pixels or more; got {self.padding}")
+        check_bound("padding", self.padding, "augmentation padding")
 
 
 @dataclass(frozen=True, eq=False)

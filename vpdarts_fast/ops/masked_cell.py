@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vpdarts_fast import backends
+from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_cell, check_shape
 from vpdarts_fast.precision import autocast, without_autocast
 
@@ -31,15 +32,19 @@ def masked_cell(
         mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
         variance: [E, 2, C].
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool.
-        eps: batch norm's epsilon.
+        eps: batch norm's epsilon, from 0 to float32's largest.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
     Returns:
         [V, N, C, H, W].
 
     Raises:
-        UserError: shapes that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
+    check_tensor("masked_cell", "x", x)
+    check_like("masked_cell", x, weight_1x1=weight_1x1, weight_3x3=weight_3x3)
+    check_small("masked_cell", x, mean=mean, variance=variance, alpha=alpha)
+    eps = checked_eps("masked_cell", eps)
     check_cell("masked_cell", x, weight_1x1, weight_3x3, alpha)
     for name, tensor in (("mean", mean), ("variance", variance)):
         check_shape("masked_cell", name, tensor, (alpha.shape[1], 2, x.shape[2]))

@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.arguments import (
+    check_like,
+    check_seeds,
+    check_small,
+    check_tensor,
+    checked_eps,
+    checked_skip_dropout,
+)
 from vpdarts_fast.ops.shapes import check_cell, check_shape
 from vpdarts_fast.precision import autocast, without_autocast
 
@@ -31,7 +38,7 @@ def mixed_cell(
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool.
         skip_seed: none, or [E] int64, on the CPU or where x is: the seeds of the skip connections' dropout.
         skip_dropout: its probability, in steps of 2^-32.
-        eps: batch norm's epsilon.
+        eps: batch norm's epsilon, from 0 to float32's largest.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
     Returns:
@@ -39,15 +46,16 @@ def mixed_cell(
         1x1 first.
 
     Raises:
-        UserError: shapes that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
+    check_tensor("mixed_cell", "x", x)
+    check_like("mixed_cell", x, weight_1x1=weight_1x1, weight_3x3=weight_3x3)
+    check_small("mixed_cell", x, alpha=alpha)
+    check_seeds("mixed_cell", "skip_seed", skip_seed, x)
+    eps, skip_dropout = checked_eps("mixed_cell", eps), checked_skip_dropout("mixed_cell", skip_dropout)
     check_cell("mixed_cell", x, weight_1x1, weight_3x3, alpha)
     if x.shape[1] * x.shape[3] * x.shape[4] < 2:
         raise UserError(f"mixed_cell: x must hold two values per channel; got {list(x.shape)}")
-    if not 0 <= skip_dropout <= 1 - 2**-32:  # more may round to a dropout that keeps nothing
-        raise UserError(f"mixed_cell: skip_dropout must be in [0, 1 - 2^-32]; got {skip_dropout}")
-    if skip_seed is not None and skip_seed.dtype != torch.int64:
-        raise UserError(f"mixed_cell: skip_seed must be int64; got {skip_seed.dtype}")
     if skip_seed is not None:
         check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
     tensors = autocast(x, weight_1x1, weight_3x3)

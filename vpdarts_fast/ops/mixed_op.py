@@ -11,6 +11,7 @@ from vpdarts_fast import backends
 from vpdarts_fast.branches import (
     Branch,
     Given,
+    Norm,
     Pool,
     SepConv,
     Skip,
@@ -22,8 +23,17 @@ from vpdarts_fast.branches import (
     with_terms,
 )
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.arguments import (
+    check_count,
+    check_integer,
+    check_like,
+    check_sequence,
+    check_small,
+    check_tensor,
+    checked_eps,
+)
 from vpdarts_fast.ops.shapes import check_shape
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.precision import autocast, autocasts, without_autocast
 
 OP = "mixed_op"
 
@@ -52,18 +62,25 @@ def mixed_op(
         biased. Batch norms are in the order of branches, and of stages within a branch.
 
     Raises:
-        UserError: shapes or settings that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
-    _check_sizes(x, alpha, branches, stride)
+    check_tensor(OP, "x", x)
+    check_small(OP, x, alpha=alpha)
+    check_sequence(OP, "branches", branches, "branches")
+    check_integer(OP, "stride", stride, (1, 2))
+    _check_sizes(x, alpha, branches)
     size = x.shape[1], *(-(-side // stride) for side in x.shape[3:])  # N, H', W'
     for o, branch in enumerate(branches):
         _check_branch(f"branches[{o}]", branch, x, len(alpha), stride, size)
     count = len(norms(branches))
     if statistics is not None:
+        check_small(OP, x, statistics=statistics)
         check_shape(OP, "statistics", statistics, (count, 2, x.shape[2]))
     elif count > 0 and prod(size) < 2:
         raise UserError(f"{OP}: the output must hold two values per channel; got x of {list(x.shape)}")
-    inputs, cast = [_autocast(x)], [with_terms(branch, _autocast) for branch in branches]
+    inputs, cast = [x], branches
+    if autocasts(x):
+        inputs, cast = autocast(x), [with_terms(branch, _autocast) for branch in branches]
     small = [alpha, *affine(branches), *([] if statistics is None else [statistics])]
     implementation = backends.select(OP, inputs + terms(cast), backend, small)
     with without_autocast(x):
@@ -75,7 +92,7 @@ def _autocast(tensor: Tensor) -> Tensor:
     return autocast(tensor)[0]
 
 
-def _check_sizes(x: Tensor, alpha: Tensor, branches: Sequence[Branch], stride: int) -> None:
+def _check_sizes(x: Tensor, alpha: Tensor, branches: Sequence[Branch]) -> None:
     if x.dim() != 5 or 0 in x.shape[2:]:
         raise UserError(f"{OP}: x must be [V, N, C, H, W], C, H and W at least 1; got {list(x.shape)}")
     if alpha.dim() != 2 or len(alpha) == 0 or alpha.shape[1] != len(branches):
@@ -83,42 +100,59 @@ def _check_sizes(x: Tensor, alpha: Tensor, branches: Sequence[Branch], stride: i
         raise UserError(f"{OP}: alpha must be {expected}, V at least 1; got {list(alpha.shape)}")
     if x.shape[0] not in (1, len(alpha)):
         raise UserError(f"{OP}: x must hold 1 or V = {len(alpha)} variants; got {x.shape[0]}")
-    if stride not in (1, 2):
-        raise UserError(f"{OP}: stride must be 1 or 2; got {stride}")
+    check_count(OP, "alpha", "variants", len(alpha))
 
 
 def _check_branch(
     name: str, branch: Branch, x: Tensor, variants: int, stride: int, size: tuple[int, ...]
 ) -> None:
     """size: N, H', W'."""
-    channels = x.shape[2]
-    if isinstance(branch, Skip) and stride != 1:
-        raise UserError(f"{OP}: {name} must have stride 1 as a Skip; got {stride}. Use a Given there")
-    if isinstance(branch, Pool) and branch.kind not in ("avg", "max"):
-        raise UserError(f"{OP}: {name}.kind must be avg or max; got {branch.kind!r}")
-    if isinstance(branch, Given):
-        raw, expected = branch.raw, (size[0], channels, *size[1:])
-        if raw.dim() != 5 or raw.shape[0] not in (1, variants) or tuple(raw.shape[1:]) != expected:
-            wanted = f"[1 or {variants}, {', '.join(map(str, expected))}]"
-            raise UserError(f"{OP}: {name}.raw must be {wanted}; got {list(raw.shape)}")
     if isinstance(branch, SepConv):
+        check_sequence(OP, f"{name}.stages", branch.stages, "stages")
         if len(branch.stages) not in (1, 2):
             raise UserError(f"{OP}: {name}.stages must be one or two; got {len(branch.stages)}")
         for i, stage in enumerate(branch.stages):
-            _check_stage(f"{name}.stages[{i}]", stage, channels)
-    elif not isinstance(branch, (Zero, Skip, Pool, Given)):
-        raise UserError(f"{OP}: {name} must be a branch; got {type(branch).__name__}")
-    for norm in norms([branch]):
-        for part, tensor in (("gamma", norm.gamma), ("beta", norm.beta)):
-            if tensor is not None:
-                check_shape(OP, f"{name}: {part}", tensor, (channels,))
+            _check_stage(f"{name}.stages[{i}]", stage, x)
+    elif isinstance(branch, (Pool, Given)):
+        if branch.norm is not None:
+            _check_norm(f"{name}.norm", branch.norm, x)
+        if isinstance(branch, Given):
+            _check_given(name, branch.raw, x, variants, size)
+        elif branch.kind not in ("avg", "max"):
+            raise UserError(f"{OP}: {name}.kind must be avg or max; got {branch.kind!r}")
+    elif isinstance(branch, Skip):
+        if stride != 1:
+            raise UserError(f"{OP}: {name} must have stride 1 as a Skip; got {stride}. Use a Given there")
+    elif not isinstance(branch, Zero):
+        raise UserError(f"{OP}: {name} must be a branch; got a value of type {type(branch).__qualname__}")
 
 
-def _check_stage(name: str, stage: Stage, channels: int) -> None:
-    shape = tuple(stage.depthwise.shape)
+def _check_given(name: str, raw: Tensor, x: Tensor, variants: int, size: tuple[int, ...]) -> None:
+    check_like(OP, x, **{f"{name}.raw": raw})
+    expected = (size[0], x.shape[2], *size[1:])
+    if raw.dim() != 5 or raw.shape[0] not in (1, variants) or tuple(raw.shape[1:]) != expected:
+        wanted = f"[1 or {variants}, {', '.join(map(str, expected))}]"
+        raise UserError(f"{OP}: {name}.raw must be {wanted}; got {list(raw.shape)}")
+
+
+def _check_stage(name: str, stage: Stage, x: Tensor) -> None:
+    if not isinstance(stage, Stage):
+        raise UserError(f"{OP}: {name} must be a Stage; got a value of type {type(stage).__qualname__}")
+    check_like(OP, x, **{f"{name}.depthwise": stage.depthwise, f"{name}.pointwise": stage.pointwise})
+    channels, shape = x.shape[2], tuple(stage.depthwise.shape)
     if len(shape) != 4 or shape[:2] != (channels, 1) or shape[2] not in (3, 5, 7) or shape[2] != shape[3]:
         expected = f"[{channels}, 1, k, k], k = 3, 5 or 7"
         raise UserError(f"{OP}: {name}.depthwise must be {expected}; got {list(shape)}")
     check_shape(OP, f"{name}.pointwise", stage.pointwise, (channels, channels, 1, 1))
-    if stage.dilation not in (1, 2):
-        raise UserError(f"{OP}: {name}.dilation must be 1 or 2; got {stage.dilation}")
+    check_integer(OP, f"{name}.dilation", stage.dilation, (1, 2))
+    _check_norm(f"{name}.norm", stage.norm, x)
+
+
+def _check_norm(name: str, norm: Norm, x: Tensor) -> None:
+    if not isinstance(norm, Norm):
+        raise UserError(f"{OP}: {name} must be a Norm; got a value of type {type(norm).__qualname__}")
+    checked_eps(OP, norm.eps, f"{name}.eps")
+    for part, tensor in ((f"{name}.gamma", norm.gamma), (f"{name}.beta", norm.beta)):
+        if tensor is not None:
+            check_small(OP, x, **{part: tensor})
+            check_shape(OP, part, tensor, (x.shape[2],))

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.arguments import check_count, check_like, check_tensor
 from vpdarts_fast.precision import autocast, without_autocast
 
 
@@ -24,8 +25,10 @@ def relu_conv(
         The raw outputs of the k 1x1 and of the k 3x3 convolutions, each [N, C, H, W].
 
     Raises:
-        UserError: shapes that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
+    check_tensor("relu_conv", "x", x)
+    check_like("relu_conv", x, weight_1x1=weight_1x1, weight_3x3=weight_3x3)
     if x.dim() != 4:
         raise UserError(f"relu_conv: x must be [N, C, H, W]; got {list(x.shape)}")
     channels = x.shape[1]
@@ -34,6 +37,7 @@ def relu_conv(
         if tuple(weight.shape) != expected:
             raise UserError(f"relu_conv: {name} must be [k, C, C, {kernel}, {kernel}] = {list(expected)}; "
                             f"got {list(weight.shape)}")  # fmt: skip
+    check_count("relu_conv", "weight_1x1", "edges", len(weight_1x1))
     tensors = autocast(x, weight_1x1, weight_3x3)
     with without_autocast(x):
         raw_1x1, raw_3x3 = backends.select("relu_conv", tensors, backend)(*tensors)

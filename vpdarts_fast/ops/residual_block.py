@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vpdarts_fast import backends
+from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor
 from vpdarts_fast.ops.shapes import check_residual, check_shape
 from vpdarts_fast.precision import autocast, without_autocast
 
@@ -36,8 +37,11 @@ def residual_block(
         [N, C_out, ceil(H/2), ceil(W/2)].
 
     Raises:
-        UserError: shapes that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
+    check_tensor("residual_block", "x", x)
+    check_like("residual_block", x, weight_a=weight_a, weight_b=weight_b, weight_shortcut=weight_shortcut)
+    check_small("residual_block", x, scale=scale, shift=shift)
     out_channels = check_residual("residual_block", x, weight_a, weight_b, weight_shortcut)
     check_shape("residual_block", "scale", scale, (2, out_channels))
     check_shape("residual_block", "shift", shift, (2, out_channels))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.arguments import check_count
 
 
 def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor) -> None:
@@ -17,6 +18,7 @@ def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha
     channels = x.shape[2]
     if x.shape[0] not in (1, variants) or variants == 0:
         raise UserError(f"{op}: x must hold 1 or V = {variants} variants; got {x.shape[0]}")
+    check_count(op, "alpha", "variants", variants)
     check_shape(op, "weight_1x1", weight_1x1, (edges, channels, channels, 1, 1))
     check_shape(op, "weight_3x3", weight_3x3, (edges, channels, channels, 3, 3))
 

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_residual, check_shape
 from vpdarts_fast.precision import autocast, without_autocast
 
@@ -30,7 +31,7 @@ def trained_residual_block(
         weight_shortcut: [C_out, C, 1, 1], behind a 2x2 average pool.
         gamma: [2, C_out], what the batch norms behind a and b multiply the normalised values with.
         beta: [2, C_out], what they add.
-        eps: batch norm's epsilon.
+        eps: batch norm's epsilon, from 0 to float32's largest.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
     Returns:
@@ -38,9 +39,13 @@ def trained_residual_block(
         convolutions a and b.
 
     Raises:
-        UserError: shapes that do not fit, or no backend for the dtype and device.
+        UserError: arguments of another type, shape or range, or no backend for the dtype and device.
     """
     op = "trained_residual_block"
+    check_tensor(op, "x", x)
+    check_like(op, x, weight_a=weight_a, weight_b=weight_b, weight_shortcut=weight_shortcut)
+    check_small(op, x, gamma=gamma, beta=beta)
+    eps = checked_eps(op, eps)
     out_channels = check_residual(op, x, weight_a, weight_b, weight_shortcut)
     check_shape(op, "gamma", gamma, (2, out_channels))
     check_shape(op, "beta", beta, (2, out_channels))

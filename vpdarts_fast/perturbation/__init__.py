@@ -23,6 +23,7 @@ from vpdarts_fast.validation import (
     calibration_batches,
     check_labels,
     check_options,
+    checked_pair,
     evaluation_mode,
 )
 
@@ -78,7 +79,8 @@ def leave_one_out_of_model(
             sum of the edge's weights.
         batch_norm: of all batch norms in the model. `running` uses the stored statistics; `recalibrated`
             re-estimates them first for the unmodified model, as the average over the first batches with 250
-            images or more; `batch` uses each batch's own, per variant.
+            images or more; `batch` uses each batch's own, per variant; `variant` re-estimates them for every
+            variant, which are then evaluated one by one.
         batched: evaluate many variants together where the model is accelerated, instead of in a loop; the
             same results.
         memory_budget: bytes that the activations of the variants evaluated together may take in a cell; None
@@ -103,20 +105,18 @@ def leave_one_out_of_model(
     like = next(model.parameters())
     groups = _groups(types, perturbation, like)
     weights = Weights(types)
-    evaluation = Evaluation(
-        model, weights, groups, logits or _last, batch_norm == "batch", batched, memory_budget
-    )
+    evaluation = Evaluation(model, weights, groups, logits or _last, batch_norm, batched, memory_budget)
     stream = (batch for batch in map(_checked, batches) if len(batch[1]))
-    calibration = calibration_batches(stream) if batch_norm == "recalibrated" else []
+    calibration = calibration_batches(stream, batch_norm)
     counts: Counts | None = None
     images = 0
     with (
         _kept_buffers(model),
-        evaluation_mode(model, batch_norm, calibration, evaluation.base),
         weights.intercepted(),
+        evaluation_mode(model, batch_norm, calibration, evaluation.forwards()) as use_statistics_of,
     ):
         for inputs, labels in chain(calibration, stream):
-            for variants, some, outputs in evaluation(inputs):
+            for variants, some, outputs in evaluation(inputs, use_statistics_of):
                 if counts is None:
                     counts = Counts(evaluation.variants, outputs.shape[2], outputs.device)
                 counts.add(variants, outputs, labels[some])
@@ -178,12 +178,10 @@ def _results(
     return results
 
 
-def _checked(batch: Batch) -> Batch:
-    images, labels = batch
-    if not (isinstance(images, Tensor) and isinstance(labels, Tensor)):
-        raise UserError("batches must be pairs of tensors, images and labels")
+def _checked(batch: Any) -> Batch:
+    images, labels = checked_pair(batch)
     check_labels(images, labels)
-    return batch
+    return images, labels
 
 
 def _last(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from vpdarts_fast.backends import preferred, serving
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.perturbation.cells import CellTypes, Place
 from vpdarts_fast.perturbation.weights import Change, Weights
+from vpdarts_fast.validation import BatchNorm, StatisticsOf
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes, on the CPU (benchmarks/test_leave_one_out.py)."""
@@ -69,26 +71,36 @@ class Evaluation:
         weights: Weights,
         groups: Sequence[Group],
         logits: Callable[[Any], Tensor],
-        batch_statistics: bool,
+        batch_norm: BatchNorm,
         batched: bool,
         memory_budget: int | None,
     ) -> None:
         self._model, self._weights, self._groups, self._logits = model, weights, groups, logits
-        self._batch_statistics, self._memory_budget = batch_statistics, memory_budget
+        self._batch_statistics, self._memory_budget = batch_norm == "batch", memory_budget
         self.variants = 1 + sum(len(group.pairs) for group in groups)
         self.batched, self.remark = batched, "" if batched else "batched=False"
         slow = [place.name for place in weights.places() if not isinstance(place.module, Fused)]
         if batched and slow:
             self.batched, self.remark = False, f"{slow[0]} is not accelerated"
+        elif batched and batch_norm == "variant":
+            self.batched, self.remark = False, "batch_norm='variant': each variant has its own statistics"
+
+    def forwards(self) -> list[Callable[[Tensor], Tensor]]:
+        """What runs the unmodified model, and then each variant."""
+        return [self.base, *(partial(self._one, group, v) for group in self._groups
+                             for v in range(len(group.pairs)))]  # fmt: skip
 
     def base(self, images: Tensor) -> Tensor:
         """Logits [N, classes] of the unmodified model."""
         with _same_random_numbers(images.device):
             return self._run(images, None)
 
-    def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+    def __call__(
+        self, images: Tensor, use_statistics_of: StatisticsOf
+    ) -> Iterator[tuple[slice, slice, Tensor]]:
         """Which variants, which images, and their logits [variants, images, classes], piece by piece."""
         everything = slice(0, len(images))
+        use_statistics_of(0)
         yield slice(0, 1), everything, self.base(images).unsqueeze(0)
         self._weights.check_calls()
         for group in self._groups:
@@ -99,9 +111,14 @@ class Evaluation:
                     yield numbers, some, outputs
                     continue
                 for v in range(variants.start, variants.stop):
-                    with _same_random_numbers(images.device):
-                        outputs = self._run(images[some], group.change(v)).unsqueeze(0)
+                    use_statistics_of(group.first + v)
+                    outputs = self._one(group, v, images[some]).unsqueeze(0)
                     yield slice(group.first + v, group.first + v + 1), some, outputs
+
+    def _one(self, group: Group, variant: int, images: Tensor) -> Tensor:
+        """Logits [N, classes] of one variant of a group."""
+        with _same_random_numbers(images.device):
+            return self._run(images, group.change(variant))
 
     def _run(self, images: Tensor, change: Change | None) -> Tensor:
         self._weights.change = change

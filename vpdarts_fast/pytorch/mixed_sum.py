@@ -38,11 +38,11 @@ def mixed_sum(
         for e in range(1, len(xs)):
             node = torch.addcmul(node, skips[e], table[e, 1])
             pooled = torch.addcmul(pooled, sources[e], table[e, 4])
-        node += avg_pool_3x3(pooled)
+        node = node + avg_pool_3x3(pooled)  # not in place: under `torch.vmap` the term may be a batch
         for row, *raws in zip(table, raws_1x1, raws_3x3, strict=True):
             for raw, weight in zip(raws, row[2:4], strict=True):
                 term, mean, variance = batch_norm(wide(raw), weight, None, eps)
-                node += term
+                node = node + term
                 statistics.append(torch.stack([mean, variance]))
         nodes.append(node.to(xs[0].dtype))
     shape = (*alpha.shape[:2], 2, 2, xs[0].shape[2])

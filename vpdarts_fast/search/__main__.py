@@ -24,6 +24,7 @@ from vpdarts_fast import native
 from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import described, forgiving_output, warn
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
@@ -35,6 +36,7 @@ from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device
+from vpdarts_fast.search.preflight import check_search
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
@@ -147,6 +149,7 @@ def parse(arguments: list[str]) -> Command:
     )
     if not command.seeds or len(set(command.seeds)) != len(command.seeds) or min(command.seeds) < 0:
         raise UserError(f"--seeds must be different whole numbers from 0; got {command.seeds}")
+    check_bound("seed", command.seeds, "--seeds")
     if command.resume is not None:
         changed = contradictions(default.config, command.config)
         if command.seeds != default.seeds:
@@ -185,6 +188,7 @@ def run_command(command: Command, stop: StopRequest) -> int:
     table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
     data = load(config.dataset, config.data, download=config.download)
     backend_line(config, data.image_size)
+    check_search(config, data, table, choose_device(config.device))
     if config.data is None and config.dataset != "digits":
         config = dataclasses.replace(config, data=DEFAULT_ROOT)  # found again from another folder
     root = command.resume or command.out or new_folder(config)

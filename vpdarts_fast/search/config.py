@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 import tyro
 
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import BatchNorm
@@ -29,6 +29,11 @@ Preset = Literal["quick", "cpu", "paper"]
 Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
 Criterion = Literal["accuracy", "loss", "alpha"]
+
+
+def flag(name: str) -> str:
+    """The command-line flag of a setting."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -124,26 +129,9 @@ class SearchConfig:
     """Keep supernet and alpha of every evaluation in the run folder, for vpdarts_fast.analysis.kendall."""
 
     def __post_init__(self) -> None:
-        least = {
-            "channels": 1, "cells_per_stage": 1, "warmup_epochs": 0, "pruning_epochs": 0, "batch_size": 1,
-            "evaluation_batch_size": 1, "max_images": 4, "threads": 1, "memory_budget_mib": 1, "seed": 0,
-            "learning_rate": 0, "learning_rate_end": 0, "momentum": 0, "weight_decay": 0,
-            "alpha_learning_rate": 0, "alpha_weight_decay": 0,
-        }  # fmt: skip
-        for name, minimum in least.items():
-            value = getattr(self, name)
-            if value is not None and not (value >= minimum and math.isfinite(value)):
-                raise UserError(f"{flag(name)} must be at least {minimum}; got {value}")
-        if not math.isfinite(self.alpha_start):
-            raise UserError(f"--alpha-start must be a finite number; got {self.alpha_start}")
-        if not 0 < self.gradient_clip < math.inf:
-            raise UserError(f"--gradient-clip must be above 0; got {self.gradient_clip}")
-        if not 0 <= self.skip_dropout < 1:
-            raise UserError(f"--skip-dropout must be in [0, 1); got {self.skip_dropout}")
-        if not 0 < self.validation_proportion <= 1:
-            raise UserError(f"--validation-proportion must be in (0, 1]; got {self.validation_proportion}")
-        if not all(0 <= beta < 1 for beta in self.alpha_betas):
-            raise UserError(f"--alpha-betas must be in [0, 1); got {self.alpha_betas}")
+        for name, value in vars(self).items():
+            if name in BOUNDS:
+                check_bound(name, value, flag(name))
         if self.warmup_epochs + self.pruning_epochs == 0:
             raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
         if self.backend != "auto" and not self.fused:
@@ -257,11 +245,6 @@ PRESETS: dict[str, SearchConfig] = {
     "cpu": SearchConfig(preset="cpu", cells_per_stage=1),
     "paper": SearchConfig(),
 }
-
-
-def flag(name: str) -> str:
-    """The command-line flag of a setting."""
-    return "--" + name.replace("_", "-")
 
 
 def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:

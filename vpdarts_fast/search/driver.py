@@ -21,6 +21,7 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.search.config import SearchConfig, contradictions
+from vpdarts_fast.search.preflight import check_search, images_evaluated, last_batch_is_too_small
 from vpdarts_fast.search.pruning import make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers, step_sums
@@ -57,6 +58,9 @@ class Search:
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True saves and raises
             `Interrupted`.
+
+    Raises:
+        UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
     """
 
     def __init__(
@@ -71,6 +75,7 @@ class Search:
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop = table, stop
         self.device = choose_device(config.device)
+        check_search(config, data, table, self.device)
         images = limited(data, config)
         self.environment = environment(self.device, config.backend if config.fused else "none")
         self.environment_change: str | None = None
@@ -235,7 +240,7 @@ class Search:
         state, config = self.state, self.config
         started = time.perf_counter()
         generator = stream(config.seed, "evaluation images", state.epoch)
-        count = max(1, round(len(self.validation) * config.validation_proportion))
+        count = images_evaluated(config, len(self.validation))
         drawn = self.validation.draw(torch.randperm(len(self.validation), generator=generator)[:count])
         parts = math.ceil(count / config.evaluation_batch_size)
         self.observer.phase("leave-one-out", count)
@@ -262,7 +267,9 @@ class Search:
     def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
         seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
-        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last=False)
+        height, width = images.images.shape[1:3]
+        drop_last = last_batch_is_too_small(len(images), size, (height, width))
+        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last)
         draws = [
             images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
             for step, indices in enumerate(order)

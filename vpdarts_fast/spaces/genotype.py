@@ -11,6 +11,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from vpdarts_fast.bounds import shown
 from vpdarts_fast.errors import UserError
 
 OPS = ("none", "skip_connect", "nor_conv_1x1", "nor_conv_3x3", "avg_pool_3x3")
@@ -67,7 +68,7 @@ class Genotype:
     def from_index(cls, index: int) -> Genotype:
         """The inverse of `index`; `UserError` outside 0..15624."""
         if not 0 <= index < NUM_ARCHITECTURES:
-            raise UserError(f"architecture index must be in 0..{NUM_ARCHITECTURES - 1}; got {index}")
+            raise UserError(f"architecture index must be in 0..{NUM_ARCHITECTURES - 1}; got {shown(index)}")
         number = _official_order()[index]
         choices = []
         for _ in EDGES:
@@ -80,7 +81,7 @@ class Genotype:
         """From one operation number per edge, as an argmax over alpha's columns gives it."""
         for choice in choices:
             if not 0 <= choice < len(OPS):
-                raise UserError(f"operation number must be in 0..{len(OPS) - 1}; got {choice}")
+                raise UserError(f"operation number must be in 0..{len(OPS) - 1}; got {shown(choice)}")
         return cls(tuple(OPS[choice] for choice in choices))
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.nn import OPERATIONS, ResidualBlock, SearchCell
 from vpdarts_fast.precision import wide, without_autocast
@@ -31,6 +32,12 @@ __all__ = [
 ]
 
 
+def pixels_of_last_stage(image_size: tuple[int, int]) -> int:
+    """How many pixels are left of images of a height and width behind both residual blocks."""
+    height, width = image_size
+    return -(-height // 4) * -(-width // 4)
+
+
 class Skeleton(nn.Module):
     """Everything of the network but what is inside a cell.
 
@@ -45,13 +52,9 @@ class Skeleton(nn.Module):
         self, channels: int, cells_per_stage: int, num_classes: int, make_cell: Callable[[int], nn.Module]
     ) -> None:
         super().__init__()
-        for name, value, least in (
-            ("channels", channels, 1),
-            ("cells_per_stage", cells_per_stage, 1),
-            ("num_classes", num_classes, 2),
-        ):
-            if value < least:
-                raise UserError(f"{name} must be at least {least}; got {value}")
+        check_bound("channels", channels)
+        check_bound("cells_per_stage", cells_per_stage)
+        check_bound("num_classes", num_classes)
         self.channels, self.cells_per_stage, self.num_classes = channels, cells_per_stage, num_classes
         self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
         self.cells = nn.ModuleList()
@@ -90,7 +93,7 @@ class Supernet(Skeleton):
         backend: what serves those that it has (`vpdarts_fast.backends`); auto takes the best for each.
 
     Raises:
-        UserError: a size below its minimum, a probability outside 0..1.
+        UserError: a size or probability out of bounds (`vpdarts_fast.bounds`).
     """
 
     def __init__(
@@ -103,8 +106,7 @@ class Supernet(Skeleton):
         fused: bool = False,
         backend: str = "auto",
     ) -> None:
-        if not 0 <= skip_dropout < 1:
-            raise UserError(f"skip_dropout must be in [0, 1); got {skip_dropout}")
+        check_bound("skip_dropout", skip_dropout)
         super().__init__(
             channels,
             cells_per_stage,

@@ -50,6 +50,8 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   check_tensor(kName, "mean", mean, {edges, 2, channels});
   check_tensor(kName, "variance", variance, {edges, 2, channels});
   check_tensor(kName, "alpha", alpha, {variants, edges, 5});
+  check_count(kName, "variants", variants);
+  check_eps(kName, eps);
 
   const MaskedCellKernels& kernels = active_kernels().masked_cell;
   const int64_t padded = (channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;

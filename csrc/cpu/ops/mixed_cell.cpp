@@ -46,7 +46,8 @@ struct Checked {
 
 // x [..., N, C, H, W]; alpha [..., E, 5].
 Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, const Tensor& alpha,
-              const std::optional<Tensor>& skip_seed, double skip_dropout) {
+              const std::optional<Tensor>& skip_seed, double skip_dropout, double eps) {
+  check_eps(kName, eps);
   const int64_t d = x.dim(), edges = alpha.size(alpha.dim() - 2), nodes = nodes_of(edges);
   STD_TORCH_CHECK(nodes != 0, kName, ": alpha must have 1, 3, 6, 10 or 15 edges; got ", edges);
   const int64_t channels = x.size(d - 3), lanes = active_kernels().relu_conv.lanes;
@@ -129,7 +130,7 @@ using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tenso
 Forward mixed_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, const Tensor& alpha,
                    const std::optional<Tensor>& skip_seed, double skip_dropout, double eps) {
   check_one(x, alpha);
-  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout);
+  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
   const CellSizes& s = checked.sizes;
   const Tensor input = channels_last(x, s.padded), w1 = torch::stable::contiguous(weight_1x1),
                w3 = torch::stable::contiguous(weight_3x3), table = torch::stable::contiguous(alpha);
@@ -247,7 +248,8 @@ std::tuple<Tensor, Tensor, Tensor> mixed_cell_variants(const Tensor& x, const Te
                   " variants, at least one; got ", inputs);
   check_tensor(kName, "x", x, {inputs, x.size(1), x.size(2), x.size(3), x.size(4)});
   check_tensor(kName, "alpha", alpha, {variants, alpha.size(1), 5});
-  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout);
+  check_count(kName, "variants", variants);
+  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
   const CellSizes& s = checked.sizes;
   const Tensor w1 = torch::stable::contiguous(weight_1x1), w3 = torch::stable::contiguous(weight_3x3),
                tables = torch::stable::contiguous(alpha), input = channels_last(x, s.padded);
@@ -277,7 +279,7 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
                              const Tensor& nodes, const Tensor& raw, const Tensor& statistics,
                              const Tensor& moments, bool wants_x, bool wants_weights, bool wants_alpha) {
   check_one(x, alpha);
-  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout);
+  const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
   const CellSizes& s = checked.sizes;
   check_tensor(kName, "gradient", gradient, {s.images, s.channels, s.height, s.width});
   check_tensor(kName, "nodes", nodes, {s.nodes - 2, s.images, s.height, s.width, s.padded});

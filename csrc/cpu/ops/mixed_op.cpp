@@ -76,6 +76,8 @@ void check_sizes(const Inputs& in) {
   check_tensor(kName, "alpha", in.alpha, {in.alpha.size(0), branches});
   STD_TORCH_CHECK(in.variants() > 0 && (in.x.size(0) == 1 || in.x.size(0) == in.variants()), kName,
                   ": x must hold 1 or V = ", in.variants(), " variants; got ", in.x.size(0));
+  check_count(kName, "variants", in.variants());
+  for (const double eps : in.eps) check_eps(kName, eps);
   STD_TORCH_CHECK(in.stride == 1 || in.stride == 2, kName, ": stride must be 1 or 2; got ", in.stride);
   STD_TORCH_CHECK(length(in.norms) == branches, kName, ": norms must be as long as kinds, ", branches,
                   "; got ", length(in.norms));

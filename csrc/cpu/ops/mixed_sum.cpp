@@ -46,7 +46,8 @@ Sources sources(const char* name, const Tensors& tensors, const Tensor& like, in
 }
 
 Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3, const Tensor& alpha,
-              const Tensors& skip_scale) {
+              const Tensors& skip_scale, double eps) {
+  check_eps(kName, eps);
   const int64_t edges = static_cast<int64_t>(xs.size());
   STD_TORCH_CHECK(edges > 0, kName, ": xs must hold at least one tensor");
   const Tensor& x = xs[0];
@@ -57,6 +58,7 @@ Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3,
                   ": xs must hold a variant, and two values per channel; got V, N, C, H, W = ",
                   text({variants, batch.images, channels, batch.height, batch.width}));
   check_tensor(kName, "alpha", alpha, {variants, edges, 5});
+  check_count(kName, "variants", variants);
   const int64_t scales = skip_scale.empty() ? 0 : edges;
   return {variants,
           edges,
@@ -148,7 +150,7 @@ void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, c
 std::tuple<Tensor, Tensor, Tensor> mixed_sum(const Tensors& xs, const Tensors& raw_1x1,
                                              const Tensors& raw_3x3, const Tensor& alpha,
                                              const Tensors& skip_scale, double eps) {
-  const Terms t = checked(xs, raw_1x1, raw_3x3, alpha, skip_scale);
+  const Terms t = checked(xs, raw_1x1, raw_3x3, alpha, skip_scale, eps);
   const Block& s = t.batch;
   const Tensor node = torch::stable::new_empty(alpha, {t.variants, s.images, s.height, s.width, s.padded});
   const Tensor mean = torch::stable::new_empty(alpha, {t.variants, t.edges, 2, t.channels});
@@ -305,7 +307,7 @@ std::tuple<Tensors, Tensors, Tensors, Tensor, Tensors> mixed_sum_backward(
     const Tensor& alpha, const Tensors& skip_scale, double eps, const Tensor& mean, const Tensor& variance,
     const std::vector<bool>& wants_xs, const std::vector<bool>& wants_1x1, const std::vector<bool>& wants_3x3,
     bool wants_alpha, const std::vector<bool>& wants_scale) {
-  const Terms t = checked(xs, raw_1x1, raw_3x3, alpha, skip_scale);
+  const Terms t = checked(xs, raw_1x1, raw_3x3, alpha, skip_scale, eps);
   const Block& s = t.batch;
   check_tensor(kName, "gradient", gradient, {t.variants, s.images, t.channels, s.height, s.width});
   check_tensor(kName, "mean", mean, {t.variants, t.edges, 2, t.channels});

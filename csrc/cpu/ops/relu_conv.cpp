@@ -35,6 +35,7 @@ Sizes check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3)
   check_tensor(kName, "x", x, {x.size(0), channels, x.size(2), x.size(3)});
   check_tensor(kName, "weight_1x1", weight_1x1, {edges, channels, channels, 1, 1});
   check_tensor(kName, "weight_3x3", weight_3x3, {edges, channels, channels, 3, 3});
+  check_count(kName, "edges", edges);
   const int64_t lanes = active_kernels().relu_conv.lanes;
   return {edges, channels, {x.size(0), x.size(2), x.size(3), (channels + lanes - 1) / lanes * lanes}};
 }

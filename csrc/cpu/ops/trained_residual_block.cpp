@@ -31,6 +31,7 @@ class Arguments {
               torch::stable::contiguous(beta)} {}
 
   TrainingResidual block(double eps) const {
+    check_eps(kName, eps);
     const Kernels& kernels = active_kernels();
     return {kernels.trained_residual_block,
             kernels.relu_conv,

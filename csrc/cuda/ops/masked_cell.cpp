@@ -40,6 +40,8 @@ CellShape shape_of(const Tensor& x, const Tensor& alpha) {
 Tensor run(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, const Tensor& mean,
            const Tensor& variance, const Tensor& alpha, double eps, bool tf32) {
   const CellShape s = shape_of(x, alpha);
+  check_eps(kName, eps);
+  check_count(kName, "variants", s.variants);
   STD_TORCH_CHECK(s.variants > 0, kName, ": alpha must have at least one variant");
   STD_TORCH_CHECK(x.size(0) == 1 || x.size(0) == s.variants, kName, ": x must have 1 or ", s.variants,
                   " variants; got ", x.size(0));

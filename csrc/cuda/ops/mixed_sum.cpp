@@ -46,6 +46,7 @@ void check_shape(const NodeShape& s) {
 Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3, const Tensor& alpha,
               const Tensors& skip_scale, double eps) {
   const size_t edges = xs.size();
+  check_eps(kName, eps);
   STD_TORCH_CHECK(edges > 0 && edges <= kMostIncoming, kName, ": xs must hold 1 to ", kMostIncoming,
                   " tensors; got ", edges);
   STD_TORCH_CHECK(raw_1x1.size() == edges && raw_3x3.size() == edges &&

@@ -303,7 +303,7 @@ def _no_kept_tensors() -> Iterator[None]:
     """Of an earlier count or for a later call: they are without data."""
 
     def clear_caches() -> None:
-        sharing.index.cache_clear()
+        sharing.kept_index.cache_clear()
         importlib.import_module("vpdarts_fast.triton.masked_cell").plan.cache_clear()
 
     try:

@@ -26,21 +26,38 @@ class GPU:
 
     Attributes:
         name: of the product.
+        reported: what its driver calls it; other forms of the product (PCIe, NVL, less memory) are slower.
         bandwidth: bytes a second.
         peak: precision -> operations a second of a product, dense; fp32 has no tensor cores.
         shared_bytes: that a block may have.
     """
 
     name: str
+    reported: str
     bandwidth: float
     peak: Mapping[Precision, float]
     shared_bytes: int
 
 
+_HOPPER: Mapping[Precision, float] = {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12}
+"""H100 and H200 have the same multiprocessors, as many of them and at the same clock."""
+
 GPUS: Mapping[str, GPU] = {
-    "a100": GPU("A100 SXM 80 GB", 2.039e12, {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12}, 163 << 10),
-    "h100": GPU("H100 SXM 80 GB", 3.35e12, {"fp32": 66.9e12, "tf32": 494.7e12, "bf16": 989.4e12}, 227 << 10),
+    "a100": GPU(
+        "A100 SXM 80 GB",
+        "NVIDIA A100-SXM4-80GB",
+        2.039e12,
+        {"fp32": 19.5e12, "tf32": 156e12, "bf16": 312e12},
+        163 << 10,
+    ),
+    "h100": GPU("H100 SXM 80 GB", "NVIDIA H100 80GB HBM3", 3.35e12, _HOPPER, 227 << 10),
+    "h200": GPU("H200 SXM 141 GB", "NVIDIA H200", 4.8e12, _HOPPER, 227 << 10),
 }
+
+
+def reported_gpu(name: str) -> GPU | None:
+    """The data sheet of the GPU that the driver calls so, if it is among `GPUS`."""
+    return next((gpu for gpu in GPUS.values() if gpu.reported == name), None)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,183 @@
+"""What can be known of a search before it begins: whether images, batches, table and memory will do."""
+
+from __future__ import annotations
+
+import math
+import os
+from pathlib import Path
+
+import torch
+
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.bounds import LEAST_IMAGES
+from vpdarts_fast.data import ImageData
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.pruning import make_criterion
+from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
+from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
+
+CGROUP_LIMITS = (
+    Path("/sys/fs/cgroup/memory.max"),
+    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+)
+"""Where Linux says what a container may take; "max" or a huge number without a limit."""
+
+
+def check_search(
+    config: SearchConfig, data: ImageData, table: BenchmarkTable | None, device: torch.device
+) -> None:
+    """Everything that would stop the search later and can be known now; allocates nothing of its size.
+
+    Raises:
+        UserError: too few images or classes, batches without a variance to normalise with, a table without
+            all architectures, or more memory than there is; in the words of the command line's flags.
+    """
+    check_data(config, data)
+    check_batches(config, data)
+    check_table(config, table)
+    check_memory(config, data, device)
+
+
+def images_used(config: SearchConfig, data: ImageData) -> int:
+    """How many training images of the data set both halves have together."""
+    available = len(data.train_images)
+    return available if config.max_images is None else min(config.max_images, available)
+
+
+def images_evaluated(config: SearchConfig, validation: int) -> int:
+    """How many of the validation images each leave-one-out evaluation draws."""
+    return max(1, round(validation * config.validation_proportion))
+
+
+def last_batch_is_too_small(count: int, batch_size: int, image_size: tuple[int, int]) -> bool:
+    """Whether the rest of so many images that fills no batch has no variance to normalise with.
+
+    It is then left out of the epoch, as PyTorch's `drop_last` does.
+    """
+    rest = count % batch_size
+    return rest > 0 and rest * pixels_of_last_stage(image_size) < 2
+
+
+def check_data(config: SearchConfig, data: ImageData) -> None:
+    """Raises `UserError` for a data set that no search can learn from."""
+    count = len(data.train_images)
+    if count < LEAST_IMAGES:
+        raise UserError(
+            f"{_named(config, data)} has too few training images: a search needs at least {LEAST_IMAGES}, "
+            f"half of them to train and half to validate; got {count}"
+        )
+    if data.num_classes < 2:
+        raise UserError(
+            f"{_named(config, data)} has one class ({data.classes[0]}): every architecture is always right. "
+            "A search needs at least 2 classes"
+        )
+    if (data.train_labels == data.train_labels[0]).all():
+        raise UserError(
+            f"{_named(config, data)}: all {count} training images are of the class "
+            f"{data.classes[int(data.train_labels[0])]!r}; a search needs images of at least 2 classes"
+        )
+
+
+def check_batches(config: SearchConfig, data: ImageData) -> None:
+    """Raises `UserError` where a batch norm would meet a single value per channel."""
+    pixels = pixels_of_last_stage(data.image_size)
+    needed = math.ceil(2 / pixels)
+    if needed == 1:
+        return
+    height, width = data.image_size
+    why = f"batch norm has nothing to normalise with in a single image of {height}x{width} pixels"
+    used = images_used(config, data)
+    if config.batch_size < needed:
+        raise UserError(f"--batch-size must be at least {needed}: {why}; got {config.batch_size}")
+    if not make_criterion(config).needs_evaluation or config.batch_norm == "running":
+        return
+    count = images_evaluated(config, used - used // 2)
+    parts = math.ceil(count / config.evaluation_batch_size)
+    if count // parts < needed:
+        raise UserError(
+            f"leave-one-out would have a batch of {count // parts} image, and {why}: it draws {count} of the "
+            f"{used - used // 2} validation images (--validation-proportion {config.validation_proportion}) "
+            f"in batches of at most {config.evaluation_batch_size} (--evaluation-batch-size). Take more "
+            "images, larger batches or --batch-norm running"
+        )
+
+
+def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
+    """Raises `UserError` for a table that lacks an architecture: the search may come to any of them."""
+    if table is None or table.held.all():
+        return
+    raise UserError(
+        f"--benchmark-table {config.benchmark_table or ''}".rstrip()
+        + f" holds {table.held.sum():,} of {NUM_ARCHITECTURES:,} architectures, and a search may come to any "
+        "of them: convert the complete benchmark, or leave the table out"
+    )
+
+
+def check_memory(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+    """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
+    weights = 4 * parameters(config, data.num_classes) * (3 if config.momentum > 0 else 2)
+    batch = min(config.batch_size, images_used(config, data))
+    activations = batch * activation_bytes(config, data.image_size)
+    there = memory_of(device)
+    if weights + activations > there:
+        raise UserError(
+            f"these settings need at least {_size(weights + activations)} of memory ({_size(weights)} for "
+            f"weights, gradients and momentum, {_size(activations)} for the activations of a batch), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {_size(there)}: choose a smaller "
+            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}) or "
+            f"--batch-size ({config.batch_size:,})"
+        )
+
+
+def parameters(config: SearchConfig, num_classes: int) -> int:
+    """How many the supernet has: all cells of a stage are alike, so that two small ones tell."""
+
+    def count(cells: int) -> int:
+        with torch.device("meta"):
+            supernet = Supernet(config.channels, cells, num_classes)
+        return sum(parameter.numel() for parameter in supernet.parameters())
+
+    first = count(1)
+    return first if config.cells_per_stage == 1 else first + (config.cells_per_stage - 1) * (count(2) - first)
+
+
+def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
+    """What a training step keeps of an image for the backward pass, at least.
+
+    Of each cell its nodes, and the output of each edge's 3x3 convolution before its batch norm.
+    """
+    values = 0
+    for stage in range(3):
+        height, width = (-(-size // 2**stage) for size in image_size)
+        values += config.channels * 2**stage * height * width
+    element = 2 if config.precision == "bf16" else 4
+    return values * config.cells_per_stage * (NUM_NODES + len(EDGES)) * element
+
+
+def memory_of(device: torch.device) -> int:
+    """Bytes that a device has in all; of the CPU, what this process may take of the machine's."""
+    if device.type == "cuda":
+        total: int = torch.cuda.mem_get_info(device)[1]
+        return total
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in CGROUP_LIMITS:
+        try:
+            total = min(total, int(path.read_text()))
+        except (OSError, ValueError):  # there is no such file, or no limit
+            continue
+    return total
+
+
+def _named(config: SearchConfig, data: ImageData) -> str:
+    where = f" --data {config.data}" if config.data is not None else ""
+    return f"the data set of --dataset {config.dataset}{where} ({data.name})"
+
+
+def _size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
+        if count < 1024 or unit == "PiB":
+            break
+        count /= 1024
+    return f"{count:,.1f} {unit}"
