@@ -10,10 +10,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 # Errors only: pip's warnings speak of its own configuration.
 PIP  := $(BIN)/python -m pip --disable-pip-version-check -qq
-# pip hides what a build says; this tells whether there is an extension now.
-STATUS := $(BIN)/python -c 'from vpdarts_fast import native; print("[setup]", native.why_not() or "native extension built")'
+# pip hides what a build says; this tells whether there is an extension now, and fails where there has to be one.
+STATUS := $(BIN)/python -c 'import os, sys; from vpdarts_fast import native; why = native.why_not(); print("[setup]", why or "native extension built"); sys.exit(why is not None and os.environ.get("VPDARTS_NATIVE") == "on")'
 
-NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
+NATIVE_SOURCES := CMakeLists.txt setup.py build_backend.py $(shell find csrc -type f)
 CPP_SOURCES    := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE_SOURCES))
 
 # What an install depends on besides files; the records below change only when these do.
@@ -44,7 +44,7 @@ lint: setup ## check style and types of Python and C++
 native: setup ## rebuild the native extension; an error if that is impossible
 	@rm -rf build
 	@VPDARTS_NATIVE=on $(PIP) install --no-build-isolation --no-deps -e .
-	@$(STATUS)
+	@VPDARTS_NATIVE=on $(STATUS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info vpdarts_fast/_C*.so .mypy_cache .pytest_cache .ruff_cache

@@ -13,6 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from skip_policy import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  as plugins
 from torch import Tensor
 
 from vpdarts_fast import ops, validation
