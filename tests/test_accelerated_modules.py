@@ -48,6 +48,8 @@ def mixed_op() -> nn.Module:
     return module
 
 
+pytestmark = pytest.mark.float32
+
 ARGUMENTS = images(torch.float32), torch.linspace(0, 1, 8)
 
 
