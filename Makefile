@@ -32,7 +32,7 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
 	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
+bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: setup ## check style and types of Python and C++

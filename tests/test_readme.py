@@ -64,7 +64,7 @@ def test_every_link_leads_somewhere(link: str) -> None:
 
 def test_every_flag_it_names_exists() -> None:
     known = {field.name.replace("_", "-") for field in (*fields(Command), *fields(SearchConfig))}
-    known |= {"no-fused", "help", "seed", "benchmark-only", "quick", "csv"}
+    known |= {"no-fused", "help", "seed", "benchmark-only", "full", "csv", "stage"}
     assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
 
 
