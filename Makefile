@@ -38,7 +38,7 @@ check: setup ## the fast tests, and style and types of what has changed: a minut
 	@if [ -n "$$(git diff --name-only HEAD -- vpdarts_fast pyproject.toml)" ]; then $(BIN)/mypy --strict vpdarts_fast; fi
 	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
-bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
+bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: setup ## check style and types of Python and C++
