@@ -21,7 +21,7 @@ BUILD_SETTINGS := CXX=$(CXX) NATIVE=$(VPDARTS_NATIVE) WERROR=$(VPDARTS_WERROR) C
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup search test bench lint native clean FORCE
+.PHONY: help setup search test check bench lint native clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,13 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
 	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
+check: setup ## the fast tests, and style and types of what has changed: a minute
+	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py' '*.pyi'; git ls-files -o --exclude-standard -- '*.py'); \
+	if [ -n "$$changed" ]; then $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; fi
+	@if [ -n "$$(git diff --name-only HEAD -- vpdarts_fast pyproject.toml)" ]; then $(BIN)/mypy --strict vpdarts_fast; fi
+	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: setup ## check style and types of Python and C++
