@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -417,6 +418,8 @@ def test_a_containers_limit_counts(
     (tmp_path / "memory.max").write_text(content)
     monkeypatch.setattr(machine, "CGROUP_LIMITS", (tmp_path / "nowhere", tmp_path / "memory.max"))
     assert machine.memory() == preflight.memory_of(torch.device("cpu")) == (limit or whole)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 19, 1 << 19))
+    assert machine.memory() == 1 << 19
 
 
 # Batches of leave-one-out.
