@@ -1,15 +1,16 @@
-"""The transforms of PyTorch that a module may be run in, each as a function of the module, its input and alpha."""
+"""The transforms of PyTorch that a module may be run in: functions of the module, its input and alpha."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.autograd import forward_ad, functional
-from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, linearize, vjp
+from torch.func import functional_call, grad, hessian, jacfwd, jacrev, jvp, vjp
 from torch.fx.experimental.proxy_tensor import make_fx
 from torch.utils.checkpoint import checkpoint
 
@@ -125,7 +126,6 @@ FUNC: dict[str, Transform] = {
     "reverse over forward": lambda m, x, a: grad(
         lambda a: jvp(lambda a: loss(m, x, a), (a,), (direction(a),))[1]
     )(a),
-    "linearize": lambda m, x, a: linearize(lambda a: m(x, a), a)[1](direction(a)),
     "functionalize": lambda m, x, a: torch.func.functionalize(lambda a: m(x, a))(a),
     "gradients of a batch": lambda m, x, a: torch.vmap(grad(lambda a, x: loss(m, x, a)), (None, 0))(
         a, several(x)
@@ -134,18 +134,18 @@ FUNC: dict[str, Transform] = {
 }
 """Of `torch.func`; they refuse a module that changes buffers which are not given to them."""
 
+over_all = partial(torch.vmap, randomness="same")
+"""As leave-one-out uses it."""
+
 BATCHES: dict[str, Transform] = {
     "vmap over alpha": lambda m, x, a: torch.vmap(lambda a: m(x, a))(several(a)),
     "vmap over x": lambda m, x, a: torch.vmap(lambda x: m(x, a))(several(x)),
     "vmap over both": lambda m, x, a: torch.vmap(m)(several(x), several(a)),
-    "vmap over alpha, one draw": lambda m, x, a: torch.vmap(lambda a: m(x, a), randomness="same")(several(a)),
-    "vmap over both, one draw": lambda m, x, a: torch.vmap(m, randomness="same")(several(x), several(a)),
-    "vmap of vmap": lambda m, x, a: torch.vmap(lambda x: torch.vmap(lambda a: m(x, a), randomness="same")(
-        several(a)), randomness="same")(several(x)),
-    "ensemble": lambda m, x, a: torch.vmap(lambda p, b: functional_call(m, (p, b), (x, a)), randomness="same")(
-        *two_models(m)
-    ),
-}  # fmt: skip
+    "vmap over alpha, one draw": lambda m, x, a: over_all(lambda a: m(x, a))(several(a)),
+    "vmap over both, one draw": lambda m, x, a: over_all(m)(several(x), several(a)),
+    "vmap of vmap": lambda m, x, a: over_all(lambda x: over_all(lambda a: m(x, a))(several(a)))(several(x)),
+    "ensemble": lambda m, x, a: over_all(lambda p, b: functional_call(m, (p, b), (x, a)))(*two_models(m)),
+}
 """Run with and without gradients."""
 
 FORWARD: dict[str, Transform] = {
