@@ -75,11 +75,12 @@ def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
 
 def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
     """The subclass whose methods run on `ops` where they can."""
-    if (original, methods) not in _CLASSES:
+    kind = _CLASSES.get((original, methods))
+    if kind is None:
         members: dict[str, Any] = {method: _running(original, method) for method in methods}
         members |= {"own_class": original, "fused_methods": methods}
-        _CLASSES[original, methods] = subclass(original, members, Fused)
-    return _CLASSES[original, methods]
+        kind = _CLASSES.setdefault((original, methods), subclass(original, members, Fused))
+    return kind
 
 
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
