@@ -1,8 +1,8 @@
 """Random numbers while a module is looked at: whether its code draws any, and that nobody notices.
 
-PyTorch's own generators are watched where this thread draws from them, and are only touched if it does: other
-threads draw on. Those of Python and NumPy can only be compared with what they were before. What other threads
-draw from these meanwhile counts too, and is drawn again; code that does so must not overlap with `accelerate`.
+PyTorch's own generators are watched where this thread draws from them, and are only touched if it does:
+other threads draw on. Those of Python and NumPy can only be compared with what they were before. What other
+threads draw from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -82,7 +82,7 @@ def _as_before() -> Iterator[Any]:
 
 def _numpy_state() -> tuple[Any, ...]:
     """Name, key, position, and what is left of a normal pair; as can be compared."""
-    name, key, *rest = np.random.get_state()
+    name, key, *rest = cast(tuple[Any, ...], np.random.get_state())
     return name, key.tobytes(), *rest
 
 
