@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
-from types import MethodType
 from typing import Any
 
 import pytest
@@ -13,9 +12,7 @@ import torch
 import torch.nn.functional as F
 from acceleration_cases import CHANNELS, images
 from supernets import (
-    AuxiliaryMixedOp,
     Cell,
-    FactorisedReduce,
     MixedOp,
     Residual,
     Style,
