@@ -34,7 +34,7 @@ def error_of(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     return captured.err
 
 
-def full_disk(*arguments: Any) -> None:
+def full_disk(*arguments: Any, **options: Any) -> None:
     """In place of what writes to a disk."""
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 

@@ -19,7 +19,10 @@ from torch import Tensor
 from vpdarts_fast import native, ops, reference
 from vpdarts_fast.backends import BACKENDS
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}"),
+]
 
 
 def arguments(v: int = 25, n: int = 3, c: int = 8, size: int = 9, shared: bool = True) -> list[Tensor]:

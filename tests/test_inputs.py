@@ -14,6 +14,7 @@ from search_commands import TINY, error_of
 from torch import Tensor
 
 import vpdarts_fast
+from vpdarts_fast import machine
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
 from vpdarts_fast.benchmark_table import COLUMNS, BenchmarkTable, official_architectures
@@ -390,11 +391,11 @@ def test_no_training_step_keeps_less_than_the_estimate(fused: bool) -> None:
 def test_a_containers_limit_counts(
     content: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "CGROUP_LIMITS", ())
-    machine = preflight.memory_of(torch.device("cpu"))
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", ())
+    whole = machine.memory()
     (tmp_path / "memory.max").write_text(content)
-    monkeypatch.setattr(preflight, "CGROUP_LIMITS", (tmp_path / "nowhere", tmp_path / "memory.max"))
-    assert preflight.memory_of(torch.device("cpu")) == (limit or machine)
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", (tmp_path / "nowhere", tmp_path / "memory.max"))
+    assert machine.memory() == preflight.memory_of(torch.device("cpu")) == (limit or whole)
 
 
 # Batches of leave-one-out.

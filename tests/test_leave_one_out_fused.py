@@ -57,6 +57,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
     return supernet.float(), alpha.detach().float(), batches
 
 
+@pytest.mark.float32
 @every_mode
 def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
     supernet, alpha, batches = trained
@@ -68,6 +69,7 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
     assert_same(fused, plain, rtol=1e-5, turned=2)
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("mode", ["running", "batch"])
 @pytest.mark.parametrize("budget", [None, 1 << 22])
 def test_every_image_is_predicted_alike(

@@ -91,7 +91,9 @@ class _Forgiving(io.TextIOBase):
             self._attempt(lambda stream: stream.flush())
 
     def isatty(self) -> bool:
-        return not self._silent and self._stream is not None and self._stream.isatty()
+        if self._silent or self._stream is None or self._stream.closed:
+            return False
+        return self._stream.isatty()
 
     def writable(self) -> bool:
         return True

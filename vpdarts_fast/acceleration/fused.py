@@ -155,7 +155,7 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
         return None
     state: State = module.__dict__[STATE]
     seen = state.seen.compare(module)
-    if seen == "changed":
+    if seen == "changed" or (state.plan is not None and not state.plan.compared and not x.is_meta):
         state.look_again(module)
         seen = state.seen.compare(module)  # what has changed it may be a hook
     plan, backend = state.plan, state.backend

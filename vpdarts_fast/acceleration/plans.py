@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -74,9 +74,10 @@ def at(module: nn.Module, path: Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class ZeroPlan:
-    """`none`."""
+    """`none`; of an odd size it may be the smaller half."""
 
     stride: int
+    floors: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,10 +122,14 @@ class ChainPlan:
 
 @dataclass(frozen=True)
 class FactorisedReducePlan:
-    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm."""
+    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm.
+
+    Without a pad behind the last pixel, sizes have to be even.
+    """
 
     convolutions: tuple[Path, Path]
     norm: Path
+    padded: bool = False
     stride: int = 2
 
 
@@ -185,7 +190,16 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
             size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
-            return Given(torch.stack([value.expand(size) for value in _of_each_variant(op, x)]))
+            values = list(_of_each_variant(op, x))
+            if any(not _expands(value.shape, size) for value in values):
+                raise OwnMethod("has operations that change the number of channels or the size")
+            return Given(torch.stack([value.expand(size) for value in values]))
+
+
+def _expands(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether `Tensor.expand` makes the size of the shape."""
+    sides = zip(reversed(shape), reversed(size), strict=False)
+    return len(shape) <= len(size) and all(side in (1, wanted) for side, wanted in sides)
 
 
 def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:

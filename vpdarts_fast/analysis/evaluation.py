@@ -123,7 +123,7 @@ def evaluate_run(
     _, validation = split_halves(content, config.seed)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)
-    known = _known(folder / RUN_FILE, count) if reuse else {}
+    known = known_evaluations(folder / RUN_FILE, count) if reuse else {}
     supernet = Supernet(config.channels, config.cells_per_stage, content.num_classes, fused=True).to(target)
     snapshots = []
     with computing_in("fp32", target):  # whatever the search had, so that all runs compare
@@ -194,7 +194,7 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"epoch": snapshot.epoch, "sha256": snapshot.sha256, "evaluations": evaluations}
 
 
-def _known(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
+def known_evaluations(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
     """Evaluations by the digest of their snapshot, from an earlier kendall.json of the run."""
     if not path.exists():
         return {}

@@ -12,6 +12,9 @@ from vpdarts_fast.errors import UserError
 PARTIAL = ".partial"
 """Ends the name of a file that is being written, or was when its process was killed."""
 
+SNAPSHOTS = "snapshots"
+"""The folder of snapshots in that of a run."""
+
 LOCK_FILE = "lock"
 """Says who works in a folder; see `vpdarts_fast.runs.lock`."""
 
@@ -62,6 +65,6 @@ def is_empty(folder: Path) -> bool:
 
 def remove_partial(folder: Path) -> None:
     """Removes what killed processes left half written; only for who holds the folder's lock."""
-    for entry in folder.glob(f"*{PARTIAL}"):
+    for entry in (*folder.glob(f"*{PARTIAL}"), *folder.glob(f"{SNAPSHOTS}/*{PARTIAL}")):
         with contextlib.suppress(OSError):
             entry.unlink()

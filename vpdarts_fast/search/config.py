@@ -162,7 +162,15 @@ class SearchConfig:
         Raises:
             UserError: naming `source`, if it is anything else or of a newer version.
         """
-        values = SETTINGS.upgraded(values, source)
+        return cls._from_values(SETTINGS.upgraded(values, source), source, folder)
+
+    @classmethod
+    def read(cls, path: Path) -> SearchConfig:
+        """The settings in config.json of a run; `UserError` if it is damaged or of a newer version."""
+        return cls._from_values(SETTINGS.read_json(path), str(path), path.parent)
+
+    @classmethod
+    def _from_values(cls, values: dict[str, Any], source: str, folder: Path | None) -> SearchConfig:
         hints = get_type_hints(cls)
         if set(values) != set(hints):
             odd = sorted(set(values) ^ set(hints))
@@ -237,11 +245,6 @@ PRESETS: dict[str, SearchConfig] = {
     "cpu": SearchConfig(preset="cpu", cells_per_stage=1),
     "paper": SearchConfig(),
 }
-
-
-def load_config(path: Path) -> SearchConfig:
-    """Reads config.json of a run."""
-    return SearchConfig.from_json(SETTINGS.read_json(path), str(path), path.parent)
 
 
 def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import torch
 
+from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
 from vpdarts_fast.data import ImageData
@@ -17,12 +16,6 @@ from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Where Linux says what a container may take; "max" or a huge number without a limit."""
 
 
 def check_search(
@@ -123,10 +116,13 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     activations = batch * activation_bytes(config, data.image_size)
     there = memory_of(device)
     if weights + activations > there:
+        whole, of_weights, of_batch, has = map(
+            machine.readable, (weights + activations, weights, activations, there)
+        )
         raise UserError(
-            f"these settings need at least {_size(weights + activations)} of memory ({_size(weights)} for "
-            f"weights, gradients and momentum, {_size(activations)} for the activations of a batch), and "
-            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {_size(there)}: choose a smaller "
+            f"these settings need at least {whole} of memory ({of_weights} for weights, gradients and "
+            f"momentum, {of_batch} for the activations of a batch), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {has}: choose a smaller "
             f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}) or "
             f"--batch-size ({config.batch_size:,})"
         )
@@ -183,24 +179,9 @@ def memory_of(device: torch.device) -> int:
     if device.type == "cuda":
         total: int = torch.cuda.mem_get_info(device)[1]
         return total
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in CGROUP_LIMITS:
-        try:
-            total = min(total, int(path.read_text()))
-        except (OSError, ValueError):  # there is no such file, or no limit
-            continue
-    return total
+    return machine.memory()
 
 
 def _named(config: SearchConfig, data: ImageData) -> str:
     where = f" --data {config.data}" if config.data is not None else ""
     return f"the data set of --dataset {config.dataset}{where} ({data.name})"
-
-
-def _size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if count < 1024 or unit == "PiB":
-            break
-        count /= 1024
-    return f"{count:,.1f} {unit}"

@@ -9,9 +9,9 @@ from typing import Any
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import parse_epoch, parse_result
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.files import LOCK_FILE, is_empty, write_atomically
+from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, is_empty, write_atomically
 from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, Content, read_bytes
-from vpdarts_fast.search.config import SearchConfig, load_config
+from vpdarts_fast.search.config import SearchConfig
 
 
 class RunFolder:
@@ -24,7 +24,7 @@ class RunFolder:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
-        self.snapshots = path / "snapshots"
+        self.snapshots = path / SNAPSHOTS
         self.log = path / "log.txt"
         self._metrics = path / "metrics.jsonl"
         self._result = path / "result.json"
@@ -52,7 +52,7 @@ class RunFolder:
             if path.is_dir() and is_empty(path):
                 raise UserError(f"no run has begun in {path}: start one with --out {path}")
             raise UserError(f"{path} is not the folder of a run: it holds no config.json")
-        return cls(path), load_config(path / "config.json")
+        return cls(path), SearchConfig.read(path / "config.json")
 
     def write_config(self, config: SearchConfig) -> None:
         """Writes config.json, whose paths are also kept relative to the run."""
