@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import copy
 from collections.abc import Callable
+from types import MethodType
 from typing import Any
 
 import pytest
