@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import argparse
 import copy
+import random
 from collections.abc import Callable
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -639,6 +641,31 @@ def test_shapes_that_change_after_a_call_run_the_modules_own_code(calls: list[st
             op[1].padding = (0, 0)
     assert_values(fused, plain, (2,))
     assert not calls
+
+
+# Random operations -----------------------------------------------------------------------------------------
+
+
+class Drawing(nn.Module):
+    """Noise from every generator."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        noise = torch.randn(x.shape[1:], dtype=x.dtype) + torch.rand_like(x[0]) + float(torch.randperm(9)[0])
+        return F.dropout(x + noise, 0.3) * random.random() + np.random.rand()
+
+
+class DetachingDrawing(Detaching):
+    """A random operation does not hide what is wrong with another."""
+
+
+@pytest.mark.parametrize(("kind", "fused"), [(MixedOp, True), (DetachingDrawing, False)])
+def test_random_operations_are_compared_with_shared_draws(kind: type[MixedOp], fused: bool) -> None:
+    module = kind([*darts_ops(CHANNELS, 1, Style()), Drawing(), nn.Dropout(0.5)])
+    states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
+    report = accelerate(module)
+    assert bool(report.fused) == fused, str(report)
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert (random.getstate(), str(np.random.get_state())) == states[1:]
 
 
 # What is listed --------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from vpdarts_fast.acceleration.plans import Unrecognised, described
 from vpdarts_fast.acceleration.snapshot import INTERNAL, STATE, instance_methods
@@ -111,17 +112,39 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """Within, the global generators of random numbers draw the same each time; then they are as before."""
-    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    """Within, random numbers are the same each time; the generators of the process then are as they were.
+
+    PyTorch draws from a generator of this thread's own. Those of Python and NumPy start where they are.
+    """
+    python = random.getstate()
+    numpy: Any = np.random.get_state()
     try:
-        torch.set_rng_state(torch.Generator(device="cpu").manual_seed(1).get_state())
-        random.seed(1)
-        np.random.seed(1)
-        yield
+        with _Drawing():
+            yield
     finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
+        if random.getstate() != python:
+            random.setstate(python)
+        after: Any = np.random.get_state()
+        if after[2:] != numpy[2:] or not np.array_equal(after[1], numpy[1]):
+            np.random.set_state(numpy)
+
+
+class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Draws from a generator of its own; modes are a thread's own."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator(device="cpu").manual_seed(1)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            return func(*args, **kwargs, generator=self.generator)
+        with torch.random.fork_rng(devices=[]):  # few ops take none
+            torch.manual_seed(self.generator.initial_seed())
+            return func(*args, **kwargs)
 
 
 def differing_state(one: nn.Module, other: nn.Module, seen: set[tuple[int, int]] | None = None) -> str | None:
