@@ -145,6 +145,13 @@ class ByMode(Scaling):
         return 0.1 if isinstance(op, nn.Identity) and not self.training else 1.0
 
 
+class Evaluated(MixedOp):
+    """Its gradients stop in evaluation mode."""
+
+    def forward(self, x: Tensor, weights: Any) -> Tensor:
+        return super().forward(x, weights if self.training else weights.detach())
+
+
 class Detaching(MixedOp):
     """The values are right, the gradients are not."""
 
@@ -236,6 +243,31 @@ class Checking(MixedOp):
         terms = [(w, op) for w, op in zip(weights, self._ops, strict=True) if callable(op)]
         zeros = [w * op(x) for w, op in terms if isinstance(op, Zero)]
         return sum([w * op(x) for w, op in terms if not isinstance(op, Zero)], *zeros)  # type: ignore[return-value]
+
+
+def test_gradients_in_evaluation_mode_are_compared() -> None:
+    """Batch norms that keep no running statistics have some there."""
+    assert not accelerate(Evaluated(darts_ops(CHANNELS, 1, Style(track=False)))).fused
+
+
+@pytest.mark.parametrize("context", [torch.no_grad, torch.inference_mode])
+def test_modules_are_compared_wherever_they_are_accelerated(context: Callable[[], Any]) -> None:
+    class Here(MixedOp):
+        """A class that nothing is known of yet."""
+
+    class Wrong(Straight):
+        """The same."""
+
+    with context(), torch.autocast("cpu", torch.bfloat16):
+        assert accelerate(Here(darts_ops(CHANNELS, 1, Style()))).fused
+        assert not accelerate(Wrong(darts_ops(CHANNELS, 1, Style()))).fused
+    module = Here(darts_ops(CHANNELS, 1, Style()))
+    module.flag = False  # type: ignore[assignment]
+    assert accelerate(module).fused
+    with context():
+        module.flag = True  # type: ignore[assignment]
+        module(images(torch.float32), torch.rand(8))
+    module(images(torch.float32), torch.rand(8)).sum().backward()
 
 
 @pytest.mark.parametrize("kind", [Forwarding, Checking, Penalised])
@@ -382,6 +414,16 @@ class Flops(Counting):
         self.flops = sum(p.numel() for p in self._ops.parameters()) * float(weights.detach().sum())
 
 
+class InClass(Counting):
+    """For all mixed operations together."""
+
+    made, seen = 0, [0]
+
+    def count(self, weights: Any) -> None:
+        InClass.made += 1
+        self.seen[0] += 1
+
+
 class Inner(Counting):
     """In one of its operations."""
 
@@ -398,6 +440,12 @@ class New(Counting):
 
 
 WRITING: list[type[Counting]] = [InNumber, InBuffer, InList, InTensor, Entropy, Flops, Inner]
+
+
+def test_what_writes_to_its_class_is_left() -> None:
+    report = accelerate(InClass(darts_ops(CHANNELS, 1, Style())))
+    assert "writes to InClass." in report.left[0].remark and not report.fused
+    assert (InClass.made, InClass.seen) == (0, [0])
 
 
 @pytest.mark.parametrize("kind", WRITING)

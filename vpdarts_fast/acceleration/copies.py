@@ -8,6 +8,7 @@ import random
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import isroutine
 from typing import Any
 
 import numpy as np
@@ -145,6 +146,40 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         with torch.random.fork_rng(devices=[]):  # few ops take none
             torch.manual_seed(self.generator.initial_seed())
             return func(*args, **kwargs)
+
+
+@contextmanager
+def class_attributes(module: nn.Module) -> Iterator[list[str]]:
+    """Gives classes the attributes back that their code writes to within; the list has their names."""
+    written: list[str] = []
+    kinds = {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}
+    before = [
+        (kind, name, value, copy.copy(value) if isinstance(value, (list, dict, set)) else value)
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if not (name.startswith("__") or isroutine(value) or isinstance(value, property))
+    ]
+    try:
+        yield written
+    finally:
+        for kind, name, value, held in before:
+            if kind.__dict__.get(name) is value and (held is value or _elements(held) == _elements(value)):
+                continue
+            written.append(f"{kind.__name__}.{name}")
+            if held is not value:
+                value.clear()
+                value.extend(held) if isinstance(value, list) else value.update(held)
+            setattr(kind, name, value)
+
+
+def _elements(container: Any) -> list[int]:
+    """Which objects are in a list, set or dictionary."""
+    values = [*container, *container.values()] if isinstance(container, dict) else container
+    return [id(value) for value in values]
+
+
+def _is_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "builtins", "vpdarts_fast", "abc", "typing")
 
 
 def differing_state(one: nn.Module, other: nn.Module, seen: set[tuple[int, int]] | None = None) -> str | None:
