@@ -30,7 +30,10 @@ FOREIGN_FLAGS = {
 }  # fmt: skip
 """Flags of pytest, pip and CMake."""
 
-FOREIGN_NAMES = {"DataParallel", "DistributedDataParallel", "forward_gdas", "sep_conv_7x7"}
+FOREIGN_NAMES = {
+    "ATEN_CPU_CAPABILITY", "DataParallel", "DistributedDataParallel", "ONEDNN_MAX_CPU_ISA", "forward_gdas",
+    "sep_conv_7x7",
+}  # fmt: skip
 """Of PyTorch and of DARTS code bases."""
 
 
