@@ -909,6 +909,16 @@ class Lazy(MixedOp):
         return super().forward(x, weights) + self.lazy(x)
 
 
+def test_compiled_operations_are_copied_as_they_were() -> None:
+    """What is compiled holds on to the module that it was compiled for."""
+    module = MixedOp([*darts_ops(CHANNELS, 1, Style()), CountingOp()])
+    called: list[int] = []
+    own = type(module._ops[8]).forward
+    for op in module._ops:
+        op._compiled_call_impl = lambda x, op=op: called.append(1) or own(op, x)  # type: ignore[func-returns-value]
+    assert accelerate(module).fused and not called
+
+
 def test_parameters_without_a_shape() -> None:
     module = Lazy(darts_ops(CHANNELS, 1, Style()))
     (entry,) = accelerate(module).left

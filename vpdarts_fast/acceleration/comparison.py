@@ -24,8 +24,8 @@ from vpdarts_fast.acceleration.copies import (
     is_on_meta,
     isolated_copy,
     randomise,
-    same_draws,
 )
+from vpdarts_fast.acceleration.draws import same_draws
 from vpdarts_fast.acceleration.fused import Plan, computed
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
@@ -255,7 +255,6 @@ def _values(
         torch.inference_mode(False),
         torch.set_grad_enabled(mode.gradients),
         torch.autocast("cpu", enabled=False),
-        torch.device("cpu"),
         same_draws() if mode.draws else contextlib.nullcontext(),
     ):
         leaves = [tensor.clone().requires_grad_(mode.gradients) for tensor in (x, *weights)]

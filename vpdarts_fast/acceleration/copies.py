@@ -16,7 +16,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from vpdarts_fast.acceleration.plans import Unrecognised, described
 from vpdarts_fast.acceleration.snapshot import INTERNAL, STATE, instance_methods
@@ -39,8 +38,8 @@ def isolated_copy(module: nn.Module) -> nn.Module:
             memo[id(layer.__dict__[name])] = OrderedDict()
         for value in layer.__dict__.values():
             _copy_results(value, memo)
-        for name in instance_methods(layer):
-            memo[id(layer.__dict__[name])] = None
+        for name in ("_compiled_call_impl", *instance_methods(layer)):
+            memo[id(layer.__dict__.get(name))] = None
         if any(is_lazy(some) for some in layer.parameters(recurse=False)):
             raise Unrecognised("has parameters without a shape: call the model once, then accelerate")
     try:
@@ -109,43 +108,6 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device="cpu", generator=generator)
-
-
-@contextmanager
-def same_draws() -> Iterator[None]:
-    """Within, random numbers are the same each time; the generators of the process then are as they were.
-
-    PyTorch draws from a generator of this thread's own. Those of Python and NumPy start where they are.
-    """
-    python = random.getstate()
-    numpy: Any = np.random.get_state()
-    try:
-        with _Drawing():
-            yield
-    finally:
-        if random.getstate() != python:
-            random.setstate(python)
-        after: Any = np.random.get_state()
-        if after[2:] != numpy[2:] or not np.array_equal(after[1], numpy[1]):
-            np.random.set_state(numpy)
-
-
-class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Draws from a generator of its own; modes are a thread's own."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.generator = torch.Generator(device="cpu").manual_seed(1)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
-            return func(*args, **kwargs)
-        if any(argument.name == "generator" for argument in func._schema.arguments):
-            return func(*args, **kwargs, generator=self.generator)
-        with torch.random.fork_rng(devices=[]):  # few ops take none
-            torch.manual_seed(self.generator.initial_seed())
-            return func(*args, **kwargs)
 
 
 @contextmanager
