@@ -913,9 +913,8 @@ def test_compiled_operations_are_copied_as_they_were() -> None:
     """What is compiled holds on to the module that it was compiled for."""
     module = MixedOp([*darts_ops(CHANNELS, 1, Style()), CountingOp()])
     called: list[int] = []
-    own = type(module._ops[8]).forward
     for op in module._ops:
-        op._compiled_call_impl = lambda x, op=op: called.append(1) or own(op, x)  # type: ignore[func-returns-value]
+        op._compiled_call_impl = lambda x: called.append(1)
     assert accelerate(module).fused and not called
 
 

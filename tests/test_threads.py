@@ -15,15 +15,16 @@ import torch
 from acceleration_cases import CHANNELS, images, softmax
 from supernets import Cell, MixedOp, Residual, Style, darts_ops
 from torch import Tensor, nn
-from whole_supernets import DartsSupernet
+from whole_supernets import EdgesSupernet
 
 from vpdarts_fast import leave_one_out
 from vpdarts_fast.acceleration import accelerate, restore
+from vpdarts_fast.acceleration.copies import isolated_copy
 from vpdarts_fast.acceleration.fused import Fused
 from vpdarts_fast.acceleration.tracing import trace
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
-ROUNDS = 3
+ROUNDS = 2
 _number = itertools.count()
 
 
@@ -55,7 +56,7 @@ def new(make: Callable[[], nn.Module]) -> nn.Module:
 
 def stack() -> nn.Module:
     return nn.ModuleList(
-        [MixedOp(darts_ops(CHANNELS, 1, Style())), Cell(CHANNELS, Style()), Residual(CHANNELS)]
+        [MixedOp(darts_ops(CHANNELS, 1, Style())[3:]), Cell(CHANNELS, Style(), 3), Residual(CHANNELS)]
     )
 
 
@@ -76,8 +77,8 @@ def trained() -> Any:
     found = []
     for _ in range(2):
         x = images(torch.float32).requires_grad_()
-        alphas = [torch.linspace(-1, 1, 8).requires_grad_(), torch.linspace(-1, 1, 30).requires_grad_()]
-        out = residual(cell(mixed_op(x, softmax(alphas[0])), softmax(alphas[1].view(6, 5))))
+        alphas = [torch.linspace(-1, 1, count).requires_grad_() for count in (5, 15)]
+        out = residual(cell(mixed_op(x, softmax(alphas[0])), softmax(alphas[1].view(3, 5))))
         out.square().mean().backward()
         found += [out.detach(), x.grad, *(alpha.grad for alpha in alphas)]
     return [*found, *(parameter.grad for parameter in model.parameters()), *model.buffers()]
@@ -98,9 +99,9 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 
 def evaluated() -> Any:
     """Leave-one-out of an accelerated model."""
-    model = new(DartsSupernet)
+    model = new(EdgesSupernet)
     accelerate(model)
-    result = leave_one_out(model, batches(), batch_norm="batch", cells="normal")
+    result = leave_one_out(model, batches(), batch_norm="batch")
     return [result.cells["normal"].accuracy, result.cells["normal"].loss]
 
 
@@ -250,7 +251,8 @@ def test_hooks_and_compiled_layers_are_not_run_by_a_trace() -> None:
     op.again.register_forward_hook(lambda module, args, out: calls.append(module))
     op.again.register_full_backward_hook(lambda module, *gradients: calls.append(module))
     op.again.compile(backend="aot_eager")
-    assert next(node.target for node in trace(op).nodes if node.op == "call_module") == "0.layers.conv"
+    nodes = trace(isolated_copy(op)).nodes
+    assert next(node.target for node in nodes if node.op == "call_module") == "0.layers.conv"
     assert calls == []
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from closeness import CLEARANCE, Jumps, clear_of_jumps
 from op_contract import flat, normal, with_tensors
 from supernets import Cell, MixedOp, Residual, Style, darts_ops
 from torch import Tensor, nn
@@ -64,6 +66,9 @@ SLOW = {"make_fx of grad", "make_fx of a backward pass", "make_fx", "export", "e
 """Transforms in which each operation of PyTorch takes a millisecond: for one module of either family."""
 
 
+TRANSFORMS: dict[str, Transform] = FUNC | FORWARD | BACKWARD | BATCHES | TRACES | MODES
+
+
 def every_family(transforms: Iterable[str]) -> pytest.MarkDecorator:
     """Every transform with every family."""
     pairs = [
@@ -72,9 +77,9 @@ def every_family(transforms: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("name", "family"), pairs, ids=map(" of ".join, pairs))
 
 
-def plain_and_fused(family: str, statistics: bool) -> tuple[nn.Module, nn.Module, Tensor, Tensor]:
-    """The module in float64 and fused in float32, with or without running statistics; its x and alpha."""
-    make, shape, channels = FAMILIES[family]
+def plain_and_fused(family: str, statistics: bool) -> tuple[nn.Module, nn.Module]:
+    """The module in float64 and fused in float32, with or without running statistics."""
+    make, _, _ = FAMILIES[family]
     torch.manual_seed(0)
     plain = make()
     for parameter in plain.parameters():
@@ -89,7 +94,31 @@ def plain_and_fused(family: str, statistics: bool) -> tuple[nn.Module, nn.Module
     else:
         report = accelerate(fused)
         assert report.fused and not report.left
-    return plain.double(), fused, normal(3, channels, 6, 6, seed=1), normal(*shape, seed=2)
+    return plain.double(), fused
+
+
+DIFFERENTIATED: dict[str, Callable[[Tensor, Tensor], list[tuple[Tensor, Tensor]]]] = {
+    "make_fx of grad": lambda x, alpha: [(x, 2 * alpha)],
+    "make_fx of a backward pass": lambda x, alpha: [(x, 2 * alpha)],
+    "gradients of a batch": lambda x, alpha: [(images, alpha) for images in several(x)],
+}
+"""Where a transform computes derivatives, if not at x and alpha."""
+
+
+@cache
+def inputs(family: str, name: str) -> tuple[Tensor, Tensor]:
+    """x [3, C, 6, 6] and alpha, where no derivative jumps."""
+    _, shape, channels = FAMILIES[family]
+    points = DIFFERENTIATED.get(name, lambda x, alpha: [(x, alpha)])
+
+    def draw(seed: int) -> tuple[Tensor, Tensor]:
+        return normal(3, channels, 6, 6, seed=2 * seed), normal(*shape, seed=2 * seed + 1)
+
+    def compute(drawn: tuple[Tensor, Tensor]) -> list[Tensor]:
+        plain, _ = plain_and_fused(family, statistics=True)
+        return [plain.train(mode)(*point) for mode in (False, True) for point in points(*drawn)]
+
+    return clear_of_jumps(draw, compute)[0]
 
 
 def found(transform: Transform, module: nn.Module, x: Tensor, alpha: Tensor) -> list[Tensor]:
@@ -100,8 +129,10 @@ def found(transform: Transform, module: nn.Module, x: Tensor, alpha: Tensor) -> 
     return [tensor.detach().clone() for tensor in flat([out, list(module.buffers())])]
 
 
-def check(transform: Transform, family: str, *, statistics: bool, training: bool = True) -> None:
-    plain, fused, x, alpha = plain_and_fused(family, statistics)
+def check(name: str, family: str, *, statistics: bool, training: bool = True) -> None:
+    transform = TRANSFORMS[name]
+    x, alpha = inputs(family, name)
+    plain, fused = plain_and_fused(family, statistics)
     expected = found(transform, plain.train(training), x.clone(), alpha.clone())
     actual = found(transform, fused.train(training), x.float(), alpha.float())
     largest = [float(truth.abs().max()) if truth.numel() else 0.0 for truth in expected]
@@ -114,17 +145,18 @@ def check(transform: Transform, family: str, *, statistics: bool, training: bool
 
 @every_family(FUNC)
 def test_functions_of_torch_func(name: str, family: str) -> None:
-    check(FUNC[name], family, statistics=False)
+    check(name, family, statistics=False)
 
 
 @every_family(FORWARD)
 def test_forward_mode(name: str, family: str) -> None:
-    check(FORWARD[name], family, statistics=True)
+    check(name, family, statistics=True)
 
 
+@pytest.mark.float32
 @every_family(BACKWARD)
 def test_backward_passes_of_any_kind(name: str, family: str) -> None:
-    check(BACKWARD[name], family, statistics=True)
+    check(name, family, statistics=True)
 
 
 @every_family(BATCHES)
@@ -132,23 +164,24 @@ def test_backward_passes_of_any_kind(name: str, family: str) -> None:
 def test_batches_of_calls(name: str, training: bool, gradients: bool, family: str) -> None:
     """With running statistics in evaluation and in ensembles; elsewhere PyTorch refuses to update them."""
     with torch.set_grad_enabled(gradients):
-        check(BATCHES[name], family, statistics=not training or name == "ensemble", training=training)
+        check(name, family, statistics=not training or name == "ensemble", training=training)
 
 
 @every_family(TRACES)
 @pytest.mark.parametrize("training", [False, True])
 def test_traces(name: str, training: bool, family: str) -> None:
-    check(TRACES[name], family, statistics=True, training=training)
+    check(name, family, statistics=True, training=training)
 
 
+@pytest.mark.float32
 @every_family(MODES)
 def test_modes_around_a_step(name: str, family: str) -> None:
-    check(MODES[name], family, statistics=True)
+    check(name, family, statistics=True)
 
 
 def test_linearised_functions() -> None:
     """The plain mixed operation cannot be: it has layers that work in place."""
-    check(lambda m, x, a: linearize(lambda a: m(x, a), a)[1](direction(a)), "cell", statistics=False)
+    check("linearize", "cell", statistics=False)
 
 
 COMPILED: dict[str, Transform] = {
@@ -171,8 +204,10 @@ def within_compile(m: nn.Module, x: Tensor, a: Tensor) -> Any:
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_functions(name: str) -> None:
-    check(COMPILED[name], "search cell" if name == "compile of jvp" else "mixed op", statistics=False)
+    check(name, "search cell" if name == "compile of jvp" else "mixed op", statistics=False)
 
+
+TRANSFORMS |= COMPILED | {"linearize": lambda m, x, a: linearize(lambda a: m(x, a), a)[1](direction(a))}
 
 STAGE = Stage(normal(4, 1, 3, 3, seed=3), normal(4, 4, 1, 1, seed=4), 1, Norm(gamma=normal(4, seed=5)))
 X, CELL_X = normal(2, 4, 5, 5), normal(1, 2, 4, 5, 5)
@@ -243,6 +278,15 @@ def test_ops_by_each_argument(call: str, transform: str) -> None:
         for own, expected in zip(flat([value]), flat([truth]), strict=True):
             tolerance = 1e-4 * float(expected.abs().max())
             torch.testing.assert_close(own.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_the_arguments_are_clear_of_jumps(call: str) -> None:
+    """Or derivatives in float32 would be others than those in float64, on some machine."""
+    op, args, _ = CALLS[call]
+    with Jumps() as jumps:
+        output(op, args)
+    assert jumps.clearance > CLEARANCE
 
 
 def test_a_kernel_that_is_asked_for_by_name_refuses_a_transform() -> None:

@@ -1,7 +1,8 @@
 """Random numbers while a module is looked at: whether its code draws any, and that nobody notices.
 
 PyTorch's own generators are watched where this thread would draw from them, and are not touched: other
-threads draw on. Those of Python and NumPy can only be compared with what they were before. What others draw from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
+threads draw on. Those of Python and NumPy can only be compared with what they were before. What others draw
+from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
 """
 
 from __future__ import annotations

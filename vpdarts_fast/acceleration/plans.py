@@ -184,8 +184,8 @@ def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
     *others, last = x
     for images in others:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            yield torch.as_tensor(op(images)).to(x)
-    yield torch.as_tensor(op(last)).to(x)
+            yield torch.as_tensor(op(images), dtype=x.dtype, device=x.device)
+    yield torch.as_tensor(op(last), dtype=x.dtype, device=x.device)
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
