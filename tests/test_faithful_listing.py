@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import threading
 from typing import Any
 
 import pytest
@@ -236,6 +237,34 @@ def test_compiled_operations_are_copied_as_they_were() -> None:
     for op in module._ops:
         op._compiled_call_impl = lambda x: called.append(1)
     assert accelerate(module).fused and not called
+
+
+class Unequal:
+    """What cannot be compared with anything."""
+
+    def __eq__(self, other: object) -> bool:
+        raise ValueError("not to be compared")
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize(
+    ("held", "reason"),
+    [
+        (torch.eye(3).to_sparse(), ""),
+        (torch.tensor([1, float("nan")]), ""),
+        (argparse.Namespace(a=[1, {2: "b"}]), ""),
+        (Unequal(), "cannot be compared with its own code: ValueError: not to be compared"),
+        (threading.Lock(), "cannot be copied: TypeError: cannot pickle '_thread.lock' object"),
+    ],
+)
+def test_whatever_a_module_holds(held: object, reason: str) -> None:
+    module: Any = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    module.held = held
+    (entry,) = accelerate(module).entries
+    assert entry.remark == reason and entry.fused == (not reason)
+    assert module(images(torch.float32), torch.rand(8)).isfinite().all()
+    assert module.held is held
 
 
 def test_parameters_without_a_shape() -> None:

@@ -71,7 +71,12 @@ def compared_residual(block: nn.Module) -> ResidualPlan:
 
 def _compared(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan:
     with torch.inference_mode(False), torch.enable_grad(), class_attributes(module) as written:
-        plan = _compared_copies(module, recognise)
+        try:
+            plan = _compared_copies(module, recognise)
+        except Unrecognised:
+            raise
+        except Exception as error:  # what modules hold may raise anything
+            raise Unrecognised(f"cannot be compared with its own code: {described(error)}") from error
     if written:
         raise Unrecognised(f"writes to {written[0]}, which would not be updated")
     return plan

@@ -204,9 +204,11 @@ def are_close(a: Tensor, b: Tensor) -> bool:
     """Equal up to rounding in float64, as the largest element goes; NaN where the other has it."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.layout != b.layout:
+        return False
     if a.is_meta or b.is_meta or not (a.is_floating_point() or a.is_complex()):
         return a.is_meta or b.is_meta or torch.equal(a, b)
-    a, b = a.detach(), b.detach()
+    a, b = a.detach().to_dense(), b.detach().to_dense()
     finite = b[b.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     tolerance = 1e-9 if a.dtype == torch.float64 else 1e-5
