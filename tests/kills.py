@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
+import sklearn.datasets  # noqa: F401  Only so that the forked processes need not import it.
 import torch
 
 from vpdarts_fast.runs.files import LOCK_FILE
@@ -256,10 +257,12 @@ def main() -> int:
             trials.every_write("several")
         while trials.killed.total() < arguments.kills:
             trials.random_trial()
+            print(f"{trials.killed.total()} kills so far", file=sys.stderr, flush=True)
     for label, count in sorted(trials.killed.items()):
         print(f"{count:6}  {label}")
     print(f"{trials.killed.total()} kills, {len(trials.failed)} searches did not come back as they should")
-    print("\n".join(trials.failed))
+    for failure in trials.failed:
+        print(failure)
     return 1 if trials.failed else 0
 
 

@@ -409,6 +409,31 @@ def test_where_memory_ends_the_file_is_not_called_damaged(
     assert "NATS-tss-v1_0-*-simple" in str(caught.value) and "again" not in str(caught.value)
 
 
+def test_where_memory_ends_for_a_process(tmp_path: Path) -> None:
+    """As `ulimit -v` ends it, on a file whose objects take more than it has bytes."""
+    path = tmp_path / "NATS-tss-v1_0-3ffb9.pickle.pbz2"
+    path.write_bytes(bz2.compress(b"\x80\x04(" + b"]" * 1_000_000 + b"l."))  # so many empty lists
+    code = """
+import resource, sys, types
+from pathlib import Path
+from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.errors import UserError
+package = types.ModuleType("nats_bench")
+package.ArchResults = None
+sys.modules["nats_bench"] = package
+(used,) = [int(line.split()[1]) << 10 for line in open("/proc/self/status") if line.startswith("VmSize")]
+resource.setrlimit(resource.RLIMIT_AS, (used + (24 << 20), used + (24 << 20)))
+try:
+    BenchmarkTable.from_official(Path(sys.argv[1]))
+except UserError as error:
+    print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True)
+    assert re.match(
+        r"memory \(.* in all\) ended while .* was read, and official files of its size", run.stdout
+    )
+
+
 def test_memory_that_ends_while_results_are_averaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path, _ = fabricate("pbz2", tmp_path)
     monkeypatch.setattr(diagnosis, "LARGE", 0)

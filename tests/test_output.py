@@ -211,17 +211,19 @@ def test_bars_that_fail_end_no_search(
 
 
 COMMANDS = {
-    "help": ("{python} -m vpdarts_fast.search --help | head -1; exit ${{PIPESTATUS[0]}}", "Broken pipe"),
-    "closed": ("{python} -m vpdarts_fast.search {tiny} --out run >&-", "it is closed"),
+    "help": "{python} -m vpdarts_fast.search --help | head -1; exit ${{PIPESTATUS[0]}}",
+    "closed": "{python} -m vpdarts_fast.search {tiny} --out run >&-",
 }
+WARNING = "warning: cannot write the standard output: {}; going on without it\n"
 
 
 @pytest.mark.parametrize("name", COMMANDS)
 def test_real_processes(name: str, tmp_path: Path) -> None:
-    template, reason = COMMANDS[name]
-    line = template.format(python=sys.executable, tiny=" ".join(TINY))
+    line = COMMANDS[name].format(python=sys.executable, tiny=" ".join(TINY))
     done = subprocess.run(["bash", "-c", line], cwd=tmp_path, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("\n") == 1 and f"cannot write the standard output: {reason}" in done.stderr
     if name == "closed":
+        assert done.stderr == WARNING.format("it is closed")
         assert (tmp_path / "run" / "result.json").exists() and (tmp_path / "run" / "cell.png").exists()
+    else:  # all may be in the pipe before its reader goes
+        assert done.stderr in ("", WARNING.format("Broken pipe"))

@@ -63,8 +63,8 @@ def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """
     edges, ops = alpha.shape
     order = [e * ops + o for o in (1, 4, 2, 3) for e in range(edges) if alpha[e, o] != 0]
-    number = torch.zeros(edges * ops, dtype=torch.int64)
-    number[order] = torch.arange(1, len(order) + 1)
+    number = torch.zeros(edges * ops, dtype=torch.int64, device="cpu")
+    number[order] = torch.arange(1, len(order) + 1, device="cpu")
     return torch.cat([alpha.detach()[None], removed[order]]), number
 
 
@@ -153,7 +153,7 @@ def _of_supernet(
         tables, number = distinct_variants(alpha, removed)
     else:
         tables = torch.cat([alpha[None], removed])
-        number = torch.arange(1, len(tables))
+        number = torch.arange(1, len(tables), device="cpu")
     tables = tables_on(weight.device, tables)
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 from pathlib import Path
 
 CGROUP_LIMITS = (
@@ -13,8 +14,11 @@ CGROUP_LIMITS = (
 
 
 def memory() -> int:
-    """Bytes of the machine's memory, or of its share for this container."""
+    """Bytes of the machine's memory, or what this container or process may take of it."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
+    if limit != resource.RLIM_INFINITY:
+        total = min(total, limit)
     for path in CGROUP_LIMITS:
         try:
             total = min(total, int(path.read_text()))

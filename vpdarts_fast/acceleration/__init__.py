@@ -12,7 +12,7 @@ from vpdarts_fast.acceleration.comparison import (
     compared_residual,
     mixtures_of,
 )
-from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
+from vpdarts_fast.acceleration.fused import Change, Fused, Plan, fusion, make_all, plan_of, restoration
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
@@ -55,7 +55,9 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
 
     Mixed operations are recognised by the layers of their candidate operations and by what comes out of them,
     not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working;
-    a call that is not covered runs the module's own code. `restore` undoes it.
+    a call that is not covered runs the module's own code. `restore` undoes it. Where anything is raised,
+    `KeyboardInterrupt` too, the model is as it was. Threads may accelerate, train and evaluate models of
+    their own at once; nothing else may use this one meanwhile.
 
     Args:
         model: changed in place.
@@ -71,25 +73,28 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     if not isinstance(model, nn.Module):
         raise UserError(f"accelerate: model must be an nn.Module; got {type(model).__name__}")
     named(backend)
-    restore(model)
-    entries = []
+    entries, changes = [], _restorations(model)
     for name, module, recognise in list(_candidates(model)):
         try:
-            plan = fuse(module, COMPARED[recognise], backend)
+            plan = COMPARED[recognise](module)
+            changes.append(fusion(module, plan, COMPARED[recognise], backend))
         except Unrecognised as error:
             if str(error):
                 kind, operations = type(module).__name__, _count_operations(module)
                 entries.append(Entry(name, kind, False, str(error), operations))
         else:
             entries.append(_entry_of_fused(name, module, plan, backend))
+    make_all(changes)
     return AccelerationReport(tuple(entries))
 
 
 def restore(model: nn.Module) -> None:
     """Undoes `accelerate`; a model that is not accelerated stays as it is."""
-    for module in model.modules():
-        if isinstance(module, Fused):
-            unfuse(module)
+    make_all(_restorations(model))
+
+
+def _restorations(model: nn.Module) -> list[Change]:
+    return [restoration(module) for module in model.modules() if isinstance(module, Fused)]
 
 
 def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:

@@ -6,14 +6,11 @@ replaced during a search.
 
 from __future__ import annotations
 
-import random
 import re
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -40,26 +37,6 @@ def described(error: Exception) -> str:
 def without_addresses(text: str) -> str:
     """`<function scaled at 0x7f...>` as `<function scaled>`."""
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
-
-
-@contextmanager
-def drawing_nothing() -> Iterator[None]:
-    """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
-    before, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-        drawn = random.getstate() != python or _drawn(np.random.get_state(), numpy)
-        if drawn or not torch.equal(torch.get_rng_state(), before):
-            raise Unrecognised("draws random numbers")
-    finally:
-        torch.set_rng_state(before)
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _drawn(after: Any, before: Any) -> bool:
-    """Whether NumPy's generator has changed: name, key, position, and what is left of a normal pair."""
-    return after[2:] != before[2:] or not np.array_equal(after[1], before[1])
 
 
 def at(module: nn.Module, path: Path) -> nn.Module:
@@ -207,8 +184,8 @@ def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
     *others, last = x
     for images in others:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            yield torch.as_tensor(op(images)).to(x)
-    yield torch.as_tensor(op(last)).to(x)
+            yield torch.as_tensor(op(images), dtype=x.dtype, device=x.device)
+    yield torch.as_tensor(op(last), dtype=x.dtype, device=x.device)
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.copies import HOOKS, channels_of, isolated_copy
-from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described, drawing_nothing
+from vpdarts_fast.acceleration.draws import drawing_nothing
+from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""

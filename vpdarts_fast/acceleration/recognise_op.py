@@ -1,4 +1,4 @@
-"""Recognises candidate operations by what they compute: the graph of their layers, traced by `torch.fx`."""
+"""Recognises candidate operations by what they compute: the graph of their layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from vpdarts_fast.acceleration.copies import differing_state, isolated_copy
+from vpdarts_fast.acceleration.draws import drawing_nothing
 from vpdarts_fast.acceleration.plans import (
     ChainPlan,
     FactorisedReducePlan,
@@ -25,9 +26,9 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
     described,
-    drawing_nothing,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.tracing import trace
 
 
 @remembered
@@ -53,7 +54,7 @@ def recognise_op(op: nn.Module) -> OpPlan:
 
 
 def _recognise(op: nn.Module) -> OpPlan:
-    graph = fx.Tracer().trace(nn.Sequential(op))  # a container: layers of PyTorch are traced as layers
+    graph = trace(op)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "call_module", "output"))
     nodes = list(graph.nodes)
     output = nodes[-1].args[0]

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.acceleration.copies import isolated_copy
 from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
+from vpdarts_fast.acceleration.tracing import trace
 from vpdarts_fast.acceleration.variants import of_variants
 from vpdarts_fast.derivatives import with_statistics
 
@@ -59,7 +61,8 @@ def _recognise(block: nn.Module) -> ResidualPlan | None:
     if layers != LAYERS or type(block).forward is nn.Module.forward:
         return None
     try:
-        nodes = list(fx.Tracer().trace(nn.Sequential(block)).nodes)
+        block = isolated_copy(block)
+        nodes = list(trace(block).nodes)
     except Exception:  # tracing runs their code, which may raise anything
         return None
     total = nodes[-1].args[0]

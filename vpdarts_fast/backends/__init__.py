@@ -130,7 +130,7 @@ BACKENDS = (
         frozenset(),
         _FLOATS,
         {"masked_cell": 6, "mixed_cell": 15},
-        in_transforms=frozenset(OPS) - {"masked_cell"},  # which reads alpha
+        in_transforms=frozenset(OPS) - set(EVALUATION_OPS),  # made for values only
     ),
     Backend(
         "reference",

@@ -138,17 +138,17 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def out_of_memory(path: Path) -> UserError:
-    """For memory that ends; a small file that wants so much is another matter."""
-    there = machine.readable(machine.memory())
+    """For memory that ends; that a small file wants so much is another matter."""
+    ended = f"memory ({machine.readable(machine.memory())} in all) ended while {path} was read"
     if not path.is_dir() and path.stat().st_size < LARGE:
         return UserError(
-            f"{path} was not read: it asks for more memory than there is ({there}), which no benchmark file "
-            f"of its size does; {EXPECTED}"
+            f"{ended}, and official files of its size take little: either other programs leave too little, "
+            f"or it is another file; {EXPECTED}"
         )
     return UserError(
-        f"memory ({there}) ended while {path} was read. It is not damaged: as Python objects a single file "
-        f"takes about {machine.readable(WHOLE_FILE)}. NATS-Bench's directory NATS-tss-v1_0-*-simple, which "
-        "is read one architecture at a time, needs little; or convert once on a machine with more memory"
+        f"{ended}. It is not damaged: as Python objects a single file takes about "
+        f"{machine.readable(WHOLE_FILE)}. NATS-Bench's directory NATS-tss-v1_0-*-simple, which is read one "
+        "architecture at a time, needs little; or convert once on a machine with more memory"
     )
 
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 import io
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
@@ -72,7 +73,8 @@ def _load_torch(file: BinaryIO) -> Any:
 
     safe: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe = [(function, f"{module}.{name}") for (module, name), function in SAFE_GLOBALS.items()]
-    with torch.serialization.safe_globals(safe):
+    with torch.serialization.safe_globals(safe), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unusual pickles: what is wrong with a file is said elsewhere
         return torch.load(file, map_location="cpu", weights_only=True)
 
 

@@ -83,9 +83,9 @@ def _load_cifar(dataset: str, root: Path, download: bool) -> ImageData:
     return ImageData(
         name=dataset,
         train_images=torch.from_numpy(np.ascontiguousarray(train.data)),
-        train_labels=torch.tensor(train.targets),
+        train_labels=torch.tensor(train.targets, device="cpu"),
         test_images=torch.from_numpy(np.ascontiguousarray(test.data)),
-        test_labels=torch.tensor(test.targets),
+        test_labels=torch.tensor(test.targets, device="cpu"),
         classes=tuple(train.classes),
         augmentation=Augmentation(padding=4, flip=True),
     )

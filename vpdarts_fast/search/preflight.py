@@ -114,6 +114,8 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     weights = 4 * parameters(config, data.num_classes) * (3 if config.momentum > 0 else 2)
     batch = min(config.batch_size, images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
+    if make_criterion(config).needs_evaluation:
+        activations = max(activations, evaluation_bytes(config, data))
     there = memory_of(device)
     if weights + activations > there:
         whole, of_weights, of_batch, has = map(
@@ -123,8 +125,9 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
             f"these settings need at least {whole} of memory ({of_weights} for weights, gradients and "
             f"momentum, {of_batch} for the activations of a batch), and "
             f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {has}: choose a smaller "
-            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}) or "
-            f"--batch-size ({config.batch_size:,})"
+            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}), "
+            f"--batch-size ({config.batch_size:,}) or "
+            f"--evaluation-batch-size ({config.evaluation_batch_size:,})"
         )
 
 
@@ -172,6 +175,15 @@ def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
         values += config.channels * 2**stage * height * width
     element = 2 if config.precision == "bf16" else 4
     return values * config.cells_per_stage * (NUM_NODES + len(EDGES)) * element
+
+
+def evaluation_bytes(config: SearchConfig, data: ImageData) -> int:
+    """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
+    used = images_used(config, data)
+    count = images_evaluated(config, used - used // 2)
+    batch = math.ceil(count / math.ceil(count / config.evaluation_batch_size))
+    height, width = data.image_size
+    return 2 * batch * config.channels * height * width * (2 if config.precision == "bf16" else 4)
 
 
 def memory_of(device: torch.device) -> int:
