@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_pytest
+from fresh_process import run_python
 from op_contract import Close, normal, true_derivatives, weighted_sum
 from torch import Tensor
 
@@ -82,8 +82,8 @@ def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     files = [f"tests/test_{op}.py" for op in BACKENDS[0].implementations]
     assert BACKENDS[0].name == "cpu"
     environment = {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
-    arguments = ["-q", "-p", "no:cacheprovider", "-k", "cpu", *files]
-    status, output = run_pytest(arguments, Path(__file__).parent.parent, environment)
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    status, output = run_python(arguments, Path(__file__).parent.parent, environment)
     assert status == 0 and " passed" in output, output[-3000:]
 
 
