@@ -10,10 +10,10 @@ VENV := .venv
 BIN  := $(VENV)/bin
 # Errors only: pip's warnings speak of its own configuration.
 PIP  := $(BIN)/python -m pip --disable-pip-version-check -qq
-# pip hides what a build says; this tells whether there is an extension now.
-STATUS := $(BIN)/python -c 'from vpdarts_fast import native; print("[setup]", native.why_not() or "native extension built")'
+# pip hides what a build says; this tells whether there is an extension now, and fails where there has to be one.
+STATUS := $(BIN)/python -c 'import os, sys; from vpdarts_fast import native; why = native.why_not(); print("[setup]", why or "native extension built"); sys.exit(why is not None and os.environ.get("VPDARTS_NATIVE") == "on")'
 
-NATIVE_SOURCES := CMakeLists.txt setup.py $(shell find csrc -type f)
+NATIVE_SOURCES := CMakeLists.txt setup.py build_backend.py $(shell find csrc -type f)
 CPP_SOURCES    := $(filter %.cpp %.h %.cu %.cuh,$(NATIVE_SOURCES))
 
 # What an install depends on besides files; the records below change only when these do.
@@ -21,7 +21,7 @@ BUILD_SETTINGS := CXX=$(CXX) NATIVE=$(VPDARTS_NATIVE) WERROR=$(VPDARTS_WERROR) C
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup search test bench lint native clean FORCE
+.PHONY: help setup search test check bench lint native clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -32,7 +32,13 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
 	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
-bench: setup ## run the benchmarks (ARGS="--quick" for minutes, ARGS="--csv FILE" for the table)
+check: setup ## the fast tests, and style and types of what has changed: a minute
+	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py' '*.pyi'; git ls-files -o --exclude-standard -- '*.py'); \
+	if [ -n "$$changed" ]; then $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; fi
+	@if [ -n "$$(git diff --name-only HEAD -- vpdarts_fast pyproject.toml)" ]; then $(BIN)/mypy --strict vpdarts_fast; fi
+	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+
+bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)
 
 lint: setup ## check style and types of Python and C++
@@ -44,7 +50,7 @@ lint: setup ## check style and types of Python and C++
 native: setup ## rebuild the native extension; an error if that is impossible
 	@rm -rf build
 	@VPDARTS_NATIVE=on $(PIP) install --no-build-isolation --no-deps -e .
-	@$(STATUS)
+	@VPDARTS_NATIVE=on $(STATUS)
 
 clean: ## remove .venv and everything built
 	rm -rf $(VENV) build dist *.egg-info vpdarts_fast/_C*.so .mypy_cache .pytest_cache .ruff_cache

@@ -7,7 +7,6 @@ kernels in it, TORCH_CUDA_ARCH_LIST which GPUs they are for.
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import shutil
 import subprocess
@@ -21,6 +20,9 @@ from setuptools.command.build_ext import build_ext
 from setuptools.errors import CompileError
 
 ROOT = Path(__file__).resolve().parent
+sys.path.insert(0, str(ROOT))  # for whoever runs this file without the backend
+from build_backend import installed_torch  # noqa: E402
+
 MODE = os.environ.get("VPDARTS_NATIVE") or "auto"
 CUDA = os.environ.get("VPDARTS_CUDA") or "auto"
 for name, mode in (("VPDARTS_NATIVE", MODE), ("VPDARTS_CUDA", CUDA)):
@@ -40,11 +42,12 @@ def find_tool(name: str) -> str:
 
 
 def find_torch() -> str:
-    """The folder of the package torch, found without importing it."""
-    spec = importlib.util.find_spec("torch")
-    if spec is None or spec.origin is None:
-        raise CompileError("PyTorch is not installed here; install it first, then use --no-build-isolation")
-    return str(Path(spec.origin).parent)
+    """The folder of the package torch."""
+    folder = installed_torch()
+    if folder is None:
+        raise CompileError("no PyTorch to build with; `pip install torch` first, or build without "
+                           "--no-build-isolation")  # fmt: skip
+    return str(folder)
 
 
 class CMakeBuild(build_ext):

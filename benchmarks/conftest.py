@@ -1,30 +1,46 @@
-"""Ratios: contenders are timed in turn, round by round, so that a drift of the machine hits all of them."""
+"""Ratios: contenders are timed in turn, round by round, so that a drift of the machine hits all of them.
+
+Without flags the rows of the README's table are measured, in less than ten minutes on two cores with nothing
+compiled before; --full adds all the rest. A row is printed and kept as soon as it is measured.
+"""
 
 from __future__ import annotations
 
-import csv
+import datetime
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from statistics import median
+from time import monotonic
 from typing import Any
 
 import pytest
 import torch._dynamo
-from contenders import OURS, Contender, ratio_of_rounds
+from contenders import Contender, Form, compared, compile_seconds, ratio_of_rounds
 from pytest_benchmark.fixture import BenchmarkFixture
+from rows import NoTable, Row, Table
 
-MIB = 2**20
+BEGAN = pytest.StashKey[float]()
+TABLE = pytest.StashKey[Table]()
+ROWS = pytest.StashKey[list[Row]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("vpdarts_fast")
-    group.addoption("--quick", action="store_true", help="C=16, N=1, 64 images, few rounds: under 5 minutes")
-    group.addoption("--csv", type=Path, metavar="FILE", help="write medians, ratios and peaks into this file")
+    group.addoption(
+        "--full", action="store_true", help="every benchmark, hours; not those of the README only"
+    )
+    group.addoption(
+        "--csv",
+        type=Path,
+        metavar="FILE",
+        default=Path("benchmarks.csv"),
+        help="add each row to this file when it is measured (default: %(default)s)",
+    )
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if not config.getoption("quick"):
+    if config.getoption("full"):
         return
     kept = [item for item in items if item.get_closest_marker("full") is None]
     config.hook.pytest_deselected(items=[item for item in items if item not in kept])
@@ -32,7 +48,13 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: takes minutes; left out by --quick")
+    config.addinivalue_line("markers", "full: not of the README's table; measured with --full only")
+    config.stash[BEGAN], config.stash[ROWS] = monotonic(), []
+    try:
+        now = datetime.datetime.now().isoformat(timespec="seconds")
+        config.stash[TABLE] = Table(config.getoption("csv"), now)
+    except NoTable as error:
+        raise pytest.UsageError(str(error)) from error
     # One function is compiled for many networks and shapes; going on without compiling would be no baseline.
     torch._dynamo.config.recompile_limit = 100
     torch._dynamo.config.fail_on_recompile_limit_hit = True
@@ -40,24 +62,28 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 @pytest.fixture(scope="session")
-def quick(request: pytest.FixtureRequest) -> bool:
-    return bool(request.config.getoption("quick"))
-
-
-@pytest.fixture(scope="session")
-def images(quick: bool) -> int:
-    """How many are evaluated together."""
-    return 64 if quick else 256
+def full(request: pytest.FixtureRequest) -> bool:
+    return bool(request.config.getoption("full"))
 
 
 @pytest.fixture
-def compare(benchmark: BenchmarkFixture, quick: bool) -> Callable[..., None]:
+def forms(request: pytest.FixtureRequest, full: bool, benchmark: BenchmarkFixture) -> tuple[Form, ...]:
+    """Those that a row compares, ours last."""
+    found, remark = compared(full, monotonic() - request.config.stash[BEGAN])
+    if remark:
+        benchmark.extra_info["remark"] = remark
+    return found
+
+
+@pytest.fixture
+def compare(benchmark: BenchmarkFixture) -> Callable[..., None]:
     """Times contenders against each other; ours makes the benchmark's row.
 
     ``compare(contenders, rounds)`` with name -> `Contender` or function without arguments, the baseline
     first and ours last. Verify results before. Median seconds of each and the ratios of the others' to ours
-    go into the row's extra_info and into the table at the end.
+    go into the row's extra_info, and with them what was compiled during this benchmark.
     """
+    compiled_before = compile_seconds()
 
     def run(contenders: Mapping[str, Contender | Callable[[], Any]], rounds: int = 5) -> None:
         everybody = {n: c if isinstance(c, Contender) else Contender(c) for n, c in contenders.items()}
@@ -65,6 +91,7 @@ def compare(benchmark: BenchmarkFixture, quick: bool) -> Callable[..., None]:
         seconds: dict[str, list[float]] = {name: [] for name in everybody}
         for contender in everybody.values():
             contender.seconds()  # warm-up, and compilation where there is any
+        compiled = compile_seconds() - compiled_before
 
         def timed(name: str) -> None:
             seconds[name].append(everybody[name].seconds())
@@ -73,56 +100,46 @@ def compare(benchmark: BenchmarkFixture, quick: bool) -> Callable[..., None]:
             for name in others:
                 timed(name)
 
-        benchmark.pedantic(lambda: timed(ours), setup=time_others, rounds=min(rounds, 2) if quick else rounds)
+        benchmark.pedantic(lambda: timed(ours), setup=time_others, rounds=rounds)
         benchmark.extra_info["medians"] = {name: median(values) for name, values in seconds.items()}
         benchmark.extra_info["ratios"] = {n: ratio_of_rounds(seconds[n], seconds[ours]) for n in others}
         benchmark.extra_info["notes"] = {n: c.note for n, c in everybody.items() if c.note}
+        if compiled:
+            remark = f"compiling took {compiled:.0f} s, which are not counted"
+            benchmark.extra_info.setdefault("remark", remark)
 
     return run
 
 
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Iterator[None]:  # the type of its result is pytest's
+    """Prints and keeps a row as soon as its benchmark has passed."""
+    report = yield
+    benchmark = getattr(item, "funcargs", {}).get("benchmark")
+    if call.when == "call" and benchmark is not None and call.excinfo is None:
+        row = Row(item.name, benchmark.extra_info)
+        if row.contenders or "rate" in row.info:
+            item.config.stash[ROWS].append(row)
+            item.config.stash[TABLE].add(row)
+            show(item.config, row.lines())
+    return report
+
+
+def show(config: pytest.Config, lines: Iterator[str]) -> None:
+    """Writes lines at once, whatever has begun one and wherever the output goes."""
+    reporter: Any = config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is not None:
+        reporter.ensure_newline()
+        for line in lines:
+            reporter.write_line(line)
+        reporter.flush()
+
+
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
-    session = getattr(config, "_benchmarksession", None)
-    everything = getattr(session, "benchmarks", [])
-    rows = [row for row in everything if "ratios" in row.extra_info]
-    if not rows:
-        return
-    terminalreporter.section(
-        "others against ours: median seconds or peak memory, and median ratio of a round"
-    )
-    for row in everything:
-        if "rate" in row.extra_info:
-            terminalreporter.write_line(f"{row.name}: {row.extra_info['rate']}")
-    for row in rows:
-        terminalreporter.write_line(row.name)
-        for line in table_lines(row.extra_info):
-            terminalreporter.write_line(line)
-    if (path := config.getoption("csv")) is not None:
-        write_csv(path, rows)
-        terminalreporter.write_line(f"written: {path}")
-
-
-def table_lines(info: Mapping[str, Any]) -> list[str]:
-    """One line for each contender of a row."""
-    lines = []
-    for name in {**info.get("medians", {}), **info.get("peaks", {})}:
-        ratio = f"{info['ratios'][name]:7.2f} x" if name in info["ratios"] else " " * 9
-        peak = f"{info['peaks'][name] / MIB:9.1f} MiB" if name in info.get("peaks", {}) else ""
-        value = peak or f"{info['medians'][name]:11.5f} s"
-        lines.append(f"    {name:<28} {value:<13} {ratio}  {info.get('notes', {}).get(name, '')}".rstrip())
-    return lines
-
-
-def write_csv(path: Path, rows: list[Any]) -> None:
-    """A line for each contender of each benchmark; the ratio is theirs to ours, 1 for ours itself."""
-    with path.open("w", newline="") as file:
-        lines = csv.writer(file)
-        lines.writerow(["benchmark", "contender", "median_seconds", "ratio", "peak_mib", "note"])
+    if rows := config.stash[ROWS]:
+        terminalreporter.section("times as long as ours, median ratio of a round")
         for row in rows:
-            info = row.extra_info
-            medians, peaks = info.get("medians", {}), info.get("peaks", {})
-            for name in {**medians, **peaks}:
-                ratio = info["ratios"].get(name, 1.0 if name == OURS.name else None)
-                peak = peaks[name] / MIB if name in peaks else None
-                note = info.get("notes", {}).get(name, "")
-                lines.writerow([row.name, name, medians.get(name), ratio, peak, note])
+            terminalreporter.write_line(row.summary())
+        terminalreporter.write_line(f"kept: {config.stash[TABLE].path}")

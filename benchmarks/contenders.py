@@ -11,6 +11,7 @@ from time import perf_counter
 from typing import Any, TypeVar
 
 import torch
+import torch._dynamo
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, backends
@@ -110,6 +111,30 @@ FORMS = (
 
 BY_NAME: Mapping[str, Form] = {form.name: form for form in FORMS}
 EAGER, OURS = FORMS[0], FORMS[-1]
+
+TIME_TO_COMPILE = 380
+"""Seconds after the start in which a row may begin to compile, so that all rows end within ten minutes."""
+
+
+def compared(full: bool, seconds: float) -> tuple[tuple[Form, ...], str]:
+    """The forms that a row compares, and a remark where one is missing.
+
+    Args:
+        full: all of them; else those of the README's table, of which the slower way of our own is none.
+        seconds: since the start.
+    """
+    if full:
+        return FORMS, ""
+    story = tuple(form for form in FORMS if form.native or not form.fused)
+    if seconds < TIME_TO_COMPILE:
+        return story, ""
+    rest = tuple(form for form in story if not form.compiled)
+    return rest, f"after {seconds:.0f} s there is no time left to compile: --full, or this row alone"
+
+
+def compile_seconds() -> float:
+    """That `torch.compile` has taken in this process."""
+    return float(torch._dynamo.utils.calculate_time_spent().get("total_wall_time", 0.0))
 
 
 @contextmanager

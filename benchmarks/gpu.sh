@@ -50,8 +50,10 @@ set_up_beside() {
     requirements=$(sed -n '/^requires = /s/[^"]*\("[^"]*"\)[^"]*/\1 /gp' pyproject.toml | tr -d '"')
     [ -z "${VPDARTS_WHEELS:-}" ] || fetch=(--no-index --find-links "$VPDARTS_WHEELS")
     # shellcheck disable=SC2086  # words
-    "$python" -m pip --disable-pip-version-check install -q "${fetch[@]}" $requirements numpy tyro pytest hypothesis ||
-        fail "what $1 lacks could not be installed; where nothing can be fetched, name a folder of wheels in VPDARTS_WHEELS (pip download --dest FOLDER tyro hypothesis)"
+    "$python" -m pip --disable-pip-version-check install -q "${fetch[@]}" $requirements numpy tyro pytest ||
+        fail "what $1 lacks could not be installed; where nothing can be fetched, name a folder of wheels in VPDARTS_WHEELS (pip download --dest FOLDER tyro)"
+    "$python" -m pip --disable-pip-version-check install -q "${fetch[@]}" hypothesis ||
+        echo "no hypothesis: the stage contract will fail"
     timeout 110 "$python" setup.py -q build_ext --inplace || fail "the native extension could not be built"
 }
 

@@ -12,7 +12,7 @@ from example_step import EXAMPLE_FORMS, ExampleStep, compiled_parts
 from memory import NotMeasurable, measure
 from pytest_benchmark.fixture import BenchmarkFixture
 
-LAYERS = [3, pytest.param(8, marks=pytest.mark.full)]
+LAYERS = [3, 8]
 
 
 def verify(name: str, size: int) -> None:
@@ -57,15 +57,18 @@ def compare_steps(name: str, size: int, compare: Callable[..., None], compiled: 
     compare({n: Contender(step, note=notes.get(n, "")) for n, step in steps.items()}, rounds=rounds)
 
 
-def test_nas_bench_201_step(compare: Callable[..., None]) -> None:
-    compare_steps("nas_bench_201", 1, compare, compiled=True, rounds=7)
+def test_nas_bench_201_step(full: bool, compare: Callable[..., None]) -> None:
+    """It takes minutes to compile, several times as long as our own supernet: with --full only."""
+    compare_steps("nas_bench_201", 1, compare, compiled=full, rounds=7)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("layers", LAYERS, ids=lambda layers: f"layers={layers}")
-def test_darts_step(layers: int, quick: bool, compare: Callable[..., None]) -> None:
-    compare_steps("darts", layers, compare, compiled=not quick, rounds=5)
+def test_darts_step(layers: int, compare: Callable[..., None]) -> None:
+    compare_steps("darts", layers, compare, compiled=True, rounds=5)
 
 
+@pytest.mark.full
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 @pytest.mark.parametrize("layers", LAYERS, ids=lambda layers: f"layers={layers}")
 def test_darts_peak_memory(layers: int, benchmark: BenchmarkFixture) -> None:

@@ -13,6 +13,8 @@ from torchvision import transforms
 
 from vpdarts_fast.data import Augmentation, ImageSet
 
+pytestmark = pytest.mark.full
+
 BATCH, SIZE, PADDING = 256, 32, 4
 MEAN, STD = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
 

@@ -8,18 +8,19 @@ be compiled anew; compilation is not counted here.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 
 import pytest
 import torch
-from contenders import EAGER, FORMS, Contender, Form, new_alpha, new_batch, relative_error
+from contenders import EAGER, Contender, Form, new_alpha, new_batch, relative_error
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, leave_one_out
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, evaluation_mode, removals
 
 N5 = pytest.param(5, marks=pytest.mark.full)
+IMAGES = 256
 CHECKED = 16  # images on which all 30 evaluations are verified
 
 
@@ -77,14 +78,14 @@ def evaluation(form: Form, supernet: Supernet, batch: Batch, mode: BatchNorm) ->
     return form.inference(lambda: leave_one_out(supernet, [(images, labels)], new_alpha(), batch_norm=mode))
 
 
-def verify(cells: int, batch: Batch, mode: BatchNorm) -> None:
+def verify(forms: Iterable[Form], cells: int, batch: Batch, mode: BatchNorm) -> None:
     """Every fused form finds the 30 losses of the plain loop in float64."""
     supernet = with_statistics(EAGER, cells, len(batch[1]))
     images, labels = batch[0][:CHECKED], batch[1][:CHECKED]
     double = copy.deepcopy(supernet).double()
     alpha = new_alpha().double()
     exact = leave_one_out(double, [(images.double(), labels)], alpha, batch_norm=mode, fused=False)
-    for form in FORMS:
+    for form in forms:
         if form.fused:
             found = evaluation(form, supernet, (images, labels), mode)()
             assert relative_error(found.loss, exact.loss) < 1e-5, form.name
@@ -93,14 +94,16 @@ def verify(cells: int, batch: Batch, mode: BatchNorm) -> None:
 
 @pytest.mark.parametrize("cells", [1, N5], ids=lambda n: f"N={n}")
 @pytest.mark.parametrize("batch_norm", ["recalibrated", "running", "batch"])
-def test_leave_one_out(batch_norm: BatchNorm, cells: int, images: int, compare: Callable[..., None]) -> None:
-    batch = new_batch(images)
-    verify(cells, batch, batch_norm)
+def test_leave_one_out(
+    batch_norm: BatchNorm, cells: int, forms: Sequence[Form], compare: Callable[..., None]
+) -> None:
+    batch = new_batch(IMAGES)
+    verify(forms, cells, batch, batch_norm)
     contenders = {}
     expected = None
-    for form in FORMS:
+    for form in forms:
         if form.fused:
-            supernet = with_statistics(form, cells, images)
+            supernet = with_statistics(form, cells, IMAGES)
             contenders[form.name] = Contender(evaluation(form, supernet, batch, batch_norm))
         else:
             contenders[form.name], logits = loop(form, cells, batch, batch_norm, passes=2)

@@ -9,19 +9,17 @@ from contenders import FORMS, OURS
 from memory import NotMeasurable, measure
 from pytest_benchmark.fixture import BenchmarkFixture
 
-N5 = pytest.param(5, marks=pytest.mark.full)
+pytestmark = pytest.mark.full
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("cells", [1, N5], ids=lambda n: f"N={n}")
-@pytest.mark.parametrize("phase", ["weights", pytest.param("alpha", marks=pytest.mark.full)])
-def test_peak_memory(phase: str, cells: int, quick: bool, benchmark: BenchmarkFixture) -> None:
+@pytest.mark.parametrize("cells", [1, 5], ids=lambda n: f"N={n}")
+@pytest.mark.parametrize("phase", ["weights", "alpha"])
+def test_peak_memory(phase: str, cells: int, benchmark: BenchmarkFixture) -> None:
     """The row times the whole measurement of ours; the peaks are in its extra_info."""
-    # A process that compiles takes minutes.
-    forms = [form for form in FORMS if not (form.compiled and quick)]
     peaks = {}
     try:
-        for form in forms[:-1]:
+        for form in FORMS[:-1]:
             peaks[form.name] = measure(form.name, phase, cells)
         peaks[OURS.name] = benchmark.pedantic(measure, (OURS.name, phase, cells), rounds=1)
     except NotMeasurable as reason:

@@ -26,22 +26,19 @@ from vpdarts_fast.fused_evaluation import fixed_statistics_residual
 from vpdarts_fast.leave_one_out import distinct_variants, removals
 from vpdarts_fast.nn import ResidualBlock
 
+pytestmark = pytest.mark.full
+
 BATCH, SKIP, EDGES_OF_A_NODE = 64, 1, 3
 SHAPES = [
     pytest.param(16, 32, id="C=16@32"),
-    pytest.param(32, 16, id="C=32@16", marks=pytest.mark.full),
-    pytest.param(64, 8, id="C=64@8", marks=pytest.mark.full),
+    pytest.param(32, 16, id="C=32@16"),
+    pytest.param(64, 8, id="C=64@8"),
 ]
 Work = Callable[[], Tensor]
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
-
-
-def forms(quick: bool) -> list[Form]:
-    """Compiling a cell takes a minute: --quick does not."""
-    return [form for form in FORMS if not (quick and form.compiled)]
 
 
 def verified(work: Mapping[str, Work], tolerance: float = GRADIENT_TOLERANCE) -> Mapping[str, Work]:
@@ -88,17 +85,15 @@ class CellWork:
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
 @pytest.mark.parametrize("gradients", ["", "weights"], ids=["forward", "forward+backward"])
-def test_mixed_cell(
-    gradients: str, channels: int, size: int, quick: bool, compare: Callable[..., None]
-) -> None:
-    work = {f.name: CellWork(f, channels, size, gradients).work for f in forms(quick)}
+def test_mixed_cell(gradients: str, channels: int, size: int, compare: Callable[..., None]) -> None:
+    work = {f.name: CellWork(f, channels, size, gradients).work for f in FORMS}
     compare(verified(work), rounds=7)
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
-def test_cell(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+def test_cell(channels: int, size: int, compare: Callable[..., None]) -> None:
     """Forward and backward of a training cell with dropout, gradients of everything."""
-    work = {f.name: CellWork(f, channels, size, "everything", SKIP_DROPOUT).work for f in forms(quick)}
+    work = {f.name: CellWork(f, channels, size, "everything", SKIP_DROPOUT).work for f in FORMS}
     compare(verified(work), rounds=7)
 
 
@@ -132,12 +127,12 @@ def masked_forward(form: Form, x: Tensor, channels: int) -> Callable[[Sequence[i
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
-def test_masked_cell(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+def test_masked_cell(channels: int, size: int, compare: Callable[..., None]) -> None:
     """The 25 variants of leave-one-out; one by one where they are not fused."""
     variants = len(leave_one_out_tables())
     x = normal(1 if size == 32 else variants, BATCH, channels, size, size)
     few = [0, 1, 8, 14, variants - 1]  # one of each kind
-    forward = {form.name: masked_forward(form, x, channels) for form in forms(quick)}
+    forward = {form.name: masked_forward(form, x, channels) for form in FORMS}
     verified({n: BY_NAME[n].inference(lambda f=f: f(few)) for n, f in forward.items()}, 1e-4)
     contenders = {}
     for name, function in forward.items():
@@ -161,9 +156,9 @@ def residual_forward(form: Form, channels: int, size: int) -> Work:
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES[:2])
-def test_residual_block(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+def test_residual_block(channels: int, size: int, compare: Callable[..., None]) -> None:
     """As leave-one-out evaluates it, 256 images."""
-    work = {form.name: residual_forward(form, channels, size) for form in forms(quick)}
+    work = {form.name: residual_forward(form, channels, size) for form in FORMS}
     compare(verified(work, 1e-4), rounds=7)
 
 
@@ -183,8 +178,8 @@ def residual_gradients(form: Form, channels: int, size: int) -> Work:
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES[:2])
-def test_trained_residual_block(channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
-    work = {form.name: residual_gradients(form, channels, size) for form in forms(quick)}
+def test_trained_residual_block(channels: int, size: int, compare: Callable[..., None]) -> None:
+    work = {form.name: residual_gradients(form, channels, size) for form in FORMS}
     compare(verified(work), rounds=7)
 
 
@@ -236,7 +231,7 @@ def test_mixed_sum(channels: int, size: int, compare: Callable[..., None]) -> No
 @native_op("mixed_op")
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
 @pytest.mark.parametrize("stride", [1, 2], ids=["stride=1", "stride=2"])
-def test_mixed_op(stride: int, channels: int, size: int, quick: bool, compare: Callable[..., None]) -> None:
+def test_mixed_op(stride: int, channels: int, size: int, compare: Callable[..., None]) -> None:
     """An edge of the DARTS space with all its operations, forward and backward, gradients of everything."""
 
     def work(form: Form) -> Work:
@@ -253,4 +248,4 @@ def test_mixed_op(stride: int, channels: int, size: int, quick: bool, compare: C
 
         return form.run(gradients)
 
-    compare(verified({form.name: work(form) for form in forms(quick)}), rounds=7)
+    compare(verified({form.name: work(form) for form in FORMS}), rounds=7)

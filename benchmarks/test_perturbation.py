@@ -14,6 +14,8 @@ from torch import nn
 from vpdarts_fast import Perturbed, accelerate, leave_one_out
 from vpdarts_fast.leave_one_out import Batch, BatchNorm
 
+pytestmark = pytest.mark.full
+
 LAYERS, IMAGES, CHECKED = 3, 16, 2
 VARIANTS = 1 + 14 * 7
 """The unmodified supernet, and every operation but `none` removed from every edge of the reduction cells."""

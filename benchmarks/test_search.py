@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from contenders import CLASSES, FORMS, OURS, SIZE, Contender, Form
+from contenders import CLASSES, OURS, SIZE, Contender, Form
 from torch import Tensor
 
 from vpdarts_fast.data import Augmentation, ImageData
@@ -77,7 +77,7 @@ class FormSearch(Search):
             self._end_epoch()
 
 
-def verify(folder: Path) -> None:
+def verify(forms: Iterable[Form], folder: Path) -> None:
     """Without dropout, which the forms draw in different ways, every form finds the same losses.
 
     Alpha would say less: Adam's first steps are of one size, and where a gradient is nearly zero rounding
@@ -85,7 +85,7 @@ def verify(folder: Path) -> None:
     """
     config = dataclasses.replace(CONFIG, skip_dropout=0.0, batch_size=32)
     expected = None
-    for form in FORMS:
+    for form in forms:
         if not form.compiled:
             search = FormSearch(form, config, random_data(128), folder)
             search.epochs()
@@ -95,13 +95,13 @@ def verify(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("images", [128, pytest.param(1024, marks=pytest.mark.full)])
-def test_search_epochs(images: int, quick: bool, tmp_path: Path, compare: Callable[..., None]) -> None:
-    """Where it takes minutes to compile, for training and evaluation, it is done for the long row only."""
-    if images == 128 and not quick:
-        pytest.skip("for --quick")
-    verify(tmp_path)
+def test_search_epochs(
+    images: int, forms: Sequence[Form], tmp_path: Path, compare: Callable[..., None]
+) -> None:
+    """It takes minutes to compile, for training and evaluation: that is done for the long row only."""
+    verify(forms, tmp_path)
     contenders, losses = {}, {}
-    for form in FORMS:
+    for form in forms:
         if form.compiled and images == 128:
             continue
         search = FormSearch(form, CONFIG, random_data(images), tmp_path)

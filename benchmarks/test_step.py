@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 import pytest
 import torch
-from contenders import EAGER, FORMS, OURS, Contender, relative_error
+from contenders import EAGER, OURS, Contender, Form, relative_error
 from step import Step
 
 N5 = pytest.param(5, marks=pytest.mark.full)
@@ -30,14 +30,13 @@ def verify(steps: Sequence[Step], phase: str, cells: int) -> None:
 
 @pytest.mark.parametrize("cells", [1, N5], ids=lambda n: f"N={n}")
 @pytest.mark.parametrize("phase", ["weights", "alpha"])
-def test_step(phase: str, cells: int, quick: bool, compare: Callable[..., None]) -> None:
-    # Compiling takes a minute or two: --quick does it for one phase.
-    forms = [form for form in FORMS if not (form.compiled and quick and phase == "alpha")]
+def test_step(phase: str, cells: int, forms: Sequence[Form], compare: Callable[..., None]) -> None:
     steps = {form.name: Step(form, phase, cells) for form in forms}
     verify(list(steps.values()), phase, cells)
     compare(steps, rounds=7 if cells == 1 else 3)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("phase", ["weights", "alpha"])
 def test_step_on_two_threads(phase: str, compare: Callable[..., None]) -> None:
     """Ours on one thread against ours on two."""

@@ -41,6 +41,7 @@ STEPS = {torch.float64: 5, torch.float32: 3}
 """Of training."""
 
 Drawn = TypeVar("Drawn")
+Truth = TypeVar("Truth")
 Results = dict[str, Tensor]
 
 
@@ -68,7 +69,7 @@ class Jumps(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """While it is active, `clearance` is how near its ReLUs and maxima have come to a jump of a gradient.
 
     Relative to the largest element of their input. Exact zeros and exact ties stay what they are in any
-    order of summation, so they do not count.
+    order of summation, and so does a leaf, which nothing has rounded: they do not count.
     """
 
     def __init__(self) -> None:
@@ -79,7 +80,9 @@ class Jumps(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         name = func.overloadpacket.__name__
-        if name in ("relu", "relu_"):
+        if args and isinstance(args[0], Tensor) and args[0].is_leaf:
+            pass
+        elif name in ("relu", "relu_"):
             self._note(args[0], args[0])
         elif name == "max_pool2d_with_indices":
             self._note(args[0], _gaps(*args))
@@ -100,9 +103,7 @@ def _gaps(x: Tensor, kernel: Any, stride: Any = (), padding: Any = 0, *_: Any) -
     return (first - second)[second > -torch.finfo(x.dtype).max]
 
 
-def clear_of_jumps(
-    draw: Callable[[int], Drawn], compute: Callable[[Drawn], Results]
-) -> tuple[Drawn, Results]:
+def clear_of_jumps(draw: Callable[[int], Drawn], compute: Callable[[Drawn], Truth]) -> tuple[Drawn, Truth]:
     """The first draw, by a seed, whose truth keeps its clearance; and that truth, `compute` of the draw."""
     for seed in range(1, 100):
         drawn = draw(seed)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 # Read by OpenMP as torch is loaded. Tests run many tiny operations; where other processes keep the cores
@@ -13,6 +14,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import pytest
 import torch
+from skip_policy import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  as plugins
 from torch import Tensor
 
 from vpdarts_fast import ops, validation
@@ -30,10 +32,29 @@ TOLERANCES = {
 LONG = {"test_triton", "test_cuda_emulation", "test_triton_compile", "test_sanitizers"}
 """Files of few tests that take minutes, most of it in processes of their own."""
 
+SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().split())
+"""Tests that `make check` leaves out, as `file::function`; written by cpu_times.py."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that nothing waits for them at the end."""
+    """The long files first, so that nothing waits for them at the end; marks."""
     items.sort(key=lambda item: item.path.stem not in LONG)
+    for item in items:
+        if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in SLOW:
+            item.add_marker("slow")
+        callspec = getattr(item, "callspec", None)
+        values = [] if callspec is None else list(callspec.params.values())
+        if any(value is torch.float32 for value in flattened(values)):
+            item.add_marker("float32")
+
+
+def flattened(values: Iterable[Any]) -> Iterator[Any]:
+    """What lies in nested tuples and lists."""
+    for value in values:
+        if isinstance(value, (tuple, list)):
+            yield from flattened(value)
+        else:
+            yield value
 
 
 @pytest.fixture(scope="session")

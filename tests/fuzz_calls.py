@@ -42,15 +42,25 @@ LAYOUTS: tuple[Callable[[Tensor], Tensor], ...] = (
 )
 
 
-def right_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
+SIZES = [(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)]
+CHANNELS = [1, 2, 3, 5, 8, 12, 16, 17]
+
+
+def draw_sizes(rng: Random, tiny: bool) -> tuple[int, tuple[int, int], int]:
+    """Channels, height and width, and the most images."""
+    if tiny:
+        return rng.choice([1, 1, 2, 3, 5, 9, 17]), rng.choice(SIZES[:4]), 3
+    return rng.choice(CHANNELS), rng.choice(SIZES), 9
+
+
+def right_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) -> Arguments:
     """The arguments of masked_cell, mixed_cell or mixed_cell_variants, in the order of the schema."""
-    nodes = rng.randint(2, 6)
+    nodes = rng.randint(2, 3 if tiny else 6)
     edges = nodes * (nodes - 1) // 2
     variants = 1 if op == "mixed_cell" else rng.randint(1, 4)
     inputs = rng.choice([1, variants])
-    c = rng.choice([1, 2, 3, 5, 8, 12, 16, 17])
-    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
-    images = rng.randint(2 if size == (1, 1) else 1, 9)
+    c, size, most = draw_sizes(rng, tiny)
+    images = rng.randint(2 if size == (1, 1) else 1, most)
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
@@ -84,10 +94,9 @@ def right_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
     return args
 
 
-def right_node_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
+def right_node_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) -> Arguments:
     """The arguments of relu_conv or mixed_sum, in the order of the schema."""
-    c = rng.choice([1, 2, 3, 5, 8, 12, 16, 17])
-    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
+    c, size, most = draw_sizes(rng, tiny)
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
@@ -95,11 +104,11 @@ def right_node_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
         return rng.choice([*LAYOUTS, channels_last])(tensor) if layouts else tensor
 
     if op == "relu_conv":
-        k, images = rng.randint(0, 6), rng.randint(0, 9)
+        k, images = rng.randint(0, 2 if tiny else 6), rng.randint(0, most)
         weights = normal(k, c, c, 1, 1) * c**-0.5, normal(k, c, c, 3, 3) * (c**-0.5 / 3)
         return {"x": normal(images, c, *size), "weight_1x1": weights[0], "weight_3x3": weights[1]}
-    v, k = rng.randint(1, 3), rng.randint(1, 6)
-    images = rng.randint(2 if size == (1, 1) else 1, 9)
+    v, k = rng.randint(1, 3), rng.randint(1, 2 if tiny else 6)
+    images = rng.randint(2 if size == (1, 1) else 1, most)
     args: Arguments = {
         name: [normal(v, images, c, *size) for _ in range(k)]
         for name in ("xs", "raw_1x1", "raw_3x3", "skip_scale")
@@ -112,12 +121,12 @@ def right_node_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
     return args | {"alpha": alpha, "skip_scale": scale, "eps": eps}
 
 
-def right_residual_calls(rng: Random, op: str, layouts: bool = True) -> Arguments:
+def right_residual_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) -> Arguments:
     """The arguments of residual_block or trained_residual_block, in the order of the schema."""
-    c, c_out = (rng.choice([1, 2, 3, 5, 8, 12, 16, 17, 33]) for _ in range(2))
-    size = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8), (16, 12)])
+    c, size, most = draw_sizes(rng, tiny)
+    c_out = rng.choice([1, 2, 3, 5, 9] if tiny else [*CHANNELS, 33])
     lone = size in ((1, 1), (2, 2)) and op == "trained_residual_block"  # one value per channel and image
-    images = rng.randint(2 if lone else 1, 9)
+    images = rng.randint(2 if lone else 1, most)
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
@@ -141,15 +150,11 @@ def right_residual_calls(rng: Random, op: str, layouts: bool = True) -> Argument
     return args
 
 
-def right_mixed_op_calls(rng: Random, layouts: bool = True) -> Arguments:
+def right_mixed_op_calls(rng: Random, layouts: bool = True, tiny: bool = False) -> Arguments:
     """The arguments of mixed_op, in the order of the schema."""
-    c, stride, v = (
-        rng.choice([1, 2, 3, 5, 8, 16, 17, 33]),
-        rng.randint(1, 2),
-        rng.randint(1, 3),
-    )
-    height, width = rng.choice([(1, 1), (1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (3, 9), (8, 8)])
-    fixed, v, images = rng.random() < 0.5, rng.randint(1, 3), rng.randint(4, 9)
+    c, (height, width), most = draw_sizes(rng, tiny)
+    stride, v, images = rng.randint(1, 2), rng.randint(1, 3), rng.randint(4, max(4, most))
+    fixed = rng.random() < 0.5
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:
@@ -157,7 +162,9 @@ def right_mixed_op_calls(rng: Random, layouts: bool = True) -> Arguments:
         more = [channels_last] if tensor.dim() > 3 else []
         return rng.choice([*LAYOUTS, *more])(tensor) if layouts else tensor
 
-    kinds = rng.choices([0, 1, 2, 3, 4, 5] if stride == 1 else [0, 2, 3, 4, 5], k=rng.randint(0, 5))
+    kinds = rng.choices(
+        [0, 1, 2, 3, 4, 5] if stride == 1 else [0, 2, 3, 4, 5], k=rng.randint(0, 3 if tiny else 5)
+    )
     most = {0: (0, 0), 1: (0, 0), 4: (1, 2)}
     norms = [rng.randint(*most.get(kind, (0, 1))) for kind in kinds]
     stages, m = sum(count for kind, count in zip(kinds, norms, strict=True) if kind == 4), sum(norms)

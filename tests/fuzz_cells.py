@@ -70,9 +70,9 @@ def hostile_mixed_cell_variants(rng: Random) -> None:
     check_outcome("mixed_cell_variants", hostile_calls(rng, args))
 
 
-def backward_arguments(rng: Random) -> Arguments:
+def backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     """A call of the backward pass, with what a forward pass left behind."""
-    forward = right_calls(rng, "mixed_cell", layouts=False)
+    forward = right_calls(rng, "mixed_cell", layouts=False, tiny=tiny)
     node, _, _, *saved = call("mixed_cell", forward)
     args = {"gradient": torch.ones_like(node)} | forward
     args |= dict(zip(("nodes", "raw", "statistics", "moments"), saved, strict=True))

@@ -85,9 +85,9 @@ def mixed_op(rng: Random) -> None:
             check_close(gradient, exact_gradient, scale)
 
 
-def backward_arguments(rng: Random) -> Arguments:
+def backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     """A call of the backward pass, with what a forward pass of every variant left behind."""
-    args = right_mixed_op_calls(rng, layouts=False)
+    args = right_mixed_op_calls(rng, layouts=False, tiny=tiny)
     variants = len(args["alpha"])
     args["x"] = args["x"].expand(variants, *args["x"].shape[1:])
     args["given"] = [some.expand(variants, *some.shape[1:]) for some in args["given"]]

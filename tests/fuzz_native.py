@@ -34,7 +34,7 @@ from fuzz_calls import (
 
 from vpdarts_fast import native
 
-ARGUMENTS: dict[str, Callable[[Random], Arguments]] = {
+ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     **{op: partial(right_calls, op=op) for op in ("masked_cell", "mixed_cell", "mixed_cell_variants")},
     **{op: partial(right_node_calls, op=op) for op in ("relu_conv", "mixed_sum")},
     **{op: partial(right_residual_calls, op=op) for op in ("residual_block", "trained_residual_block")},
@@ -57,7 +57,7 @@ LONGEST = 300
 def group(rng: Random, outcomes: Counter[str]) -> None:
     """One right call and nine hostile ones."""
     op = rng.choice(list(ARGUMENTS))
-    args = ARGUMENTS[op](rng)
+    args = ARGUMENTS[op](rng, tiny=rng.random() < 0.9)
     fuzz_checks.call(op, args)
     outcomes["right"] += 1
     for _ in range(GROUP - 1):

@@ -82,17 +82,17 @@ def hostile_mixed_sum(rng: Random) -> None:
     check_outcome("mixed_sum", hostile_calls(rng, args))
 
 
-def relu_conv_backward_arguments(rng: Random) -> Arguments:
+def relu_conv_backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     """A call of the backward pass, with what a forward pass left behind."""
-    forward = right_node_calls(rng, "relu_conv", layouts=False)
+    forward = right_node_calls(rng, "relu_conv", layouts=False, tiny=tiny)
     raw_1x1, raw_3x3 = call("relu_conv", forward)
     args = {"gradient_1x1": list(raw_1x1), "gradient_3x3": list(raw_3x3)} | forward
     return args | {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
 
 
-def mixed_sum_backward_arguments(rng: Random) -> Arguments:
+def mixed_sum_backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     """A call of the backward pass, with what a forward pass left behind."""
-    forward = right_node_calls(rng, "mixed_sum", layouts=False)
+    forward = right_node_calls(rng, "mixed_sum", layouts=False, tiny=tiny)
     node, mean, variance = call("mixed_sum", forward)
     args = {"gradient": torch.ones_like(node)} | forward | {"mean": mean, "variance": variance}
     args |= {f"wants_{name}": [True] * len(forward["xs"]) for name in ("xs", "1x1", "3x3")}

@@ -79,9 +79,9 @@ def hostile_trained_residual_block(rng: Random) -> None:
     check_outcome("trained_residual_block", hostile_calls(rng, args))
 
 
-def backward_arguments(rng: Random) -> Arguments:
+def backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     """A call of the backward pass, with what a forward pass left behind."""
-    forward = right_residual_calls(rng, "trained_residual_block", layouts=False)
+    forward = right_residual_calls(rng, "trained_residual_block", layouts=False, tiny=tiny)
     out, *saved = call("trained_residual_block", forward)
     args = {"gradient": torch.ones_like(out)} | forward
     args |= dict(zip(("mean", "variance", "raw"), saved, strict=True))

@@ -48,7 +48,7 @@ def make_alpha(zeros: Sequence[tuple[int, int]] = (), dtype: torch.dtype = torch
 
 
 def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9, turned: int = 0) -> None:
-    """Losses within rtol, and predictions alike but for `turned` of them: float32 decides ties by rounding."""
+    """Losses within rtol; predictions alike but for `turned` of them, since rounding decides ties."""
     assert a.images == b.images
     differences = (a.accuracy - b.accuracy).abs().sum() + abs(a.base_accuracy - b.base_accuracy)
     assert float(differences) * a.images / 100 <= turned + 1e-6

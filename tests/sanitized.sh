@@ -11,6 +11,7 @@ cd "$(dirname "$0")/.."
 root=$PWD
 python=$(realpath -s "${PYTHON:-.venv/bin/python}")
 build=$root/build/sanitized
+mkdir -p "$root/build"
 export PATH="$(dirname "$python"):$PATH"
 sanitize="-O1 -g1 -fno-omit-frame-pointer -fsanitize=address,undefined -fno-sanitize=vptr -fno-sanitize-recover=all"
 

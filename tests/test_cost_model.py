@@ -258,7 +258,7 @@ def test_roofline() -> None:
 
 
 def test_a_gpu_is_known_by_what_its_driver_calls_it() -> None:
-    """An H200 is an H100 with other memory; forms of a product with a data sheet of their own are not known."""
+    """An H200 is an H100 with other memory; other forms of a product are not known."""
     h100, h200 = GPUS["h100"], GPUS["h200"]
     assert reported_gpu("NVIDIA H200") is h200 and reported_gpu("NVIDIA H100 80GB HBM3") is h100
     assert h200.peak == h100.peak and h200.shared_bytes == h100.shared_bytes

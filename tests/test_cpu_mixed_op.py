@@ -15,7 +15,10 @@ from torch import Tensor
 from vpdarts_fast import native, ops
 from vpdarts_fast.branches import Branch, Given, norms
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}"),
+]
 
 NATIVE: Any = torch.ops.vpdarts_fast
 DARTS_KINDS, DARTS_NORMS = [0, 3, 2, 5, 4, 4, 4, 4], [0, 1, 1, 1, 2, 2, 1, 1]

@@ -13,7 +13,10 @@ from torch import Tensor
 
 from vpdarts_fast import native, ops, reference
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}"),
+]
 
 
 def relu_conv_call(n: int = 5, c: int = 8, size: int = 9, k: int = 3) -> tuple[str, list[Any]]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -13,13 +10,17 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_pytest
 from op_contract import Close, normal, weighted_sum
 from torch import Tensor
 
 from vpdarts_fast import native, ops, reference
 from vpdarts_fast.backends import BACKENDS
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}"),
+]
 
 
 def arguments(v: int = 25, n: int = 3, c: int = 8, size: int = 9, shared: bool = True) -> list[Tensor]:
@@ -70,17 +71,20 @@ def thread_count(threads: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-@pytest.mark.parametrize("isa", native.supported_isas() if native.available() else [])
+def other_isas() -> list[str]:
+    """Those that the tests of the ops do not run on in this process already."""
+    return [isa for isa in native.supported_isas() if isa != native.cpu_isa()] if native.available() else []
+
+
+@pytest.mark.parametrize("isa", other_isas())
 def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     """In a process of its own, since an instruction set is chosen once."""
-    environment = os.environ | {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu"]
     files = [f"tests/test_{op}.py" for op in BACKENDS[0].implementations]
-    root = Path(__file__).parent.parent
     assert BACKENDS[0].name == "cpu"
-    run = subprocess.run([*command, *files], cwd=root, env=environment, capture_output=True, text=True)
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
+    environment = {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
+    arguments = ["-q", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    status, output = run_pytest(arguments, Path(__file__).parent.parent, environment)
+    assert status == 0 and " passed" in output, output[-3000:]
 
 
 @pytest.mark.parametrize("c", [16, 32, 64])

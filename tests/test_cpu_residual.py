@@ -13,7 +13,10 @@ from torch import Tensor
 
 from vpdarts_fast import native, ops, reference
 
-pytestmark = pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}")
+pytestmark = [
+    pytest.mark.float32,
+    pytest.mark.skipif(not native.available(), reason=f"no native extension: {native.why_not()}"),
+]
 
 NATIVE: Any = torch.ops.vpdarts_fast
 

@@ -8,8 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import compile_cache
 import pytest
 import torch
+from compile_cache import digest_of, version_of
+from fresh_process import run_pytest
 
 ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
@@ -39,54 +42,57 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def build(
-    folder: Path, csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, changed: str = ""
-) -> Path:
-    """The emulated library; what does not depend on the file `changed` is taken from `objects`."""
+def build(csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, changed: str = "") -> Path:
+    """The emulated library; what does not depend on the file `changed` is taken from the folder `objects`."""
     assert COMPILER is not None
-    folder.mkdir(exist_ok=True)
     options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *flags]
-    options += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Itests/cuda_emulation", f"-I{csrc}"]
-    options += ["-isystem", str(TORCH / "include")]
-    linked = []
-    for source in (EMULATION / "emulation.cpp", *(csrc / source for source in SOURCES)):
-        name = f"{source.parent.name}-{source.name}.o"
-        same = source.suffix == ".cpp" or (changed.endswith(".cu") and source.name != changed)
-        reused = objects if same else None
-        linked.append(str((reused or folder) / name))
-        if reused is None:
-            compiled = run([COMPILER, *options, "-x", "c++", "-c", str(source), "-o", linked[-1]])
-            assert compiled.returncode == 0, compiled.stdout[-3000:]
-            assert "warning" not in compiled.stdout, compiled.stdout[-3000:]
-    library = folder / "libemulated.so"
-    linking = run([COMPILER, "-shared", *flags, *linked, "-o", str(library), f"-L{TORCH}/lib", "-ltorch_cpu"])
-    assert linking.returncode == 0, linking.stdout[-3000:]
-    return library
+    options += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Itests/cuda_emulation"]
+    made_of = [COMPILER, version_of(COMPILER), *options, digest_of([csrc, EMULATION])]
+
+    def compile_and_link(folder: Path) -> None:
+        linked = []
+        for source in (EMULATION / "emulation.cpp", *(csrc / source for source in SOURCES)):
+            name = f"{source.parent.name}-{source.name}.o"
+            same = source.suffix == ".cpp" or (changed.endswith(".cu") and source.name != changed)
+            reused = objects if same else None
+            linked.append(str((reused or folder) / name))
+            if reused is None:
+                paths = [f"-I{csrc}", "-isystem", str(TORCH / "include")]
+                compiled = run([COMPILER, *options, *paths, "-x", "c++", "-c", str(source), "-o", linked[-1]])
+                assert compiled.returncode == 0, compiled.stdout[-3000:]
+                assert "warning" not in compiled.stdout, compiled.stdout[-3000:]
+        libraries = ["-o", str(folder / "libemulated.so"), f"-L{TORCH}/lib", "-ltorch_cpu"]
+        linking = run([COMPILER, "-shared", *flags, *linked, *libraries])
+        assert linking.returncode == 0, linking.stdout[-3000:]
+
+    return compile_cache.compiled(made_of, compile_and_link) / "libemulated.so"
 
 
-def run_checks(library: Path, *arguments: str, **env: str) -> subprocess.CompletedProcess[str]:
-    """Runs tests with the emulated kernels as the backend `cuda`."""
-    paths = os.pathsep.join([str(EMULATION), str(ROOT), os.environ.get("PYTHONPATH", "")])
+def run_checks(library: Path, *arguments: str, **env: str) -> tuple[int, str]:
+    """Runs tests with the emulated kernels as the backend `cuda`; the exit status and what pytest wrote."""
+    paths = os.pathsep.join([str(EMULATION), os.environ.get("PYTHONPATH", "")])
     options = ["-q", "-s", "-p", "emulated_cuda", "-p", "no:cacheprovider", "-k", "cuda", *arguments]
-    command = [sys.executable, "-m", "pytest", *options]
-    return run(command, PYTHONPATH=paths, VPDARTS_EMULATED_LIBRARY=str(library), **env)
+    env |= {"PYTHONPATH": paths, "VPDARTS_EMULATED_LIBRARY": str(library)}
+    if "LD_PRELOAD" not in env:
+        return run_pytest(options, ROOT, env)
+    result = run([sys.executable, "-m", "pytest", *options], **env)
+    return result.returncode, result.stdout
 
 
 @pytest.fixture(scope="module")
-def emulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("plain"), ROOT / "csrc")
+def emulated() -> Path:
+    return build(ROOT / "csrc")
 
 
 @pytest.fixture(scope="module")
-def sanitized(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build(tmp_path_factory.mktemp("sanitized"), ROOT / "csrc", SANITIZE)
+def sanitized() -> Path:
+    return build(ROOT / "csrc", SANITIZE)
 
 
 @pytest.mark.parametrize("op", ["mixed_sum", "masked_cell"])
 def test_emulated_kernels_hold_the_op_contract(emulated: Path, op: str) -> None:
-    result = run_checks(emulated, f"tests/test_{op}.py", VPDARTS_EMULATION_SCHEDULE="random:7")
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert " passed" in result.stdout
+    status, output = run_checks(emulated, f"tests/test_{op}.py", VPDARTS_EMULATION_SCHEDULE="random:7")
+    assert status == 0 and " passed" in output, output[-3000:]
 
 
 def sanitizer_environment() -> dict[str, str]:
@@ -98,9 +104,8 @@ def sanitizer_environment() -> dict[str, str]:
 
 
 def test_emulated_kernels_under_sanitizers_in_every_schedule(sanitized: Path) -> None:
-    result = run_checks(sanitized, "tests/cuda_emulation/kernel_checks.py", **sanitizer_environment())
-    assert result.returncode == 0, result.stdout[-3000:]
-    assert " passed" in result.stdout
+    status, output = run_checks(sanitized, "tests/cuda_emulation/kernel_checks.py", **sanitizer_environment())
+    assert status == 0 and " passed" in output, output[-3000:]
 
 
 def broken_copy(folder: Path, file: str, right: str, wrong: str, place: int) -> Path:
@@ -179,20 +184,16 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_kernel_is_found(emulated: Path, tmp_path: Path, fault: str) -> None:
     *change, checks = FAULTS[fault]
-    library = build(
-        tmp_path / "build", broken_copy(tmp_path, *change), objects=emulated.parent, changed=change[0]
-    )
-    result = run_checks(library, "tests/cuda_emulation/kernel_checks.py", "-x", "-k", checks)
-    assert result.returncode == 1, f"not found:\n{result.stdout[-3000:]}"
-    assert " failed" in result.stdout, result.stdout[-3000:]
+    library = build(broken_copy(tmp_path, *change), objects=emulated.parent, changed=change[0])
+    status, output = run_checks(library, "tests/cuda_emulation/kernel_checks.py", "-x", "-k", checks)
+    assert status == 1 and " failed" in output, f"not found:\n{output[-3000:]}"
 
 
 def test_shared_memory_that_is_too_small_is_found(sanitized: Path, tmp_path: Path) -> None:
     csrc = broken_copy(
         tmp_path, "masked_cell.cu", "kWarps * kTile * kTile * 4", "kWarps * kTile * kTile * 4 - 4", 0
     )
-    library = build(tmp_path / "build", csrc, SANITIZE, sanitized.parent, "masked_cell.cu")
+    library = build(csrc, SANITIZE, sanitized.parent, "masked_cell.cu")
     checks = ["tests/cuda_emulation/kernel_checks.py", "-k", "masked_cell_in_half_precision and 16-size3"]
-    result = run_checks(library, *checks, **sanitizer_environment())
-    assert result.returncode != 0
-    assert "heap-buffer-overflow" in result.stdout, result.stdout[-3000:]
+    status, output = run_checks(library, *checks, **sanitizer_environment())
+    assert status != 0 and "heap-buffer-overflow" in output, output[-3000:]

@@ -22,7 +22,6 @@ ROOT = Path(__file__).parent.parent
 EXAMPLES = ROOT / "examples"
 
 pytestmark = [
-    pytest.mark.float32,
     pytest.mark.skipif(not EXAMPLES.is_dir(), reason="examples/ is not there"),
     pytest.mark.usefixtures("one_thread"),
 ]

@@ -181,7 +181,7 @@ THERE = ("setuptools", "pybind11", "cmake", "ninja", "numpy", "pytest", "hypothe
 
 
 class Machine:
-    """A copy of what gpu.sh needs, on a machine with a GPU and no network; PyTorch is in a virtual environment.
+    """A copy of what gpu.sh needs, on a machine with a GPU and no network; its PyTorch is in a venv.
 
     Args:
         folder: for all of it.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import resource
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,6 +15,7 @@ from search_commands import TINY, error_of
 from torch import Tensor
 
 import vpdarts_fast
+from vpdarts_fast import machine
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
 from vpdarts_fast.benchmark_table import COLUMNS, BenchmarkTable, official_architectures
@@ -364,6 +366,27 @@ def test_the_least_memory_counts_weights_and_activations(monkeypatch: pytest.Mon
             assert there == needed
 
 
+def test_a_batch_of_leave_one_out_counts_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = dataclasses.replace(
+        PRESETS["quick"], channels=4, batch_size=1, validation_proportion=1.0, evaluation_batch_size=1000
+    )
+    data = image_data(4000, 8)
+    assert preflight.evaluation_bytes(config, data) == 2 * 1000 * 4 * 8 * 8 * 4
+    monkeypatch.setattr(preflight, "memory_of", lambda device: 2_000_000)
+    for settings, fits in (
+        ({}, False),
+        ({"criterion": "alpha"}, True),
+        ({"evaluation_batch_size": 10}, True),
+    ):
+        changed = dataclasses.replace(config, **settings)
+        try:
+            preflight.check_memory(changed, data, torch.device("cpu"))
+        except UserError as error:
+            assert not fits and "--evaluation-batch-size (1,000)" in str(error)
+        else:
+            assert fits
+
+
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_training_step_keeps_less_than_the_estimate(fused: bool) -> None:
     """Else a search that fits would be refused."""
@@ -390,11 +413,13 @@ def test_no_training_step_keeps_less_than_the_estimate(fused: bool) -> None:
 def test_a_containers_limit_counts(
     content: str, limit: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(preflight, "CGROUP_LIMITS", ())
-    machine = preflight.memory_of(torch.device("cpu"))
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", ())
+    whole = machine.memory()
     (tmp_path / "memory.max").write_text(content)
-    monkeypatch.setattr(preflight, "CGROUP_LIMITS", (tmp_path / "nowhere", tmp_path / "memory.max"))
-    assert preflight.memory_of(torch.device("cpu")) == (limit or machine)
+    monkeypatch.setattr(machine, "CGROUP_LIMITS", (tmp_path / "nowhere", tmp_path / "memory.max"))
+    assert machine.memory() == preflight.memory_of(torch.device("cpu")) == (limit or whole)
+    monkeypatch.setattr(resource, "getrlimit", lambda kind: (1 << 19, 1 << 19))
+    assert machine.memory() == 1 << 19
 
 
 # Batches of leave-one-out.

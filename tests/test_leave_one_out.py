@@ -273,6 +273,7 @@ def test_layouts_of_the_images(mode: BatchNorm) -> None:
         assert_same(leave_one_out(supernet, others, alpha, batch_norm=mode), expected)
 
 
+@pytest.mark.float32
 @both_ways
 def test_alpha_may_have_another_dtype(fused: bool) -> None:
     supernet, alpha = make_supernet(torch.float32), make_alpha()

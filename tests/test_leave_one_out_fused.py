@@ -57,6 +57,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
     return supernet.float(), alpha.detach().float(), batches
 
 
+@pytest.mark.float32
 @every_mode
 def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
     supernet, alpha, batches = trained
@@ -68,6 +69,7 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
     assert_same(fused, plain, rtol=1e-5, turned=2)
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("mode", ["running", "batch"])
 @pytest.mark.parametrize("budget", [None, 1 << 22])
 def test_every_image_is_predicted_alike(
@@ -138,8 +140,9 @@ def test_any_memory_budget_gives_the_same(mode: BatchNorm) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
     expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
     per_image = NODE_VALUES["batch" if mode == "batch" else "fixed"] * 2 * 6 * 6 * 8
-    # less than one image of one variant, around all 25 variants of an image and of three, no limit
-    for budget in (1, 25 * per_image - 1, 25 * per_image, 75 * per_image, 1 << 40):
+    least = per_image * (4 if mode == "batch" else 1)  # one variant, of a whole batch or of an image
+    # and around all 25 variants of an image and of three, no limit
+    for budget in (least, 25 * per_image - 1, 25 * per_image, 75 * per_image, 1 << 40):
         result = leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=budget)
         assert_same(result, expected)
 

@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from leave_one_out_cases import MODES
 
@@ -49,6 +50,7 @@ def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[i
     return int((fused != plain).sum()), plain.numel()
 
 
+@pytest.mark.float32
 def test_a_trained_supernet_predicts_the_same(tmp_path: Path, one_thread: None) -> None:
     config = dataclasses.replace(PRESETS["quick"], warmup_epochs=3, pruning_epochs=2)
     data = load("digits")

@@ -170,7 +170,7 @@ def source_tree(tmp_path: Path) -> Path:
     ignore = shutil.ignore_patterns("*.so", "__pycache__")
     for name in ("csrc", "vpdarts_fast"):
         shutil.copytree(ROOT / name, tree / name, ignore=ignore)
-    for name in ("pyproject.toml", "setup.py", "CMakeLists.txt", "LICENSE", "README.md"):
+    for name in ("pyproject.toml", "setup.py", "build_backend.py", "CMakeLists.txt", "LICENSE", "README.md"):
         shutil.copy(ROOT / name, tree)
     return tree
 

@@ -26,6 +26,7 @@ from supernets import (
     OtherMethodMixedOp,
     PartialMixedOp,
     SkippingMixedOp,
+    Zero,
 )
 from torch import Tensor, nn
 from whole_supernets import DartsSupernet
@@ -158,6 +159,55 @@ def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation:
     assert torch.equal(torch.get_rng_state(), state)
     assert fast.batched, fast.remark
     assert_all_same(fast, plain)
+
+
+class Fading(Zero):
+    """It is zero, or nearly so."""
+
+    rest = 0.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) if self.rest == 0 else x.mul(self.rest)
+
+
+class UnevenSupernet(DartsSupernet):
+    """Two operations of the wider one of its two normal cells are unknown, of the same classes."""
+
+    def __init__(self) -> None:
+        super().__init__(layers=4)
+        for cell in (self.cells[0], self.cells[3]):
+            for mixed_op in cell._ops:
+                mixed_op._ops[0] = Fading(1)
+        for mixed_op in self.cells[3]._ops:
+            mixed_op._ops[0].rest = 0.5
+            mixed_op._ops[3].layers.append(nn.Tanh())
+
+
+@every_perturbation
+def test_cells_that_are_alike_but_recognised_differently(perturbation: Perturbation) -> None:
+    model, some = trained(UnevenSupernet), batches(7, 4)
+    plain = leave_one_out(model, some, batch_norm="running", perturbation=perturbation)
+    assert_same(plain.cells["normal"], specified(model, some, perturbation, False))
+    fast = leave_one_out(accelerated(model), some, batch_norm="running", perturbation=perturbation)
+    assert fast.batched, fast.remark
+    assert_all_same(fast, plain)
+
+
+def test_cells_with_another_class_of_operation_differ() -> None:
+    model = trained(UnevenSupernet)
+    model.cells[3]._ops[2]._ops[3] = nn.Sequential(model.cells[3]._ops[2]._ops[3])
+    with pytest.raises(
+        UserError, match=r"the normal cells differ in edges or operations: cells.0 and cells.3"
+    ):
+        leave_one_out(model, batches(3))
+
+
+def test_why_a_cell_has_fewer_mixed_operations_is_said() -> None:
+    model = trained(UnevenSupernet)
+    mixed_op = model.cells[3]._ops[2]
+    mixed_op._ops[4] = nn.Sequential(nn.ReLU(inplace=True), mixed_op._ops[4])
+    with pytest.raises(UserError, match=r"cells.3\n  not recognised: cells.3._ops.2 .* changes its input"):
+        leave_one_out(model, batches(3))
 
 
 class DecidingSupernet(DartsSupernet):

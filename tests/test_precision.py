@@ -115,6 +115,7 @@ def gradients(digits: ImageData, precision: Precision, fused: bool) -> tuple[Sup
     return supernet, float(loss), of_weights, alpha.grad.flatten()
 
 
+@pytest.mark.float32
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "modules"])
 def test_a_step_in_bfloat16(digits: ImageData, fused: bool) -> None:
     exact, exact_loss, *exact_gradients = gradients(digits, "fp32", fused=True)
@@ -132,6 +133,7 @@ def test_a_step_in_bfloat16(digits: ImageData, fused: bool) -> None:
             torch.testing.assert_close(value, expected[name], rtol=0.02, atol=0.02)
 
 
+@pytest.mark.float32
 @every_mode
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "modules"])
 @pytest.mark.usefixtures("calibrate_on_few")
@@ -158,6 +160,7 @@ def test_logits_stay_float32(digits: ImageData) -> None:
         assert not torch.equal(logits, logits.bfloat16().float())
 
 
+@pytest.mark.float32
 def test_a_search_in_bfloat16(digits: ImageData, tmp_path: Path) -> None:
     """Near that in float32, with a checkpoint in float32; stopped and continued, the same bits."""
     bf16 = dataclasses.replace(BRIEF, precision="bf16")

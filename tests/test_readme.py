@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import importlib
 import re
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import torch
 
-from vpdarts_fast.search.__main__ import Command
-from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.spaces.nas_bench_201 import Genotype
 
 ROOT = Path(__file__).parent.parent
@@ -55,19 +52,3 @@ def test_the_examples_of_docs_drop_in_print_what_it_says(
     exec(compile(example, "docs/drop-in.md", "exec"), {"model": network, "validation_batches": [batch]})
     for line in filter(None, capsys.readouterr().out.splitlines()):
         assert line in DROP_IN.partition(example)[2]
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", README))
-def test_every_link_leads_somewhere(link: str) -> None:
-    assert (ROOT / link).exists()
-
-
-def test_every_flag_it_names_exists() -> None:
-    known = {field.name.replace("_", "-") for field in (*fields(Command), *fields(SearchConfig))}
-    known |= {"no-fused", "help", "seed", "benchmark-only", "quick", "csv"}
-    assert set(re.findall(r"--([a-z][a-z-]+)", README)) <= known
-
-
-@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#:]+)\)", DROP_IN))
-def test_every_link_of_docs_drop_in_leads_somewhere(link: str) -> None:
-    assert (ROOT / "docs" / link).exists()

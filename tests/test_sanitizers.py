@@ -7,7 +7,9 @@ import shutil
 import subprocess
 from pathlib import Path
 
+import compile_cache
 import pytest
+from compile_cache import digest_of, version_of
 
 ROOT = Path(__file__).parent.parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
@@ -53,15 +55,22 @@ PROGRAMS = {
 """Name of tests/native/<name>_test.cpp -> the sources that it tests."""
 
 
-def compile_and_run(program: str, isa: str, lanes: int, flags: list[str], folder: Path) -> None:
+def compile_and_run(program: str, isa: str, lanes: int, flags: list[str]) -> None:
     """Fails with the compiler's or the program's words."""
     assert COMPILER is not None
     sources = [f"tests/native/{program}_test.cpp", *(f"csrc/{source}" for source in PROGRAMS[program])]
     options = ["-std=c++17", "-O1", "-ffp-contract=fast", "-Wno-psabi", "-Icsrc", "-Itests/native/stand_in"]
     macros = [f"-DVPDARTS_ISA={isa}", f"-DVPDARTS_LANES={lanes}"]
-    build = [COMPILER, *options, *macros, *flags, *sources, "-o", str(folder / program)]
-    compiled = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
-    assert compiled.returncode == 0, compiled.stderr[-3000:]
+    command = [COMPILER, *options, *macros, *flags, *sources]
+
+    def build(folder: Path) -> None:
+        compiled = subprocess.run(
+            [*command, "-o", str(folder / program)], cwd=ROOT, capture_output=True, text=True
+        )
+        assert compiled.returncode == 0, compiled.stderr[-3000:]
+
+    digest = digest_of([ROOT / "csrc", ROOT / "tests" / "native"])
+    folder = compile_cache.compiled([*command, version_of(COMPILER), digest], build)
     run = subprocess.run([folder / program], capture_output=True, text=True)
     assert run.returncode == 0, run.stdout + run.stderr[-3000:]
     assert run.stdout == "0 failed\n"
@@ -78,5 +87,5 @@ def compile_and_run(program: str, isa: str, lanes: int, flags: list[str], folder
         pytest.param("avx512", 16, AVX2, id="16-lanes-on-avx2", marks=needs_avx2),
     ],
 )
-def test_native_kernels(program: str, isa: str, lanes: int, flags: list[str], tmp_path: Path) -> None:
-    compile_and_run(program, isa, lanes, flags, tmp_path)
+def test_native_kernels(program: str, isa: str, lanes: int, flags: list[str]) -> None:
+    compile_and_run(program, isa, lanes, flags)

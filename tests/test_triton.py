@@ -7,14 +7,12 @@ so these tests run in processes of their own.
 from __future__ import annotations
 
 import importlib.util
-import os
 import re
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from fresh_process import run_pytest
 
 import vpdarts_fast
 
@@ -58,12 +56,11 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 
 def interpret(tests: list[str], folder: Path = ROOT) -> tuple[int, str]:
     """How many tests passed, and what pytest wrote."""
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
-    passed = re.search(r"(\d+) passed", run.stdout)
-    assert run.returncode in (0, 1), run.stdout[-3000:] + run.stderr[-3000:]  # tests ran
-    return (int(passed[1]) if passed else 0), run.stdout
+    environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
+    status, output = run_pytest(["-q", "-p", "no:cacheprovider", *tests], folder, environment)
+    passed = re.search(r"(\d+) passed", output)
+    assert status in (0, 1), output[-3000:]  # tests ran
+    return (int(passed[1]) if passed else 0), output
 
 
 def test_the_op_contract() -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import compile_cache
 import pytest
 import torch
 from op_contract import channels_last, flat
@@ -32,7 +33,7 @@ Compile = Callable[[int, Callable[[], Any]], list[Launch]]
 
 @pytest.fixture
 def compiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Compile]:
-    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path / "cache"))
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(compile_cache.CACHE / "triton"))  # its keys say all
 
     def launches(capability: int, call: Callable[[], Any]) -> list[Launch]:
         with compiled_launches(capability, tmp_path) as found:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import preferred, serving
+from vpdarts_fast.backends import preferred
+from vpdarts_fast.memory_budget import cell_need, pieces
 from vpdarts_fast.nn import ResidualBlock, SearchCell
 from vpdarts_fast.precision import autocast
 from vpdarts_fast.sharing import some_tables
@@ -37,24 +38,28 @@ def variant_logits(
         images: [N, 3, H, W].
         alpha: [V, E, O], similar variants next to each other; from `sharing.tables_on`, or it is read back.
         batch_statistics: batch norms use the statistics of `images`, per variant; else the stored ones.
-        memory_budget: bytes for the activations of a piece; None is the default.
+        memory_budget: bytes for the activations of a piece; None is what is fast.
 
     Yields:
         Which variants, which images, and their logits [variants, images, classes].
+
+    Raises:
+        UserError: a budget that is too small for one variant of an image, or of all images where their own
+            statistics normalise them; says the least that will do.
     """
     op = "mixed_cell" if batch_statistics else "masked_cell"
-    budget = memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op])
     count, _, height, width = images.shape
     like_nodes = autocast(images[:0])
     node_bytes = supernet.channels * height * width * like_nodes[0].element_size()
-    backend = serving(op, like_nodes, preferred(op, supernet.backend))
-    per_image = backend.node_values[op] * node_bytes
+    variants_together, images_together = pieces(
+        cell_need(op, supernet.backend, like_nodes[0], node_bytes),
+        len(alpha),
+        count,
+        memory_budget,
+        GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op],
+        whole_batches=batch_statistics,
+    )
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
-    if batch_statistics:
-        variants_together, images_together = max(1, budget // (per_image * max(count, 1))), count
-    else:
-        variants_together = max(1, min(len(alpha), budget // per_image))
-        images_together = max(1, budget // (per_image * variants_together))
     for i in range(0, count, max(images_together, 1)):
         some = slice(i, min(count, i + images_together))
         stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]

@@ -63,8 +63,8 @@ def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """
     edges, ops = alpha.shape
     order = [e * ops + o for o in (1, 4, 2, 3) for e in range(edges) if alpha[e, o] != 0]
-    number = torch.zeros(edges * ops, dtype=torch.int64)
-    number[order] = torch.arange(1, len(order) + 1)
+    number = torch.zeros(edges * ops, dtype=torch.int64, device="cpu")
+    number[order] = torch.arange(1, len(order) + 1, device="cpu")
     return torch.cat([alpha.detach()[None], removed[order]]), number
 
 
@@ -115,14 +115,15 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             variant: what the supernet without the op does once its statistics have settled.
         fused: evaluate all variants together instead of in a loop; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
-            picks what is fast.
+            picks what is fast. With `batch` no batch can be cut, so that one variant of a whole batch is the
+            least. The supernet's weights in the kernels' layout come on top.
         on_batch: called with the number of images done after each batch; may raise to stop.
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
 
     Raises:
         UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
-            unknown `batch_norm`, `running` for a supernet that keeps no running statistics, or a CUDA graph
-            that cannot be captured.
+            unknown `batch_norm`, a `memory_budget` that is too small, `running` for a supernet that keeps no
+            running statistics, or a CUDA graph that cannot be captured.
     """
     if isinstance(supernet, Supernet):
         return _of_supernet(supernet, batches, *args, **options)
@@ -152,7 +153,7 @@ def _of_supernet(
         tables, number = distinct_variants(alpha, removed)
     else:
         tables = torch.cat([alpha[None], removed])
-        number = torch.arange(1, len(tables))
+        number = torch.arange(1, len(tables), device="cpu")
     tables = tables_on(weight.device, tables)
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))

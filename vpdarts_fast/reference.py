@@ -102,7 +102,7 @@ def keep_bits(seed: int, shape: Sequence[int]) -> Tensor:
     """
     n, c, h, w = shape
     word = 2**32 - 1
-    bits = (torch.arange(n * h * w * c) & word ^ (seed & word)) * 0x21F0AAAD & word
+    bits = (torch.arange(n * h * w * c, device="cpu") & word ^ (seed & word)) * 0x21F0AAAD & word
     bits = (bits ^ bits >> 15 ^ (seed >> 32 & word)) * 0x735A2D97 & word
     bits = (bits ^ bits >> 16) * 0x21F0AAAD & word
     return (bits ^ bits >> 15).view(n, h, w, c).permute(0, 3, 1, 2)

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 from torch import nn
 
-from vpdarts_fast.acceleration.comparison import compared_cell, compared_mixed_op, compared_residual
-from vpdarts_fast.acceleration.fused import Fused, Plan, fuse, plan_of, unfuse
-from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, Unrecognised
+from vpdarts_fast.acceleration.comparison import (
+    compared_cell,
+    compared_mixed_op,
+    compared_residual,
+    mixtures_of,
+)
+from vpdarts_fast.acceleration.fused import Change, Fused, Plan, fusion, make_all, plan_of, restoration
+from vpdarts_fast.acceleration.plans import (
+    CellPlan,
+    MixedOpPlan,
+    OpaquePlan,
+    PoolPlan,
+    SepConvPlan,
+    SkipPlan,
+    Unrecognised,
+    ZeroPlan,
+    at,
+)
 from vpdarts_fast.acceleration.recognise_sum import (
     candidate_ops,
     cell_edges,
@@ -17,8 +31,9 @@ from vpdarts_fast.acceleration.recognise_sum import (
     recognise_cell,
     recognise_mixed_op,
 )
+from vpdarts_fast.acceleration.report import AccelerationReport, Entry
 from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
-from vpdarts_fast.acceleration.run import is_served
+from vpdarts_fast.acceleration.run import is_served, trains_natively
 from vpdarts_fast.backends import named
 from vpdarts_fast.errors import UserError
 
@@ -35,59 +50,14 @@ COMPARED: dict[Callable[[nn.Module], Plan], Callable[[nn.Module], Plan]] = {
 CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
-@dataclass(frozen=True)
-class Entry:
-    """One mixed operation, or one cell of mixed operations.
-
-    Attributes:
-        name: of the module in the model.
-        kind: what it is, in words.
-        fused: it runs on `vpdarts_fast.ops`.
-        remark: why not, or what of it still runs as it did.
-    """
-
-    name: str
-    kind: str
-    fused: bool
-    remark: str = ""
-
-
-@dataclass(frozen=True)
-class AccelerationReport:
-    """What `accelerate` has done; printing it lists every mixed operation.
-
-    Attributes:
-        entries: one for each mixed operation or cell that was found, in the model's order.
-    """
-
-    entries: tuple[Entry, ...]
-
-    @property
-    def fused(self) -> tuple[Entry, ...]:
-        """Those that run on `vpdarts_fast.ops`."""
-        return tuple(entry for entry in self.entries if entry.fused)
-
-    @property
-    def left(self) -> tuple[Entry, ...]:
-        """Those that run as they did."""
-        return tuple(entry for entry in self.entries if not entry.fused)
-
-    def __str__(self) -> str:
-        lines = [f"{len(self.fused)} of {len(self.entries)} modules fused"]
-        width = max((len(entry.name) for entry in self.entries), default=0)
-        for entry in self.entries:
-            outcome = "fused" if entry.fused else "left "
-            remark = f": {entry.remark}" if entry.remark else ""
-            lines.append(f"  {entry.name:<{width}}  {outcome}  {entry.kind}{remark}")
-        return "\n".join(lines)
-
-
 def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport:
     """Lets the mixed operations of a supernet run on `vpdarts_fast.ops`; what they compute stays the same.
 
     Mixed operations are recognised by the layers of their candidate operations and by what comes out of them,
     not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working;
-    a call that is not covered runs the module's own code. `restore` undoes it.
+    a call that is not covered runs the module's own code. `restore` undoes it. Where anything is raised,
+    `KeyboardInterrupt` too, the model is as it was. Threads may accelerate, train and evaluate models of
+    their own at once; nothing else may use this one meanwhile.
 
     Args:
         model: changed in place.
@@ -103,29 +73,28 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     if not isinstance(model, nn.Module):
         raise UserError(f"accelerate: model must be an nn.Module; got {type(model).__name__}")
     named(backend)
-    restore(model)
-    entries = []
+    entries, changes = [], _restorations(model)
     for name, module, recognise in list(_candidates(model)):
         try:
-            plan = fuse(module, COMPARED[recognise], backend)
+            plan = COMPARED[recognise](module)
+            changes.append(fusion(module, plan, COMPARED[recognise], backend))
         except Unrecognised as error:
             if str(error):
-                entries.append(Entry(name, type(module).__name__, False, str(error)))
+                kind, operations = type(module).__name__, _count_operations(module)
+                entries.append(Entry(name, kind, False, str(error), operations))
         else:
-            remarks = (
-                _other_methods(module, plan),
-                _own_operations(plan),
-                _unserved(module, plan, backend),
-            )
-            entries.append(Entry(name, _kind(plan), True, "; ".join(filter(None, remarks))))
+            entries.append(_entry_of_fused(name, module, plan, backend))
+    make_all(changes)
     return AccelerationReport(tuple(entries))
 
 
 def restore(model: nn.Module) -> None:
     """Undoes `accelerate`; a model that is not accelerated stays as it is."""
-    for module in model.modules():
-        if isinstance(module, Fused):
-            unfuse(module)
+    make_all(_restorations(model))
+
+
+def _restorations(model: nn.Module) -> list[Change]:
+    return [restoration(module) for module in model.modules() if isinstance(module, Fused)]
 
 
 def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
@@ -153,6 +122,37 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn
             yield name, module, recognise_residual
 
 
+def _entry_of_fused(name: str, module: nn.Module, plan: Plan, backend: str) -> Entry:
+    unserved = _unserved(module, plan, backend)
+    remarks = (
+        _other_methods(module, plan),
+        _own_operations(plan),
+        "" if plan.compared else "not compared with its own code, as its parameters are on meta",
+        unserved,
+        plan.remark,
+    )
+    kinds = [kind for mixture in mixtures_of(plan) for kind in mixture.plans]
+    native = sum(isinstance(kind, NATIVE) for kind in kinds)
+    if isinstance(plan, CellPlan) and trains_natively(module, plan):
+        native = len(kinds)
+    if unserved or backend in ("pytorch", "reference"):
+        native = 0
+    return Entry(name, _kind(plan), True, "; ".join(filter(None, remarks)), len(kinds), native)
+
+
+NATIVE = (ZeroPlan, SkipPlan, PoolPlan, SepConvPlan)
+"""Operations of which no layer runs in PyTorch; other convolutions do, but for those of `mixed_cell`."""
+
+
+def _count_operations(module: nn.Module) -> int:
+    """Candidate operations of what looks like a cell or a mixed operation."""
+    edges = cell_edges(module)
+    if edges is None:
+        return len(candidate_ops(module)) if list(methods_of(module)) else 0
+    name, keys = edges
+    return sum(len(at(module, (name, key))._modules) for key in keys)
+
+
 def _kind(plan: Plan) -> str:
     if isinstance(plan, ResidualPlan):
         return "residual block"
@@ -165,12 +165,9 @@ def _kind(plan: Plan) -> str:
 
 def _own_operations(plan: Plan) -> str:
     """Which candidate operations run as they are, and why, and whether anything else does."""
-    if isinstance(plan, ResidualPlan):
-        return ""
-    mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
     remarks = {
         f"operation {path[-1]} runs as it is ({kind.why})"
-        for mixture in mixtures
+        for mixture in mixtures_of(plan)
         for path, kind in zip(mixture.ops, mixture.plans, strict=True)
         if isinstance(kind, OpaquePlan)
     }

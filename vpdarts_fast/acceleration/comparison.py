@@ -23,8 +23,8 @@ from vpdarts_fast.acceleration.copies import (
     is_on_meta,
     isolated_copy,
     randomise,
-    same_draws,
 )
+from vpdarts_fast.acceleration.draws import same_draws
 from vpdarts_fast.acceleration.fused import Plan, computed
 from vpdarts_fast.acceleration.plans import (
     CellPlan,

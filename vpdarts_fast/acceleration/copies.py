@@ -6,8 +6,6 @@ import copy
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -107,21 +105,6 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
 
 def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device="cpu", generator=generator)
-
-
-@contextmanager
-def same_draws() -> Iterator[None]:
-    """Within, the global generators of random numbers draw the same each time; then they are as before."""
-    torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        torch.set_rng_state(torch.Generator(device="cpu").manual_seed(1).get_state())
-        random.seed(1)
-        np.random.seed(1)
-        yield
-    finally:
-        torch.set_rng_state(torch_state)
-        random.setstate(python_state)
-        np.random.set_state(numpy_state)
 
 
 def differing_state(one: nn.Module, other: nn.Module, seen: set[tuple[int, int]] | None = None) -> str | None:

@@ -10,11 +10,13 @@ import contextlib
 import inspect
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, OwnMethod, Path, Unrecognised
 from vpdarts_fast.acceleration.probing import without_ops
@@ -75,11 +77,12 @@ def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
 
 def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
     """The subclass whose methods run on `ops` where they can."""
-    if (original, methods) not in _CLASSES:
+    kind = _CLASSES.get((original, methods))
+    if kind is None:
         members: dict[str, Any] = {method: _running(original, method) for method in methods}
         members |= {"own_class": original, "fused_methods": methods}
-        _CLASSES[original, methods] = subclass(original, members, Fused)
-    return _CLASSES[original, methods]
+        kind = _CLASSES.setdefault((original, methods), subclass(original, members, Fused))
+    return kind
 
 
 _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
@@ -113,12 +116,52 @@ def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) ->
     return type(kind.__name__, (*mixed_in, kind), names | members)
 
 
-def fuse(module: nn.Module, recognise: Callable[[nn.Module], Plan], backend: str) -> Plan:
-    """Exchanges the class of a module that is recognised; `Unrecognised` if it is not."""
-    plan = recognise(module)
-    module.__dict__[STATE] = State(plan, recognise, snapshot(module, as_they_are(plan)), backend)
-    module.__class__ = fused_class(type(module), plan.methods)
-    return plan
+@dataclass(frozen=True)
+class Change:
+    """What a module is to become.
+
+    Attributes:
+        module: as it is.
+        kind: its class.
+        state: what it knows of itself, or none for a module that is not accelerated.
+    """
+
+    module: nn.Module
+    kind: type[nn.Module]
+    state: State | None
+
+    def make(self) -> None:
+        self.module.__dict__.pop(STATE, None)
+        if self.state is not None:
+            self.module.__dict__[STATE] = self.state
+        self.module.__class__ = self.kind
+
+
+def fusion(module: nn.Module, plan: Plan, recognise: Callable[[nn.Module], Plan], backend: str) -> Change:
+    """Its class is exchanged for the subclass that runs on `ops`."""
+    original = type(module).own_class if isinstance(module, Fused) else type(module)
+    state = State(plan, recognise, snapshot(module, as_they_are(plan)), backend)
+    return Change(module, fused_class(original, plan.methods), state)
+
+
+def restoration(module: Fused) -> Change:
+    """An accelerated module gets its class back."""
+    assert isinstance(module, nn.Module)
+    return Change(module, type(module).own_class, None)
+
+
+def make_all(changes: Sequence[Change]) -> None:
+    """Makes all changes, or none of them where one is refused or where it is interrupted."""
+    before = [
+        Change(change.module, type(change.module), change.module.__dict__.get(STATE)) for change in changes
+    ]
+    try:
+        for change in changes:
+            change.make()
+    except BaseException:
+        for change in before:
+            change.make()
+        raise
 
 
 def as_they_are(plan: Plan | None) -> set[Path]:
@@ -128,13 +171,6 @@ def as_they_are(plan: Plan | None) -> set[Path]:
     mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
     pairs = (pair for mixture in mixtures for pair in zip(mixture.ops, mixture.plans, strict=True))
     return {path for path, op in pairs if isinstance(op, OpaquePlan)}
-
-
-def unfuse(module: nn.Module) -> None:
-    """Gives an accelerated module its class back."""
-    assert isinstance(module, Fused)
-    module.__dict__.pop(STATE, None)
-    module.__class__ = module.own_class  # type: ignore[assignment]
 
 
 def plan_of(module: Fused) -> Plan | None:
@@ -153,15 +189,18 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     """The method's value through `ops`, or None where its own code has to run."""
     if not isinstance(x, Tensor) or x.dim() != 4:
         return None
+    transformed = in_transform()
+    if transformed and not _runs_in_vmap(module):
+        return None
     state: State = module.__dict__[STATE]
     seen = state.seen.compare(module)
-    if seen == "changed":
+    if seen == "changed" or (state.plan is not None and not state.plan.compared and not x.is_meta):
+        if transformed or is_in_torch_dispatch_mode():
+            return None  # what is within may be without values, and the module may be another one outside
         state.look_again(module)
         seen = state.seen.compare(module)  # what has changed it may be a hook
     plan, backend = state.plan, state.backend
     if plan is None or method not in plan.methods or seen != "same":
-        return None
-    if in_transform() and not _runs_in_vmap(module):
         return None
     if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
         return None

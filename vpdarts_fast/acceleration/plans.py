@@ -6,14 +6,11 @@ replaced during a search.
 
 from __future__ import annotations
 
-import random
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -42,26 +39,6 @@ def without_addresses(text: str) -> str:
     return re.sub(r" at 0x[0-9a-fA-F]+", "", text)
 
 
-@contextmanager
-def drawing_nothing() -> Iterator[None]:
-    """Leaves the generators of random numbers as they were; `Unrecognised` if something has been drawn."""
-    before, python, numpy = torch.get_rng_state(), random.getstate(), np.random.get_state()
-    try:
-        yield
-        drawn = random.getstate() != python or _drawn(np.random.get_state(), numpy)
-        if drawn or not torch.equal(torch.get_rng_state(), before):
-            raise Unrecognised("draws random numbers")
-    finally:
-        torch.set_rng_state(before)
-        random.setstate(python)
-        np.random.set_state(numpy)
-
-
-def _drawn(after: Any, before: Any) -> bool:
-    """Whether NumPy's generator has changed: name, key, position, and what is left of a normal pair."""
-    return after[2:] != before[2:] or not np.array_equal(after[1], before[1])
-
-
 def at(module: nn.Module, path: Path) -> nn.Module:
     """The submodule at the end of the path; `KeyError` if there is none."""
     for name in path:
@@ -74,9 +51,10 @@ def at(module: nn.Module, path: Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class ZeroPlan:
-    """`none`."""
+    """`none`; of an odd size it may be the smaller half."""
 
     stride: int
+    floors: bool = False
 
 
 @dataclass(frozen=True)
@@ -121,10 +99,14 @@ class ChainPlan:
 
 @dataclass(frozen=True)
 class FactorisedReducePlan:
-    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm."""
+    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm.
+
+    Without a pad behind the last pixel, sizes have to be even.
+    """
 
     convolutions: tuple[Path, Path]
     norm: Path
+    padded: bool = False
     stride: int = 2
 
 
@@ -185,7 +167,16 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
             size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
-            return Given(torch.stack([value.expand(size) for value in _of_each_variant(op, x)]))
+            values = list(_of_each_variant(op, x))
+            if any(not _expands(value.shape, size) for value in values):
+                raise OwnMethod("has operations that change the number of channels or the size")
+            return Given(torch.stack([value.expand(size) for value in values]))
+
+
+def _expands(shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether `Tensor.expand` makes the size of the shape."""
+    sides = zip(reversed(shape), reversed(size), strict=False)
+    return len(shape) <= len(size) and all(side in (1, wanted) for side, wanted in sides)
 
 
 def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
@@ -193,8 +184,8 @@ def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
     *others, last = x
     for images in others:
         with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            yield torch.as_tensor(op(images)).to(x)
-    yield torch.as_tensor(op(last)).to(x)
+            yield torch.as_tensor(op(images), dtype=x.dtype, device=x.device)
+    yield torch.as_tensor(op(last), dtype=x.dtype, device=x.device)
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

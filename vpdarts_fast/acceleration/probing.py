@@ -13,7 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.copies import HOOKS, channels_of, isolated_copy
-from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described, drawing_nothing
+from vpdarts_fast.acceleration.draws import drawing_nothing
+from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
@@ -130,6 +131,7 @@ class Probing:
     def __post_init__(self) -> None:
         """Layers beside the operations run as they are, in float64."""
         self._copy = isolated_copy(self.module)
+        self._probes: list[list[_Probe]] = []
         self._without_ops = without_ops(self._copy, *self.mixtures)
         operations = {path for mixture in self.mixtures for path in mixture.ops}
         beside = (layer for path, layer in _modules(self._copy) if not _is_within(path, operations))
@@ -150,6 +152,19 @@ class Probing:
             raise Unrecognised("computes something else each time")
         ((parts, adds, _),) = found
         return Outcome(parts, True in skips, adds)
+
+    def looks_mixed(self) -> bool:
+        """Whether all operations that run are called with the same images, or one is chosen of them."""
+        x, cause = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE), None
+        try:
+            self._run(x, self._weights(), training=True)
+        except Unrecognised as error:
+            cause = error.__cause__
+        inputs = [probe.called_with[0] for probe in chain.from_iterable(self._probes) if probe.called_with]
+        if not inputs:  # it may need something that is set elsewhere
+            return isinstance(cause, (AttributeError, NameError, KeyError, TypeError))
+        same = all(one.dim() == 4 and torch.equal(one, inputs[0]) for one in inputs)
+        return same and len(inputs) >= (1 if cause is None else 2)
 
     def _checked(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, bool]:
         """A run of which the output is as expected, and whether the module has added something to it."""
@@ -183,6 +198,7 @@ class Probing:
 
     def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, Tensor]:
         probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
+        self._probes = probes
         paths = [path for mixture in self.mixtures for path in mixture.ops]
         probed = _computing(self._copy, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         out = self._call(probed, x, weights, training)

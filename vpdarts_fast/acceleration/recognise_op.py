@@ -1,4 +1,4 @@
-"""Recognises candidate operations by what they compute: the graph of their layers, traced by `torch.fx`."""
+"""Recognises candidate operations by what they compute: the graph of their layers."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from torch import fx, nn
 
 from vpdarts_fast.acceleration.copies import differing_state, isolated_copy
+from vpdarts_fast.acceleration.draws import drawing_nothing
 from vpdarts_fast.acceleration.plans import (
     ChainPlan,
     FactorisedReducePlan,
@@ -25,9 +26,9 @@ from vpdarts_fast.acceleration.plans import (
     ZeroPlan,
     at,
     described,
-    drawing_nothing,
 )
 from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.tracing import trace
 
 
 @remembered
@@ -53,7 +54,7 @@ def recognise_op(op: nn.Module) -> OpPlan:
 
 
 def _recognise(op: nn.Module) -> OpPlan:
-    graph = fx.Tracer().trace(nn.Sequential(op))  # a container: layers of PyTorch are traced as layers
+    graph = trace(op)
     graph.eliminate_dead_code(lambda node: node.op in ("placeholder", "call_module", "output"))
     nodes = list(graph.nodes)
     output = nodes[-1].args[0]
@@ -88,18 +89,26 @@ def _always_zero(op: nn.Module) -> ZeroPlan | None:
     """What cannot be traced as it makes new tensors: whether it has no state and gives nothing but zeros."""
     if any(True for _ in (*op.parameters(), *op.buffers())):
         return None
-    strides = set()
+    found = set()
     try:
         with drawing_nothing(), torch.no_grad():
-            for training, scale in product((True, False), (1, 1e6)):
+            for training, scale, odd in product((True, False), (1, 1e6), (0, 1)):
                 generator = torch.Generator(device="cpu").manual_seed(0)
-                x = scale * torch.randn(2, 3, 8, 12, dtype=torch.float32, device="cpu", generator=generator)
-                out = op.train(training)(x)
-                sizes = [(2, 3, 8 // stride, 12 // stride) for stride in (1, 2)]
-                strides.add(sizes.index(tuple(out.shape)) + 1 if not out.any() else 0)
+                size = 2, 3, 8 - odd, 12 - odd
+                x = scale * torch.randn(size, dtype=torch.float32, device="cpu", generator=generator)
+                found.add(None if (out := op.train(training)(x)).any() else (odd, tuple(out.shape)))
     except Exception:  # as above
         return None
-    return ZeroPlan(strides.pop()) if strides in ({1}, {2}) else None
+    whole = {0: (2, 3, 8, 12), 1: (2, 3, 7, 11)}
+    halves = {0: (2, 3, 4, 6), 1: (2, 3, 4, 6)}
+    for plan, sizes in (
+        (ZeroPlan(1), whole),
+        (ZeroPlan(2), halves),
+        (ZeroPlan(2, floors=True), halves | {1: (2, 3, 3, 5)}),
+    ):
+        if found == set(sizes.items()):
+            return plan
+    return None
 
 
 def layer_called(op: nn.Module, node: object) -> tuple[Path, nn.Module, fx.Node] | None:
@@ -243,7 +252,9 @@ def _factorised_reduce(op: nn.Module, start: fx.Node, node: object) -> OpPlan | 
     relu = layer_called(op, rectified)
     if relu is None or type(relu[1]) is not nn.ReLU or relu[1].inplace or relu[2] is not start:
         return None
-    return FactorisedReducePlan((first[0], second[0]), norm[0]) if first[2] is rectified else None
+    if first[2] is not rectified:
+        return None
+    return FactorisedReducePlan((first[0], second[0]), norm[0], padded)
 
 
 def _is_reducing(conv: nn.Module) -> bool:

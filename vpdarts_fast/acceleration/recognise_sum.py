@@ -15,6 +15,7 @@ from vpdarts_fast.acceleration.plans import (
     MixedOpPlan,
     MixturePlan,
     OpaquePlan,
+    OpPlan,
     Path,
     Unrecognised,
     at,
@@ -41,10 +42,11 @@ def candidate_ops(module: nn.Module) -> list[Path]:
 
 
 def methods_of(module: nn.Module) -> Iterator[str]:
-    """Where a mixed operation may compute, of two arguments: `forward` and any `forward_...`."""
-    for name in ("forward", *(name for name in dir(type(module)) if name.startswith("forward_"))):
+    """Where a mixed operation may compute, of two arguments: its class's `forward` and any `forward_...`."""
+    kind = getattr(type(module), "own_class", type(module))
+    for name in ("forward", *(name for name in dir(kind) if name.startswith("forward_"))):
         try:
-            parameters = list(inspect.signature(getattr(module, name)).parameters.values())
+            _, *parameters = inspect.signature(getattr(kind, name)).parameters.values()
         except (TypeError, ValueError):
             continue
         required = [p for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -56,7 +58,10 @@ def methods_of(module: nn.Module) -> Iterator[str]:
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
     """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
     mixture = _mixture(module, candidate_ops(module))
-    refuse_methods_of_instances(module)
+    reason = _why_not(module, mixture)
+    if reason:
+        mixed = any(Probing(module, method, [mixture]).looks_mixed() for method in methods_of(module))
+        raise Unrecognised(reason if mixed else "")
     methods, outcome = _probed(module, [mixture])
     mixture = replace(mixture, partial=outcome.partial, skips_zeros=outcome.skips_zeros)
     return MixedOpPlan(methods, mixture, outcome.adds)
@@ -75,7 +80,10 @@ def recognise_cell(module: nn.Module) -> CellPlan:
     ]
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
         raise Unrecognised("has edges with different numbers of operations")
-    refuse_methods_of_instances(module)
+    reasons = [_why_not(module, mixture) for mixture in mixtures if not _is_unknown(mixture)]
+    reason = next(filter(None, reasons), "") if reasons else _why_not(module, mixtures[0])
+    if reason:
+        raise Unrecognised(reason)
     edges = [(keys[key], sorted(keys).index(key)) for key in order]
     methods, outcome = _probed(module, mixtures, edges)
     found_edges = (
@@ -87,27 +95,25 @@ def recognise_cell(module: nn.Module) -> CellPlan:
     return CellPlan(methods, tuple(found_edges))
 
 
-def refuse_methods_of_instances(module: nn.Module) -> None:
-    """Raises `Unrecognised` if a class does not tell what its instance computes."""
-    for name, layer in module.named_modules():
-        for method in instance_methods(layer):
-            where = f"its layer {name}" if name else "it"
-            raise Unrecognised(f"is left: {where} has a {method} of its own, not that of its class")
-
-
 def _probed(
     module: nn.Module, mixtures: Sequence[MixturePlan], edges: Sequence[tuple[tuple[int, int], int]] = ()
 ) -> tuple[tuple[str, ...], Outcome]:
-    """The methods that compute the first outcome that is found, and it; `Unrecognised` if none does."""
+    """The methods that compute the first outcome that is found, and it.
+
+    Raises:
+        Unrecognised: none does; without a reason where it does not look like a mixed operation either.
+    """
     outcomes: dict[str, Outcome] = {}
     reasons = []
     for method in methods_of(module):
+        probing = Probing(module, method, mixtures, edges)
         try:
-            outcomes[method] = Probing(module, method, mixtures, edges)()
+            outcomes[method] = probing()
         except Unrecognised as error:
-            reasons.append(f"{method} {error}")
+            if edges or probing.looks_mixed():
+                reasons.append(f"{method} {error}")
     if not outcomes:
-        raise Unrecognised("; ".join(reasons) or "has no method that takes a tensor and weights")
+        raise Unrecognised("; ".join(reasons))
     first, *_ = outcomes.values()
     return tuple(method for method, outcome in outcomes.items() if outcome == first), first
 
@@ -124,17 +130,36 @@ def cell_edges(module: nn.Module) -> tuple[str, dict[str, tuple[int, int]]] | No
 
 
 def _mixture(module: nn.Module, ops: Sequence[Path]) -> MixturePlan:
+    """Of these operations; of the stride that they have, or the least of several."""
     if len(ops) < 2:
         raise Unrecognised
     plans = tuple(recognise_op(at(module, path)) for path in ops)
-    strides = {stride_of(plan) for plan in plans} - {None}
-    if all(isinstance(plan, OpaquePlan) for plan in plans):
-        raise Unrecognised
-    for path, plan in zip(ops, plans, strict=True):
+    return MixturePlan(tuple(ops), plans, min(_strides(plans), default=1))
+
+
+def _strides(plans: Sequence[OpPlan]) -> set[int]:
+    return {stride for stride in map(stride_of, plans) if stride is not None}
+
+
+def _is_unknown(mixture: MixturePlan) -> bool:
+    return all(isinstance(plan, OpaquePlan) for plan in mixture.plans)
+
+
+def _why_not(module: nn.Module, mixture: MixturePlan) -> str:
+    """Why its operations cannot be mixed by `ops`, or an empty reason."""
+    for name, layer in module.named_modules():
+        for method in instance_methods(layer):
+            where = f"its layer {name}" if name else "it"
+            return f"is left: {where} has a {method} of its own, not that of its class"
+    for path, plan in zip(mixture.ops, mixture.plans, strict=True):
         if isinstance(plan, OpaquePlan) and plan.changes_input:
-            raise Unrecognised(f"operation {path[-1]} changes its input in place")
-    if len(strides) != 1:
-        raise Unrecognised(f"has operations of different strides: {sorted(map(str, strides))}")
-    stride = strides.pop()
-    assert stride is not None
-    return MixturePlan(tuple(ops), plans, stride)
+            return f"operation {path[-1]} changes its input in place"
+    if _is_unknown(mixture):
+        why = "; ".join(
+            f"operation {path[-1]}: {plan.why}"
+            for path, plan in zip(mixture.ops, mixture.plans, strict=True)
+            if isinstance(plan, OpaquePlan)
+        )
+        return f"has no operation that is known ({why})"
+    strides = _strides(mixture.plans)
+    return "" if len(strides) == 1 else f"has operations of different strides: {sorted(strides)}"

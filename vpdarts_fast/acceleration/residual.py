@@ -11,11 +11,12 @@ import torch
 from torch import Tensor, fx, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.acceleration.copies import isolated_copy
 from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
-from vpdarts_fast.acceleration.recognise_sum import refuse_methods_of_instances
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
-from vpdarts_fast.acceleration.snapshot import remembered
+from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
+from vpdarts_fast.acceleration.tracing import trace
 from vpdarts_fast.acceleration.variants import of_variants
 from vpdarts_fast.derivatives import with_statistics
 
@@ -50,7 +51,8 @@ def recognise_residual(block: nn.Module) -> ResidualPlan:
     plan = _recognise(block)
     if plan is None:
         raise Unrecognised
-    refuse_methods_of_instances(block)
+    if any(map(instance_methods, block.modules())):
+        raise Unrecognised("has a layer with a method of its own, not that of its class")
     return plan
 
 
@@ -59,7 +61,8 @@ def _recognise(block: nn.Module) -> ResidualPlan | None:
     if layers != LAYERS or type(block).forward is nn.Module.forward:
         return None
     try:
-        nodes = list(fx.Tracer().trace(nn.Sequential(block)).nodes)
+        block = isolated_copy(block)
+        nodes = list(trace(block).nodes)
     except Exception:  # tracing runs their code, which may raise anything
         return None
     total = nodes[-1].args[0]
@@ -126,6 +129,10 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
     """x [N, C, H, W] -> [N, C_out, H / 2, W / 2]."""
     norms = [_norm(block, path) for path in plan.norms]
     first, second, shortcut = (_conv(block, path).weight for path in plan.convolutions)
+    channels, wide = x.shape[1], len(first)
+    shapes = [weight.shape[:2] for weight in (first, second, shortcut)]
+    if shapes != [(wide, channels), (wide, wide), (wide, channels)]:
+        raise OwnMethod("has convolutions of other numbers of channels")
     if x.shape[2] % 2 or x.shape[3] % 2 or x.numel() // x.shape[1] < 8:
         raise OwnMethod
     gamma, beta = (torch.stack(parts) for parts in zip(*((n.weight, n.bias) for n in norms), strict=True))

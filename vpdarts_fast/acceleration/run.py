@@ -24,6 +24,7 @@ from vpdarts_fast.acceleration.plans import (
     norm_paths,
 )
 from vpdarts_fast.acceleration.probing import partial_channels
+from vpdarts_fast.acceleration.shapes import CHANGES, fits
 from vpdarts_fast.backends import BACKENDS, preferred
 from vpdarts_fast.derivatives import with_statistics
 from vpdarts_fast.nn import update_running_statistics
@@ -72,6 +73,12 @@ class Mixture:
             some, rows = [some[o] for o in kept], rows[:, kept]
             if not some:
                 raise OwnMethod
+        channels, size = x.shape[2] // plan.partial, x.shape[3:]
+        odd = any(side % plan.stride for side in size)
+        if x.shape[2] % plan.partial or (plan.partial > 1 and odd):
+            raise OwnMethod("does not divide its input into equal parts")
+        if not all(fits(op, kind, channels, size, plan.stride) for op, kind in some):
+            raise OwnMethod(CHANGES)
         self._ops, self._rows, self._stride, self._partial = some, rows, plan.stride, plan.partial
         self._norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
         self._offsets = [bias for op, kind in some for bias in biases(op, kind)]
@@ -118,24 +125,17 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
 
     Edges are in the order of the plan. None where the cell is not as `mixed_cell` and `masked_cell` have it.
     """
-    nodes = max(edge.target for edge in plan.edges) + 1
-    complete = [(j, i) for i in range(1, nodes) for j in range(i)]
-    if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
+    fives = _fives(module, plan)
+    if fives is None:
         return None
-    columns, pairs = [], []
-    for edge in plan.edges:
-        found = _five(module, edge.mixture)
-        if found is None:
-            return None
-        columns.append(found[0])
-        pairs.append(found[1])
+    columns, pairs = zip(*fives, strict=True)
     norms = [norm for pair in pairs for _, norm in pair]
     fixed = are_fixed(norms, x, alpha, module)
     if not fixed and any(_skips(edge.mixture, alpha[:, e]) for e, edge in enumerate(plan.edges)):
         return None
     convolutions = [conv for pair in pairs for conv, _ in pair]
     channels = x.shape[2]
-    if any((conv.in_channels, conv.out_channels) != (channels, channels) for conv in convolutions):
+    if any(conv.weight.shape[:2] != (channels, channels) for conv in convolutions):
         return None
     if any(order != columns[0] for order in columns):
         alpha = torch.stack([alpha[:, e, order] for e, order in enumerate(columns)], 1)
@@ -143,8 +143,7 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
         alpha = alpha[:, :, columns[0]]
     if fixed:
         return _masked_cell(x, alpha, convolutions, norms, backend)
-    plain = all(norm.weight is None and norm.bias is None and norm.eps == norms[0].eps for norm in norms)
-    if not plain or x[0].numel() // channels < 2:
+    if not _are_plain(norms) or x[0].numel() // channels < 2:
         return None
     backend = backend_for("mixed_cell", x, alpha, backend)
     offsets = [conv.bias for conv in convolutions]
@@ -157,6 +156,17 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
     return with_statistics(
         lambda: ops.mixed_cell(x, weight_1x1, weight_3x3, table, eps=eps, backend=backend), keep
     )
+
+
+def trains_natively(module: nn.Module, plan: CellPlan) -> bool:
+    """Whether `mixed_cell` takes the cell in training mode, its convolutions too."""
+    fives = _fives(module, plan)
+    return fives is not None and _are_plain([norm for _, pairs in fives for _, norm in pairs])
+
+
+def _are_plain(norms: Sequence[nn.BatchNorm2d]) -> bool:
+    """Whether batch norms are those of `mixed_cell`."""
+    return all(norm.weight is None and norm.bias is None and norm.eps == norms[0].eps for norm in norms)
 
 
 def _masked_cell(
@@ -195,10 +205,22 @@ def _masked_cell(
     )
 
 
-def _five(
-    module: nn.Module, plan: MixturePlan
-) -> tuple[list[int], list[tuple[nn.Conv2d, nn.BatchNorm2d]]] | None:
-    """Where none, skip, 1x1, 3x3 and pool are, and both convolutions; None for other operations."""
+Five = tuple[list[int], list[tuple[nn.Conv2d, nn.BatchNorm2d]]]
+"""Where none, skip, 1x1, 3x3 and pool are among five operations, and both convolutions with their norms."""
+
+
+def _fives(module: nn.Module, plan: CellPlan) -> list[Five] | None:
+    """Of all edges; None for a cell that is not complete, or has other operations, or too many nodes."""
+    nodes = max(edge.target for edge in plan.edges) + 1
+    complete = [(j, i) for i in range(1, nodes) for j in range(i)]
+    if nodes > MAX_NODES or [(edge.source, edge.target) for edge in plan.edges] != complete:
+        return None
+    fives = [_five(module, edge.mixture) for edge in plan.edges]
+    return None if None in fives else [five for five in fives if five is not None]
+
+
+def _five(module: nn.Module, plan: MixturePlan) -> Five | None:
+    """None for other operations."""
     places: dict[str, int] = {}
     convolutions: dict[str, tuple[nn.Conv2d, nn.BatchNorm2d]] = {}
     for o, (path, kind) in enumerate(zip(plan.ops, plan.plans, strict=True)):

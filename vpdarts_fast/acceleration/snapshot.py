@@ -160,9 +160,13 @@ def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], 
     """The same function, which looks only once at modules that are built alike, also where it raises."""
     known: dict[Hashable, Plan | Unrecognised] = {}
 
+    def on_the_cpu(module: nn.Module) -> Plan:
+        with torch.device("cpu"):  # whatever device is the default of the process
+            return recognise(module)
+
     def look(module: nn.Module) -> Plan | Unrecognised:
         try:
-            return recognise(module)
+            return on_the_cpu(module)
         except Unrecognised as error:
             return Unrecognised(*error.args)  # without the frames, and all that they hold
 
@@ -170,7 +174,7 @@ def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], 
     def remember(module: nn.Module) -> Plan:
         built = fingerprint(module)
         if built is None:
-            return recognise(module)
+            return on_the_cpu(module)
         outcome = known.get(built)
         if outcome is None:
             if len(known) >= REMEMBERED:

@@ -147,7 +147,7 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """`images` of the validation set, drawn by the run's seed, in batches of nearly equal size."""
     generator = stream(config.seed, "analysis images")
-    drawn = torch.randperm(len(validation), generator=generator)[:images]
+    drawn = torch.randperm(len(validation), generator=generator, device="cpu")[:images]
     for indices in drawn.tensor_split(math.ceil(len(drawn) / config.evaluation_batch_size)):
         inputs, labels = validation.batch(indices)
         yield inputs.to(device), labels.to(device)
@@ -207,7 +207,7 @@ def known_evaluations(path: Path, images: int) -> dict[str, dict[BatchNorm, Leav
             for table in tables.values():
                 check_evaluation(table)
                 for name in ("accuracy", "loss"):
-                    table[name] = torch.tensor(table[name], dtype=torch.float64)
+                    table[name] = torch.tensor(table[name], dtype=torch.float64, device="cpu")
             if not tables.keys() >= set(MODES):
                 continue  # a version that knew fewer modes
             found = {mode: LeaveOneOut(*(tables[mode][name] for name in names)) for mode in MODES}

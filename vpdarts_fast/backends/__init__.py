@@ -6,7 +6,7 @@ Backends are data: adding one is a record in `BACKENDS` and one function per op.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any
 
@@ -45,6 +45,7 @@ class Backend:
         dtypes: it computes in.
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
+        node_values_once: the same besides, however many variants there are; none if not given.
         in_transforms: ops that it has also within transforms, as those of `torch.func`.
         missing: why it is not there at all, or None.
         refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
@@ -55,6 +56,7 @@ class Backend:
     device_types: frozenset[str]
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
+    node_values_once: Mapping[str, int] = field(default_factory=dict)
     in_transforms: frozenset[str] = frozenset()
     missing: str | None = None
     refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
@@ -102,6 +104,7 @@ BACKENDS = (
         frozenset({"cpu"}),
         frozenset({torch.float32}),
         {"masked_cell": 3, "mixed_cell": 4},
+        {"mixed_cell": 12},
         missing=native.why_not(),
     ),
     Backend(
@@ -127,7 +130,7 @@ BACKENDS = (
         frozenset(),
         _FLOATS,
         {"masked_cell": 6, "mixed_cell": 15},
-        in_transforms=frozenset(OPS) - {"masked_cell"},  # which reads alpha
+        in_transforms=frozenset(OPS) - set(EVALUATION_OPS),  # made for values only
     ),
     Backend(
         "reference",

@@ -12,6 +12,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import Progress, TaskID
 
+from vpdarts_fast.benchmark_table.diagnosis import memory_note
 from vpdarts_fast.benchmark_table.official import ProgressCallback
 from vpdarts_fast.benchmark_table.table import COLUMNS, BenchmarkTable, check_target
 from vpdarts_fast.command_line import command
@@ -24,6 +25,8 @@ def convert(official: Path, target: Path, overwrite: bool) -> None:
     check_target(target)
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists; give another name, or --overwrite to replace it")
+    if official.exists() and (note := memory_note(official)):
+        print(note, file=sys.stderr)
     with _progress_bar() as progress:
         table = BenchmarkTable.from_official(official, progress)
     table.save(target)

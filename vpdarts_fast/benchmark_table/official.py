@@ -17,12 +17,19 @@ from __future__ import annotations
 
 import importlib
 import io
-import pickle
-import re
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, cast
 
+from vpdarts_fast.benchmark_table.diagnosis import (
+    EXPECTED,
+    check_kind,
+    check_names,
+    not_official,
+    out_of_memory,
+    unreadable,
+)
 from vpdarts_fast.benchmark_table.restricted_pickle import SAFE_GLOBALS, load_bz2_pickle
 from vpdarts_fast.errors import UserError
 
@@ -66,7 +73,8 @@ def _load_torch(file: BinaryIO) -> Any:
 
     safe: list[Callable[..., Any] | tuple[Callable[..., Any], str]]
     safe = [(function, f"{module}.{name}") for (module, name), function in SAFE_GLOBALS.items()]
-    with torch.serialization.safe_globals(safe):
+    with torch.serialization.safe_globals(safe), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of unusual pickles: what is wrong with a file is said elsewhere
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -89,6 +97,7 @@ def read_official(path: Path, progress: ProgressCallback | None = None) -> Itera
         UserError: no such file, not an official file, a file that asks for more than plain data,
             or the package that knows its records is not installed.
     """
+    check_kind(path)
     if path.is_dir():
         layout = _NATS_BENCH
         results_class = _results_class(layout)
@@ -101,6 +110,8 @@ def read_official(path: Path, progress: ProgressCallback | None = None) -> Itera
         where = f"{path}: architecture {index}"
         try:
             accuracies = _accuracies(results_class, layout, architecture, record)
+        except MemoryError as error:
+            raise out_of_memory(path) from error
         except Exception as error:  # the package checks nothing, so a bad record fails in any way
             raise UserError(
                 f"{where} ({architecture}) does not hold results as {layout.package} stores them "
@@ -146,10 +157,9 @@ _Records = tuple[int, Iterator[tuple[int, str, Any]]]
 def _read_directory(layout: _Layout, path: Path) -> _Records:
     meta_path = path / "meta.pickle.pbz2"
     if not meta_path.is_file():
-        raise UserError(
-            f"{path} is not a NATS-Bench directory: it has no {meta_path.name}; "
-            "expected an unpacked NATS-tss-v1_0-*-simple"
-        )
+        inner = next((inner.parent for inner in sorted(path.glob(f"*/{meta_path.name}"))), None)
+        hint = f"; {inner} has one: name that" if inner else f"; {EXPECTED}"
+        raise UserError(f"{path} is not a NATS-Bench directory: it has no {meta_path.name}{hint}")
     names = _architecture_names(meta_path, _load(layout, meta_path))
     files = [(index, path / f"{index:06d}.pickle.pbz2") for index in range(len(names))]
     files = [(index, file) for index, file in files if file.is_file()]
@@ -163,10 +173,10 @@ def _read_single_file(layout: _Layout, path: Path, progress: ProgressCallback | 
     names = _architecture_names(path, contents)
     infos, evaluated = contents.get("arch2infos"), contents.get("evaluated_indexes")
     if not isinstance(infos, dict) or not isinstance(evaluated, set | list | tuple):
-        raise _not_official(path, "arch2infos or evaluated_indexes is missing")
+        raise not_official(path, "arch2infos or evaluated_indexes is missing")
     indices = sorted(infos)
     if set(indices) != set(evaluated) or not set(indices) <= set(range(len(names))):
-        raise _not_official(path, "meta_archs, arch2infos and evaluated_indexes disagree")
+        raise not_official(path, "meta_archs, arch2infos and evaluated_indexes disagree")
     # pop: the results of an architecture are freed as soon as it is converted
     return len(indices), ((index, names[index], infos.pop(index)) for index in indices)
 
@@ -174,15 +184,9 @@ def _read_single_file(layout: _Layout, path: Path, progress: ProgressCallback | 
 def _architecture_names(path: Path, contents: Any) -> list[str]:
     names = contents.get("meta_archs") if isinstance(contents, dict) else None
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise _not_official(path, "it has no list meta_archs of architecture strings")
+        raise not_official(path, "it has no list meta_archs of architecture strings")
+    check_names(path, names)
     return names
-
-
-def _not_official(path: Path, reason: str) -> UserError:
-    return UserError(
-        f"{path} is not an official benchmark file: {reason}; expected NAS-Bench-201-v1_*.pth, "
-        "NATS-tss-v1_0-*.pickle.pbz2 or a directory NATS-tss-v1_0-*-simple"
-    )
 
 
 def _is_bz2(path: Path) -> bool:
@@ -190,7 +194,7 @@ def _is_bz2(path: Path) -> bool:
         with path.open("rb") as file:
             return file.read(3) == b"BZh"
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
+        raise unreadable(path, error) from error
 
 
 def _load(layout: _Layout, path: Path, progress: ProgressCallback | None = None) -> Any:
@@ -198,19 +202,8 @@ def _load(layout: _Layout, path: Path, progress: ProgressCallback | None = None)
     try:
         with io.BufferedReader(_MeteredFile(path, progress), buffer_size=1 << 20) as buffered:
             return layout.load(cast(BinaryIO, buffered))
-    except pickle.UnpicklingError as error:
-        # torch's message advises to switch the protection off, so only the refused name is passed on
-        refused = re.search(r"GLOBAL (\S+)|asks for (\S+),", str(error))
-        reason = f"asks for {refused[1] or refused[2]}" if refused else "is damaged or holds unusual objects"
-        raise UserError(
-            f"{path} was not read: its pickle {reason}, and only plain data is accepted; "
-            "download the benchmark file again from its authors"
-        ) from error
     except Exception as error:  # damaged pickles fail in any way
-        raise UserError(
-            f"cannot read {path}: damaged or not an official benchmark file "
-            f"({type(error).__name__}: {error}); download it again"
-        ) from error
+        raise unreadable(path, error) from error
 
 
 class _MeteredFile(io.FileIO):

@@ -8,6 +8,8 @@ else can be reached from here.
 from __future__ import annotations
 
 import bz2
+import io
+import os
 import pickle
 import struct
 from collections import OrderedDict
@@ -53,12 +55,45 @@ class _RestrictedUnpickler(pickle.Unpickler):
             raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is not plain data") from None
 
 
+MOST_EXPANSION = 1000
+"""Official files unpack to some ten times their size; zeros by a million times."""
+SLACK = 16 << 20
+"""Bytes that every file may unpack to, however small it is."""
+
+
+class TooLarge(Exception):
+    """A compressed file unpacks to more than a file of its size ever does; the rest was not unpacked."""
+
+
+class _Unpacked(io.RawIOBase):
+    """The contents of a bz2 file, up to a limit."""
+
+    def __init__(self, compressed: BinaryIO) -> None:
+        self._bz2 = bz2.BZ2File(compressed)
+        self._left = MOST_EXPANSION * os.fstat(compressed.fileno()).st_size + SLACK
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any, /) -> int:
+        count = self._bz2.readinto(buffer)
+        self._left -= count
+        if self._left < 0:
+            raise TooLarge
+        return count
+
+    def close(self) -> None:
+        self._bz2.close()
+        super().close()
+
+
 def load_bz2_pickle(file: BinaryIO) -> Any:
-    """The object in a bz2-compressed pickle.
+    """The object in a bz2-compressed pickle, which is an open file.
 
     Raises:
         pickle.UnpicklingError: the pickle names something outside `SAFE_GLOBALS`; nothing was called.
+        TooLarge: it unpacks to more than `MOST_EXPANSION` times its size.
         Exception: of nearly any type, for damaged data.
     """
-    with bz2.BZ2File(file) as decompressed:
-        return _RestrictedUnpickler(decompressed).load()
+    with io.BufferedReader(_Unpacked(file), buffer_size=1 << 20) as unpacked:
+        return _RestrictedUnpickler(unpacked).load()

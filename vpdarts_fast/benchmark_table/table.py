@@ -24,6 +24,10 @@ COLUMNS = tuple(COLUMN_SOURCES)
 """Every column a table may have; a table lacks those that its source lacks."""
 
 
+LARGEST_TABLE = 32 << 20
+"""Bytes, uncompressed; the complete table of all columns takes two million."""
+
+
 @functools.cache
 def official_architectures() -> tuple[str, ...]:
     """All 15,625 architecture strings; the position is `Genotype.index`, the official number."""
@@ -72,14 +76,19 @@ class BenchmarkTable:
             with path.open("rb") as raw:
                 compressed = raw.peek(2)[:2] == b"\x1f\x8b"
                 binary = gzip.GzipFile(fileobj=raw) if compressed else raw
-                with io.TextIOWrapper(binary, encoding="utf-8-sig", newline="") as file:
-                    return _parse(file, path)
+                content = binary.read(LARGEST_TABLE + 1)
+                if len(content) <= LARGEST_TABLE:
+                    return _parse(io.StringIO(content.decode("utf-8-sig"), newline=""), path)
         except OSError as error:
             raise UserError(f"cannot read benchmark table {path}: {error.strerror or error}") from error
         except (EOFError, zlib.error, csv.Error, UnicodeDecodeError) as error:
             raise UserError(
                 f"benchmark table {path} is damaged or not a csv file ({error}); download or convert it again"
             ) from error
+        raise UserError(
+            f"{path} is no benchmark table: it is larger than {LARGEST_TABLE >> 20} MiB, and "
+            f"{NUM_ARCHITECTURES:,} rows are not"
+        )
 
     @classmethod
     def from_official(cls, path: Path, progress: ProgressCallback | None = None) -> BenchmarkTable:

@@ -89,10 +89,12 @@ class ImageSet:
         if generator is None:
             return indices[None]
         count = len(indices)
-        places = torch.randint(2 * self.augmentation.padding + 1, (2, count), generator=generator)
+        places = torch.randint(
+            2 * self.augmentation.padding + 1, (2, count), generator=generator, device="cpu"
+        )
         mirrored = torch.zeros_like(indices)
         if self.augmentation.flip:
-            mirrored = torch.randint(2, (count,), generator=generator)
+            mirrored = torch.randint(2, (count,), generator=generator, device="cpu")
         return torch.cat([indices[None], places, mirrored[None]])
 
     def take(self, draw: Tensor) -> tuple[Tensor, Tensor]:
@@ -180,7 +182,7 @@ def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
     count = len(data.train_images)
     if count < 2:
         raise UserError(f"{data.name}: two halves need at least 2 training images; got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     training, validation = (
         ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
         for half in (order[: count // 2], order[count // 2 :])
@@ -201,7 +203,7 @@ def epoch_order(count: int, batch_size: int, generator: torch.Generator, drop_la
         raise UserError(f"an epoch needs count >= 1 and batch_size >= 1; got {count} and {batch_size}")
     if drop_last and batch_size > count:
         raise UserError(f"batch_size must be at most {count}, the number of images; got {batch_size}")
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     if drop_last:
         order = order[: count - count % batch_size]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

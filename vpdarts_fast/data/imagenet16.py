@@ -6,7 +6,6 @@ then read by an unpickler that can build arrays and built-in containers and noth
 
 from __future__ import annotations
 
-import codecs
 import hashlib
 import io
 import pickle
@@ -113,12 +112,22 @@ def _read_batch(path: Path) -> Batch:
 # What a pickled array calls to come back. NumPy has no public name for the first, and its private one
 # has moved, so ask an array.
 _RECONSTRUCT = np.empty(0).__reduce__()[0]
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    if encoding != "latin1":
+        raise pickle.UnpicklingError(
+            f"it asks for the encoding {encoding!r}, which image data has no use for"
+        )
+    return text.encode("latin1")
+
+
 _ALLOWED = {
     ("numpy.core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy._core.multiarray", "_reconstruct"): _RECONSTRUCT,
     ("numpy", "ndarray"): np.ndarray,
     ("numpy", "dtype"): np.dtype,
-    ("_codecs", "encode"): codecs.encode,  # how protocol 2 writes bytes
+    ("_codecs", "encode"): _encode,  # how protocol 2 writes bytes
 }
 
 

@@ -108,7 +108,7 @@ class ImageData:
         channels = self.train_images.flatten(0, 2).unbind(1)
         counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
         share = counts / counts.sum(dim=1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64)
+        values = torch.arange(256, dtype=torch.float64, device="cpu")
         mean = (share * values).sum(dim=1)
         std = (share * (values - mean[:, None]).square()).sum(dim=1).sqrt()
         std = torch.where((counts > 0).sum(dim=1) > 1, std, 1.0)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
+from vpdarts_fast import machine
 from vpdarts_fast.data.imagenet16 import load_imagenet16_120
 from vpdarts_fast.data.images import Augmentation, ImageData, not_found
 from vpdarts_fast.errors import UserError
@@ -82,9 +83,9 @@ def _load_cifar(dataset: str, root: Path, download: bool) -> ImageData:
     return ImageData(
         name=dataset,
         train_images=torch.from_numpy(np.ascontiguousarray(train.data)),
-        train_labels=torch.tensor(train.targets),
+        train_labels=torch.tensor(train.targets, device="cpu"),
         test_images=torch.from_numpy(np.ascontiguousarray(test.data)),
-        test_labels=torch.tensor(test.targets),
+        test_labels=torch.tensor(test.targets, device="cpu"),
         classes=tuple(train.classes),
         augmentation=Augmentation(padding=4, flip=True),
     )
@@ -149,6 +150,7 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             raise UserError("not an .npz file, or its end is missing; write or copy it again")
     arrays = {}
     try:
+        _check_unpacked_size(path)
         with np.load(path, allow_pickle=False) as archive:
             for key, dtype in _NPZ_DTYPES.items():
                 if key not in archive:
@@ -165,6 +167,17 @@ def _read_npz(path: Path) -> dict[str, npt.NDArray[Any]]:
             "Python objects"
         ) from error
     return arrays
+
+
+def _check_unpacked_size(path: Path) -> None:
+    """Raises `UserError` where the arrays would fill all memory; no more is unpacked than an archive says."""
+    with zipfile.ZipFile(path) as archive:
+        size = sum(entry.file_size for entry in archive.infolist())
+    if size > machine.memory():
+        raise UserError(
+            f"its arrays take {machine.readable(size)}, and this machine has "
+            f"{machine.readable(machine.memory())} of memory; write fewer or smaller images"
+        )
 
 
 _LOADERS: dict[str, Callable[[Path | None, bool], ImageData]] = {

@@ -167,7 +167,7 @@ def _results(
     """Accuracy and loss [V] of all variants, the unmodified model first."""
     results = {}
     for name, found in types.items():
-        number = torch.zeros(len(found.edges), found.ops, dtype=torch.int64)
+        number = torch.zeros(len(found.edges), found.ops, dtype=torch.int64, device="cpu")
         for group in groups:
             if group.cells == name:
                 for v, (e, o) in enumerate(group.pairs, start=group.first):

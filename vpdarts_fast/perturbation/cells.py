@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -94,7 +94,7 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
     for name, cell in found.items():
         stride = max(mixture.stride for _, _, plan in cell for mixture in _mixtures_of(plan))
         types.setdefault("reduction" if stride == 2 else "normal", {})[name] = cell
-    return {name: _cell_type(name, cells) for name, cells in types.items()}
+    return {name: _cell_type(name, cells, reasons) for name, cells in types.items()}
 
 
 def _cells_of(model: nn.Module, mixed_ops: Found) -> dict[str, Found]:
@@ -125,30 +125,40 @@ def _mixtures_of(plan: MixedOpPlan | CellPlan) -> list[MixturePlan]:
     return [edge.mixture for edge in sorted(plan.edges, key=lambda edge: edge.row)]
 
 
-def _cell_type(name: CellTypes, cells: Mapping[str, Found]) -> CellType:
-    alike: dict[tuple[object, ...], str] = {}
-    for cell, found in cells.items():
-        alike.setdefault(tuple(_looks(found)), cell)
-    if len(alike) > 1:
-        raise UserError(f"the {name} cells differ in edges or operations: {' and '.join(alike.values())}")
-    cell, found = next(iter(cells.items()))
-    mixtures = [mixture for _, _, plan in found for mixture in _mixtures_of(plan)]
+def _cell_type(name: CellTypes, cells: Mapping[str, Found], reasons: Sequence[str]) -> CellType:
+    """Of all cells of a type; `UserError` if they differ, with why other mixed operations are none."""
+    (first, found), *others = cells.items()
+    for cell, other in others:
+        if not _are_alike(found, other):
+            why = "".join(f"\n  not recognised: {reason}" for reason in reasons)
+            raise UserError(f"the {name} cells differ in edges or operations: {first} and {cell}{why}")
+    mixtures = _mixtures(found)
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
-        raise UserError(f"the edges of {cell} have different numbers of operations")
+        raise UserError(f"the edges of {first} have different numbers of operations")
     return CellType(
         tuple(
             Place(name, module, plan.methods, None if isinstance(plan, CellPlan) else edge)
             for some in cells.values()
             for edge, (name, module, plan) in enumerate(some)
         ),
-        tuple(_edge_names(cell, found)),
+        tuple(_edge_names(first, found)),
         len(mixtures[0].ops),
-        frozenset(
-            (e, o)
-            for e, mixture in enumerate(mixtures)
-            for o, op in enumerate(mixture.plans)
-            if isinstance(op, ZeroPlan)
-        ),
+        frozenset.intersection(*map(_zeros, cells.values())),
+    )
+
+
+def _mixtures(found: Found) -> list[MixturePlan]:
+    """Of all edges of a cell."""
+    return [mixture for _, _, plan in found for mixture in _mixtures_of(plan)]
+
+
+def _zeros(found: Found) -> frozenset[tuple[int, int]]:
+    """(edge, op) where a cell has the operation `none`."""
+    return frozenset(
+        (e, o)
+        for e, mixture in enumerate(_mixtures(found))
+        for o, op in enumerate(mixture.plans)
+        if isinstance(op, ZeroPlan)
     )
 
 
@@ -161,13 +171,28 @@ def _edge_names(cell: str, found: Found) -> Iterator[str]:
             yield name[len(cell) + 1 :] if cell else name
 
 
-def _looks(found: Found) -> Iterator[object]:
-    """Edges and operations, but for channels."""
+def _are_alike(one: Found, other: Found) -> bool:
+    """Whether two cells have the same operations on the same edges, of any numbers of channels.
+
+    What is known of one and unknown of the other is the same operation if it is of the same class.
+    """
+    edges, others = _mixtures(one), _mixtures(other)
+    shapes = [[(mixture.stride, len(mixture.ops)) for mixture in some] for some in (edges, others)]
+    if shapes[0] != shapes[1]:
+        return False
+    return all(map(_same_operation, _operations(one), _operations(other)))
+
+
+def _operations(found: Found) -> Iterator[tuple[nn.Module, OpPlan]]:
     for _, module, plan in found:
         for mixture in _mixtures_of(plan):
-            yield mixture.stride
-            for path, op in zip(mixture.ops, mixture.plans, strict=True):
-                yield type(op), _detail(at(module, path), op)
+            yield from ((at(module, path), op) for path, op in zip(mixture.ops, mixture.plans, strict=True))
+
+
+def _same_operation(one: tuple[nn.Module, OpPlan], other: tuple[nn.Module, OpPlan]) -> bool:
+    if any(isinstance(plan, OpaquePlan) for _, plan in (one, other)):
+        return type(one[0]) is type(other[0])
+    return type(one[1]) is type(other[1]) and _detail(*one) == _detail(*other)
 
 
 def _detail(op: nn.Module, plan: OpPlan) -> object:
@@ -176,4 +201,4 @@ def _detail(op: nn.Module, plan: OpPlan) -> object:
     if isinstance(plan, SepConvPlan):
         convolutions = (at(op, stage.depthwise) for stage in plan.stages)
         return tuple((conv.kernel_size, conv.dilation) for conv in convolutions)
-    return type(op) if isinstance(plan, OpaquePlan) else None
+    return None

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
-from vpdarts_fast.backends import preferred, serving
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.memory_budget import Need, cell_need, pieces
 from vpdarts_fast.perturbation.cells import CellTypes, Place
 from vpdarts_fast.perturbation.weights import Change, Weights
 from vpdarts_fast.validation import BatchNorm, StatisticsOf
@@ -146,16 +146,16 @@ class Evaluation:
             return None
         return logits
 
-    def _bytes_per_image(self, images: Tensor, places: Sequence[Place]) -> int:
-        """Of one variant in a cell: what its op holds at once; of mixed operations the inputs of all of them,
-        which is more than nodes and one edge."""
+    def _need(self, images: Tensor, places: Sequence[Place]) -> Need:
+        """Of a cell: what its op holds at once; of mixed operations the inputs of all of them, which is more
+        than nodes and one edge."""
         inputs = [self._weights.image[place.name] for place in places]
-        values = 1
-        if places[0].edge is None:
-            op = "mixed_cell" if self._batch_statistics else "masked_cell"
-            like = images.new_empty(0, dtype=inputs[0].dtype)
-            values = serving(op, [like], preferred(op, backend_of(places[0].module))).node_values[op]
-        return values * sum(image.numel() * image.element_size() for image in inputs)
+        size = sum(image.numel() * image.element_size() for image in inputs)
+        if places[0].edge is not None:
+            return Need(size)
+        op = "mixed_cell" if self._batch_statistics else "masked_cell"
+        like = images.new_empty(0, dtype=inputs[0].dtype)
+        return cell_need(op, backend_of(places[0].module), like, size)
 
     def _pieces(self, group: Group, images: Tensor) -> Iterator[tuple[slice, slice]]:
         """Variants of the group and images, so many as fit the budget."""
@@ -163,13 +163,15 @@ class Evaluation:
         if not self.batched:
             yield slice(0, total), slice(0, count)
             return
-        budget = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
-        per_image = max(self._bytes_per_image(images, places) for places in self._weights.cells())
-        if self._batch_statistics:
-            variants_together, images_together = max(1, budget // (per_image * count)), count
-        else:
-            variants_together = max(1, min(total, budget // per_image))
-            images_together = max(1, budget // (per_image * variants_together))
+        needs = [self._need(images, places) for places in self._weights.cells()]
+        variants_together, images_together = pieces(
+            max(needs, key=lambda need: need.of(1, 1)),
+            total,
+            count,
+            self._memory_budget,
+            GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET,
+            self._batch_statistics,
+        )
         for i in range(0, count, images_together):
             for v in range(0, total, variants_together):
                 some = slice(i, min(count, i + images_together))

@@ -333,7 +333,7 @@ def limited(data: ImageData, config: SearchConfig) -> ImageData:
     if config.max_images is None or config.max_images >= len(data.train_images):
         return data
     generator = stream(config.seed, "images used")
-    kept = torch.randperm(len(data.train_images), generator=generator)[: config.max_images]
+    kept = torch.randperm(len(data.train_images), generator=generator, device="cpu")[: config.max_images]
     return dataclasses.replace(
         data, train_images=data.train_images[kept], train_labels=data.train_labels[kept]
     )

@@ -3,25 +3,19 @@
 from __future__ import annotations
 
 import math
-import os
-from pathlib import Path
 
 import torch
 
+from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
 from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.memory_budget import cell_need
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
-
-CGROUP_LIMITS = (
-    Path("/sys/fs/cgroup/memory.max"),
-    Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
-)
-"""Where Linux says what a container may take; "max" or a huge number without a limit."""
 
 
 def check_search(
@@ -37,6 +31,7 @@ def check_search(
     check_batches(config, data)
     check_table(config, table)
     check_memory(config, data, device)
+    check_memory_budget(config, data, device)
 
 
 def images_used(config: SearchConfig, data: ImageData) -> int:
@@ -119,14 +114,41 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     weights = 4 * parameters(config, data.num_classes) * (3 if config.momentum > 0 else 2)
     batch = min(config.batch_size, images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
+    if make_criterion(config).needs_evaluation:
+        activations = max(activations, evaluation_bytes(config, data))
     there = memory_of(device)
     if weights + activations > there:
+        whole, of_weights, of_batch, has = map(
+            machine.readable, (weights + activations, weights, activations, there)
+        )
         raise UserError(
-            f"these settings need at least {_size(weights + activations)} of memory ({_size(weights)} for "
-            f"weights, gradients and momentum, {_size(activations)} for the activations of a batch), and "
-            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {_size(there)}: choose a smaller "
-            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}) or "
-            f"--batch-size ({config.batch_size:,})"
+            f"these settings need at least {whole} of memory ({of_weights} for weights, gradients and "
+            f"momentum, {of_batch} for the activations of a batch), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {has}: choose a smaller "
+            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}), "
+            f"--batch-size ({config.batch_size:,}) or "
+            f"--evaluation-batch-size ({config.evaluation_batch_size:,})"
+        )
+
+
+def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+    """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
+    if config.memory_budget_mib is None or not config.fused or not make_criterion(config).needs_evaluation:
+        return
+    op = "mixed_cell" if config.batch_norm == "batch" else "masked_cell"
+    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    like = torch.empty(0, dtype=dtype, device=device)
+    need = cell_need(op, config.backend, like, config.channels * math.prod(data.image_size) * dtype.itemsize)
+    images, what = 1, "an image"
+    if config.batch_norm == "batch":
+        used = images_used(config, data)
+        images = min(config.evaluation_batch_size, images_evaluated(config, used - used // 2))
+        what = f"a batch of {images} images (--evaluation-batch-size), which --batch-norm batch cannot cut"
+    least = need.of(1, images)
+    if config.memory_budget_mib << 20 < least:
+        raise UserError(
+            f"--memory-budget-mib must be at least {math.ceil(least / 2**20):,}, of one variant of {what}; "
+            f"got {config.memory_budget_mib:,}"
         )
 
 
@@ -155,29 +177,23 @@ def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
     return values * config.cells_per_stage * (NUM_NODES + len(EDGES)) * element
 
 
+def evaluation_bytes(config: SearchConfig, data: ImageData) -> int:
+    """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
+    used = images_used(config, data)
+    count = images_evaluated(config, used - used // 2)
+    batch = math.ceil(count / math.ceil(count / config.evaluation_batch_size))
+    height, width = data.image_size
+    return 2 * batch * config.channels * height * width * (2 if config.precision == "bf16" else 4)
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes that a device has in all; of the CPU, what this process may take of the machine's."""
     if device.type == "cuda":
         total: int = torch.cuda.mem_get_info(device)[1]
         return total
-    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in CGROUP_LIMITS:
-        try:
-            total = min(total, int(path.read_text()))
-        except (OSError, ValueError):  # there is no such file, or no limit
-            continue
-    return total
+    return machine.memory()
 
 
 def _named(config: SearchConfig, data: ImageData) -> str:
     where = f" --data {config.data}" if config.data is not None else ""
     return f"the data set of --dataset {config.dataset}{where} ({data.name})"
-
-
-def _size(count: float) -> str:
-    """Bytes for people."""
-    for unit in ("B", "KiB", "MiB", "GiB", "TiB", "PiB"):
-        if count < 1024 or unit == "PiB":
-            break
-        count /= 1024
-    return f"{count:,.1f} {unit}"

@@ -25,7 +25,7 @@ class Mean:
     """Loss and accuracy over the images of an epoch so far, added up on the device that they come from."""
 
     def __init__(self, loss: float = 0.0, correct: int = 0, images: int = 0) -> None:
-        self._sums = torch.tensor([loss, correct], dtype=torch.float64)
+        self._sums = torch.tensor([loss, correct], dtype=torch.float64, device="cpu")
         self._images = images
 
     def add(self, sums: Tensor, images: int) -> None:

@@ -264,12 +264,11 @@ void statistics(const Block& block, const float* raw, float* out) {
 
 void mask(const StageShape& s, const float* map, float* gradient) {
   const int64_t row = s.width * s.padded;
-  const Vec zeros{};
   for (int64_t y = 0; y < s.height; ++y) {
     const float* from = map + (s.border + y) * s.map_row() + s.border * s.padded;
     for (int64_t i = 0; i < row; i += kLanes) {
       float* to = gradient + y * row + i;
-      store(to, load(from + i) > zeros ? load(to) : zeros);
+      store(to, relu_gradient(load(from + i), load(to)));
     }
   }
 }

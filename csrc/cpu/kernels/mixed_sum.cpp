@@ -187,9 +187,8 @@ void backward_chunk(const MixedSumBackward& args, int64_t image, int64_t first, 
     const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = start + p * s.padded + c;
-      const Vec zeros{};
       const Vec inner = load(product + p * s.padded + c) + load(args.shift + c) + load(rectified + c);
-      Vec value = load(args.x + at) > zeros ? inner : zeros;
+      Vec value = relu_gradient(load(args.x + at), inner);
       for (int64_t e = 0; e < args.edges; ++e) {
         const OutgoingEdge& edge = args.edge[e];
         Vec g = load(edge.gradient + at);

@@ -303,7 +303,6 @@ void forward_1x1(const ReluConv1x1Forward& args, float* rectified) {
 void write_x_gradient(const ReluConv1x1Backward& args, int64_t first, int64_t count, const float* product) {
   const Block& s = args.block;
   const BorderMap border = border_map(s);
-  const Vec zeros{};
   int64_t image = first / (s.height * s.width), y = first / s.width % s.height, i = first % s.width;
   for (int64_t p = 0; p < count; ++p) {
     const float* rectified =
@@ -311,7 +310,7 @@ void write_x_gradient(const ReluConv1x1Backward& args, int64_t first, int64_t co
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = (first + p) * s.padded + c;
       const Vec inner = load(product + p * s.padded + c) + load(rectified + c);
-      store(args.x_gradient + at, load(args.x + at) > zeros ? inner : zeros);
+      store(args.x_gradient + at, relu_gradient(load(args.x + at), inner));
     }
     if (++i == s.width) i = 0, ++y;
     if (y == s.height) y = 0, ++image;

@@ -174,12 +174,11 @@ void write_row(const ResidualShape& s, const float* weights, const float* map, i
 // row = [x > 0] row + the shortcut's share: `pooled` is the gradient of the pool's row, rows how many it has
 // averaged.
 void finish_row(const ResidualShape& s, const float* x, const float* pooled, int64_t rows, float* row) {
-  const Vec zeros{};
   for (int64_t i = 0; i < s.width; ++i) {
     const float share = 1.0f / static_cast<float>(rows * (i / 2 * 2 + 1 < s.width ? 2 : 1));
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = i * s.padded + c;
-      const Vec inner = load(x + at) > zeros ? load(row + at) : zeros;
+      const Vec inner = relu_gradient(load(x + at), load(row + at));
       store(row + at, inner + share * load(pooled + i / 2 * s.padded + c));
     }
   }
@@ -267,13 +266,12 @@ void norm_sums(const NormSums& args) {
 void rectified_gradient(const RectifiedGradient& args) {
   const Block& s = args.block;
   const BorderMap border = border_map(s);
-  const Vec zeros{};
   for (int64_t b = 0; b < s.images; ++b) {
     for (int64_t y = 0; y < s.height; ++y) {
       const float* from = args.rectified + b * border.image + border.first + y * border.row;
       const int64_t start = (b * s.height + y) * s.width * s.padded;
       for (int64_t i = 0; i < s.width * s.padded; i += kLanes) {
-        const Vec g = load(args.a + start + i) > zeros ? load(from + i) : zeros;
+        const Vec g = relu_gradient(load(args.a + start + i), load(from + i));
         store(args.g + start + i, g);
       }
     }

@@ -47,4 +47,10 @@ inline __attribute__((always_inline)) Vec relu(Vec v) {
   return v < zero ? zero : v;
 }
 
+// [x > 0] g, the gradient of relu(x); where x is NaN g passes, as in PyTorch.
+inline __attribute__((always_inline)) Vec relu_gradient(Vec x, Vec g) {
+  const Vec zero{};
+  return x <= zero ? zero : g;
+}
+
 }  // namespace

@@ -1,0 +1,176 @@
+// One call each of what a search spends its time in, without PyTorch: a tool that counts instructions counts
+// those of the functions whose names begin with `work_` (tests/work_counts.py).
+#include <cmath>
+#include <cstdio>
+#include <vector>
+
+#include "cpu/kernels/masked_cell.h"
+#include "cpu/ops/cell_plan.h"
+#include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/parallel.h"
+#include "cpu/ops/training_cell.h"
+
+using namespace vpdarts::cpu;
+
+namespace {
+
+constexpr int64_t kNodes = 4, kEdges = 6, kImages = 4, kChannels = 16, kSize = 8, kVariants = 4;
+constexpr double kEps = 1e-5;
+constexpr int64_t kFloats = kImages * kSize * kSize * kChannels;  // of a node; no lane count pads 16 channels
+
+// Values between -1 and 1, the same on every machine.
+std::vector<float> values(int64_t count, float scale = 1) {
+  std::vector<float> result(static_cast<size_t>(count));
+  uint32_t bits = 1;
+  for (float& value : result) {
+    bits = bits * 1664525u + 1013904223u;
+    value = scale * (static_cast<float>(bits >> 8) / 8388608.0f - 1);
+  }
+  return result;
+}
+
+// Memory aligned as the kernels ask for it.
+struct Memory {
+  std::vector<Floats> pieces;
+  float* take(int64_t floats) {
+    pieces.push_back(allocate(floats));
+    return pieces.back().get();
+  }
+};
+
+}  // namespace
+
+// Called after each function whose name begins with `work_`: here its count is complete.
+extern "C" __attribute__((noinline)) void counted() { asm volatile("" ::: "memory"); }
+
+// What is counted has a name without C++, is called, not inlined, and returns: its last call is no jump.
+#define WORK extern "C" __attribute__((noinline)) void
+#define DONE asm volatile("" ::: "memory")
+
+WORK work_mixed_cell_forward(const TrainingCell& cell, const ValuePlan& plan, CellState& state) {
+  cell.forward(plan, state);
+  DONE;
+}
+
+WORK work_mixed_cell_backward(const TrainingCell& cell, const float* alpha, const CellState& state,
+                              const float* gradient, const CellGradients& wanted) {
+  cell.backward(alpha, state, gradient, wanted);
+  DONE;
+}
+
+WORK work_masked_cell(const MaskedCellKernels& kernels, const BlockShape& shape, const SharedPlan& plan,
+                      ConstImageView x, const ImageView* out, float* scratch) {
+  kernels.shared(shape, plan, x, out, scratch);
+  DONE;
+}
+
+WORK work_mixed_op_forward(const MixedEdge& edge, const EdgeState& state, float* out) {
+  edge.forward(state, out);
+  DONE;
+}
+
+WORK work_mixed_op_backward(const MixedEdge& edge, const EdgeState& state, const float* gradient,
+                            const EdgeGradients& wanted) {
+  edge.backward(state, gradient, wanted);
+  DONE;
+}
+
+namespace {
+
+const auto kX = values(kFloats);
+const auto kWeights = values(2 * kEdges * kChannels * kChannels * 9, 0.1f);
+const auto kAlpha = values(kVariants * kEdges * 5);
+
+void mixed_cell() {
+  Memory memory;
+  const CellSizes sizes{kNodes, kImages, kSize, kSize, kChannels, kChannels};
+  std::vector<float> x = kX;
+  ValuePlan plan{{NodeValue{}}};
+  CellState state;
+  state.node.push_back({x.data()});
+  for (int64_t i = 1; i < kNodes; ++i) {
+    plan.push_back({NodeValue{std::vector<int64_t>(static_cast<size_t>(i), 0), &kAlpha[5 * edge_of(0, i)]}});
+    state.node.push_back({memory.take(kFloats)});
+  }
+  for (int64_t e = 0; e < kEdges; ++e) state.raw.push_back({memory.take(kFloats)});
+  const std::vector<Dropout> keep(kEdges, Dropout{1, 2, 3u << 30, true});
+  const TrainingCell cell(VPDARTS_ISA::relu_conv_kernels(), VPDARTS_ISA::mixed_sum_kernels(), sizes,
+                          kWeights.data(), kWeights.data(), keep, kEps);
+  work_mixed_cell_forward(cell, plan, state);
+  counted();
+  const int64_t pairs = kEdges * kChannels * kChannels;
+  const CellGradients wanted{memory.take(kFloats), memory.take(pairs), memory.take(9 * pairs),
+                             memory.take(5 * kEdges)};
+  work_mixed_cell_backward(cell, kAlpha.data(), state, kX.data(), wanted);
+  counted();
+}
+
+void masked_cell() {
+  Memory memory;
+  const MaskedCellKernels& kernels = VPDARTS_ISA::masked_cell_kernels();
+  std::vector<float> alpha;
+  for (int64_t v = 0; v < kVariants; ++v) {  // one op left out of each but the first
+    alpha.insert(alpha.end(), kAlpha.begin(), kAlpha.begin() + 5 * kEdges);
+    if (v > 0) alpha[static_cast<size_t>(5 * kEdges * v + 7 * v)] = 0;
+  }
+  const std::vector<float> mean(2 * kEdges * kChannels, 0.1f), variance(2 * kEdges * kChannels, 1.0f);
+  FoldedWeights weights(kernels, kChannels, kChannels, kEdges, kWeights.data(), kWeights.data(), mean.data(),
+                        variance.data(), kVariants, alpha.data(), kEps);
+  for (int64_t job = 0; job < weights.count(); ++job) weights.transform(job);
+  const CellPlan plan(weights, kNodes, kVariants);
+  const SharedPlan view = plan.view();
+  const BlockShape shape{kImages, kSize, kSize, kChannels, kChannels};
+  constexpr int64_t row = kSize * kChannels;
+  std::vector<ImageView> outs;
+  for (int64_t u = 0; u < view.values[kNodes - 1]; ++u)
+    outs.push_back({memory.take(kFloats), kSize * row, row, kChannels, 1});
+  const ConstImageView x{kX.data(), kSize * row, row, kChannels, 1};
+  work_masked_cell(kernels, shape, view, x, outs.data(), memory.take(kernels.shared_scratch(shape, view)));
+  counted();
+}
+
+void mixed_op() {
+  Memory memory;
+  EdgeArguments args{};
+  args.shape = {kSize, kSize, 1, kChannels, 4};  // a border for 5x5, dilated
+  args.variants = 1;
+  args.images = kImages;
+  args.channels = kChannels;
+  args.x = {kX.data(), 1};
+  args.alpha = kAlpha.data();
+  // The DARTS space at stride 1: two pools, skip, two separable and two dilated convolutions.
+  args.branches = {{BranchKind::none, -1, 0, 0},        {BranchKind::maximum_pool, 0, 0, 0},
+                   {BranchKind::average_pool, 1, 0, 0}, {BranchKind::skip, -1, 0, 0},
+                   {BranchKind::separable, 2, 0, 2},    {BranchKind::separable, 4, 2, 2},
+                   {BranchKind::separable, 6, 4, 1},    {BranchKind::separable, 7, 5, 1}};
+  const float* weights = kWeights.data();
+  args.stages = {{3, 1, weights, weights}, {3, 1, weights, weights}, {5, 1, weights, weights},
+                 {5, 1, weights, weights}, {3, 2, weights, weights}, {5, 2, weights, weights}};
+  args.eps.assign(8, kEps);
+  const std::vector<float> gamma(8 * kChannels, 1.0f), beta(8 * kChannels, 0.0f);
+  args.gamma = gamma.data();
+  args.beta = beta.data();
+  const auto stages = static_cast<int64_t>(args.stages.size());
+  const MixedEdge edge(VPDARTS_ISA::mixed_op_kernels(), args);
+  const EdgeState state{memory.take(stages * kFloats), memory.take(8 * kChannels),
+                        memory.take(8 * kChannels)};
+  work_mixed_op_forward(edge, state, memory.take(kFloats));
+  counted();
+  EdgeGradients wanted{memory.take(kFloats), memory.take(8), {}, {}, {}, nullptr, nullptr};
+  for (const EdgeStage& stage : args.stages) {
+    wanted.depthwise.push_back(memory.take(kChannels * stage.kernel * stage.kernel));
+    wanted.pointwise.push_back(memory.take(kChannels * kChannels));
+  }
+  work_mixed_op_backward(edge, state, kX.data(), wanted);
+  counted();
+}
+
+}  // namespace
+
+int main() {
+  mixed_cell();
+  masked_cell();
+  mixed_op();
+  std::puts("worked");
+  return 0;
+}

@@ -1,0 +1,91 @@
+"""Random numbers while a module is looked at: whether its code draws any, and that nobody notices.
+
+PyTorch's own generators are watched where this thread draws from them, and are only touched if it does:
+other threads draw on. Those of Python and NumPy can only be compared with what they were before. What others
+draw from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from vpdarts_fast.acceleration.plans import Unrecognised
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees what this thread draws from the generators that belong to the process.
+
+    Attributes:
+        refuses: `Unrecognised` is raised before anything is drawn.
+        drawn: something was, or would have been: code may catch the exception.
+    """
+
+    def __init__(self, refuses: bool) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.refuses, self.drawn = refuses, False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
+            self.drawn = True
+            if self.refuses:
+                raise Unrecognised(DRAWS)
+        return func(*args, **kwargs)
+
+
+DRAWS = "draws random numbers"
+
+
+@contextmanager
+def drawing_nothing() -> Iterator[None]:
+    """`Unrecognised` if something is drawn within; the generators stay as they were."""
+    with _as_before() as drew, _Watch(refuses=True) as watch:
+        yield
+        if watch.drawn or drew():
+            raise Unrecognised(DRAWS)
+
+
+@contextmanager
+def same_draws() -> Iterator[None]:
+    """The generators are afterwards as they were: what is run in two of these in turn draws the same."""
+    state = torch.get_rng_state()
+    with _as_before(), _Watch(refuses=False) as watch:
+        try:
+            yield
+        finally:
+            if watch.drawn:
+                torch.set_rng_state(state)
+
+
+@contextmanager
+def _as_before() -> Iterator[Any]:
+    """Leaves the generators of Python and NumPy as they were; gives what tells whether they are."""
+    python, numpy = random.getstate(), _numpy_state()
+
+    def drew() -> bool:
+        return random.getstate() != python or _numpy_state() != numpy
+
+    try:
+        yield drew
+    finally:
+        if drew():
+            random.setstate(python)
+            np.random.set_state(_numpy_array_state(numpy))
+
+
+def _numpy_state() -> tuple[Any, ...]:
+    """Name, key, position, and what is left of a normal pair; as can be compared."""
+    name, key, *rest = cast(tuple[Any, ...], np.random.get_state())
+    return name, key.tobytes(), *rest
+
+
+def _numpy_array_state(state: tuple[Any, ...]) -> tuple[Any, ...]:
+    name, key, *rest = state
+    return name, np.frombuffer(key, np.uint32), *rest
