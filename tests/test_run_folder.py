@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from search_commands import TINY, error_of, stop_after
+from search_commands import TINY, error_of, full_disk, stop_after
 
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
@@ -244,6 +244,22 @@ def test_a_run_that_has_begun_stays_whatever_happens(
         error_of([*TINY, "--out", str(folder)], capsys)
     assert names(folder) == {"config.json", "log.txt"}
     assert main(["--resume", str(folder)]) == 0
+
+
+@pytest.mark.parametrize("what", ["metrics", "snapshot", "result"])
+def test_a_full_disk_names_the_folder_to_resume(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    writes: dict[str, Callable[[], None]] = {
+        "metrics": lambda: run.append_metrics({"epoch": 0}),
+        "snapshot": lambda: run.write_snapshot(0, {}),
+        "result": lambda: run.write_result({}),
+    }
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match=rf"No space left on device.* with --resume {tmp_path}\)"):
+        writes[what]()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
 
 
 # --- ends ---------------------------------------------------------------------------------------
