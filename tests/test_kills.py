@@ -10,7 +10,6 @@ import pytest
 from kills import kind_of
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_killed_searches_come_back() -> None:
     """In a process of its own, which forks: nothing has computed there before."""
     script = Path(__file__).parent / "kills.py"

@@ -48,6 +48,8 @@ def broken_pipe() -> io.TextIOWrapper:
 
 
 def full() -> io.TextIOWrapper:
+    if not Path("/dev/full").exists():
+        pytest.skip("there is no /dev/full here")
     return Path("/dev/full").open("w")
 
 
