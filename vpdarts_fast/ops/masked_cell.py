@@ -31,8 +31,8 @@ def masked_cell(
         weight_3x3: [E, C, C, 3, 3].
         mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
         variance: [E, 2, C].
-        alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool. What has alpha 0 need not be computed: a NaN that
-            its weights would bring does not show.
+        alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool. What has alpha 0 need not be computed: a NaN
+            that its weights would bring does not show.
         eps: batch norm's epsilon, from 0 to float32's largest.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
