@@ -10,16 +10,15 @@ import pytest
 from kills import kind_of
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs /proc")
 def test_killed_searches_come_back() -> None:
     """In a process of its own, which forks: nothing has computed there before."""
     script = Path(__file__).parent / "kills.py"
     done = subprocess.run(
-        [sys.executable, script, "--kills", "3", "--seed", "5"], capture_output=True, text=True
+        [sys.executable, script, "--kills", "2", "--seed", "3"], capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr
     kills, text = done.stdout.splitlines()[-1].split(" kills, ")
-    assert int(kills) >= 3 and text.startswith("0 searches did not come back")
+    assert int(kills) >= 2 and text.startswith("0 searches did not come back")
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from search_commands import TINY, error_of, stop_after
+from search_commands import TINY, error_of, full_disk, stop_after
 
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
@@ -246,6 +246,22 @@ def test_a_run_that_has_begun_stays_whatever_happens(
     assert main(["--resume", str(folder)]) == 0
 
 
+@pytest.mark.parametrize("what", ["metrics", "snapshot", "result"])
+def test_a_full_disk_names_the_folder_to_resume(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = RunFolder(tmp_path)
+    writes: dict[str, Callable[[], None]] = {
+        "metrics": lambda: run.append_metrics({"epoch": 0}),
+        "snapshot": lambda: run.write_snapshot(0, {}),
+        "result": lambda: run.write_result({}),
+    }
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(UserError, match=rf"No space left on device.* with --resume {tmp_path}\)"):
+        writes[what]()
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
 # --- ends ---------------------------------------------------------------------------------------
 
 
@@ -267,8 +283,10 @@ def test_what_follows_the_result_is_done_on_resume(
         with pytest.raises(Killed):
             main([*TINY, "--out", str(folder)])
     assert "result.json" in names(folder) and not names(folder) & PICTURES
+    if where == "lines":  # the other draws them really
+        monkeypatch.setattr(command_line, "draw_pictures", lambda run: (run / "cell.png").touch())
     assert main(["--resume", str(folder)]) == 0
-    assert names(folder) >= PICTURES
+    assert names(folder) >= (PICTURES if where == "pictures" else {"cell.png"})
     found = RunFolder(folder).result()
     assert found and f"found: {found['architecture']}\n" in (folder / "log.txt").read_text()
 

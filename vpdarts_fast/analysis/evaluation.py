@@ -21,6 +21,7 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT, shown
 from vpdarts_fast.runs.values import tensor_like, tensors_like, whole
 from vpdarts_fast.search import RunFolder, SearchConfig
+from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_to_json
@@ -77,8 +78,7 @@ def run_folders(paths: tuple[Path, ...]) -> list[Path]:
 def open_runs(folders: list[Path]) -> list[tuple[Path, SearchConfig]]:
     """The runs' settings; `UserError` unless they differ in nothing but the seed and where they ran."""
     opened = [(folder, RunFolder.open(folder)[1]) for folder in folders]
-    aside = ("seed", "data", "download", "backend", "device", "threads", "memory_budget_mib",
-             "benchmark_table", "tensorboard", "snapshots")  # fmt: skip
+    aside = {"seed", *FREE_ON_RESUME}
     first_folder, first = opened[0]
     for folder, config in opened[1:]:
         differ = [

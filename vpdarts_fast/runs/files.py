@@ -35,10 +35,11 @@ def write_atomically(path: Path, content: bytes) -> None:
         partial.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
+        run = path.parent.parent if path.parent.name == SNAPSHOTS else path.parent
         raise UserError(
             f"cannot write {path} ({len(content):,} bytes): {error.strerror or error}. What was there before "
             "is intact: make room or the folder writable, then run the same again (a search that had begun: "
-            f"with --resume {path.parent})"
+            f"with --resume {run})"
         ) from error
     finally:  # there is one only if this failed or was interrupted
         with contextlib.suppress(OSError):

@@ -50,7 +50,7 @@ def locked(folder: Path) -> Iterator[None]:
     """Holds the lock of a folder that exists; no other process can, whoever it is.
 
     The kernel holds it: it ends with the process, however that ends, so that a lock file which nobody
-    holds means nothing. The file says who holds it, for people.
+    holds means nothing. The file says who holds it, for people. A file system that has no locks gives none.
 
     Raises:
         UserError: another process holds it, or no file can be made in the folder.

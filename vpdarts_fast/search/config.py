@@ -202,7 +202,7 @@ def _converted(value: Any, hint: Any, folder: Path | None) -> Any:
         candidates = [
             Path(place if Path(place).is_absolute() else os.path.normpath(base / place)) for place in value
         ]
-        return next(filter(os.path.lexists, candidates), candidates[0])
+        return next(filter(os.path.exists, candidates), candidates[0])
     return tuple(value) if isinstance(value, list) else value
 
 
