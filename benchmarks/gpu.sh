@@ -51,10 +51,13 @@ set_up_beside() {
     [ -z "${VPDARTS_WHEELS:-}" ] || fetch=(--no-index --find-links "$VPDARTS_WHEELS")
     # shellcheck disable=SC2086  # words
     "$python" -m pip --disable-pip-version-check install -q "${fetch[@]}" $requirements numpy tyro pytest ||
-        fail "what $1 lacks could not be installed; where nothing can be fetched, name a folder of wheels in VPDARTS_WHEELS (pip download --dest FOLDER tyro)"
+        fail "what $1 lacks could not be installed; where nothing can be fetched, name a folder of wheels in VPDARTS_WHEELS (pip download -d FOLDER tyro)"
     "$python" -m pip --disable-pip-version-check install -q "${fetch[@]}" hypothesis ||
         echo "no hypothesis: the stage contract will fail"
-    timeout 110 "$python" setup.py -q build_ext --inplace || fail "the native extension could not be built"
+    local status=0
+    timeout 110 "$python" setup.py -q build_ext --inplace || status=$?
+    [ "$status" != 124 ] || fail "the native extension is not built yet; the same command again goes on from there"
+    [ "$status" = 0 ] || fail "the native extension could not be built"
 }
 
 if finds_gpu "${PYTHON:-python3}"; then

@@ -44,7 +44,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker("slow")
         callspec = getattr(item, "callspec", None)
         values = [] if callspec is None else list(callspec.params.values())
-        if any(value is torch.float32 for value in flattened(values)):
+        if item.path.stem not in LONG and any(value is torch.float32 for value in flattened(values)):
             item.add_marker("float32")
 
 

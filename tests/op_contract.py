@@ -157,7 +157,8 @@ def true_derivatives(compute: Callable[[list[Any]], list[Tensor]], args: Sequenc
     def draw(seed: int) -> list[Any]:
         first = flat(args)[0]
         if seed > 1:
-            first.mul_(1 + normal(*first.shape, seed=seed, dtype=first.dtype) / 10)
+            with torch.no_grad():
+                first.mul_(1 + normal(*first.shape, seed=seed, dtype=first.dtype) / 10)
         return list(args)
 
     if flat(args)[0].dtype != torch.float32:

@@ -51,6 +51,16 @@ def test_without_kernels_nothing_runs_natively() -> None:
     assert str(report).splitlines()[:2] == ["1 of 1 modules fused", "0 of 8 operations run natively"]
 
 
+def test_hooks_inside_are_named() -> None:
+    module = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    handle = module._ops[4].register_forward_hook(lambda *_: None)
+    (entry,) = accelerate(module).fused
+    assert entry.native == 0 and "its own code runs while there are hooks in it" in entry.remark
+    handle.remove()
+    module.register_forward_hook(lambda *_: None)
+    assert "hooks" not in accelerate(module).fused[0].remark
+
+
 class Half(MixedOp):
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
         return super().forward(x, weights) / 2

@@ -17,6 +17,9 @@ from vpdarts_fast import ops
 from vpdarts_fast.backends import OPS
 from vpdarts_fast.errors import UserError
 
+# Of PyTorch: kinds of tensors that it has not settled yet.
+pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
+
 every_op = pytest.mark.parametrize("op", OPS)
 
 

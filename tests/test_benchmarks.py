@@ -7,7 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -46,7 +45,14 @@ def benchmarks(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments]
     environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command,
+        cwd=folder,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        # Where the tests run in the background Ctrl-C is ignored, and that would be inherited.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
@@ -66,13 +72,20 @@ def test_a_row_is_printed_and_kept_when_it_is_measured(end: signal.Signals, tmp_
     process = benchmarks(
         "-p", "conftest", "-c", os.devnull, "--rootdir", ".", "test_rows.py", folder=tmp_path
     )
-    began = time.monotonic()
-    while not table.exists() or table.read_text().count("\n") < 3:
-        assert process.poll() is None and time.monotonic() < began + 300
-        time.sleep(0.05)
-    time.sleep(0.2)
-    process.send_signal(end)
-    printed, _ = process.communicate(timeout=60)
+    printed = ""
+    try:
+        assert process.stdout is not None
+        for line in process.stdout:
+            printed += line
+            if line.startswith("    ours"):
+                break
+        lines_then = table.read_text()
+        process.send_signal(end)
+        printed += process.stdout.read()
+        process.wait(timeout=60)
+    finally:
+        process.kill()
+    assert table.read_text() == lines_then
     assert process.returncode != 0
     assert "test_first\n    eager " in printed and "test_second\n    " not in printed
     header, *lines = csv.reader(table.read_text().splitlines())

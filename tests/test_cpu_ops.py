@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 import torch
-from fresh_process import run_pytest
-from op_contract import Close, normal, weighted_sum
+from fresh_process import run_python
+from op_contract import Close, normal, true_derivatives, weighted_sum
 from torch import Tensor
 
 from vpdarts_fast import native, ops, reference
@@ -82,8 +82,8 @@ def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     files = [f"tests/test_{op}.py" for op in BACKENDS[0].implementations]
     assert BACKENDS[0].name == "cpu"
     environment = {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1"}
-    arguments = ["-q", "-p", "no:cacheprovider", "-k", "cpu", *files]
-    status, output = run_pytest(arguments, Path(__file__).parent.parent, environment)
+    arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *files]
+    status, output = run_python(arguments, Path(__file__).parent.parent, environment)
     assert status == 0 and " passed" in output, output[-3000:]
 
 
@@ -103,14 +103,17 @@ def test_a_unit_of_many_images_and_tails(c: int) -> None:
 def test_mixed_cell_of_many_images_and_tails(c: int, size: int, n: int, assert_close: Close) -> None:
     """Blocks of several images with a smaller last one, more than six tiles; values and gradients."""
     args = mixed_cell_args(n, c, size)
+
+    def true(exact: list[Any]) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in exact[:4]]
+        x, weight_1x1, weight_3x3, alpha = leaves
+        outputs = reference.mixed_cell(x[None], weight_1x1, weight_3x3, alpha[None], *exact[4:])
+        first = [output[0] for output in outputs]
+        return [*first, *torch.autograd.grad(weighted_sum(first[:1]), leaves)]
+
+    expected = true_derivatives(true, args)
     outputs, gradients = outputs_and_gradients(args)
-    leaves = [t.detach().double().requires_grad_() for t in args[:4]]
-    x, weight_1x1, weight_3x3, alpha = leaves
-    expected = reference.mixed_cell(x[None], weight_1x1, weight_3x3, alpha[None], *args[4:])
-    for actual, wanted in zip(outputs[:3], expected, strict=True):
-        assert_close(actual, wanted[0])
-    wanted_gradients = torch.autograd.grad(weighted_sum([expected[0][0]]), leaves)
-    for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+    for actual, wanted in zip([*outputs[:3], *gradients], expected, strict=True):
         assert_close(actual, wanted)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_contract import Close, double, normal, weighted_sum
+from op_contract import Close, double, normal, true_derivatives, weighted_sum
 from test_cpu_ops import CHECKS, all_equal, thread_count
 from torch import Tensor
 
@@ -53,13 +53,15 @@ def test_many_images_and_tails(c: int, c_out: int, size: int, n: int, assert_clo
     """Blocks of several images with a smaller last one, more than six tiles; values and gradients."""
     args = arguments(n, c, c_out, size)
     assert_close(fixed(args), reference.residual_block(*double(args)).detach())
+
+    def true(exact: list[Any]) -> list[Tensor]:
+        leaves = [tensor.detach().requires_grad_() for tensor in exact]
+        outputs = reference.trained_residual_block(*leaves, 1e-3)
+        return [*outputs, *torch.autograd.grad(weighted_sum(outputs[:1]), leaves)]
+
+    expected = true_derivatives(true, args)
     outputs, gradients = trained(args)
-    leaves = [tensor.detach().double().requires_grad_() for tensor in args]
-    expected = reference.trained_residual_block(*leaves, 1e-3)
-    for actual, wanted in zip(outputs[:3], expected, strict=True):
-        assert_close(actual, wanted)
-    wanted_gradients = torch.autograd.grad(weighted_sum([expected[0]]), leaves)
-    for actual, wanted in zip(gradients, wanted_gradients, strict=True):
+    for actual, wanted in zip([*outputs[:3], *gradients], expected, strict=True):
         assert_close(actual, wanted)
 
 

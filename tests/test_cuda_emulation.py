@@ -12,7 +12,7 @@ import compile_cache
 import pytest
 import torch
 from compile_cache import digest_of, version_of
-from fresh_process import run_pytest
+from fresh_process import run_python
 
 ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
@@ -71,11 +71,23 @@ def build(csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, 
 def run_checks(library: Path, *arguments: str, **env: str) -> tuple[int, str]:
     """Runs tests with the emulated kernels as the backend `cuda`; the exit status and what pytest wrote."""
     paths = os.pathsep.join([str(EMULATION), os.environ.get("PYTHONPATH", "")])
-    options = ["-q", "-s", "-p", "emulated_cuda", "-p", "no:cacheprovider", "-k", "cuda", *arguments]
+    command = [
+        "-m",
+        "pytest",
+        "-q",
+        "-s",
+        "-p",
+        "emulated_cuda",
+        "-p",
+        "no:cacheprovider",
+        "-k",
+        "cuda",
+        *arguments,
+    ]
     env |= {"PYTHONPATH": paths, "VPDARTS_EMULATED_LIBRARY": str(library)}
     if "LD_PRELOAD" not in env:
-        return run_pytest(options, ROOT, env)
-    result = run([sys.executable, "-m", "pytest", *options], **env)
+        return run_python(command, ROOT, env)
+    result = run([sys.executable, *command], **env)
     return result.returncode, result.stdout
 
 

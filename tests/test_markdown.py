@@ -26,7 +26,7 @@ MADE = (".venv", "build", "runs", "data")
 """What only comes to be on the user's machine."""
 FOREIGN_FLAGS = {
     "--benchmark-only", "--help", "--build", "--cmakedir", "--no-build-isolation", "--no-index",
-    "--find-links", "--system-site-packages",
+    "--find-links", "--system-site-packages", "--dest", "--only-binary",
 }  # fmt: skip
 """Flags of pytest, pip and CMake."""
 

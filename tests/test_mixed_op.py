@@ -24,6 +24,7 @@ from op_contract import (
     normal,
     second_derivatives,
     served,
+    true_derivatives,
     weighted_sum,
     with_tensors,
 )
@@ -117,8 +118,8 @@ def output_only(outputs: Any) -> list[Tensor]:
 def check(args: Sequence[Any], backend: str, close: Close) -> None:
     """Gradients of every tensor argument. Those of parameters cancel where a batch norm undoes what they
     change, and of a few channels nothing else is left: errors are measured against the largest of all."""
+    expected = true_derivatives(lambda exact: gradients(reference.mixed_op, exact, output_only), args)
     actual = gradients(lambda *some: ops.mixed_op(*some, backend=backend), args, output_only)
-    expected = gradients(reference.mixed_op, double(args), output_only)
     images = [i for i, gradient in enumerate(actual) if gradient.dim() in (2, 5)]
     parameters = [i for i in range(len(actual)) if i not in images]
     close(*(torch.cat([some[i].flatten() for i in parameters]) for some in (actual, expected)))
@@ -221,10 +222,12 @@ def test_mixed_op_with_fixed_statistics(
             return ops.mixed_op(*some, fixed, backend=backend)
 
         exact = statistics.double()
+
+        def true(some: list[Any], exact: Tensor = exact) -> list[Tensor]:
+            return gradients(lambda *values: reference.mixed_op(*values, exact), some, output_only)
+
+        expected = true_derivatives(true, differentiable)
         actual = gradients(output, differentiable, output_only)
-        expected = gradients(
-            lambda *some, fixed=exact: reference.mixed_op(*some, fixed), double(differentiable), output_only
-        )
         for gradient, wanted in zip(actual, expected, strict=True):
             assert_close(gradient, wanted)
 
@@ -387,7 +390,7 @@ def test_mixed_op_gives_only_the_gradients_asked_for(
     args[2] = [Given(normal(1, 3, 4, 5, 7)), SepConv((first, second)), SepConv((replace(first, dilation=2),))]
     args[1] = args[1][:, :3].contiguous()
     args = with_tensors(args, lambda tensor: tensor.detach().clone().to(dtype))
-    expected = gradients(reference_of_output, double(args), output_only)
+    expected = true_derivatives(lambda exact: gradients(reference_of_output, exact, output_only), args)
     leaves = flat(args)
     for i in wanted:
         leaves[i].requires_grad_()

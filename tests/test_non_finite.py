@@ -20,6 +20,8 @@ every_implementation = pytest.mark.parametrize(
     ("op", "backend"), [(op, b.name) for op in OPS for b in BACKENDS if op in b.implementations]
 )
 
+pytestmark = pytest.mark.float32
+
 DIFFERENTIABLE = [op for op in OPS if op not in EVALUATION_OPS]
 NON_FINITE = {"NaN": torch.nan, "infinity": torch.inf, "minus infinity": -torch.inf}
 EXTREME = {"1e15": 1e15, "-1e15": -1e15, "1e-30": 1e-30, "subnormal": 1e-42}

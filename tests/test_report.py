@@ -21,13 +21,14 @@ from matplotlib.patches import Circle, FancyArrowPatch, Rectangle
 from PIL import Image
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report import TensorBoardLog, draw_cell, draw_pictures
 from vpdarts_fast.report.__main__ import main
-from vpdarts_fast.report.cell import cell_figure
+from vpdarts_fast.report.cell import cell_figure, draw_cell
 from vpdarts_fast.report.curves import curves_figure
 from vpdarts_fast.report.heat_map import alpha_figure, importance_figure
+from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.report.style import OP_COLOURS, SERIES_COLOURS
+from vpdarts_fast.report.tensorboard import TensorBoardLog
 from vpdarts_fast.spaces.genotype import OPS, Genotype
 
 PAPER = Genotype.from_string(

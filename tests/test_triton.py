@@ -12,7 +12,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from fresh_process import run_pytest
+from fresh_process import run_python
 
 import vpdarts_fast
 
@@ -57,7 +57,7 @@ pytestmark = pytest.mark.skipif(importlib.util.find_spec("triton") is None, reas
 def interpret(tests: list[str], folder: Path = ROOT) -> tuple[int, str]:
     """How many tests passed, and what pytest wrote."""
     environment = {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(folder)}
-    status, output = run_pytest(["-q", "-p", "no:cacheprovider", *tests], folder, environment)
+    status, output = run_python(["-m", "pytest", "-q", "-p", "no:cacheprovider", *tests], folder, environment)
     passed = re.search(r"(\d+) passed", output)
     assert status in (0, 1), output[-3000:]  # tests ran
     return (int(passed[1]) if passed else 0), output

@@ -77,13 +77,14 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
     for name, module, recognise in list(_candidates(model)):
         try:
             plan = COMPARED[recognise](module)
-            changes.append(fusion(module, plan, COMPARED[recognise], backend))
+            change = fusion(module, plan, COMPARED[recognise], backend)
+            changes.append(change)
         except Unrecognised as error:
             if str(error):
                 kind, operations = type(module).__name__, _count_operations(module)
                 entries.append(Entry(name, kind, False, str(error), operations))
         else:
-            entries.append(_entry_of_fused(name, module, plan, backend))
+            entries.append(_entry_of_fused(name, plan, change))
     make_all(changes)
     return AccelerationReport(tuple(entries))
 
@@ -122,8 +123,12 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn
             yield name, module, recognise_residual
 
 
-def _entry_of_fused(name: str, module: nn.Module, plan: Plan, backend: str) -> Entry:
-    unserved = _unserved(module, plan, backend)
+def _entry_of_fused(name: str, plan: Plan, change: Change) -> Entry:
+    module, state = change.module, change.state
+    assert state is not None
+    unserved = _unserved(module, plan, state.backend)
+    if state.seen.compare(module) == "watched":
+        unserved = "its own code runs while there are hooks in it"
     remarks = (
         _other_methods(module, plan),
         _own_operations(plan),
@@ -135,7 +140,7 @@ def _entry_of_fused(name: str, module: nn.Module, plan: Plan, backend: str) -> E
     native = sum(isinstance(kind, NATIVE) for kind in kinds)
     if isinstance(plan, CellPlan) and trains_natively(module, plan):
         native = len(kinds)
-    if unserved or backend in ("pytorch", "reference"):
+    if unserved or state.backend in ("pytorch", "reference"):
         native = 0
     return Entry(name, _kind(plan), True, "; ".join(filter(None, remarks)), len(kinds), native)
 

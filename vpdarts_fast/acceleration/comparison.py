@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from vpdarts_fast.acceleration.copies import (
     are_close,
     channels_of,
+    class_attributes,
     differing_state,
     is_on_meta,
     isolated_copy,
@@ -69,6 +70,19 @@ def compared_residual(block: nn.Module) -> ResidualPlan:
 
 
 def _compared(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan:
+    with torch.inference_mode(False), torch.enable_grad(), class_attributes(module) as written:
+        try:
+            plan = _compared_copies(module, recognise)
+        except Unrecognised:
+            raise
+        except Exception as error:  # what modules hold may raise anything
+            raise Unrecognised(f"cannot be compared with its own code: {described(error)}") from error
+    if written:
+        raise Unrecognised(f"writes to {written[0]}, which would not be updated")
+    return plan
+
+
+def _compared_copies(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan:
     try:
         plan = recognise(module)
         if is_on_meta(module):
@@ -136,6 +150,7 @@ class Mode(NamedTuple):
         zeros: some of the weights are 0.
         height: of the images, H.
         width: of the images, W.
+        draws: there are operations that may draw random numbers.
     """
 
     training: bool
@@ -143,6 +158,7 @@ class Mode(NamedTuple):
     zeros: bool
     height: int
     width: int
+    draws: bool = True
 
     def __str__(self) -> str:
         return "in training mode" if self.training else "in evaluation mode"
@@ -151,6 +167,7 @@ class Mode(NamedTuple):
 MODES = (
     Mode(training=True, gradients=True, zeros=False, height=6, width=8),
     Mode(training=True, gradients=False, zeros=True, height=8, width=6),
+    Mode(training=False, gradients=True, zeros=False, height=8, width=6),
     Mode(training=False, gradients=False, zeros=False, height=8, width=6),
 )
 
@@ -177,11 +194,11 @@ def _compare_method(module: nn.Module, method: str, plan: Plan) -> None:
     covered, reason = False, ""
     for mode in MODES:
         try:
+            mode = mode._replace(draws=bool(_unknown(plan)))  # probing finds other draws
             _compare_mode(plain, planned, method, plan, mode, generator)
             covered = True
         except OwnMethod as error:
             reason = str(error)
-            planned = copy.deepcopy(plain)
     if not covered:
         raise Unrecognised(reason or "is not covered in either mode")
 
@@ -198,23 +215,26 @@ def _compare_mode(
     cotangents = torch.Generator(device="cpu").manual_seed(1)
     own = getattr(plain.train(mode.training), method)
     planned.train(mode.training)
+
+    def by_plan(x: Tensor, *weights: Tensor) -> Tensor:
+        return computed(planned, method, plan, x, *weights, backend="pytorch")
+
+    found, failure = {}, None
     try:
-        expected = dict(_values(plain, own, x, weights, mode, cotangents))
+        found = dict(_values(planned, by_plan, x, weights, mode, cotangents))
+    except OwnMethod:
+        raise  # before anything has been changed
+    except Exception as error:  # whatever it is, the module's own code has to run
+        failure = error
+    try:
+        expected = dict(_values(plain, own, x, weights, mode, cotangents.manual_seed(1)))
     except Unrecognised:
         raise
     except Exception as error:  # their code may raise anything
         reason = "is of sequences or volumes, not of images" if _not_of_images(plain) else described(error)
         raise Unrecognised(f"cannot be run on its own: {reason}") from error
-
-    def by_plan(x: Tensor, *weights: Tensor) -> Tensor:
-        return computed(planned, method, plan, x, *weights, backend="pytorch")
-
-    try:
-        found = dict(_values(planned, by_plan, x, weights, mode, cotangents.manual_seed(1)))
-    except OwnMethod:
-        raise
-    except Exception as error:  # whatever it is, the module's own code has to run
-        raise Unrecognised(f"cannot be run by its plan: {described(error)}") from error
+    if failure is not None:
+        raise Unrecognised(f"cannot be run by its plan: {described(failure)}") from failure
     state = differing_state(plain, planned)
     if state is not None:
         raise Unrecognised(f"writes to {state}, which would not be updated")
@@ -240,7 +260,7 @@ def _values(
         torch.inference_mode(False),
         torch.set_grad_enabled(mode.gradients),
         torch.autocast("cpu", enabled=False),
-        same_draws(),
+        same_draws() if mode.draws else contextlib.nullcontext(),
     ):
         leaves = [tensor.clone().requires_grad_(mode.gradients) for tensor in (x, *weights)]
         arguments = [leaf.clone() for leaf in leaves]

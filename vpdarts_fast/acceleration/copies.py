@@ -6,6 +6,9 @@ import copy
 import math
 import random
 from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from inspect import isroutine
 from typing import Any
 
 import numpy as np
@@ -35,8 +38,8 @@ def isolated_copy(module: nn.Module) -> nn.Module:
             memo[id(layer.__dict__[name])] = OrderedDict()
         for value in layer.__dict__.values():
             _copy_results(value, memo)
-        for name in instance_methods(layer):
-            memo[id(layer.__dict__[name])] = None
+        for name in ("_compiled_call_impl", *instance_methods(layer)):
+            memo[id(layer.__dict__.get(name))] = None
         if any(is_lazy(some) for some in layer.parameters(recurse=False)):
             raise Unrecognised("has parameters without a shape: call the model once, then accelerate")
     try:
@@ -107,6 +110,40 @@ def _random(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device="cpu", generator=generator)
 
 
+@contextmanager
+def class_attributes(module: nn.Module) -> Iterator[list[str]]:
+    """Gives classes the attributes back that their code writes to within; the list has their names."""
+    written: list[str] = []
+    kinds = {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}
+    before = [
+        (kind, name, value, copy.copy(value) if isinstance(value, (list, dict, set)) else value)
+        for kind in kinds
+        for name, value in vars(kind).items()
+        if not (name.startswith("__") or isroutine(value) or isinstance(value, property))
+    ]
+    try:
+        yield written
+    finally:
+        for kind, name, value, held in before:
+            if kind.__dict__.get(name) is value and (held is value or _elements(held) == _elements(value)):
+                continue
+            written.append(f"{kind.__name__}.{name}")
+            if held is not value:
+                value.clear()
+                value.extend(held) if isinstance(value, list) else value.update(held)
+            setattr(kind, name, value)
+
+
+def _elements(container: Any) -> list[int]:
+    """Which objects are in a list, set or dictionary."""
+    values = [*container, *container.values()] if isinstance(container, dict) else container
+    return [id(value) for value in values]
+
+
+def _is_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in ("torch", "builtins", "vpdarts_fast", "abc", "typing")
+
+
 def differing_state(one: nn.Module, other: nn.Module, seen: set[tuple[int, int]] | None = None) -> str | None:
     """The name of an attribute, buffer or parameter that differs between two copies of a module; or none.
 
@@ -167,9 +204,11 @@ def are_close(a: Tensor, b: Tensor) -> bool:
     """Equal up to rounding in float64, as the largest element goes; NaN where the other has it."""
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    if a.layout != b.layout:
+        return False
     if a.is_meta or b.is_meta or not (a.is_floating_point() or a.is_complex()):
         return a.is_meta or b.is_meta or torch.equal(a, b)
-    a, b = a.detach(), b.detach()
+    a, b = a.detach().to_dense(), b.detach().to_dense()
     finite = b[b.isfinite()].abs()
     scale = float(finite.max()) if finite.numel() else 0.0
     tolerance = 1e-9 if a.dtype == torch.float64 else 1e-5

@@ -1,8 +1,8 @@
 """Random numbers while a module is looked at: whether its code draws any, and that nobody notices.
 
-PyTorch's own generators are watched where this thread draws from them, and are only touched if it does:
-other threads draw on. Those of Python and NumPy can only be compared with what they were before. What others
-draw from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
+PyTorch's own generators are watched where this thread would draw from them, and are not touched: other
+threads draw on. Those of Python and NumPy can only be compared with what they were before. What others draw
+from these meanwhile counts too, and is drawn again: such code must not overlap with `accelerate`.
 """
 
 from __future__ import annotations
@@ -20,23 +20,21 @@ from vpdarts_fast.acceleration.plans import Unrecognised
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Sees what this thread draws from the generators that belong to the process.
+    """Refuses what this thread would draw from the generators that belong to the process.
 
     Attributes:
-        refuses: `Unrecognised` is raised before anything is drawn.
-        drawn: something was, or would have been: code may catch the exception.
+        drawn: something would have been: code may catch the exception.
     """
 
-    def __init__(self, refuses: bool) -> None:
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.refuses, self.drawn = refuses, False
+        self.drawn = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if torch.Tag.nondeterministic_seeded in func.tags and kwargs.get("generator") is None:
             self.drawn = True
-            if self.refuses:
-                raise Unrecognised(DRAWS)
+            raise Unrecognised(DRAWS)
         return func(*args, **kwargs)
 
 
@@ -46,7 +44,7 @@ DRAWS = "draws random numbers"
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
     """`Unrecognised` if something is drawn within; the generators stay as they were."""
-    with _as_before() as drew, _Watch(refuses=True) as watch:
+    with _as_before() as drew, _Watch() as watch:
         yield
         if watch.drawn or drew():
             raise Unrecognised(DRAWS)
@@ -54,14 +52,27 @@ def drawing_nothing() -> Iterator[None]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """The generators are afterwards as they were: what is run in two of these in turn draws the same."""
-    state = torch.get_rng_state()
-    with _as_before(), _Watch(refuses=False) as watch:
-        try:
-            yield
-        finally:
-            if watch.drawn:
-                torch.set_rng_state(state)
+    """What is run in two of these in turn draws the same; the generators are afterwards as they were."""
+    with _as_before(), _Drawing():
+        yield
+
+
+class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Draws from a generator of its own in place of those that belong to the process."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.generator = torch.Generator(device="cpu").manual_seed(1)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if torch.Tag.nondeterministic_seeded not in func.tags or kwargs.get("generator") is not None:
+            return func(*args, **kwargs)
+        if any(argument.name == "generator" for argument in func._schema.arguments):
+            return func(*args, **kwargs, generator=self.generator)
+        with torch.random.fork_rng(devices=[]):  # few ops take none
+            torch.manual_seed(self.generator.initial_seed())
+            return func(*args, **kwargs)
 
 
 @contextmanager

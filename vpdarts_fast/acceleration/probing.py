@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import chain
@@ -13,12 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.copies import HOOKS, channels_of, isolated_copy
-from vpdarts_fast.acceleration.draws import drawing_nothing
+from vpdarts_fast.acceleration.draws import drawing_nothing, same_draws
 from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
 PROBE_SIZE = 6
+
+
+Draws = Callable[[], AbstractContextManager[None]]
+"""What becomes of random numbers that are drawn within."""
 
 
 class _Probe:
@@ -157,7 +162,7 @@ class Probing:
         """Whether all operations that run are called with the same images, or one is chosen of them."""
         x, cause = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE), None
         try:
-            self._run(x, self._weights(), training=True)
+            self._run(x, self._weights(), training=True, draws=same_draws)
         except Unrecognised as error:
             cause = error.__cause__
         inputs = [probe.called_with[0] for probe in chain.from_iterable(self._probes) if probe.called_with]
@@ -196,12 +201,14 @@ class Probing:
         """[E, O], as the method takes them but for a mixed operation's [O]."""
         return self._random(len(self.mixtures), len(self.mixtures[0].ops))
 
-    def _run(self, x: Tensor, weights: Tensor, training: bool) -> tuple[_Run, Tensor]:
+    def _run(
+        self, x: Tensor, weights: Tensor, training: bool, draws: Draws = drawing_nothing
+    ) -> tuple[_Run, Tensor]:
         probes = [[_Probe(m.stride, self.generator) for _ in m.ops] for m in self.mixtures]
         self._probes = probes
         paths = [path for mixture in self.mixtures for path in mixture.ops]
         probed = _computing(self._copy, dict(zip(paths, chain.from_iterable(probes), strict=True)))
-        out = self._call(probed, x, weights, training)
+        out = self._call(probed, x, weights, training, draws)
         called = [probe.called_with[0].shape[1] for some in probes for probe in some if probe.called_with]
         if not called or x.shape[1] % called[0]:
             raise Unrecognised("does not run its operations on channels of its input")
@@ -211,9 +218,11 @@ class Probing:
             raise Unrecognised("runs some operations of weight 0 and others not")
         return _Run(probes, weights, skipped.pop() if skipped else None, x.shape[1] // called[0]), out
 
-    def _call(self, probed: nn.Module, x: Tensor, weights: Tensor, training: bool) -> Tensor:
+    def _call(
+        self, probed: nn.Module, x: Tensor, weights: Tensor, training: bool, draws: Draws = drawing_nothing
+    ) -> Tensor:
         try:
-            with torch.no_grad(), drawing_nothing():
+            with torch.no_grad(), draws():
                 out = getattr(probed.train(training), self.method)(
                     x.clone(), weights if self.edges else weights[0]
                 )

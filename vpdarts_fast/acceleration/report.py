@@ -136,6 +136,7 @@ HINTS = (
         "cannot be run on its own: what it needs besides (x, weights) has to be there",
     ),
     ("sequences or volumes", "sequences or volumes: there are kernels for images only"),
+    ("cannot be compared", "cannot be compared: values of another kind in it do not allow it"),
     ("cannot be copied", "cannot be copied: what copy.deepcopy refuses belongs out of the module"),
     ("call the model once", "call the model once: its first call makes what later ones use"),
     (
@@ -158,6 +159,11 @@ HINTS = (
     (
         "without a kernel",
         'without a kernel: float32 on a CPU has one, or backend="pytorch" runs the same algebra in PyTorch',
+    ),
+    (
+        "hooks in it",
+        "hooks: those of the module itself cost nothing; only its own code calls those of its submodules, "
+        "and of all modules",
     ),
     (
         "not compared",

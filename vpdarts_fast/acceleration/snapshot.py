@@ -135,7 +135,7 @@ def _holding(value: object) -> object:
         return type(value), id(value), value._version  # and not its values, for which the CPU would wait
     try:
         return frozen(value)
-    except TypeError:
+    except Exception:  # their code may raise anything
         return type(value), id(value)
 
 
@@ -205,7 +205,7 @@ def fingerprint(module: nn.Module) -> Hashable | None:
             parts.append(
                 (name, kind, kind.forward, *own, *((key, _shape(tensor)) for key, tensor in tensors))
             )
-    except TypeError:
+    except Exception:  # what modules hold may raise anything
         return None
     return tuple(parts)
 

@@ -1,7 +1,6 @@
-"""Pictures and TensorBoard logs of a search, drawn from what the search writes."""
+"""Pictures and TensorBoard logs of a search, from what it writes: `python -m vpdarts_fast.report`.
 
-from vpdarts_fast.report.cell import draw_cell
-from vpdarts_fast.report.pictures import draw_pictures
-from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
-
-__all__ = ["TensorBoardLog", "draw_cell", "draw_pictures", "require_tensorboard"]
+run_files          what a run has written, read back; needs no Matplotlib, which the others do
+pictures           every picture of a run; cell, curves and heat_map draw one each, in one style
+tensorboard        a log while the search runs
+"""

@@ -10,6 +10,7 @@ import hashlib
 import io
 import pickle
 import struct
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -53,14 +54,21 @@ def load(path: Path, file_format: Format = CHECKPOINT) -> dict[str, Any]:
         raise file_format.damaged(str(path), CHANGED)
     try:
         _check_archive(data)
-        content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # zipfile raises many kinds on a damaged file
+        raise UserError(f"{path} is damaged or not a {kind}: {error}; {file_format.remedy}") from error
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of unusual pickles, which `torch.load` refuses all the same
+            content = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:  # PyTorch's own words advise to read it by running it
         raise UserError(
             f"{path} is damaged or not a {kind}: it holds more than tensors and plain values"
         ) from error
-    except Exception as error:  # torch.load raises many kinds on a damaged file
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"{path} is damaged or not a {kind}: {reason}; {file_format.remedy}") from error
+    except Exception as error:  # torch.load raises many kinds on a damaged file, some with such advice too
+        raise UserError(
+            f"{path} is damaged or not a {kind}: PyTorch cannot read it ({type(error).__name__}); "
+            f"{file_format.remedy}"
+        ) from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no {kind}; got {type(content).__name__}")
     if file_format.version_of(content, str(path)) > 1 and not has_digest:

@@ -30,7 +30,8 @@ from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.precision import check_precision
-from vpdarts_fast.report import draw_pictures, require_tensorboard
+from vpdarts_fast.report.pictures import draw_pictures
+from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions

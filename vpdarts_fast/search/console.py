@@ -18,7 +18,7 @@ from rich.progress import (
 )
 
 from vpdarts_fast.command_line import warn
-from vpdarts_fast.report import TensorBoardLog, require_tensorboard
+from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.run_folder import RunFolder
 
