@@ -15,6 +15,8 @@ import torch
 from acceleration_cases import CHANNELS, images, softmax
 from supernets import Cell, MixedOp, Residual, Style, darts_ops
 from torch import Tensor, nn
+from torch.utils import _device
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 from whole_supernets import EdgesSupernet
 
 from vpdarts_fast import leave_one_out
@@ -155,6 +157,8 @@ def test_all_at_once_is_one_after_another() -> None:
         for found, other in zip(in_threads(JOBS), expected, strict=True):
             assert_alike(found, other)
     assert nn.Module.__call__ is own_call and nn.Module.__getattr__ is own_getattr
+    assert _device.CURRENT_DEVICE is None
+    assert not is_in_torch_dispatch_mode()  # a flag of the process, which keeps `torch.compile` from its work
 
 
 def test_recognition_exchanges_nothing_of_the_process() -> None:

@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _pop_mode, _push_mode
 
 from vpdarts_fast.acceleration.plans import Unrecognised
 
@@ -42,9 +42,20 @@ DRAWS = "draws random numbers"
 
 
 @contextmanager
+def _active(mode: TorchDispatchMode) -> Iterator[None]:
+    """The mode is active in this thread; entered as usual it would set flags of the process as well."""
+    _push_mode(mode)
+    try:
+        yield
+    finally:
+        _pop_mode()
+
+
+@contextmanager
 def drawing_nothing() -> Iterator[None]:
     """`Unrecognised` if something is drawn within; the generators stay as they were."""
-    with _as_before() as drew, _Watch() as watch:
+    watch = _Watch()
+    with _as_before() as drew, _active(watch):
         yield
         if watch.drawn or drew():
             raise Unrecognised(DRAWS)
@@ -53,7 +64,7 @@ def drawing_nothing() -> Iterator[None]:
 @contextmanager
 def same_draws() -> Iterator[None]:
     """What is run in two of these in turn draws the same; the generators are afterwards as they were."""
-    with _as_before(), _Drawing():
+    with _as_before(), _active(_Drawing()):
         yield
 
 

@@ -16,7 +16,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, OwnMethod, Path, Unrecognised
 from vpdarts_fast.acceleration.probing import without_ops
@@ -195,7 +194,7 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     state: State = module.__dict__[STATE]
     seen = state.seen.compare(module)
     if seen == "changed" or (state.plan is not None and not state.plan.compared and not x.is_meta):
-        if transformed or is_in_torch_dispatch_mode():
+        if transformed or torch._C._len_torch_dispatch_stack():
             return None  # what is within may be without values, and the module may be another one outside
         state.look_again(module)
         seen = state.seen.compare(module)  # what has changed it may be a hook

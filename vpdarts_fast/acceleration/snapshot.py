@@ -14,6 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules import module as torch_module
 from torch.nn.parameter import is_lazy
+from torch.overrides import _pop_mode, _push_mode
+from torch.utils._device import DeviceContext
 
 from vpdarts_fast.acceleration.plans import Path, Unrecognised, at
 
@@ -161,8 +163,12 @@ def remembered(recognise: Callable[[nn.Module], Plan]) -> Callable[[nn.Module], 
     known: dict[Hashable, Plan | Unrecognised] = {}
 
     def on_the_cpu(module: nn.Module) -> Plan:
-        with torch.device("cpu"):  # whatever device is the default of the process
+        # Whatever device is the default; `with torch.device` would set a variable of the process as well.
+        _push_mode(DeviceContext(torch.device("cpu")))  # type: ignore[no-untyped-call]
+        try:
             return recognise(module)
+        finally:
+            _pop_mode()  # type: ignore[no-untyped-call]
 
     def look(module: nn.Module) -> Plan | Unrecognised:
         try:
