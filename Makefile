@@ -36,7 +36,7 @@ check: setup ## the fast tests, and style and types of what has changed: a minut
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py' '*.pyi'; git ls-files -o --exclude-standard -- '*.py'); \
 	if [ -n "$$changed" ]; then $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; fi
 	@if [ -n "$$(git diff --name-only HEAD -- vpdarts_fast pyproject.toml)" ]; then $(BIN)/mypy --strict vpdarts_fast; fi
-	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist worksteal $(ARGS)
+	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

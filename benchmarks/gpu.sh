@@ -7,9 +7,14 @@
 #                  which fetches PyTorch
 #   VPDARTS_WHEELS a folder of wheels: what that Python lacks is taken from there, and nothing is fetched
 set -euo pipefail
-cd "$(dirname "$0")/.."
 
 fail() { echo "error: $1" >&2; exit 2; }
+
+if [ -n "${VPDARTS_WHEELS:-}" ]; then
+    [ -d "$VPDARTS_WHEELS" ] || fail "VPDARTS_WHEELS names no folder; got $VPDARTS_WHEELS"
+    VPDARTS_WHEELS=$(cd "$VPDARTS_WHEELS" && pwd)
+fi
+cd "$(dirname "$0")/.."
 
 stages=() folder=gpu
 while [ $# -gt 0 ]; do

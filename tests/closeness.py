@@ -149,21 +149,26 @@ class Training:
         return {name: tensor.detach().clone() for name, tensor in (found | self.module.state_dict()).items()}
 
 
-def assert_trains_alike(plain: Training, other: Training, draw: Callable[[int], Tensor]) -> None:
-    """`other` computes in `STEPS` steps of training what `plain` does, which is left to PyTorch's operations.
+def assert_trains_alike(
+    plain: Training, other: Training, draw: Callable[[int], Tensor], steps: int | None = None
+) -> None:
+    """`other` computes in every step of training what `plain` does, which is left to PyTorch's operations.
 
     In float64 both train on; in float32 every step starts from the state that the truth has reached.
 
     Args:
         draw: images [N, C, H, W] by a seed, in the dtype of the modules.
+        steps: how many; `STEPS` by default.
     """
-    if draw(1).dtype == torch.float64:
-        for seed in range(1, STEPS[torch.float64] + 1):
+    dtype = draw(1).dtype
+    steps = STEPS[dtype] if steps is None else steps
+    if dtype == torch.float64:
+        for seed in range(1, steps + 1):
             assert_close_to_truth(other.results(draw(seed)), plain.results(draw(seed)))
         return
     truth = copy.deepcopy(plain)
     truth.module.double()
-    for k in range(STEPS[torch.float32]):
+    for k in range(steps):
         start = {name: tensor.float() for name, tensor in truth.module.state_dict().items()}
 
         def true_results(images: Tensor, start: Results = start) -> Results:

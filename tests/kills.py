@@ -205,6 +205,7 @@ class Trials:
 
     def trial(self, seeds: str, kills: list[Kill]) -> None:
         """A search that is killed so often, then left to come to its end."""
+        print(f"{self.killed.total()} kills, {len(self.failed)} failures so far", file=sys.stderr, flush=True)
         folder = self.root / "killed" / seeds
         shutil.rmtree(folder.parent, ignore_errors=True)
         labels = []
@@ -241,9 +242,9 @@ class Trials:
             return Kill(seconds=self.random.uniform(0, alone.seconds))
         return Kill(event=self.random.randint(1, alone.events))
 
-    def every_write(self, seeds: str, stride: int = 1) -> None:
+    def every_write(self, seeds: str) -> None:
         """One trial for each event of a search."""
-        for event in range(1, self.alone(seeds)[1].events + 1, stride):
+        for event in range(1, self.alone(seeds)[1].events + 1):
             self.trial(seeds, [Kill(event=event)])
 
 
@@ -261,7 +262,6 @@ def main() -> int:
             trials.every_write("several")
         while trials.killed.total() < arguments.kills:
             trials.random_trial()
-            print(f"{trials.killed.total()} kills so far", file=sys.stderr, flush=True)
     for label, count in sorted(trials.killed.items()):
         print(f"{count:6}  {label}")
     print(f"{trials.killed.total()} kills, {len(trials.failed)} searches did not come back as they should")

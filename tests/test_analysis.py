@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from search_commands import TINY, rewrite, stop_after
 from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
-from vpdarts_fast.analysis.evaluation import evaluate_run
+from vpdarts_fast.analysis.evaluation import MODES, evaluate_run
 from vpdarts_fast.analysis.kendall import main
 from vpdarts_fast.analysis.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
@@ -278,13 +278,13 @@ def test_reuse_computes_nothing_twice(
 
     monkeypatch.setattr("vpdarts_fast.analysis.evaluation.leave_one_out", spy)
     arguments = [str(runs / "seed-3"), "--benchmark-table", str(table), "--images", "16", "--reuse"]
-    assert main([*arguments, "--every", "2"]) == 0 and len(evaluated) == 2 * 3
+    assert main([*arguments, "--every", "2"]) == 0 and len(evaluated) == 2 * len(MODES)
     halves = json.loads((runs / "seed-3" / "kendall.json").read_text())
     assert [snapshot["epoch"] for snapshot in halves["snapshots"]] == [1, 3]
-    assert main(arguments) == 0 and len(evaluated) == 3 * 3
+    assert main(arguments) == 0 and len(evaluated) == 3 * len(MODES)
     whole = json.loads((runs / "seed-3" / "kendall.json").read_text())
     assert [whole["snapshots"][0], whole["snapshots"][2]] == halves["snapshots"]
-    assert main([*arguments, "--images", "8"]) == 0 and len(evaluated) == 6 * 3
+    assert main([*arguments, "--images", "8"]) == 0 and len(evaluated) == 6 * len(MODES)
     (runs / "seed-3" / "kendall.json").write_text('{"snapshots": [{}]}')
     assert "kendall.json is damaged" in error_of(arguments, capsys)
 

@@ -6,8 +6,6 @@ import importlib.util
 import math
 import os
 import re
-import subprocess
-import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -15,6 +13,7 @@ from types import ModuleType
 
 import pytest
 import torch
+from fresh_process import run_python
 
 import vpdarts_fast
 
@@ -71,14 +70,13 @@ def test_the_one_line_changes_no_loss(
 
 @pytest.mark.parametrize("name", MODULES)
 @pytest.mark.parametrize("flags", [[], ["--accelerate"]], ids=["before", "after"])
-def test_they_run_as_scripts(name: str, flags: list[str]) -> None:
-    command = [sys.executable, str(EXAMPLES / f"{name}.py"), "--epochs", "1", "--images", "32", *flags]
+def test_they_run_as_scripts(name: str, flags: list[str], tmp_path: Path) -> None:
+    command = [str(EXAMPLES / f"{name}.py"), "--epochs", "1", "--images", "32", *flags]
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    environment = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, env=environment)
-    assert done.returncode == 0, done.stderr
-    assert re.search(r"^\d+\.\d{3} s per step$", done.stdout, flags=re.MULTILINE)
-    assert ("modules fused" in done.stdout) == bool(flags)
+    status, output = run_python(command, tmp_path, {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
+    assert status == 0, output
+    assert re.search(r"^\d+\.\d{3} s per step$", output, flags=re.MULTILINE)
+    assert ("modules fused" in output) == bool(flags)
 
 
 @pytest.mark.parametrize("name", MODULES)

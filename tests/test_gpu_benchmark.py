@@ -297,3 +297,10 @@ def test_without_a_gpu_it_says_so(tmp_path: Path) -> None:
 def test_flags_that_it_does_not_know(arguments: list[str]) -> None:
     run = subprocess.run([str(ROOT / "benchmarks/gpu.sh"), *arguments], capture_output=True, text=True)
     assert run.returncode == 2 and run.stderr.startswith("error: ")
+
+
+def test_wheels_that_are_not_there() -> None:
+    environment = os.environ | {"VPDARTS_WHEELS": "no/such/folder"}
+    run = subprocess.run([str(ROOT / "benchmarks/gpu.sh")], env=environment, capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr == "error: VPDARTS_WHEELS names no folder; got no/such/folder\n"

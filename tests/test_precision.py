@@ -201,7 +201,7 @@ def test_the_command_line(
     assert "\nbackends: training pytorch, leave-one-out pytorch (not cpu: " in printed
     said = error_of(["--resume", str(folder), "--precision", "fp32", "--backend", "pytorch"], capsys)
     assert "--precision: the run has bf16, asked for fp32" in said
-    assert "--backend: the run has auto, asked for pytorch" in said
+    assert "--backend" not in said, "what a search runs on may change"
     said = error_of([*TINY, "--precision", "tf32", "--device", "cpu"], capsys)
     assert "--precision tf32 is for CUDA devices; on cpu use fp32 or bf16" in said
     said = error_of([*TINY, "--precision", "bf16", "--device", "cpu", "--backend", "cpu"], capsys)

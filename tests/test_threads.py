@@ -192,20 +192,16 @@ def test_draws_of_other_threads_are_neither_blamed_on_a_module_nor_repeated() ->
     assert drawn == [float(torch.rand(())) for _ in drawn]
 
 
-def test_what_draws_is_found_before_it_has_drawn() -> None:
+def test_what_draws_is_found_and_draws_again() -> None:
     class Noise(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return x + torch.randn(()) if self.training else x
 
-    class Caught(nn.Module):
+    class Rare(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            try:
-                torch.rand(())
-            except Exception:
-                return x
-            return x
+            return x if random.random() < 0.999 and np.random.rand() < 0.999 else 0 * x
 
-    models = [unknown(MixedOp([*darts_ops(CHANNELS, 1, Style()), op])) for op in (Noise(), Caught())]
+    models = [unknown(MixedOp([*darts_ops(CHANNELS, 1, Style()), op])) for op in (Noise(), Rare())]
     states = torch.get_rng_state(), random.getstate(), str(np.random.get_state())
     for model in models:
         report = accelerate(model)

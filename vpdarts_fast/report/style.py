@@ -28,7 +28,7 @@ OP_COLOURS: Mapping[str, str] = MappingProxyType(
 )
 """The colour of each candidate operation, the same in every picture."""
 
-SERIES_COLOURS = ("#000000", "#56B4E9", "#CC79A7", "#009E73")
+SERIES_COLOURS = ("#000000", "#56B4E9", "#CC79A7", "#882255")
 """Colours of curves that do not stand for an operation."""
 
 INK = "#222222"
