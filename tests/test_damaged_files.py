@@ -208,27 +208,27 @@ def test_epochs_that_do_not_follow_each_other(runs: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "form", "changes"),
+    ("name", "changes"),
     [
-        ("seed-3/result.json", RESULT, {"index": 0}),
-        ("seed-3/result.json", RESULT, {"index": "3"}),
-        ("seed-3/result.json", RESULT, {"architecture": 5}),
-        ("seed-3/result.json", RESULT, {"base_accuracy": "high"}),
-        ("seed-3/result.json", RESULT, {"benchmark": {"x": "y"}}),
-        ("seed-3/result.json", RESULT, {"seconds": 3}),
-        ("seeds.json", SEEDS, {"seeds": [1]}),
-        ("seeds.json", SEEDS, {"seeds": [1, 1]}),
-        ("seeds.json", SEEDS, {"seeds": [1, -1]}),
-        ("seeds.json", SEEDS, {"seeds": [1, "2"]}),
-        ("seeds.json", SEEDS, {"seeds": [1, 2.0]}),
-        ("seeds.json", SEEDS, {"seeds": {"1": 2}}),
-        ("seeds.json", SEEDS, {"config": []}),
+        ("seed-3/result.json", {"index": 0}),
+        ("seed-3/result.json", {"index": "3"}),
+        ("seed-3/result.json", {"architecture": 5}),
+        ("seed-3/result.json", {"base_accuracy": "high"}),
+        ("seed-3/result.json", {"benchmark": {"x": "y"}}),
+        ("seed-3/result.json", {"seconds": 3}),
+        ("seeds.json", {"seeds": [1]}),
+        ("seeds.json", {"seeds": [1, 1]}),
+        ("seeds.json", {"seeds": [1, -1]}),
+        ("seeds.json", {"seeds": [1, "2"]}),
+        ("seeds.json", {"seeds": [1, 2.0]}),
+        ("seeds.json", {"seeds": {"1": 2}}),
+        ("seeds.json", {"config": []}),
     ],
     ids=str,
 )
-def test_results_and_seeds_out_of_range(name: str, form: Format, changes: dict[str, Any], runs: Path) -> None:
+def test_results_and_seeds_out_of_range(name: str, changes: dict[str, Any], runs: Path) -> None:
     path = runs / name
-    rewrite(path, form, **changes)
+    rewrite(path, SEEDS if name == "seeds.json" else RESULT, **changes)
     with pytest.raises(UserError, match=rf"{path.name} is damaged: "):
         READERS[name](path)
 
