@@ -20,7 +20,7 @@ from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.formats import EPOCH, KENDALL, RESULT, SEEDS, SETTINGS, SNAPSHOT, Format
+from vpdarts_fast.runs.formats import EPOCH, KENDALL, RESULT, SEEDS, SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder, Search
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds
