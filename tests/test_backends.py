@@ -8,7 +8,7 @@ import pytest
 import torch
 from op_contract import ON_THE_CPU
 
-from vpdarts_fast import Supernet, backends, fused_evaluation, leave_one_out, ops, reference
+from vpdarts_fast import Supernet, backends, leave_one_out, memory_budget, ops, reference
 from vpdarts_fast.backends import BACKENDS, Backend, preferred, select
 from vpdarts_fast.backends.__main__ import main as show_table
 from vpdarts_fast.backends.report import report
@@ -218,7 +218,7 @@ def test_a_supernet_runs_on_the_backend_it_is_given(name: str, monkeypatch: pyte
         asked.add((op, backend))
         return serve(op, tensors, backend, small)
 
-    for module in (backends, fused_evaluation):
+    for module in (backends, memory_budget):
         monkeypatch.setattr(module, "serving", spy)
     supernet = Supernet(2, 1, fused=True, backend=name)
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)

@@ -43,7 +43,9 @@ def benchmarks(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     """The command, with the benchmarks of the folder in place of the project's where there are any."""
     paths = os.pathsep.join(filter(None, [str(ROOT / "benchmarks"), str(ROOT), os.environ.get("PYTHONPATH")]))
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "-p", "no:cacheprovider", *arguments]
-    environment = os.environ | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    # Beside other processes of pytest-xdist nothing would be measured.
+    outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    environment = outside | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         command,
         cwd=folder,

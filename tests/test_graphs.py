@@ -349,10 +349,11 @@ def test_checkpoints_of_captured_and_other_searches_are_the_same_kind(
     writer, reader = new(written_by), new(not written_by)
     train(writer)
     writer.schedule.step()
+    writer.epoch = 1
     content = copy.deepcopy(writer.state_dict())
     assert content["weights_optimizer"]["param_groups"][0]["lr"] == writer.schedule.get_last_lr()[0]
     assert isinstance(content["weights_optimizer"]["param_groups"][0]["lr"], float)
-    reader.load_state_dict(content, "test")
+    reader.load_state_dict(content, "test", epochs=50, steps=1)
     for own, others in zip(
         (reader.weights_optimizer, reader.alpha_optimizer),
         (new(not written_by).weights_optimizer, new(not written_by).alpha_optimizer),

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from vpdarts_fast.transforms import in_transform
@@ -65,14 +65,19 @@ def pick(values: Tensor, numbers: Sequence[int]) -> Tensor:
 
 def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """The numbers [U] int64 on the device; copied there once, since a copy waits and cannot be captured."""
-    if torch.compiler.is_compiling() or in_transform():
+    if torch.compiler.is_compiling() or in_transform() or _is_traced():
         return torch.tensor(numbers, device=device)
-    return kept_index(numbers, device, _get_current_dispatch_mode())
+    return kept_index(numbers, device)
+
+
+def _is_traced() -> bool:
+    """Whether a mode of PyTorch's own is on: what is made then may have no data, or be of no use later."""
+    return any(mode.is_infra_mode() for mode in _get_current_dispatch_mode_stack())
 
 
 @lru_cache(maxsize=4096)  # a leave-one-out evaluation has some dozens, which its CUDA graphs need to its end
-def kept_index(numbers: tuple[int, ...], device: torch.device, mode: TorchDispatchMode | None) -> Tensor:
-    """As `index`; what is made within a mode may be of no use outside of it, a tensor without data say."""
+def kept_index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
+    """As `index`, where it can be kept."""
     with torch.inference_mode(False):  # also of use where gradients are computed
         return torch.tensor(numbers, device=device)
 

@@ -93,6 +93,8 @@ def _kept(value: Any, name: str, parameter: Tensor) -> Tensor | None:
         return None
     if name != "step":
         return tensor_like(value, parameter, name)
-    step = tensor_like(value, torch.zeros(()), name)
+    # Adam counts in either, by PyTorch's default dtype and by whether it is captured.
+    double = isinstance(value, Tensor) and value.dtype == torch.float64
+    step = tensor_like(value, torch.zeros((), dtype=torch.float64 if double else torch.float32), name)
     number(step.item(), name, 0)
     return step
