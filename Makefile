@@ -29,6 +29,9 @@ help: ## show this list
 search: setup ## search an architecture (ARGS="--help" for the options)
 	@$(BIN)/python -m vpdarts_fast.search --fused $(ARGS)
 
+# As many processes as cores, so one thread for each; tests of more threads ask for them, and so does tests/machines.sh.
+test check: export OMP_NUM_THREADS ?= 1
+
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
 	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 

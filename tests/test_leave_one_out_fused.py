@@ -61,6 +61,8 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
 @every_mode
 def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
     supernet, alpha, batches = trained
+    if mode == "variant":  # one by one: the first batch will do
+        batches = batches[:1]
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
     truth, exact = copy.deepcopy(supernet).double(), [(images.double(), labels) for images, labels in batches]
     plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, fused=False)

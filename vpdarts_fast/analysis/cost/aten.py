@@ -26,7 +26,7 @@ def _names(text: str) -> frozenset[str]:
 
 
 FREE = _names(
-    "alias as_strided_ detach empty empty_like empty_strided lift_fresh new_empty new_empty_strided "
+    "alias as_strided_ detach detach_ empty empty_like empty_strided lift_fresh new_empty new_empty_strided "
     "_reshape_alias _unsafe_view"
 )
 """Beside views: only memory is allocated, which PyTorch's allocator has."""
