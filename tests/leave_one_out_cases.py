@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast.fused_evaluation import Normalisation, own_statistics
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -54,6 +55,19 @@ def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9, turned: int 
     assert float(differences) * a.images / 100 <= turned + 1e-6
     torch.testing.assert_close(a.loss, b.loss, rtol=rtol, atol=0)
     assert a.base_loss == pytest.approx(b.base_loss, rel=rtol)
+
+
+def normalisation_of(
+    mode: BatchNorm,
+    supernet: Supernet,
+    batches: Sequence[Batch],
+    tables: Tensor,
+    memory_budget: int | None = None,
+) -> Normalisation:
+    """What `variant_logits` takes for a mode, of a supernet in eval mode."""
+    if mode == "variant":
+        return own_statistics(supernet, [images for images, _ in batches], tables, memory_budget)
+    return "batch" if mode == "batch" else "stored"
 
 
 def drop_statistics(network: nn.Module) -> None:

@@ -17,6 +17,7 @@ from leave_one_out_cases import (
     make_alpha,
     make_batches,
     make_supernet,
+    normalisation_of,
 )
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -61,8 +62,6 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
 @every_mode
 def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
     supernet, alpha, batches = trained
-    if mode == "variant":  # one by one: the first batch will do
-        batches = batches[:1]
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
     truth, exact = copy.deepcopy(supernet).double(), [(images.double(), labels) for images, labels in batches]
     plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, fused=False)
@@ -75,9 +74,10 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
 @pytest.mark.parametrize("mode", ["running", "batch"])
 @pytest.mark.parametrize("budget", [None, 1 << 22])
 def test_every_image_is_predicted_alike(
-    trained: tuple[Supernet, Tensor, list[Batch]], mode: str, budget: int | None
+    trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm, budget: int | None
 ) -> None:
-    supernet, alpha, ((images, _), *_) = trained
+    supernet, alpha, batches = trained
+    (images, _), *_ = batches
     network = copy.deepcopy(supernet).eval()
     if mode == "batch":
         drop_statistics(network)
@@ -86,7 +86,8 @@ def test_every_image_is_predicted_alike(
     with torch.no_grad():
         plain = torch.stack([truth(images.double(), table) for table in tables.double()])
         fused = torch.full_like(plain, torch.nan, dtype=torch.float32)
-        for variants, some, logits in variant_logits(network, images, tables, mode == "batch", budget):
+        normalisation = normalisation_of(mode, network, batches, tables)
+        for variants, some, logits in variant_logits(network, images, tables, normalisation, budget):
             assert fused[variants, some].isnan().all(), "evaluated twice"
             fused[variants, some] = logits
     assert not fused.isnan().any(), "not evaluated"
@@ -141,8 +142,9 @@ NODE_VALUES = {
 def test_any_memory_budget_gives_the_same(mode: BatchNorm) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
     expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
-    per_image = NODE_VALUES["batch" if mode == "batch" else "fixed"] * 2 * 6 * 6 * 8
-    least = per_image * (4 if mode == "batch" else 1)  # one variant, of a whole batch or of an image
+    estimates = mode in ("batch", "variant")  # statistics of every variant
+    per_image = NODE_VALUES["batch" if estimates else "fixed"] * 2 * 6 * 6 * 8
+    least = per_image * (4 if estimates else 1)  # one variant, of a whole batch or of an image
     # and around all 25 variants of an image and of three, no limit
     for budget in (least, 25 * per_image - 1, 25 * per_image, 75 * per_image, 1 << 40):
         result = leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=budget)
@@ -179,15 +181,16 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize(
     ("mode", "mebibytes"),
     # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
-    [("running", 2), ("running", 8), ("running", 32), ("batch", 8), ("batch", 32)],
+    [(mode, mebibytes) for mode in ("running", "batch", "variant") for mebibytes in (8, 32)]
+    + [("running", 2)],
 )
 @pytest.mark.parametrize("bfloat16", [False, True])
-def test_the_memory_budget_is_kept(mode: str, mebibytes: int, bfloat16: bool) -> None:
+def test_the_memory_budget_is_kept(mode: BatchNorm, mebibytes: int, bfloat16: bool) -> None:
     """Folded weights, the images' stem output and temporaries of a convolution come on top: 1.5 MiB here."""
     supernet = make_supernet(channels=8).eval()
     if mode == "batch":
         drop_statistics(supernet)
-    alpha, ((images, _),) = make_alpha(), make_batches(8, image=(16, 16))
+    alpha, ((images, labels),) = make_alpha(), make_batches(8, image=(16, 16))
     images = images.repeat(2, 1, 1, 1)
     if bfloat16:
         supernet, alpha, images = supernet.float(), alpha.float(), images.float()
@@ -195,11 +198,12 @@ def test_the_memory_budget_is_kept(mode: str, mebibytes: int, bfloat16: bool) ->
     budget = mebibytes << 20
     cpu = torch.device("cpu")
     with bfloat16_products(cpu) if bfloat16 else nullcontext(), torch.no_grad(), LiveBytes() as live:
-        for _ in variant_logits(supernet, images, tables, mode == "batch", budget):
+        normalisation = normalisation_of(mode, supernet, [(images, labels)], tables, budget)
+        for _ in variant_logits(supernet, images, tables, normalisation, budget):
             pass
     assert live.peak <= 1.05 * budget + (3 << 19)
     node = 8 * 16 * 16 * (2 if bfloat16 else 8)
-    most = 25 * len(images) * NODE_VALUES["batch" if mode == "batch" else "fixed"] * node
+    most = 25 * len(images) * NODE_VALUES["fixed" if mode == "running" else "batch"] * node
     assert live.peak >= 0.5 * min(budget, most), "the budget is used"
 
 

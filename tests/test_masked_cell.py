@@ -38,15 +38,18 @@ def masked_cell_args(
     dtype: torch.dtype = torch.float64,
     nodes: int = 4,
     shared: bool = True,
+    own: bool = False,
 ) -> list[Tensor]:
+    """own: every variant has statistics of its own."""
     edges = EDGES_OF_NODES[nodes]
+    statistics = (v, edges, 2, c) if own else (edges, 2, c)
     scale = c**-0.5  # keeps the cell's values near 1, so that half precision does not overflow
     return [
         normal(1 if shared else v, n, c, *size, dtype=dtype),
         normal(edges, c, c, 1, 1, dtype=dtype, seed=1) * scale,
         normal(edges, c, c, 3, 3, dtype=dtype, seed=2) * (scale / 3),
-        normal(edges, 2, c, dtype=dtype, seed=3),
-        normal(edges, 2, c, dtype=dtype, seed=4).abs() + 0.5,
+        normal(*statistics, dtype=dtype, seed=3),
+        normal(*statistics, dtype=dtype, seed=4).abs() + 0.5,
         normal(v, edges, 5, dtype=dtype, seed=5) / 2,
     ]
 
@@ -69,6 +72,27 @@ def test_masked_cell_values(
     for v, n, size in product((1, 3), (0, 1, 4), SIZES):
         args = masked_cell_args(v, n, c, size, dtype, shared=shared)
         check_against_reference("masked_cell", args, backend, assert_close)
+
+
+@served("masked_cell", BOTH)
+@pytest.mark.parametrize("shared", [True, False], ids=["shared", "own"])
+def test_masked_cell_with_statistics_of_each_variant(
+    backend: str, dtype: torch.dtype, shared: bool, assert_close: Close
+) -> None:
+    for (v, n, size), nodes in product([(1, 1, (5, 7)), (3, 2, (4, 4)), (4, 0, (3, 3))], EDGES_OF_NODES):
+        args = masked_cell_args(v, n, 3, size, dtype, nodes, shared, own=True)
+        check_against_reference("masked_cell", args, backend, assert_close)
+    x, *weights, mean, variance, alpha = masked_cell_args(dtype=dtype, shared=shared, own=True)
+    args = [x, *weights, transposed(mean), sliced(variance), alpha]
+    check_against_reference("masked_cell", args, backend, assert_close)
+
+
+@served("masked_cell", ALL)
+def test_masked_cell_dtypes_of_statistics_of_each_variant(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    args = masked_cell_args(c=8, dtype=dtype, own=True)
+    check_against_reference("masked_cell", args, backend, assert_close)
 
 
 @served("masked_cell", ALL)
@@ -145,6 +169,10 @@ def test_masked_cell_shares_what_is_shared(
     args = masked_cell_args(len(tables), n=1, c=2, size=(3, 4), dtype=dtype, nodes=nodes, shared=shared)
     args[5] = tables.to(dtype)
     check_against_reference("masked_cell", args, backend, assert_close)
+    kind = [v // 2 for v in range(len(tables))]  # neighbours share their statistics
+    args[3:5] = [normal(len(tables), *some.shape, dtype=dtype, seed=7)[kind] for some in args[3:5]]
+    args[4] = args[4].abs() + 0.5
+    check_against_reference("masked_cell", args, backend, assert_close)
 
 
 @pytest.mark.parametrize(
@@ -158,6 +186,8 @@ def test_masked_cell_shares_what_is_shared(
         (2, (5, 3, 3, 3, 3), "weight_3x3 must be"),
         (3, (6, 3), r"mean must be \[6, 2, 3\]; got \[6, 3\]"),
         (4, (6, 2, 4), r"variance must be \[6, 2, 3\]"),
+        (3, (2, 6, 2, 3), r"mean must be \[3, 6, 2, 3\]; got \[2, 6, 2, 3\]"),
+        (4, (3, 6, 2, 3), r"variance must be \[6, 2, 3\]"),
         (5, (6, 5), r"alpha must be \[V, E, 5\]"),
         (5, (3, 5, 5), r"alpha must be .*; got \[3, 5, 5\]"),
         (5, (3, 6, 4), "alpha must be"),

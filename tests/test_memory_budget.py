@@ -17,10 +17,17 @@ from vpdarts_fast import native
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.memory_budget import Need, pieces
+from vpdarts_fast.memory_budget import Need, few_images, few_variants, whole_batches
 from vpdarts_fast.search import PRESETS, preflight
 
 MIB = 1 << 20
+
+
+def pieces(cut: str, need: Need, variants: int, images: int, budget: int | None) -> tuple[int, int]:
+    """Variants and images that are evaluated together."""
+    if cut == "whole batches":
+        return whole_batches(need, variants, images, budget, MIB, "batch")
+    return (few_images if cut == "few images" else few_variants)(need, variants, images, budget, MIB)
 
 
 def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
@@ -28,7 +35,9 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
     refused = 0
     for _ in range(2000):
         need = Need(rng.randint(1, 1 << rng.randint(0, 30)), rng.choice([0, rng.randint(1, 1 << 30)]))
-        variants, images, whole = rng.randint(1, 400), rng.randint(1, 5000), rng.random() < 0.5
+        variants, images = rng.randint(1, 400), rng.randint(1, 5000)
+        cut = rng.choice(["whole batches", "few images", "few variants"])
+        whole = cut == "whole batches"
         budget = rng.randint(1, 1 << rng.randint(1, 50))
         least = need.of(1, images if whole else 1)
         if budget < least:
@@ -36,32 +45,36 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
             with pytest.raises(
                 UserError, match=f"memory_budget must be at least {least:,} bytes, .* got {budget:,}"
             ):
-                pieces(need, variants, images, budget, MIB, whole)
-            assert pieces(need, variants, images, least, MIB, whole) == (1, images if whole else 1)
+                pieces(cut, need, variants, images, budget)
+            assert pieces(cut, need, variants, images, least) == (1, images if whole else 1)
             continue
-        together, some = pieces(need, variants, images, budget, MIB, whole)
+        together, some = pieces(cut, need, variants, images, budget)
         assert need.of(together, some) <= budget
         assert 1 <= together <= variants and (some == images if whole else some >= 1)
         # Neither a variant more nor an image more has room.
-        assert together == variants or need.of(together + 1, images if whole else 1) > budget
-        assert whole or need.of(together, some + 1) > budget
+        if cut == "few variants":
+            assert together == variants or need.of(together + 1, some) > budget
+            assert some == images or need.of(1, some + 1) > budget
+        else:
+            assert together == variants or need.of(together + 1, images if whole else 1) > budget
+            assert whole or need.of(together, some + 1) > budget
     assert 200 < refused < 1800
 
 
 @pytest.mark.parametrize("variants", [1, 25])
-@pytest.mark.parametrize("whole", [False, True])
-def test_without_a_budget_nothing_is_refused(variants: int, whole: bool) -> None:
-    together, images = pieces(Need(1 << 40, 1 << 40), variants, 256, None, MIB, whole)
-    assert (together, images) == (1, 256 if whole else 1)
+@pytest.mark.parametrize("cut", ["whole batches", "few images", "few variants"])
+def test_without_a_budget_nothing_is_refused(variants: int, cut: str) -> None:
+    together, images = pieces(cut, Need(1 << 40, 1 << 40), variants, 256, None)
+    assert (together, images) == (1, 256 if cut == "whole batches" else 1)
 
 
 def test_a_budget_that_is_too_small_is_refused_with_the_least_that_works() -> None:
     supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
-    for mode in ("running", "batch"):
+    for mode in ("running", "batch", "variant"):
         with pytest.raises(UserError, match=r"memory_budget must be at least [0-9,]+ bytes") as caught:
             leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=1)
-        if mode == "batch":
-            assert "a batch of 4 images, which batch_norm='batch' cannot cut" in str(caught.value)
+        if mode != "running":
+            assert f"a batch of 4 images, which batch_norm='{mode}' cannot cut" in str(caught.value)
         least = int(str(caught.value).split("at least ")[1].split(" bytes")[0].replace(",", ""))
         with pytest.raises(UserError, match=f"got {least - 1:,}"):
             leave_one_out(supernet, batches, alpha, batch_norm=mode, memory_budget=least - 1)
@@ -80,6 +93,7 @@ def test_a_search_says_so_before_it_begins() -> None:
     cpu = torch.device("cpu")
     for mode, what in (
         ("batch", "a batch of 16 images (--evaluation-batch-size), which"),
+        ("variant", "a batch of 16 images (--evaluation-batch-size), which"),
         ("running", "an image;"),
     ):
         asked = dataclasses.replace(config, batch_norm=mode, memory_budget_mib=1)

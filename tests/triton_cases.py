@@ -84,7 +84,7 @@ def test_masked_cell_of_an_evaluation(assert_close: Close) -> None:
 def test_a_plan_is_good_for_other_alphas_that_differ_in_the_same_places(assert_close: Close) -> None:
     args = masked_cell_args(v=3, nodes=3, dtype=torch.float32)
     rows = tuple(tuple(tuple(row) for row in table) for table in args[5].tolist())
-    made = plan(rows, True, torch.device("cpu"))
+    made = plan(rows, True, False, torch.device("cpu"))
     args[5] = args[5] * 0.5
     assert_close(planned_cell(made, *args, 1e-5), reference.masked_cell(*double(args)))
 

@@ -2,22 +2,25 @@
 
 The variants are stacked in front of the batch. The stem runs once for all of them, the first cell
 shares what they share (`vpdarts_fast.sharing`), and the stack is cut into pieces that fit a memory
-budget: by images where the statistics are fixed (all variants stay together and share most), by
-variants where each batch is normalised with its own statistics.
+budget: by images where all variants use the same fixed statistics (they stay together and share most), by
+variants where each has its own, fixed or the batch's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
-from vpdarts_fast.memory_budget import cell_need, pieces
+from vpdarts_fast.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
 from vpdarts_fast.nn import ResidualBlock, SearchCell
-from vpdarts_fast.precision import autocast
+from vpdarts_fast.precision import autocast, wide
 from vpdarts_fast.sharing import some_tables
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -28,8 +31,40 @@ GPU_BUDGET = 4 << 30
 """Bytes: a GPU has no cache to stay in, and few large launches keep it busier than many small ones."""
 
 
+Fixed = tuple[Tensor, Tensor]
+"""Mean and variance: [V, E, 2, C] of a cell's batch norms, [V, 2, C] of a residual block's, [V, C] of one."""
+
+
+@dataclass(frozen=True)
+class OwnStatistics:
+    """What the batch norms behind the stem use, for each of V variants.
+
+    Attributes:
+        cells: of each of the supernet's cells, which are search cells and residual blocks.
+        last: of the batch norm in front of the classifier.
+    """
+
+    cells: tuple[Fixed, ...]
+    last: Fixed
+
+    def some(self, variants: slice) -> OwnStatistics:
+        """Of some of the variants."""
+        return OwnStatistics(
+            tuple((mean[variants], variance[variants]) for mean, variance in self.cells),
+            (self.last[0][variants], self.last[1][variants]),
+        )
+
+
+Normalisation = Literal["stored", "batch"] | OwnStatistics
+"""What batch norms use: the supernet's statistics, the batch's for each variant, or each variant's own."""
+
+
 def variant_logits(
-    supernet: Supernet, images: Tensor, alpha: Tensor, batch_statistics: bool, memory_budget: int | None
+    supernet: Supernet,
+    images: Tensor,
+    alpha: Tensor,
+    normalisation: Normalisation,
+    memory_budget: int | None,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
     """Logits of every variant for every image, piece by piece.
 
@@ -37,7 +72,7 @@ def variant_logits(
         supernet: in eval mode.
         images: [N, 3, H, W].
         alpha: [V, E, O], similar variants next to each other; from `sharing.tables_on`, or it is read back.
-        batch_statistics: batch norms use the statistics of `images`, per variant; else the stored ones.
+        normalisation: of the batch norms; the stem uses the supernet's statistics with `OwnStatistics`, too.
         memory_budget: bytes for the activations of a piece; None is what is fast.
 
     Yields:
@@ -47,32 +82,96 @@ def variant_logits(
         UserError: a budget that is too small for one variant of an image, or of all images where their own
             statistics normalise them; says the least that will do.
     """
-    op = "mixed_cell" if batch_statistics else "masked_cell"
-    count, _, height, width = images.shape
-    like_nodes = autocast(images[:0])
-    node_bytes = supernet.channels * height * width * like_nodes[0].element_size()
-    variants_together, images_together = pieces(
-        cell_need(op, supernet.backend, like_nodes[0], node_bytes),
-        len(alpha),
-        count,
-        memory_budget,
-        GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op],
-        whole_batches=batch_statistics,
-    )
-    evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
+    count = len(images)
+    if normalisation == "batch":
+        variants_together, images_together = _whole_batches(supernet, images, alpha, "batch", memory_budget)
+    else:
+        op = "masked_cell"
+        budget = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op]
+        cut = few_variants if isinstance(normalisation, OwnStatistics) else few_images
+        need = _cell_need(supernet, op, images)
+        variants_together, images_together = cut(need, len(alpha), count, memory_budget, budget)
     for i in range(0, count, max(images_together, 1)):
         some = slice(i, min(count, i + images_together))
         stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
         for v in range(0, len(alpha), variants_together):
             variants = slice(v, min(len(alpha), v + variants_together))
-            yield variants, some, evaluate(supernet, stem, some_tables(alpha, variants))
+            tables = some_tables(alpha, variants)
+            if normalisation == "batch":
+                logits = _batch_statistics_logits(supernet, stem, tables)
+            elif isinstance(normalisation, OwnStatistics):
+                logits = _own_statistics_logits(supernet, stem, tables, normalisation.some(variants))
+            else:
+                logits = _stored_statistics_logits(supernet, stem, tables)
+            yield variants, some, logits
 
 
-def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
+def own_statistics(
+    supernet: Supernet, calibration: Sequence[Tensor], alpha: Tensor, memory_budget: int | None
+) -> OwnStatistics:
+    """Statistics of every variant: the average, over some batches, of those that the batch has.
+
+    Args:
+        supernet: in eval mode.
+        calibration: batches of images [N, 3, H, W].
+        alpha: [V, E, O], as `variant_logits` takes it.
+        memory_budget: bytes for the activations of the variants evaluated together; None is what is fast.
+
+    Raises:
+        UserError: a budget that is too small for one variant of a batch.
+    """
+    batches = [_found_in(supernet, images, alpha, memory_budget) for images in calibration]
+    *cells, last = [(_mean([mean for mean, _ in place]), _mean([variance for _, variance in place]))
+                    for place in zip(*batches, strict=True)]  # fmt: skip
+    return OwnStatistics(tuple(cells), last)
+
+
+def _mean(tensors: Sequence[Tensor]) -> Tensor:
+    return torch.stack(list(tensors)).mean(0)
+
+
+def _found_in(supernet: Supernet, images: Tensor, alpha: Tensor, memory_budget: int | None) -> list[Fixed]:
+    """Statistics of a batch, for every variant: those of each cell, then those of the last batch norm."""
+    raw = supernet.stem[0](images.contiguous(memory_format=torch.channels_last))
+    stem = _normalised(supernet.stem[1], raw, None)[None]
+    together, _ = _whole_batches(supernet, images, alpha, "variant", memory_budget)
+    parts: list[list[Fixed]] = []
+    for v in range(0, len(alpha), together):
+        x, found = _batch_statistics_cells(supernet, stem, some_tables(alpha, slice(v, v + together)))
+        variance, mean = torch.var_mean(wide(x), (1, 3, 4))  # unbiased
+        parts.append([*found, (mean, variance)])
+    return [(torch.cat([mean for mean, _ in place]), torch.cat([variance for _, variance in place]))
+            for place in zip(*parts, strict=True)]  # fmt: skip
+
+
+def _normalised(norm: nn.Module, x: Tensor, fixed: Fixed | None) -> Tensor:
+    """x [N, C, H, W] by a batch norm with mean and variance [C], or the batch's own."""
+    assert isinstance(norm, nn.BatchNorm2d)
+    mean, variance = fixed or (None, None)
+    return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=fixed is None, eps=norm.eps)
+
+
+def _cell_need(supernet: Supernet, op: str, images: Tensor) -> Need:
+    like_nodes = autocast(images[:0])
+    node_bytes = supernet.channels * images.shape[2] * images.shape[3] * like_nodes[0].element_size()
+    return cell_need(op, supernet.backend, like_nodes[0], node_bytes)
+
+
+def _whole_batches(
+    supernet: Supernet, images: Tensor, alpha: Tensor, batch_norm: str, memory_budget: int | None
+) -> tuple[int, int]:
+    """How many variants are evaluated together, all images at once."""
+    need = _cell_need(supernet, "mixed_cell", images)
+    budget = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET["mixed_cell"]
+    return whole_batches(need, len(alpha), len(images), memory_budget, budget, batch_norm)
+
+
+def _stored_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
     """x, the stem's output [1, N, C, H, W], and alpha [V, E, O] -> logits [V, N, classes]."""
     for cell in supernet.cells:
         if isinstance(cell, SearchCell):
-            x = _fixed_statistics_cell(cell, x, alpha)
+            norms = [conv.norm for pair in cell.convolutions() for conv in pair]
+            x = _fixed_statistics_cell(cell, x, alpha, _stored(norms, (len(norms) // 2, 2, x.shape[2])))
         else:
             assert isinstance(cell, ResidualBlock)
             reduced = fixed_statistics_residual(cell, x.flatten(0, 1))
@@ -80,27 +179,46 @@ def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
     return supernet.classify(x.flatten(0, 1)).view(*x.shape[:2], -1)
 
 
-def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
-    norms = [conv.norm for pair in cell.convolutions() for conv in pair]
-    shape = (len(norms) // 2, 2, x.shape[2])  # [E, 2, C]
-    return ops.masked_cell(
-        x,
-        *cell.convolution_weights(),
-        torch.stack([_buffer(norm.running_mean) for norm in norms]).view(shape),
-        torch.stack([_buffer(norm.running_var) for norm in norms]).view(shape),
-        alpha,
-        cell.eps,
-        backend=preferred("masked_cell", cell.backend),
-    )
+def _own_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor, statistics: OwnStatistics) -> Tensor:
+    """As `_stored_statistics_logits`; what is not a cell is normalised variant by variant."""
+    for cell, fixed in zip(supernet.cells, statistics.cells, strict=True):
+        if isinstance(cell, SearchCell):
+            x = _fixed_statistics_cell(cell, x, alpha, fixed)
+        else:
+            assert isinstance(cell, ResidualBlock)
+            x = torch.stack([residual_with(cell, *block) for block in zip(x, *fixed, strict=True)])
+    logits = []
+    for images, mean, variance in zip(x, *statistics.last, strict=True):
+        normalised = _normalised(supernet.lastact[0], images, (mean, variance))
+        logits.append(supernet.classify_activated(F.relu(normalised)))
+    return torch.stack(logits)
+
+
+def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor, fixed: Fixed) -> Tensor:
+    """x [1 or V, N, C, H, W], alpha [V, E, O], statistics [E, 2, C] or [V, E, 2, C] -> [V, N, C, H, W]."""
+    backend = preferred("masked_cell", cell.backend)
+    return ops.masked_cell(x, *cell.convolution_weights(), *fixed, alpha, cell.eps, backend=backend)
 
 
 def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
-    """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
-    norms = block.norms
-    scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
-    shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
+    """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)], normalised with the block's stored statistics."""
+    return residual_with(block, x, *_stored(block.norms, (2, -1)))
+
+
+def residual_with(block: ResidualBlock, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+    """As `fixed_statistics_residual`, normalised with mean and variance [2, C_out]."""
+    weight, bias = (torch.stack([getattr(norm, name) for norm in block.norms]) for name in ("weight", "bias"))
+    scale = weight / torch.sqrt(variance + block.conv_a.norm.eps)
     backend = preferred("residual_block", block.backend)
-    return ops.residual_block(x, *block.convolution_weights(), scale, shift, backend=backend)
+    weights = block.convolution_weights()
+    return ops.residual_block(x, *weights, scale, bias - mean * scale, backend=backend)
+
+
+def _stored(norms: Sequence[nn.BatchNorm2d], shape: tuple[int, ...]) -> Fixed:
+    """The statistics that batch norms keep, in this shape."""
+    means = torch.stack([_buffer(norm.running_mean) for norm in norms])
+    variances = torch.stack([_buffer(norm.running_var) for norm in norms])
+    return means.view(shape), variances.view(shape)
 
 
 def _buffer(statistics: Tensor | None) -> Tensor:
@@ -109,17 +227,23 @@ def _buffer(statistics: Tensor | None) -> Tensor:
 
 
 def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
-    """As `_fixed_statistics_logits`; what is not a cell normalises variant by variant."""
-    for cell in supernet.cells:
-        if isinstance(cell, SearchCell):
-            x = _batch_statistics_cell(cell, x, alpha)
-        else:
-            assert isinstance(cell, ResidualBlock)
-            x = torch.stack([cell.with_batch_statistics(images)[0] for images in x])
+    """As `_stored_statistics_logits`, with the statistics that the batch has, variant by variant."""
+    x, _ = _batch_statistics_cells(supernet, x, alpha)
     return torch.stack([supernet.classify(images) for images in x])
 
 
-def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
-    """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
-    backend = preferred("mixed_cell", cell.backend)
-    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps, backend=backend)[0]
+def _batch_statistics_cells(supernet: Supernet, x: Tensor, alpha: Tensor) -> tuple[Tensor, list[Fixed]]:
+    """The last cell's output [V, N, 4C, H, W], and what the batch norms of every cell have found."""
+    found: list[Fixed] = []
+    for cell in supernet.cells:
+        if isinstance(cell, SearchCell):
+            backend = preferred("mixed_cell", cell.backend)
+            weights = cell.convolution_weights()
+            x, mean, variance = ops.mixed_cell(x, *weights, alpha, eps=cell.eps, backend=backend)
+        else:
+            assert isinstance(cell, ResidualBlock)
+            blocks = [cell.with_batch_statistics(images) for images in x]
+            x, mean, variance = (torch.stack(some) for some in zip(*blocks, strict=True))
+        pixels = x.shape[1] * x.shape[3] * x.shape[4]
+        found.append((mean, variance * (pixels / max(pixels - 1, 1))))  # unbiased, as batch norms keep it
+    return x, found

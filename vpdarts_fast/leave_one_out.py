@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from vpdarts_fast import validation
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.fused_evaluation import variant_logits
+from vpdarts_fast.fused_evaluation import Normalisation, own_statistics, variant_logits
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
-from vpdarts_fast.sharing import some_tables, tables_on
+from vpdarts_fast.sharing import tables_on
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 from vpdarts_fast.validation import (
     Batch,
@@ -161,23 +161,24 @@ def _of_supernet(
     counts = Counts(len(tables), supernet.num_classes, weight.device)
     images = 0
 
-    def logits_of(variants: slice, inputs: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Which of these variants, which images, and their logits; piece by piece."""
-        together = some_tables(tables, variants)
-        if fused:
-            return variant_logits(supernet, inputs, together, batch_norm == "batch", memory_budget)
-        return ((slice(v, v + 1), slice(None), supernet(inputs, table)[None])
-                for v, table in enumerate(together))  # fmt: skip
+    def one_by_one(inputs: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
+        for v, table in enumerate(tables):
+            use_statistics_of(v)
+            yield slice(v, v + 1), slice(None), supernet(inputs, table)[None]
 
     def evaluate(inputs: Tensor, labels: Tensor) -> None:
-        step = 1 if batch_norm == "variant" else len(tables)  # those that share their statistics
-        for first in range(0, len(tables), step):
-            use_statistics_of(first)
-            for variants, some, logits in logits_of(slice(first, first + step), inputs):
-                counts.add(slice(first + variants.start, first + variants.stop), logits, labels[some])
+        together = variant_logits(supernet, inputs, tables, normalisation, memory_budget) if fused else None
+        for variants, some, logits in together or one_by_one(inputs):
+            counts.add(variants, logits, labels[some])
 
     captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
-    with evaluation_mode(supernet, batch_norm, calibration, tables) as use_statistics_of:
+    normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
+    batched_variants = fused and batch_norm == "variant"  # then those of the stem, which are all variants'
+    stored: BatchNorm = "recalibrated" if batched_variants else batch_norm
+    with evaluation_mode(supernet, stored, calibration, tables) as use_statistics_of:
+        if batched_variants:
+            images_only = [images for images, _ in calibration]
+            normalisation = own_statistics(supernet, images_only, tables, memory_budget)
         for inputs, labels in chain(calibration, stream):
             if batch_norm == "batch":
                 _check_has_statistics(inputs)

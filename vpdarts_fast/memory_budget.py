@@ -40,36 +40,51 @@ def cell_need(op: str, backend: str, like: Tensor, node_bytes: int) -> Need:
     return Need(server.node_values[op] * node_bytes, server.node_values_once.get(op, 0) * node_bytes)
 
 
-def pieces(
-    need: Need, variants: int, images: int, budget: int | None, default: int, whole_batches: bool
-) -> tuple[int, int]:
-    """How many variants and how many images are evaluated together, each at least one.
+def few_images(need: Need, variants: int, images: int, budget: int | None, default: int) -> tuple[int, int]:
+    """How many variants and how many images are evaluated together, each at least one; variants first.
 
     Args:
         need: of the model, for each image.
         variants: how many there are.
         images: of the batch.
         budget: bytes, or none for what is fast.
-        default: bytes for the variants alone that are fast.
-        whole_batches: a batch cannot be cut, as its own statistics normalise it.
+        default: bytes that are fast.
 
     Raises:
-        UserError: the budget is too small for one variant of what cannot be cut; says the least that will do.
+        UserError: the budget is too small for one variant of an image; says the least that will do.
     """
-    least = need.of(1, images if whole_batches else 1)
+    _check(need.of(1, 1), budget, images, "an image", "")
+    allowed = default if budget is None else budget
+    count = _at_least_one(variants, allowed - need.once if budget is not None else allowed, need.variant)
+    return count, max(1, allowed // need.of(count, 1))
+
+
+def few_variants(need: Need, variants: int, images: int, budget: int | None, default: int) -> tuple[int, int]:
+    """As `few_images`, the images of a batch first."""
+    _check(need.of(1, 1), budget, images, "an image", "")
+    allowed = default if budget is None else budget
+    together = max(1, min(images, allowed // need.of(1, 1)))
+    return _at_least_one(variants, allowed - need.once * together, need.variant * together), together
+
+
+def whole_batches(
+    need: Need, variants: int, images: int, budget: int | None, default: int, batch_norm: str
+) -> tuple[int, int]:
+    """As `few_images`, a batch not cut, as its own statistics normalise it."""
+    what = f"a batch of {images} images, which batch_norm={batch_norm!r} cannot cut"
+    _check(need.of(1, images), budget, images, what, " or evaluate smaller batches")
+    allowed = default if budget is None else budget - need.once * images
+    return _at_least_one(variants, allowed, need.variant * images), images
+
+
+def _check(least: int, budget: int | None, images: int, what: str, or_else: str) -> None:
     if budget is not None and budget < least and images > 0:
-        what = (
-            f"a batch of {images} images, which batch_norm='batch' cannot cut"
-            if whole_batches
-            else "an image"
-        )
         raise UserError(
             f"memory_budget must be at least {least:,} bytes, of one variant of {what}; got {budget:,}. "
-            f"Allow that{' or evaluate smaller batches' if whole_batches else ''}"
+            f"Allow that{or_else}"
         )
-    together = images if whole_batches else 1
-    for_variants = default if budget is None else budget - need.once * together
-    count = max(1, min(variants, for_variants // max(1, need.variant * together)))
-    if whole_batches:
-        return count, images
-    return count, max(1, (default if budget is None else budget) // need.of(count, 1))
+
+
+def _at_least_one(variants: int, allowed: int, each: int) -> int:
+    """How many of the variants may take so many bytes, if each takes so many."""
+    return max(1, min(variants, allowed // max(1, each)))

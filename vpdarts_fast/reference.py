@@ -187,8 +187,8 @@ def masked_cell(
         weight_1x1: [E, C, C, 1, 1]; edges in the order 0->1, 0->2, 1->2, ... of a cell in which every
             node feeds every later one.
         weight_3x3: [E, C, C, 3, 3].
-        mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
-        variance: [E, 2, C].
+        mean: [E, 2, C], of the 1x1 and the 3x3 convolution, or [V, E, 2, C] where each variant has its own.
+        variance: as mean.
         alpha: [V, E, 5].
         eps: batch norm's epsilon.
 
@@ -197,9 +197,10 @@ def masked_cell(
     """
     dtype = x.dtype
     x, weight_1x1, weight_3x3 = wide(x), wide(weight_1x1), wide(weight_3x3)
-    mean, variance = wide(mean), wide(variance)
+    means, variances = (wide(some).expand(len(alpha), -1, -1, -1) for some in (mean, variance))
     outputs = []
     for v, table in enumerate(wide(alpha)):
+        mean, variance = means[v], variances[v]
         nodes = [x[v if len(x) > 1 else 0]]
         e = 0
         while e < len(table):

@@ -115,7 +115,7 @@ void masked_cell() {
   }
   const std::vector<float> mean(2 * kEdges * kChannels, 0.1f), variance(2 * kEdges * kChannels, 1.0f);
   FoldedWeights weights(kernels, kChannels, kChannels, kEdges, kWeights.data(), kWeights.data(), mean.data(),
-                        variance.data(), kVariants, alpha.data(), kEps);
+                        variance.data(), false, kVariants, alpha.data(), kEps);
   for (int64_t job = 0; job < weights.count(); ++job) weights.transform(job);
   const CellPlan plan(weights, kNodes, kVariants);
   const SharedPlan view = plan.view();

@@ -101,7 +101,7 @@ double run(const Case& c) {
   }
 
   FoldedWeights weights(kernels, C, padded, edges, conv_1x1.data(), conv_3x3.data(), mean.data(),
-                        variance.data(), c.variants, alpha.data(), kEps);
+                        variance.data(), false, c.variants, alpha.data(), kEps);
   for (int64_t job = 0; job < weights.count(); ++job) weights.transform(job);
   const BlockShape shape{c.images, c.height, c.width, C, padded};
   std::vector<float> out(static_cast<size_t>(c.variants * c.images * pixels * padded));

@@ -29,8 +29,8 @@ def masked_cell(
         x: [V, N, C, H, W], or [1, N, C, H, W] shared by all variants.
         weight_1x1: [E, C, C, 1, 1], edges in the order 0->1, 0->2, 1->2, ...
         weight_3x3: [E, C, C, 3, 3].
-        mean: [E, 2, C], of the 1x1 and the 3x3 convolution.
-        variance: [E, 2, C].
+        mean: [E, 2, C], of the 1x1 and the 3x3 convolution, or [V, E, 2, C] where each variant has its own.
+        variance: as mean.
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool. What has alpha 0 need not be computed: a NaN
             that its weights would bring does not show.
         eps: batch norm's epsilon, from 0 to float32's largest.
@@ -47,8 +47,10 @@ def masked_cell(
     check_small("masked_cell", x, mean=mean, variance=variance, alpha=alpha)
     eps = checked_eps("masked_cell", eps)
     check_cell("masked_cell", x, weight_1x1, weight_3x3, alpha)
+    variants, edges, _ = alpha.shape
+    of_each = (variants,) if mean.dim() == 4 else ()
     for name, tensor in (("mean", mean), ("variance", variance)):
-        check_shape("masked_cell", name, tensor, (alpha.shape[1], 2, x.shape[2]))
+        check_shape("masked_cell", name, tensor, (*of_each, edges, 2, x.shape[2]))
     tensors, small = autocast(x, weight_1x1, weight_3x3), (mean, variance, alpha)
     with without_autocast(x):
         output: Tensor = backends.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)

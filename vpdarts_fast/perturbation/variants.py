@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import Need, cell_need, pieces
+from vpdarts_fast.memory_budget import Need, cell_need, few_images, whole_batches
 from vpdarts_fast.perturbation.cells import CellTypes, Place
 from vpdarts_fast.perturbation.weights import Change, Weights
 from vpdarts_fast.validation import BatchNorm, StatisticsOf
@@ -164,14 +164,12 @@ class Evaluation:
             yield slice(0, total), slice(0, count)
             return
         needs = [self._need(images, places) for places in self._weights.cells()]
-        variants_together, images_together = pieces(
-            max(needs, key=lambda need: need.of(1, 1)),
-            total,
-            count,
-            self._memory_budget,
-            GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET,
-            self._batch_statistics,
-        )
+        need = max(needs, key=lambda need: need.of(1, 1))
+        limits = self._memory_budget, GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
+        if self._batch_statistics:
+            variants_together, images_together = whole_batches(need, total, count, *limits, "batch")
+        else:
+            variants_together, images_together = few_images(need, total, count, *limits)
         for i in range(0, count, images_together):
             for v in range(0, total, variants_together):
                 some = slice(i, min(count, i + images_together))

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
-from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick
+from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick, some_tables
 
 
 @dataclass
@@ -72,6 +72,12 @@ def masked_cell(
     eps: float = 1e-5,
 ) -> Tensor:
     """See `vpdarts_fast.reference.masked_cell`."""
+    if mean.dim() == 4:  # variants with statistics of their own have no weights in common
+        cells = []
+        for v, images in enumerate(x.expand(len(alpha), *x.shape[1:])):
+            fixed = mean[v], variance[v], some_tables(alpha, slice(v, v + 1))
+            cells.append(masked_cell(images[None], weight_1x1, weight_3x3, *fixed, eps))
+        return torch.cat(cells)
     deviation = torch.sqrt(wide(variance) + eps)
     edges = Edges(
         weight_1x1 / deviation[:, 0, :, None, None, None],

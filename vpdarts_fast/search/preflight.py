@@ -135,15 +135,19 @@ def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.dev
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
     if config.memory_budget_mib is None or not config.fused or not make_criterion(config).needs_evaluation:
         return
-    op = "mixed_cell" if config.batch_norm == "batch" else "masked_cell"
+    estimates = config.batch_norm in ("batch", "variant")  # statistics of every variant, on whole batches
+    op = "mixed_cell" if estimates else "masked_cell"
     dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
     like = torch.empty(0, dtype=dtype, device=device)
     need = cell_need(op, config.backend, like, config.channels * math.prod(data.image_size) * dtype.itemsize)
     images, what = 1, "an image"
-    if config.batch_norm == "batch":
+    if estimates:
         used = images_used(config, data)
         images = min(config.evaluation_batch_size, images_evaluated(config, used - used // 2))
-        what = f"a batch of {images} images (--evaluation-batch-size), which --batch-norm batch cannot cut"
+        what = (
+            f"a batch of {images} images (--evaluation-batch-size), which --batch-norm {config.batch_norm} "
+            "cannot cut"
+        )
     least = need.of(1, images)
     if config.memory_budget_mib << 20 < least:
         raise UserError(

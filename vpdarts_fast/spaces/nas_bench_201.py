@@ -73,7 +73,11 @@ class Skeleton(nn.Module):
 
     def classify(self, x: Tensor) -> Tensor:
         """The last cell's output [N, 4C, H, W] -> logits [N, classes], of the parameters' dtype."""
-        pooled = self.global_pooling(wide(self.lastact(x))).flatten(1)
+        return self.classify_activated(self.lastact(x))
+
+    def classify_activated(self, x: Tensor) -> Tensor:
+        """As `classify`, behind its batch norm and ReLU."""
+        pooled = self.global_pooling(wide(x)).flatten(1)
         with without_autocast(x):  # half precision would make too many logits equal
             logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
         return logits

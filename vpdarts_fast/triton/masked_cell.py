@@ -29,6 +29,7 @@ class Plan:
 
     Attributes:
         edges, rows: [D] int32, the edge and the row v * E + e of alpha of every distinct pair of both.
+        statistics: [D] int32, which row of the statistics normalises it.
         numbers, folds: for each node but the first, [U, k] int32: for each of its U distinct values and k
             incoming edges, the number of the source's value and of the pair.
         of: the number of the last node's value for each of the V variants.
@@ -36,19 +37,22 @@ class Plan:
 
     edges: Tensor
     rows: Tensor
+    statistics: Tensor
     numbers: tuple[Tensor, ...]
     folds: tuple[Tensor, ...]
     of: tuple[int, ...]
 
 
 @lru_cache(maxsize=256)  # more than a leave-one-out evaluation has, whose CUDA graphs need them to its end
-def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, device: torch.device) -> Plan:
-    """tables: alpha as rows; shared: whether the input is the same for all variants."""
+def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, own: bool, device: torch.device) -> Plan:
+    """tables: alpha as rows; shared: all variants have one input; own: each has its own statistics."""
 
     def integers(values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)
 
     variants, edges = len(tables), len(tables[0])
+    if own:  # nothing is alike then: the number of the variant is part of a row
+        tables = tuple(tuple((*row, float(v)) for row in table) for v, table in enumerate(tables))
     pairs: dict[tuple[int, Row], int] = {}
     rows: list[int] = []
     for v, table in enumerate(tables):
@@ -65,7 +69,15 @@ def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, device: torch.device
             integers([[pairs[pair] for pair in zip(incoming, c.rows, strict=True)] for c in distinct])
         )
         of.append(number)
-    return Plan(integers([e for e, _ in pairs]), integers(rows), tuple(numbers), tuple(folds), tuple(of[-1]))
+    of_pairs = [e for e, _ in pairs]
+    return Plan(
+        integers(of_pairs),
+        integers(rows),
+        integers(rows if own else of_pairs),
+        tuple(numbers),
+        tuple(folds),
+        tuple(of[-1]),
+    )
 
 
 @torch.no_grad()
@@ -80,7 +92,7 @@ def masked_cell(
 ) -> Tensor:
     """See `vpdarts_fast.reference.masked_cell`; statistics and alpha may be float32 beside half precision."""
     tables = tuple(map(tuple, alpha_rows(alpha)))
-    some = plan(tables, len(x) == 1, x.device)
+    some = plan(tables, len(x) == 1, mean.dim() == 4, x.device)
     return planned_cell(some, x, weight_1x1, weight_3x3, mean, variance, alpha, eps)
 
 
@@ -108,7 +120,8 @@ def planned_cell(
     parameters = (tensor.contiguous() for tensor in (weight_1x1, weight_3x3, mean, variance))
     with device_of(x):
         fold_weights[pairs, across * across](
-            *(weight, bias, *parameters, alpha, plan.edges, plan.rows, eps), channels, padded, block_c
+            *(weight, bias, *parameters, alpha, plan.edges, plan.rows, plan.statistics, eps),
+            *(channels, padded, block_c),
         )
         pixels = images * height * width
         nodes = [channels_last(x)]

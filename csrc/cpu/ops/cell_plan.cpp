@@ -4,6 +4,7 @@
 #include <cstring>
 #include <map>
 #include <tuple>
+#include <utility>
 
 namespace vpdarts::cpu {
 namespace {
@@ -19,7 +20,8 @@ uint32_t bits(float value) {
 
 FoldedWeights::FoldedWeights(const MaskedCellKernels& kernels, int64_t channels, int64_t padded,
                              int64_t edges, const float* conv_1x1, const float* conv_3x3, const float* mean,
-                             const float* variance, int64_t variants, const float* alpha, double eps)
+                             const float* variance, bool own, int64_t variants, const float* alpha,
+                             double eps)
     : kernels_(kernels),
       channels_(channels),
       padded_(padded),
@@ -29,20 +31,26 @@ FoldedWeights::FoldedWeights(const MaskedCellKernels& kernels, int64_t channels,
       mean_(mean),
       variance_(variance),
       eps_(eps) {
-  std::map<std::tuple<int64_t, uint32_t, uint32_t>, int64_t> numbers;
+  const int64_t row_floats = 2 * channels;
+  std::map<std::vector<uint32_t>, int64_t> numbers;
   std::vector<int64_t> job_of(static_cast<size_t>(variants * edges), -1);
   for (int64_t i = 0; i < variants * edges; ++i) {
     const float* row = alpha + 5 * i;
     if (row[2] == 0 && row[3] == 0) continue;
-    const auto key = std::make_tuple(i % edges, bits(row[2]), bits(row[3]));
-    const auto found = numbers.emplace(key, count()).first;
-    if (found->second == count()) jobs_.push_back({i % edges, row[2], row[3], nullptr, nullptr});
+    const int64_t statistics = (own ? i : i % edges) * row_floats;
+    std::vector<uint32_t> key{static_cast<uint32_t>(i % edges), bits(row[2]), bits(row[3])};
+    for (int64_t k = 0; own && k < row_floats; ++k) {
+      key.push_back(bits(mean[statistics + k]));
+      key.push_back(bits(variance[statistics + k]));
+    }
+    const auto found = numbers.emplace(std::move(key), count()).first;
+    if (found->second == count()) jobs_.push_back({i % edges, statistics, row[2], row[3], nullptr, nullptr});
     job_of[i] = found->second;
   }
   const int64_t floats = kernels.weight_floats(padded);
-  memory_.resize(static_cast<size_t>(count() * (floats + padded)));
+  memory_.reset(new float[static_cast<size_t>(count() * (floats + padded))]);
   for (int64_t job = 0; job < count(); ++job) {
-    jobs_[job].weight = memory_.data() + job * (floats + padded);
+    jobs_[job].weight = memory_.get() + job * (floats + padded);
     jobs_[job].bias = jobs_[job].weight + floats;
   }
   for (int64_t i = 0; i < variants * edges; ++i) {
@@ -56,8 +64,7 @@ FoldedWeights::FoldedWeights(const MaskedCellKernels& kernels, int64_t channels,
 void FoldedWeights::transform(int64_t number) {
   const Job& job = jobs_[number];
   std::vector<float> scale_1x1(channels_), scale_3x3(channels_);
-  const float* mean = mean_ + job.edge * 2 * channels_;
-  const float* variance = variance_ + job.edge * 2 * channels_;
+  const float *mean = mean_ + job.statistics, *variance = variance_ + job.statistics;
   for (int64_t c = 0; c < padded_; ++c) job.bias[c] = 0;
   for (int64_t c = 0; c < channels_; ++c) {
     const double a = job.alpha_1x1 / std::sqrt(variance[c] + eps_);

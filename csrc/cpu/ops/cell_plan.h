@@ -2,19 +2,21 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/kernels/masked_cell.h"
 
 namespace vpdarts::cpu {
 
-// Folded convolutions of all edges, one for each distinct pair of their alphas.
+// Folded convolutions of all edges, one for each distinct pair of their alphas and statistics.
 class FoldedWeights {
  public:
-  // alpha [variants, edges, 5]; weights, means and variances as in the schema, contiguous.
+  // alpha [variants, edges, 5]; weights, means and variances as in the schema, contiguous; own: each variant
+  // has means and variances of its own.
   FoldedWeights(const MaskedCellKernels& kernels, int64_t channels, int64_t padded, int64_t edges,
                 const float* conv_1x1, const float* conv_3x3, const float* mean, const float* variance,
-                int64_t variants, const float* alpha, double eps);
+                bool own, int64_t variants, const float* alpha, double eps);
 
   // The edge under variant v's alphas.
   EdgeTerm term(int64_t variant, int64_t edge) const { return terms_[variant * edges_ + edge]; }
@@ -26,6 +28,7 @@ class FoldedWeights {
  private:
   struct Job {
     int64_t edge;
+    int64_t statistics;  // where its means and variances begin
     float alpha_1x1, alpha_3x3;
     float *weight, *bias;
   };
@@ -35,7 +38,7 @@ class FoldedWeights {
   const float *conv_1x1_, *conv_3x3_, *mean_, *variance_;
   double eps_;
   std::vector<Job> jobs_;
-  std::vector<float> memory_;
+  std::unique_ptr<float[]> memory_;
   std::vector<EdgeTerm> terms_;
 };
 

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
+#include <utility>
 #include <vector>
 
 #include "check.h"
@@ -47,8 +48,13 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   check_tensor(kName, "x", x, {x.size(0), count, channels, height, width});
   check_tensor(kName, "weight_1x1", weight_1x1, {edges, channels, channels, 1, 1});
   check_tensor(kName, "weight_3x3", weight_3x3, {edges, channels, channels, 3, 3});
-  check_tensor(kName, "mean", mean, {edges, 2, channels});
-  check_tensor(kName, "variance", variance, {edges, 2, channels});
+  const bool own = mean.dim() == 4;
+  for (const auto& [name, statistics] : {std::pair("mean", &mean), std::pair("variance", &variance)}) {
+    if (own)
+      check_tensor(kName, name, *statistics, {variants, edges, 2, channels});
+    else
+      check_tensor(kName, name, *statistics, {edges, 2, channels});
+  }
   check_tensor(kName, "alpha", alpha, {variants, edges, 5});
   check_count(kName, "variants", variants);
   check_eps(kName, eps);
@@ -64,8 +70,8 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
                          torch::stable::contiguous(alpha)};
   const float* data[5];
   for (int i = 0; i < 5; ++i) data[i] = static_cast<const float*>(held[i].data_ptr());
-  FoldedWeights weights(kernels, channels, padded, edges, data[0], data[1], data[2], data[3], variants,
-                        data[4], eps);
+  FoldedWeights weights(kernels, channels, padded, edges, data[0], data[1], data[2], data[3], own,
+                        variants, data[4], eps);
   run_each(weights.count(), [&](int64_t job) { weights.transform(job); });
 
   // Enough tiles to reuse a weight that has come into the cache, not more than the cache holds, and work for

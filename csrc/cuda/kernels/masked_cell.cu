@@ -69,10 +69,15 @@ struct Folded {
   }
 };
 
+// Where the statistics of a channel of convolution o of an edge lie.
+__device__ __forceinline__ int64_t statistic_at(const MaskedCell& args, int v, int e, int o, int c) {
+  const int64_t edge = args.own ? static_cast<int64_t>(v) * args.shape.edges() + e : e;
+  return (edge * 2 + o) * args.shape.channels + c;
+}
+
 __device__ __forceinline__ float factor(const MaskedCell& args, int v, int e, int o, int c) {
-  const CellShape& s = args.shape;
-  return args.alpha[(v * s.edges() + e) * 5 + 2 + o] /
-         sqrtf(args.variance[(e * 2 + o) * s.channels + c] + args.eps);
+  return args.alpha[(v * args.shape.edges() + e) * 5 + 2 + o] /
+         sqrtf(args.variance[statistic_at(args, v, e, o, c)] + args.eps);
 }
 
 // first and bias. Grid: V.
@@ -84,7 +89,7 @@ __global__ void prepare_kernel(MaskedCell args, Folded<T> folded) {
     const auto bits = [&](int u, int o) {
       return __float_as_uint(args.alpha[(static_cast<int64_t>(u) * edges + e) * 5 + 2 + o]);
     };
-    int u = 0;
+    int u = args.own ? v : 0;
     while (u < v && (bits(u, 0) != bits(v, 0) || bits(u, 1) != bits(v, 1))) ++u;
     folded.first[v * edges + e] = u;
   }
@@ -93,7 +98,7 @@ __global__ void prepare_kernel(MaskedCell args, Folded<T> folded) {
     const int node = 1 + i / s.padded(), c = i % s.padded();
     float bias = 0;
     for (int e = node * (node - 1) / 2; e < node * (node + 1) / 2 && c < s.channels; ++e) {
-      for (int o = 0; o < 2; ++o) bias -= factor(args, v, e, o, c) * args.mean[(e * 2 + o) * s.channels + c];
+      for (int o = 0; o < 2; ++o) bias -= factor(args, v, e, o, c) * args.mean[statistic_at(args, v, e, o, c)];
     }
     folded.bias[static_cast<int64_t>(v) * biases + i] = bias;
   }

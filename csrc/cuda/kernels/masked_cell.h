@@ -30,7 +30,8 @@ struct MaskedCell {
   bool shared;                           // x is [1, N, H, W, C] for all variants
   const void* x;                         // [V, N, H, W, C]
   const float *weight_1x1, *weight_3x3;  // [E, C, C, 1, 1], [E, C, C, 3, 3]
-  const float *mean, *variance;          // [E, 2, C]
+  const float *mean, *variance;          // [E, 2, C], or [V, E, 2, C]
+  bool own;                              // which of them: each variant has its own
   const float* alpha;                    // [V, E, 5]
   float eps;
   void* workspace;  // cell_workspace(shape) bytes

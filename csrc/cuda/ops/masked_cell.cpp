@@ -5,6 +5,7 @@
 
 #include <string>
 #include <tuple>
+#include <utility>
 
 #include "check.h"
 #include "cuda/ops/tensors.h"
@@ -48,8 +49,13 @@ Tensor run(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, 
   const int64_t edges = s.edges(), channels = s.channels;
   check_wide(kName, "weight_1x1", weight_1x1, x, {edges, channels, channels, 1, 1});
   check_wide(kName, "weight_3x3", weight_3x3, x, {edges, channels, channels, 3, 3});
-  check_wide(kName, "mean", mean, x, {edges, 2, channels});
-  check_wide(kName, "variance", variance, x, {edges, 2, channels});
+  const bool own = mean.dim() == 4;
+  for (const auto& [name, statistics] : {std::pair("mean", &mean), std::pair("variance", &variance)}) {
+    if (own)
+      check_wide(kName, name, *statistics, x, {s.variants, edges, 2, channels});
+    else
+      check_wide(kName, name, *statistics, x, {edges, 2, channels});
+  }
   check_wide(kName, "alpha", alpha, x, {s.variants, edges, 5});
   const OnDeviceOf device(x);
   const Tensor out = torch::stable::new_empty(x, {s.variants, s.images, s.height, s.width, s.channels});
@@ -67,7 +73,7 @@ Tensor run(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, 
     const Tensor workspace = torch::stable::new_empty(x, {cell_workspace(s)}, ScalarType::Byte);
     launch_masked_cell(
         {s, tf32, x.size(0) == 1, held[0].data_ptr(), data(held[1]), data(held[2]), data(held[3]),
-         data(held[4]), data(held[5]), static_cast<float>(eps), workspace.data_ptr(), out.data_ptr()},
+         data(held[4]), own, data(held[5]), static_cast<float>(eps), workspace.data_ptr(), out.data_ptr()},
         device.stream());
   }
   return channels_second(out, s.channels);

@@ -122,7 +122,8 @@ _TRITON: dict[str, Callable[[Arguments, Numbers], Cost]] = {
 def cuda_masked_cell(args: Sequence[Any], out: Tensor, numbers: Numbers) -> list[Work]:
     """`masked_cell` in CUDA C++, whose three kernels csrc/cuda/kernels/masked_cell.cu starts.
 
-    Edges whose alphas of the convolutions are those of an earlier variant use its weights.
+    Edges whose alphas of the convolutions are those of an earlier variant use its weights, unless each
+    variant has its own statistics.
     """
     x, weight_1x1, weight_3x3, mean, variance, alpha, _ = args
     if out.numel() == 0:
@@ -131,7 +132,7 @@ def cuda_masked_cell(args: Sequence[Any], out: Tensor, numbers: Numbers) -> list
     channels = -(-x.shape[2] // 16) * 16
     tables = numbers(alpha)
     rows = variants * edges
-    if tables is not None:
+    if tables is not None and mean.dim() == 3:
         rows = len({(e, *row[2:4]) for table in tables for e, row in enumerate(table)})
     folded = rows * 9 * channels**2 * x.element_size()
     bias = variants * channels * 4  # of each node but the first; the nodes are few

@@ -21,6 +21,7 @@ def fold_weights(
     alpha,
     edges,
     rows,
+    statistics,
     eps,
     C: tl.constexpr,
     PADDED: tl.constexpr,
@@ -29,15 +30,16 @@ def fold_weights(
     """W = a_3x3 W3 / s3 + a_1x1 W1 / s1 at the centre tap,  b = -a_3x3 m3 / s3 - a_1x1 m1 / s1
 
     of each of D pairs of an edge and a row of alpha. weight [D, 9, PADDED in, PADDED out], 0 in the padding,
-    bias [D, PADDED]; weight_1x1 [E, C, C], weight_3x3 [E, C, C, 9], mean and variance [E, 2, C],
-    alpha [V * E, 5], edges and rows [D] int32. Grid (D, blocks of PADDED^2).
+    bias [D, PADDED]; weight_1x1 [E, C, C], weight_3x3 [E, C, C, 9], mean and variance [E or V * E, 2, C], the
+    row `statistics` of which it uses; alpha [V * E, 5]; edges, rows, statistics [D] int32. Grid (D, blocks of
+    PADDED^2).
     """
     d = tl.program_id(0)
     across: tl.constexpr = PADDED // BLOCK_C
     i = tl.program_id(1) // across * BLOCK_C + tl.arange(0, BLOCK_C)
     o = tl.program_id(1) % across * BLOCK_C + tl.arange(0, BLOCK_C)
     edge, row = tl.load(edges + d), alpha + tl.load(rows + d) * 5
-    norm = edge * 2 * C + o
+    norm = tl.load(statistics + d) * 2 * C + o
     deviation_1x1 = tl.sqrt(tl.load(variance + norm, mask=o < C, other=1).to(tl.float32) + eps)
     deviation_3x3 = tl.sqrt(tl.load(variance + norm + C, mask=o < C, other=1).to(tl.float32) + eps)
     scale_1x1 = tl.load(row + 2).to(tl.float32) / deviation_1x1
