@@ -181,8 +181,7 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @pytest.mark.parametrize(
     ("mode", "mebibytes"),
     # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
-    [(mode, mebibytes) for mode in ("running", "batch", "variant") for mebibytes in (8, 32)]
-    + [("running", 2)],
+    [("running", 2), *((mode, size) for mode in ("running", "batch", "variant") for size in (8, 32))],
 )
 @pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_memory_budget_is_kept(mode: BatchNorm, mebibytes: int, bfloat16: bool) -> None:

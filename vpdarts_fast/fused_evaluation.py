@@ -27,6 +27,11 @@ from vpdarts_fast.spaces.nas_bench_201 import Supernet
 DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
 
+OWN_BUDGET = 256 << 20
+"""Bytes, likewise, where each variant has its own statistics: these are folded into weights once a piece, so
+that it has to hold many images, and many variants share much of the first cell.
+"""
+
 GPU_BUDGET = 4 << 30
 """Bytes: a GPU has no cache to stay in, and few large launches keep it busier than many small ones."""
 
@@ -86,11 +91,11 @@ def variant_logits(
     if normalisation == "batch":
         variants_together, images_together = _whole_batches(supernet, images, alpha, "batch", memory_budget)
     else:
-        op = "masked_cell"
-        budget = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET[op]
-        cut = few_variants if isinstance(normalisation, OwnStatistics) else few_images
-        need = _cell_need(supernet, op, images)
-        variants_together, images_together = cut(need, len(alpha), count, memory_budget, budget)
+        own = isinstance(normalisation, OwnStatistics)
+        cut, budget = (few_variants, OWN_BUDGET) if own else (few_images, DEFAULT_BUDGET["masked_cell"])
+        need = _cell_need(supernet, "masked_cell", images)
+        limits = memory_budget, GPU_BUDGET if images.is_cuda else budget
+        variants_together, images_together = cut(need, len(alpha), count, *limits)
     for i in range(0, count, max(images_together, 1)):
         some = slice(i, min(count, i + images_together))
         stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
