@@ -58,21 +58,23 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   // int64 -> the last node [N, C, H, W], channels last; mean and biased variance [E, 2, C]; and, for the
   // backward pass, nodes [nodes - 2, N, H, W, padded], raw [E, N, H, W, padded], statistics [E, 4, padded],
   // moments [nodes - 1, 1 + padded, padded].
+  // skip_zeros: convolutions whose alpha is 0 are not computed; their mean and variance are 0.
   m.def(
       "mixed_cell(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
-      "float skip_dropout, float eps) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+      "float skip_dropout, float eps, bool skip_zeros=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "Tensor, Tensor)");
   // The same for V variants, without what a backward pass needs: x [1 or V, N, C, H, W], alpha [V, E, 5] ->
   // [V, N, C, H, W], mean and biased variance [V, E, 2, C].
   m.def(
       "mixed_cell_variants(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
-      "float skip_dropout, float eps) -> (Tensor, Tensor, Tensor)");
+      "float skip_dropout, float eps, bool skip_zeros=False) -> (Tensor, Tensor, Tensor)");
   // gradient [N, C, H, W] of the last node -> the gradients of x, weight_1x1, weight_3x3 and alpha; those
   // not wanted have a first dimension of 0.
   m.def(
       "mixed_cell_backward(Tensor gradient, Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, "
-      "Tensor? skip_seed, float skip_dropout, float eps, Tensor nodes, Tensor raw, Tensor statistics, "
-      "Tensor moments, bool wants_x, bool wants_weights, bool wants_alpha) -> (Tensor, Tensor, Tensor, "
-      "Tensor)");
+      "Tensor? skip_seed, float skip_dropout, float eps, bool skip_zeros, Tensor nodes, Tensor raw, Tensor "
+      "statistics, Tensor moments, bool wants_x, bool wants_weights, bool wants_alpha) -> (Tensor, Tensor, "
+      "Tensor, Tensor)");
 
   // x [N, C, H, W], weight_a [C_out, C, 3, 3], weight_b [C_out, C_out, 3, 3], weight_shortcut
   // [C_out, C, 1, 1], scale and shift [2, C_out] -> [N, C_out, ceil(H/2), ceil(W/2)], channels last.

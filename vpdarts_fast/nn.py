@@ -171,6 +171,8 @@ class SearchCell(nn.Module):
         seeds = draw_seeds(len(skips), x.device) if drops else None
         norms = [conv.norm for pair in self.convolutions() for conv in pair]
 
+        skips_zeros = alpha.device.type == "cpu" and not (torch.is_grad_enabled() and alpha.requires_grad)
+
         def cell() -> tuple[Tensor, Tensor, Tensor]:
             return ops.mixed_cell(
                 x.unsqueeze(0),
@@ -179,11 +181,14 @@ class SearchCell(nn.Module):
                 seeds,
                 skips[0].dropout,
                 self.eps,
+                skips_zeros,
                 backend=preferred("mixed_cell", self.backend),
             )
 
         def keep(_: Tensor, mean: Tensor, variance: Tensor) -> None:
-            update_running_statistics(norms, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x)
+            found = mean[0].flatten(0, 1), variance[0].flatten(0, 1)
+            computed = (alpha[:, 2:4] != 0).flatten().tolist() if skips_zeros else None
+            update_running_statistics(norms, *found, x, computed)
 
         return with_statistics(cell, keep).squeeze(0)
 
@@ -195,17 +200,23 @@ def edge_index(source: int, target: int) -> int:
 
 @torch.no_grad()
 def update_running_statistics(
-    norms: Sequence[nn.BatchNorm2d], mean: Tensor, variance: Tensor, x: Tensor
+    norms: Sequence[nn.BatchNorm2d],
+    mean: Tensor,
+    variance: Tensor,
+    x: Tensor,
+    computed: Sequence[bool] | None = None,
 ) -> None:
     """What a training-mode forward of batch norms does to their buffers, all of them together.
 
-    mean and biased variance [norms, C], of x's batch.
+    mean and biased variance [norms, C], of x's batch; computed: for which norms there are any, or all.
     """
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
     buffers, found, momenta = [], [], []
     for i, norm in enumerate(norms):
         own = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        if computed is not None and not computed[i]:
+            continue
         if own[0] is not None and own[1] is not None and own[2] is not None:
             buffers.append(own)
             found.append((mean[i], unbiased[i]))

@@ -125,6 +125,7 @@ def mixed_cell(
     skip_seed: Tensor | None = None,
     skip_dropout: float = 0.0,
     eps: float = 1e-5,
+    skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A whole cell for V alpha tables, batch norms with the batch's own statistics.
 
@@ -137,6 +138,7 @@ def mixed_cell(
         skip_seed: none, or [E] int64, the seeds of the dropout behind the skip connections.
         skip_dropout: its probability.
         eps: batch norm's epsilon.
+        skip_zeros: convolutions whose alpha is 0 count as not computed: their mean and variance are 0.
 
     Returns:
         The last node, [V, N, C, H, W]; mean and biased variance [V, E, 2, C] of the convolutions' outputs
@@ -168,6 +170,9 @@ def mixed_cell(
         means, variances = zip(*statistics, strict=True)
         outputs.append((nodes[-1][0], torch.cat(means), torch.cat(variances)))
     node, mean, variance = (torch.stack(some) for some in zip(*outputs, strict=True))
+    if skip_zeros:
+        computed = alpha[:, :, 2:4, None] != 0
+        mean, variance = torch.where(computed, mean, 0), torch.where(computed, variance, 0)
     return node, mean, variance
 
 

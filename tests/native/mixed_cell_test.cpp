@@ -324,7 +324,7 @@ void test(const Case& c) {
     }
   }
   const TrainingCell cell(guarded_relu_conv(), guarded_mixed_sum(), sizes, weight_1x1.data(),
-                          weight_3x3.data(), drops, kEps);
+                          weight_3x3.data(), drops, kEps, false);
   cell.forward(plan, state);
 
   std::vector<std::vector<Map>> node{{Map(x.begin(), x.end())}};

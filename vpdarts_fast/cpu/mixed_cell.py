@@ -24,9 +24,10 @@ def mixed_cell(
     skip_seed: Tensor | None = None,
     skip_dropout: float = 0.0,
     eps: float = 1e-5,
+    skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_cell`."""
-    weights, rest = (weight_1x1, weight_3x3), (skip_seed, skip_dropout, eps)
+    weights, rest = (weight_1x1, weight_3x3), (skip_seed, skip_dropout, eps, skip_zeros)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, alpha))):
         node, mean, variance = _variants(x, *weights, alpha, *rest)
         return node, mean, variance
@@ -50,6 +51,7 @@ def _forward_fake(
     skip_seed: Tensor | None,
     skip_dropout: float,
     eps: float,
+    skip_zeros: bool,
 ) -> tuple[Tensor, ...]:
     images, channels, height, width = x.shape
     edges, wide = alpha.shape[0], padded(channels)
@@ -76,6 +78,7 @@ def _variants_fake(
     skip_seed: Tensor | None,
     skip_dropout: float,
     eps: float,
+    skip_zeros: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (*alpha.shape[:2], 2, x.shape[2])
     return (
@@ -95,6 +98,7 @@ def _backward_fake(
     skip_seed: Tensor | None,
     skip_dropout: float,
     eps: float,
+    skip_zeros: bool,
     nodes: Tensor,
     raw: Tensor,
     statistics: Tensor,

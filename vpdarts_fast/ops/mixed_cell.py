@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from vpdarts_fast import backends
@@ -26,6 +27,7 @@ def mixed_cell(
     skip_seed: Tensor | None = None,
     skip_dropout: float = 0.0,
     eps: float = 1e-5,
+    skip_zeros: bool = False,
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -39,6 +41,8 @@ def mixed_cell(
         skip_seed: none, or [E] int64, on the CPU or where x is: the seeds of the skip connections' dropout.
         skip_dropout: its probability, in steps of 2^-32.
         eps: batch norm's epsilon, from 0 to float32's largest.
+        skip_zeros: convolutions whose alpha is 0 need not be computed, and their mean and variance are 0,
+            unless a gradient of alpha is wanted.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
     Returns:
@@ -58,8 +62,9 @@ def mixed_cell(
         raise UserError(f"mixed_cell: x must hold two values per channel; got {list(x.shape)}")
     if skip_seed is not None:
         check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
+    skip_zeros = skip_zeros and not (torch.is_grad_enabled() and alpha.requires_grad)
     tensors = autocast(x, weight_1x1, weight_3x3)
     implementation = backends.select("mixed_cell", tensors, backend, (alpha,))
     with without_autocast(x):
-        node, mean, variance = implementation(*tensors, alpha, skip_seed, skip_dropout, eps)
+        node, mean, variance = implementation(*tensors, alpha, skip_seed, skip_dropout, eps, skip_zeros)
     return node, mean, variance

@@ -28,8 +28,9 @@ def mixed_cell(
     skip_seed: Tensor | None = None,
     skip_dropout: float = 0.0,
     eps: float = 1e-5,
+    skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_cell`."""
+    """See `vpdarts_fast.reference.mixed_cell`. Everything is computed."""
     seeds = skip_seed.to(x.device) if skip_seed is not None and skip_dropout > 0 else None
 
     def sum_with_dropout(
@@ -38,7 +39,16 @@ def mixed_cell(
         some = seeds[incoming.start : incoming.stop] if seeds is not None else None
         return mixed_sum_with_dropout(xs, raw_1x1, raw_3x3, table, some, skip_dropout, eps)
 
-    return node_by_node(x, weight_1x1, weight_3x3, alpha, relu_conv, sum_with_dropout)
+    cell = node_by_node(x, weight_1x1, weight_3x3, alpha, relu_conv, sum_with_dropout)
+    return without_zeros(alpha, *cell) if skip_zeros else cell
+
+
+def without_zeros(
+    alpha: Tensor, node: Tensor, mean: Tensor, variance: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """What `mixed_cell` returns, with 0 for the statistics of convolutions whose alpha is 0."""
+    computed = alpha[:, :, 2:4, None] != 0
+    return node, torch.where(computed, mean, 0), torch.where(computed, variance, 0)
 
 
 def node_by_node(

@@ -22,7 +22,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast import derivatives, pytorch
-from vpdarts_fast.pytorch.mixed_cell import node_by_node
+from vpdarts_fast.pytorch.mixed_cell import node_by_node, without_zeros
 from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.kernels.cell_gradient import differentiate_node
 from vpdarts_fast.triton.layout import channels_last, device_of, empty_channels_last
@@ -46,13 +46,15 @@ def mixed_cell(
     skip_seed: Tensor | None = None,
     skip_dropout: float = 0.0,
     eps: float = 1e-5,
+    skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_cell`; mean and variance have alpha's dtype."""
+    """See `vpdarts_fast.reference.mixed_cell`; mean and variance have alpha's dtype. All is computed."""
     seeds = skip_seed.to(x.device) if skip_seed is not None and skip_dropout > 0 else None
     tensors = x, weight_1x1, weight_3x3, alpha
     if len(alpha) == 1 and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):
         node, mean, variance, _ = _forward(*tensors, seeds, skip_dropout, eps)
-        return node, mean.to(alpha.dtype), variance.to(alpha.dtype)
+        cell = node, mean.to(alpha.dtype), variance.to(alpha.dtype)
+        return without_zeros(alpha, *cell) if skip_zeros else cell
 
     def mixed_sum(
         xs: list[Tensor], raw_1x1: list[Tensor], raw_3x3: list[Tensor], table: Tensor, incoming: range
@@ -60,7 +62,8 @@ def mixed_cell(
         some = seeds[incoming.start : incoming.stop] if seeds is not None else None
         return mixed_sum_with_dropout(xs, raw_1x1, raw_3x3, table, some, skip_dropout, eps)
 
-    return node_by_node(*tensors, relu_conv, mixed_sum)
+    cell = node_by_node(*tensors, relu_conv, mixed_sum)
+    return without_zeros(alpha, *cell) if skip_zeros else cell
 
 
 @dataclass(frozen=True)

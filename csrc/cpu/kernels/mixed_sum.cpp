@@ -63,9 +63,21 @@ int64_t scratch_floats(const Block& block, int64_t edges) {
          (edges + 2) * round_up(chunk_pixels(block.padded) * block.padded, 16);
 }
 
+// The edges that have a raw output, and those that have a skip connection.
+struct Terms {
+  explicit Terms(const MixedSumForward& args) {
+    for (int64_t e = 0; e < args.edges; ++e) {
+      if (args.edge[e].raw != nullptr) raw[raws++] = &args.edge[e];
+      if (args.edge[e].skip != 0) skip[skips++] = &args.edge[e];
+    }
+  }
+  const IncomingEdge *raw[kMostIncoming], *skip[kMostIncoming];
+  int64_t raws = 0, skips = 0;
+};
+
 template <bool kPool>
-void forward_chunk(const MixedSumForward& args, int64_t image, int64_t first, int64_t count,
-                   const float* product, const float* sums) {
+void forward_chunk(const MixedSumForward& args, const Terms& terms, int64_t image, int64_t first,
+                   int64_t count, const float* product, const float* sums) {
   const Block& s = args.block;
   const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
   int64_t y = first / s.width, i = first % s.width;
@@ -75,11 +87,13 @@ void forward_chunk(const MixedSumForward& args, int64_t image, int64_t first, in
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = start + p * s.padded + c;
       Vec value = load(product + p * s.padded + c) + load(args.shift + c);
-      for (int64_t e = 0; e < args.edges; ++e) {
-        const IncomingEdge& edge = args.edge[e];
+      for (int64_t e = 0; e < terms.raws; ++e)
+        value += load(terms.raw[e]->scale + c) * load(terms.raw[e]->raw + at);
+      for (int64_t e = 0; e < terms.skips; ++e) {
+        const IncomingEdge& edge = *terms.skip[e];
         Vec x = load(edge.x + at);
         if (edge.keep.drops) x = kept(edge.keep, place + c, x);
-        value += load(edge.scale + c) * load(edge.raw + at) + edge.skip * x;
+        value += edge.skip * x;
       }
       if (kPool) value += share * pooled(sums, (first + p) * s.padded + c, row);
       store(args.node + at, value);
@@ -91,26 +105,29 @@ void forward_chunk(const MixedSumForward& args, int64_t image, int64_t first, in
 void forward(const MixedSumForward& args, float* memory) {
   const Block& s = args.block;
   const Scratch scratch(s, args.edges, memory);
+  const Terms terms(args);
   const int64_t image_floats = s.height * s.width * s.padded;
   for (int64_t b = 0; b < s.images; ++b) {
-    Pooled terms[kMostIncoming];
+    Pooled pooled[kMostIncoming];
     int64_t pools = 0;
     for (int64_t e = 0; e < args.edges; ++e) {
-      if (args.edge[e].pool != 0) terms[pools++] = {args.edge[e].x + b * image_floats, args.edge[e].pool};
+      if (args.edge[e].pool != 0) pooled[pools++] = {args.edge[e].x + b * image_floats, args.edge[e].pool};
     }
-    if (pools > 0) pool_rows(s, terms, pools, false, scratch.sums);
+    if (pools > 0) pool_rows(s, pooled, pools, false, scratch.sums);
     for_each_chunk(s, [&](int64_t first, int64_t count) {
       Operand operands[kMostIncoming];
+      int64_t products = 0;
       for (int64_t e = 0; e < args.edges; ++e) {
-        float* rectified = scratch.rectified + e * scratch.chunk;
+        if (args.edge[e].conv == nullptr) continue;
+        float* rectified = scratch.rectified + products * scratch.chunk;
         rectify(args.edge[e].x + b * image_floats + first * s.padded, count * s.padded, rectified);
-        operands[e] = {rectified, args.edge[e].conv};
+        operands[products++] = {rectified, args.edge[e].conv};
       }
-      multiply(operands, args.edges, count, s.padded, scratch.product);
+      multiply(operands, products, count, s.padded, scratch.product);
       if (pools > 0) {
-        forward_chunk<true>(args, b, first, count, scratch.product, scratch.sums);
+        forward_chunk<true>(args, terms, b, first, count, scratch.product, scratch.sums);
       } else {
-        forward_chunk<false>(args, b, first, count, scratch.product, scratch.sums);
+        forward_chunk<false>(args, terms, b, first, count, scratch.product, scratch.sums);
       }
     });
   }
@@ -142,8 +159,8 @@ void reduce(const MixedSumReduce& args, float* memory) {
   const bool with_alpha = args.edge[0].skip != nullptr;
   zero(args.sum, s.padded);
   for (int64_t e = 0; e < args.edges; ++e) {
-    zero(args.edge[e].raw_sum, s.padded);
-    zero(args.edge[e].cross, s.padded * s.padded);
+    if (args.edge[e].raw_sum != nullptr) zero(args.edge[e].raw_sum, s.padded);
+    if (args.edge[e].cross != nullptr) zero(args.edge[e].cross, s.padded * s.padded);
     if (with_alpha) zero(args.edge[e].skip, s.padded), zero(args.edge[e].pool, s.padded);
   }
   for (int64_t b = 0; b < s.images; ++b) {
@@ -159,15 +176,17 @@ void reduce(const MixedSumReduce& args, float* memory) {
       }
       for (int64_t e = 0; e < args.edges; ++e) {
         const ReducedEdge& edge = args.edge[e];
-        for (int64_t c = 0; c < s.padded; c += kLanes) {
+        for (int64_t c = 0; edge.raw_sum != nullptr && c < s.padded; c += kLanes) {
           Vec sum{};
           const Vec mean = load(edge.raw_mean + c);
           for (int64_t p = 0; p < count; ++p)
             sum += load(g + p * s.padded + c) * (load(edge.raw + start + p * s.padded + c) - mean);
           store(edge.raw_sum + c, load(edge.raw_sum + c) + sum);
         }
-        rectify(edge.x + start, edge.mean, count, s.padded, scratch.rectified);
-        outer(g, scratch.rectified, count, s.padded, edge.cross);
+        if (edge.cross != nullptr) {
+          rectify(edge.x + start, edge.mean, count, s.padded, scratch.rectified);
+          outer(g, scratch.rectified, count, s.padded, edge.cross);
+        }
         if (with_alpha) reduce_alpha(args, edge, b, first, count, scratch.sums);
       }
     });
@@ -182,15 +201,16 @@ void backward_chunk(const MixedSumBackward& args, int64_t image, int64_t first, 
   const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
   int64_t y = first / s.width, i = first % s.width;
   for (int64_t p = 0; p < count; ++p) {
-    const float* rectified =
-        args.rectified + image * border.image + border.first + y * border.row + i * s.padded;
+    const int64_t border_at = image * border.image + border.first + y * border.row + i * s.padded;
     const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = start + p * s.padded + c;
-      const Vec inner = load(product + p * s.padded + c) + load(args.shift + c) + load(rectified + c);
+      Vec inner = load(product + p * s.padded + c) + load(args.shift + c);
+      if (args.rectified != nullptr) inner += load(args.rectified + border_at + c);
       Vec value = relu_gradient(load(args.x + at), inner);
       for (int64_t e = 0; e < args.edges; ++e) {
         const OutgoingEdge& edge = args.edge[e];
+        if (edge.skip == 0) continue;
         Vec g = load(edge.gradient + at);
         if (edge.keep.drops) g = kept(edge.keep, place + c, g);
         value += edge.skip * g;
@@ -217,11 +237,16 @@ void backward(const MixedSumBackward& args, float* memory) {
     for_each_chunk(s, [&](int64_t first, int64_t count) {
       const int64_t start = b * image_floats + first * s.padded;
       Operand operands[kMostIncoming + 1];
-      for (int64_t e = 0; e < args.edges; ++e)
-        operands[e] = {args.edge[e].gradient + start, args.edge[e].conv};
-      rectify(args.x + start, count * s.padded, scratch.rectified);
-      operands[args.edges] = {scratch.rectified, args.own};
-      multiply(operands, args.edges + 1, count, s.padded, scratch.product);
+      int64_t products = 0;
+      for (int64_t e = 0; e < args.edges; ++e) {
+        if (args.edge[e].conv != nullptr)
+          operands[products++] = {args.edge[e].gradient + start, args.edge[e].conv};
+      }
+      if (args.own != nullptr) {
+        rectify(args.x + start, count * s.padded, scratch.rectified);
+        operands[products++] = {scratch.rectified, args.own};
+      }
+      multiply(operands, products, count, s.padded, scratch.product);
       if (pools > 0) {
         backward_chunk<true>(args, b, first, count, scratch.product, scratch.sums);
       } else {

@@ -13,7 +13,8 @@ namespace vpdarts::cpu {
 
 constexpr int64_t kMostIncoming = 5;  // edges into, or out of, a node of six
 
-// One edge as the forward pass sees it: x is the source node.
+// One edge as the forward pass sees it: x is the source node. raw and conv are null where the edge has no
+// such convolution, here and below.
 struct IncomingEdge {
   const float *x, *raw;
   const float* conv;   // [padded / block][padded][block], rows are input channels
@@ -37,8 +38,8 @@ struct ReducedEdge {
   const float *x, *raw;
   const float *mean, *raw_mean;  // of relu(x) and of raw, [padded]
   Dropout keep;
-  float* raw_sum;  // sum of g (raw - raw_mean), [padded]
-  float* cross;    // sum of g (relu(x) - mean)^T, [padded g][padded x]
+  float* raw_sum;  // sum of g (raw - raw_mean), [padded]; null without a 3x3 convolution
+  float* cross;    // sum of g (relu(x) - mean)^T, [padded g][padded x]; null without a 1x1 convolution
   float* skip;     // sum of g keep x, [padded]; null if the gradient of alpha is not wanted
   float* pool;     // sum of g pool(x), [padded]; likewise
 };
@@ -55,7 +56,7 @@ struct MixedSumReduce {
 // One edge as the backward pass of its source node sees it: the gradient is of the node it enters.
 struct OutgoingEdge {
   const float* gradient;
-  const float* conv;  // [padded / block][padded][block], rows are channels of the gradient
+  const float* conv;  // [padded / block][padded][block], rows are channels of the gradient; or null
   float skip, pool;
   Dropout keep;
 };
@@ -68,9 +69,9 @@ struct MixedSumBackward {
   int64_t channels, first_pixel, edges;
   const OutgoingEdge* edge;  // [edges]
   const float* x;
-  const float* own;        // [padded / block][padded][block]
+  const float* own;        // [padded / block][padded][block]; null without 1x1 convolutions
   const float* shift;      // [padded]
-  const float* rectified;  // what relu_conv's backward pass says of relu(x); a border_map
+  const float* rectified;  // what relu_conv's backward pass says of relu(x), a border_map; null if nothing
   float* x_gradient;
 };
 

@@ -133,6 +133,7 @@ void forward(const ReluConvForward& args, float* scratch) {
   float* m = arena.take(tiles.product_floats);
   float* chunk = arena.take(chunk_pixels(s.padded) * s.padded);
   if (args.moments != nullptr) compute_moments(s, args.x, chunk, arena.take(s.padded), args.moments);
+  if (args.edges == 0) return;
   transform_input(s, tiles, args.x, transformed);
   for (int64_t e = 0; e < args.edges; ++e) {
     const Operand operand{transformed, args.weight[e]};

@@ -70,8 +70,8 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
                          torch::stable::contiguous(alpha)};
   const float* data[5];
   for (int i = 0; i < 5; ++i) data[i] = static_cast<const float*>(held[i].data_ptr());
-  FoldedWeights weights(kernels, channels, padded, edges, data[0], data[1], data[2], data[3], own,
-                        variants, data[4], eps);
+  FoldedWeights weights(kernels, channels, padded, edges, data[0], data[1], data[2], data[3], own, variants,
+                        data[4], eps);
   run_each(weights.count(), [&](int64_t job) { weights.transform(job); });
 
   // Enough tiles to reuse a weight that has come into the cache, not more than the cache holds, and work for

@@ -76,15 +76,11 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
   return {sizes, keep};
 }
 
-TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps) {
+TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps,
+                     bool skip_zeros) {
   const Kernels& kernels = active_kernels();
-  return {kernels.relu_conv,
-          kernels.mixed_sum,
-          checked.sizes,
-          floats(weight_1x1),
-          floats(weight_3x3),
-          checked.keep,
-          eps};
+  return {kernels.relu_conv,  kernels.mixed_sum, checked.sizes, floats(weight_1x1),
+          floats(weight_3x3), checked.keep,      eps,           skip_zeros};
 }
 
 void check_one(const Tensor& x, const Tensor& alpha) {
@@ -94,14 +90,20 @@ void check_one(const Tensor& x, const Tensor& alpha) {
   check_tensor(kName, "alpha", alpha, {alpha.size(0), 5});
 }
 
-// [E, 2, C] each, from the statistics of the edges' source values.
+// [E, 2, C] each, from the statistics of the edges' source values; 0 of what is not computed.
 void write_statistics(const CellSizes& s, const CellState& state, const std::vector<int64_t>& source,
-                      float* mean, float* variance) {
+                      const float* alpha, bool skip_zeros, float* mean, float* variance) {
   for (int64_t e = 0; e < s.edges(); ++e) {
     const float* from = state.statistics[e][source[e]].data();
     for (int64_t op = 0; op < 2; ++op) {
-      std::copy_n(from + 2 * op * s.padded, s.channels, mean + (2 * e + op) * s.channels);
-      std::copy_n(from + (2 * op + 1) * s.padded, s.channels, variance + (2 * e + op) * s.channels);
+      float *to_mean = mean + (2 * e + op) * s.channels, *to_variance = variance + (2 * e + op) * s.channels;
+      if (skip_zeros && alpha[5 * e + 2 + op] == 0) {
+        std::fill_n(to_mean, s.channels, 0.0f);
+        std::fill_n(to_variance, s.channels, 0.0f);
+      } else {
+        std::copy_n(from + 2 * op * s.padded, s.channels, to_mean);
+        std::copy_n(from + (2 * op + 1) * s.padded, s.channels, to_variance);
+      }
     }
   }
 }
@@ -128,7 +130,7 @@ CellState restore(const CellSizes& s, const Tensor& x, const Tensor& nodes, cons
 using Forward = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 Forward mixed_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3, const Tensor& alpha,
-                   const std::optional<Tensor>& skip_seed, double skip_dropout, double eps) {
+                   const std::optional<Tensor>& skip_seed, double skip_dropout, double eps, bool skip_zeros) {
   check_one(x, alpha);
   const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
   const CellSizes& s = checked.sizes;
@@ -151,9 +153,10 @@ Forward mixed_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
                                              : floats(nodes) + (i - 1) * s.node_floats()});
   }
   for (int64_t e = 0; e < s.edges(); ++e) state.raw.push_back({floats(raw) + e * s.node_floats()});
-  cell_of(checked, w1, w3, eps).forward(plan, state);
+  cell_of(checked, w1, w3, eps, skip_zeros).forward(plan, state);
 
-  write_statistics(s, state, std::vector<int64_t>(s.edges(), 0), floats(mean), floats(variance));
+  write_statistics(s, state, std::vector<int64_t>(s.edges(), 0), floats(table), skip_zeros, floats(mean),
+                   floats(variance));
   for (int64_t e = 0; e < s.edges(); ++e)
     std::copy_n(state.statistics[e][0].data(), 4 * s.padded, floats(statistics) + e * 4 * s.padded);
   for (int64_t i = 0; i + 1 < s.nodes; ++i) {
@@ -208,7 +211,8 @@ class NodePool {
 
 // All variants on one input: out [V][node floats], statistics written per variant.
 void forward_shared(const TrainingCell& cell, const CellSizes& s, NodePool& pool, int64_t variants,
-                    const float* alpha, float* input, float* out, float* mean, float* variance) {
+                    const float* alpha, bool skip_zeros, float* input, float* out, float* mean,
+                    float* variance) {
   const SharedValues shared = share(s.nodes, variants, alpha);
   CellState state;
   pool.give_back();
@@ -232,15 +236,16 @@ void forward_shared(const TrainingCell& cell, const CellSizes& s, NodePool& pool
     for (int64_t i = 1; i < s.nodes; ++i) {
       for (int64_t j = 0; j < i; ++j) source.push_back(shared.of[j][v]);
     }
-    write_statistics(s, state, source, mean + v * s.edges() * 2 * s.channels,
-                     variance + v * s.edges() * 2 * s.channels);
+    const int64_t statistics = v * s.edges() * 2 * s.channels;
+    write_statistics(s, state, source, alpha + v * s.edges() * 5, skip_zeros, mean + statistics,
+                     variance + statistics);
   }
 }
 
 std::tuple<Tensor, Tensor, Tensor> mixed_cell_variants(const Tensor& x, const Tensor& weight_1x1,
                                                        const Tensor& weight_3x3, const Tensor& alpha,
                                                        const std::optional<Tensor>& skip_seed,
-                                                       double skip_dropout, double eps) {
+                                                       double skip_dropout, double eps, bool skip_zeros) {
   STD_TORCH_CHECK(x.dim() == 5, kName, ": x must be [V, N, C, H, W]; got ", x.dim(), " dimensions");
   STD_TORCH_CHECK(alpha.dim() == 3, kName, ": alpha must be [V, E, 5]; got ", alpha.dim(), " dimensions");
   const int64_t variants = alpha.size(0), inputs = x.size(0);
@@ -256,15 +261,15 @@ std::tuple<Tensor, Tensor, Tensor> mixed_cell_variants(const Tensor& x, const Te
   Tensor out = torch::stable::new_empty(x, {variants, s.images, s.height, s.width, s.padded});
   Tensor mean = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
   Tensor variance = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
-  const TrainingCell cell = cell_of(checked, w1, w3, eps);
+  const TrainingCell cell = cell_of(checked, w1, w3, eps, skip_zeros);
   NodePool pool(s);
   if (inputs == 1) {
-    forward_shared(cell, s, pool, variants, floats(tables), floats(input), floats(out), floats(mean),
-                   floats(variance));
+    forward_shared(cell, s, pool, variants, floats(tables), skip_zeros, floats(input), floats(out),
+                   floats(mean), floats(variance));
   } else {
     const int64_t statistics = s.edges() * 2 * s.channels;
     for (int64_t v = 0; v < variants; ++v)
-      forward_shared(cell, s, pool, 1, floats(tables) + v * s.edges() * 5,
+      forward_shared(cell, s, pool, 1, floats(tables) + v * s.edges() * 5, skip_zeros,
                      floats(input) + v * s.node_floats(), floats(out) + v * s.node_floats(),
                      floats(mean) + v * statistics, floats(variance) + v * statistics);
   }
@@ -276,8 +281,9 @@ using Backward = std::tuple<Tensor, Tensor, Tensor, Tensor>;
 Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tensor& weight_1x1,
                              const Tensor& weight_3x3, const Tensor& alpha,
                              const std::optional<Tensor>& skip_seed, double skip_dropout, double eps,
-                             const Tensor& nodes, const Tensor& raw, const Tensor& statistics,
-                             const Tensor& moments, bool wants_x, bool wants_weights, bool wants_alpha) {
+                             bool skip_zeros, const Tensor& nodes, const Tensor& raw,
+                             const Tensor& statistics, const Tensor& moments, bool wants_x,
+                             bool wants_weights, bool wants_alpha) {
   check_one(x, alpha);
   const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
   const CellSizes& s = checked.sizes;
@@ -297,8 +303,9 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
   Tensor gradient_3x3 =
       torch::stable::new_empty(x, {wants_weights ? s.edges() : 0, s.channels, s.channels, 3, 3});
   Tensor alpha_gradient = torch::stable::new_empty(x, {wants_alpha ? s.edges() : 0, 5});
+  STD_TORCH_CHECK(!(skip_zeros && wants_alpha), kName, ": what is not computed has no gradient of alpha");
   const CellState state = restore(s, input, kept[1], kept[2], kept[3], kept[4]);
-  cell_of(checked, w1, w3, eps)
+  cell_of(checked, w1, w3, eps, skip_zeros)
       .backward(
           floats(table), state, floats(kept[0]),
           {wants_x ? floats(x_gradient) : nullptr, wants_weights ? floats(gradient_1x1) : nullptr,

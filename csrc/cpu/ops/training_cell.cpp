@@ -10,13 +10,14 @@ namespace vpdarts::cpu {
 
 TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
                            const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,
-                           std::vector<Dropout> keep, double eps)
+                           std::vector<Dropout> keep, double eps, bool skip_zeros)
     : relu_conv_(relu_conv),
       mixed_sum_(mixed_sum),
       sizes_(sizes),
       weight_3x3_(weight_3x3),
       keep_(std::move(keep)),
-      eps_(eps) {
+      eps_(eps),
+      skip_zeros_(skip_zeros) {
   const int64_t c = sizes.channels;
   for (int64_t e = 0; e < sizes.edges(); ++e) {
     matrix_1x1_.push_back(zeros(sizes.padded * sizes.padded));
@@ -63,6 +64,16 @@ class TrainingCell::ForwardPass {
         transformed_(cell.transform_weights(false)) {
     state.moments.resize(s_.nodes - 1);
     state.statistics.resize(s_.edges());
+    for (int64_t i = 1; i < s_.nodes; ++i) {
+      for (int64_t j = 0; j < i; ++j) {
+        std::vector<Needed> needed(plan[j].size());
+        for (const NodeValue& value : plan[i]) {
+          needed[value.source[j]].conv_1x1 |= cell.computes(value.alpha[5 * j + 2]);
+          needed[value.source[j]].conv_3x3 |= cell.computes(value.alpha[5 * j + 3]);
+        }
+        needed_.push_back(needed);
+      }
+    }
   }
 
   void run() {
@@ -80,6 +91,18 @@ class TrainingCell::ForwardPass {
   }
 
  private:
+  // Which convolutions of a source value an edge needs.
+  struct Needed {
+    bool conv_1x1 = false, conv_3x3 = false;
+  };
+
+  // Whether a 1x1 convolution leaves value u of node i.
+  bool needs_moments(int64_t i, int64_t u) const {
+    for (int64_t t = i + 1; t < s_.nodes; ++t) {
+      if (needed_[edge_of(i, t)][u].conv_1x1) return true;
+    }
+    return false;
+  }
   int64_t values(int64_t i) const { return static_cast<int64_t>(plan_[i].size()); }
   int64_t outgoing(int64_t i) const { return s_.nodes - 1 - i; }
   int64_t statistic_floats(int64_t i) const { return outgoing(i) * 2 * s_.padded; }  // of a block
@@ -104,7 +127,8 @@ class TrainingCell::ForwardPass {
           scale_[at * s_.padded + c] = norm_3x3.scale(c);
           shift_[u * s_.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
         }
-        cell_.mixed_sum_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
+        if (cell_.computes(alpha[2]))
+          cell_.mixed_sum_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
       }
     });
   }
@@ -117,8 +141,8 @@ class TrainingCell::ForwardPass {
       const int64_t e = edge_of(j, i), source = plan_[i][u].source[j], at = u * i + j;
       const float* alpha = plan_[i][u].alpha + 5 * j;
       edges[j] = {state_.node[j][source] + offset,
-                  state_.raw[e][source] + offset,
-                  conv_.data() + at * square_,
+                  cell_.computes(alpha[3]) ? state_.raw[e][source] + offset : nullptr,
+                  cell_.computes(alpha[2]) ? conv_.data() + at * square_ : nullptr,
                   scale_.data() + at * s_.padded,
                   alpha[1] * cell_.kept_scale(e),
                   alpha[4],
@@ -134,15 +158,17 @@ class TrainingCell::ForwardPass {
     const int64_t offset = blocks_.offset(b), unit = u * blocks_.count() + b;
     const float* weights[kMostIncoming];
     float* raws[kMostIncoming];
+    int64_t edges = 0;
     for (int64_t t = i + 1; t < s_.nodes; ++t) {
       const int64_t e = edge_of(i, t);
-      weights[t - i - 1] = transformed_.data() + e * weight_floats_;
-      raws[t - i - 1] = state_.raw[e][u] + offset;
+      if (!needed_[e][u].conv_3x3) continue;
+      weights[edges] = transformed_.data() + e * weight_floats_;
+      raws[edges++] = state_.raw[e][u] + offset;
     }
-    cell_.relu_conv_.forward(
-        {blocks_[b], state_.node[i][u] + offset, outgoing(i), weights, raws,
-         moments_.data() + unit * moment_floats_, statistics_.data() + unit * statistic_floats(i)},
-        memory);
+    float* moments = needs_moments(i, u) ? moments_.data() + unit * moment_floats_ : nullptr;
+    cell_.relu_conv_.forward({blocks_[b], state_.node[i][u] + offset, edges, weights, raws, moments,
+                              statistics_.data() + unit * statistic_floats(i)},
+                             memory);
   }
 
   // The blocks' sums of node i to the statistics of the edges that leave it.
@@ -154,14 +180,18 @@ class TrainingCell::ForwardPass {
       const auto begin = moments_.begin() + u * blocks_.count() * moment_floats_;
       state_.moments[i][u] = combine_moments(
           s_.padded, Matrix(begin, begin + blocks_.count() * moment_floats_), blocks_.pixels());
+      const int64_t stride = statistic_floats(i);
+      const float* sums = statistics_.data() + u * blocks_.count() * stride;
       for (int64_t t = i + 1; t < s_.nodes; ++t) {
-        const int64_t e = edge_of(i, t), stride = statistic_floats(i);
+        const int64_t e = edge_of(i, t);
         float* result = state_.statistics[e][u].data();
-        statistics_1x1(s_.padded, cell_.matrix_1x1_[e].data(), state_.moments[i][u], result,
-                       result + s_.padded);
-        combine_statistics(s_.padded,
-                           statistics_.data() + u * blocks_.count() * stride + (t - i - 1) * 2 * s_.padded,
-                           stride, blocks_.pixels(), result + 2 * s_.padded, result + 3 * s_.padded);
+        if (needed_[e][u].conv_1x1)
+          statistics_1x1(s_.padded, cell_.matrix_1x1_[e].data(), state_.moments[i][u], result,
+                         result + s_.padded);
+        if (!needed_[e][u].conv_3x3) continue;
+        combine_statistics(s_.padded, sums, stride, blocks_.pixels(), result + 2 * s_.padded,
+                           result + 3 * s_.padded);
+        sums += 2 * s_.padded;
       }
     });
   }
@@ -174,6 +204,7 @@ class TrainingCell::ForwardPass {
   const int64_t square_, moment_floats_, weight_floats_;
   const ScratchSpace scratch_;
   const Matrix transformed_;
+  std::vector<std::vector<Needed>> needed_;  // [edge][source value]
   // Of the node in work: [values][incoming] of its edges' coefficients, and [values] of their shifts.
   Matrix conv_, scale_, shift_;
   // Of the node in work, [values][blocks].
@@ -241,6 +272,8 @@ class TrainingCell::BackwardPass {
 
   int64_t outgoing(int64_t i) const { return s_.nodes - 1 - i; }
   int64_t sum_floats(int64_t i) const { return s_.padded + i * edge_sums_; }  // of a block
+  bool has_1x1(int64_t e) const { return cell_.computes(alpha_[5 * e + 2]); }
+  bool has_3x3(int64_t e) const { return cell_.computes(alpha_[5 * e + 3]); }
 
   // The gradient of relu(x) through the 1x1 convolutions of all edges that leave node i:
   // sum of conv_e g_e + own relu(x) + shift.
@@ -248,8 +281,11 @@ class TrainingCell::BackwardPass {
     Matrix conv = zeros(square_), own = zeros(square_);
     packed_ = zeros((outgoing(i) + 1) * square_);
     shift_ = zeros(s_.padded);
+    any_1x1_ = false;
     for (int64_t k = 0; k < outgoing(i); ++k) {
       const int64_t e = edge_of(i, i + 1 + k);
+      if (!has_1x1(e)) continue;
+      any_1x1_ = true;
       gradient_1x1(s_.padded, cell_.matrix_1x1_[e].data(), edge_[e].norm_1x1, conv.data(), own.data(),
                    shift_.data());
       cell_.mixed_sum_.pack(s_.padded, conv.data(), packed_.data() + k * square_);
@@ -262,25 +298,30 @@ class TrainingCell::BackwardPass {
     const int64_t offset = blocks_.offset(b), edges = outgoing(i);
     float *rectified = memory + conv_scratch_, *rest = rectified + border_;
     const float* x = state_.node[i][0] + offset;
-    if (with_weights_ && parts_[part].empty()) parts_[part] = zeros(edges * weight_floats_);
     RawGradient raws[kMostIncoming];
     const float* weights[kMostIncoming];
     OutgoingEdge edge[kMostIncoming];
+    int64_t convolutions = 0;  // 3x3
     for (int64_t k = 0; k < edges; ++k) {
       const int64_t t = i + 1 + k, e = edge_of(i, t);
-      const NormalisedGradient& norm = edge_[e].norm_3x3;
-      raws[k] = {node_gradient_[t] + offset, state_.raw[e][0] + offset, norm.node_scale.data(),
-                 norm.raw_scale.data(), norm.shift.data()};
-      weights[k] = transformed_.data() + e * weight_floats_;
-      edge[k] = {node_gradient_[t] + offset, packed_.data() + k * square_,
+      edge[k] = {node_gradient_[t] + offset, has_1x1(e) ? packed_.data() + k * square_ : nullptr,
                  alpha_[5 * e + 1] * cell_.kept_scale(e), alpha_[5 * e + 4], cell_.keep(e)};
+      if (!has_3x3(e)) continue;
+      const NormalisedGradient& norm = edge_[e].norm_3x3;
+      raws[convolutions] = {node_gradient_[t] + offset, state_.raw[e][0] + offset, norm.node_scale.data(),
+                            norm.raw_scale.data(), norm.shift.data()};
+      weights[convolutions++] = transformed_.data() + e * weight_floats_;
     }
-    cell_.relu_conv_.backward({blocks_[b], x, edges, raws, weights, target_ ? rectified : nullptr,
-                               with_weights_ ? parts_[part].data() : nullptr},
-                              memory);
+    if (convolutions > 0) {
+      if (with_weights_ && parts_[part].empty()) parts_[part] = zeros(convolutions * weight_floats_);
+      cell_.relu_conv_.backward({blocks_[b], x, convolutions, raws, weights, target_ ? rectified : nullptr,
+                                 with_weights_ ? parts_[part].data() : nullptr},
+                                memory);
+    }
     if (target_ == nullptr) return;
     cell_.mixed_sum_.backward({blocks_[b], s_.channels, blocks_.first_pixel(b), edges, edge, x,
-                               packed_.data() + edges * square_, shift_.data(), rectified, target_ + offset},
+                               any_1x1_ ? packed_.data() + edges * square_ : nullptr, shift_.data(),
+                               convolutions > 0 ? rectified : nullptr, target_ + offset},
                               rest);
   }
 
@@ -297,8 +338,8 @@ class TrainingCell::BackwardPass {
                   state_.moments[j][0].mean.data(),
                   state_.statistics[e][0].data() + 2 * s_.padded,
                   cell_.keep(e),
-                  to,
-                  to + s_.padded,
+                  has_3x3(e) ? to : nullptr,
+                  has_1x1(e) ? to + s_.padded : nullptr,
                   with_alpha_ ? to + s_.padded + square_ : nullptr,
                   with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
     }
@@ -309,16 +350,23 @@ class TrainingCell::BackwardPass {
 
   // The threads' shares added up, for the edges that leave node i.
   void write_weight_3x3(int64_t i) {
+    const int64_t weights = 9 * s_.channels * s_.channels;
+    std::vector<int64_t> place;  // of each edge among those with a convolution
+    int64_t convolutions = 0;
+    for (int64_t t = i + 1; t < s_.nodes; ++t) place.push_back(has_3x3(edge_of(i, t)) ? convolutions++ : -1);
     run_each(outgoing(i), [&](int64_t k) {
+      float* to = wanted_.weight_3x3 + edge_of(i, i + 1 + k) * weights;
+      if (place[k] < 0) {
+        std::fill_n(to, weights, 0.0f);
+        return;
+      }
       Matrix total = zeros(weight_floats_);
       for (const Matrix& part : parts_) {
         if (part.empty()) continue;
-        const float* more = part.data() + k * weight_floats_;
+        const float* more = part.data() + place[k] * weight_floats_;
         for (int64_t c = 0; c < weight_floats_; ++c) total[c] += more[c];
       }
-      cell_.relu_conv_.weight_gradient(
-          s_.channels, s_.padded, total.data(),
-          wanted_.weight_3x3 + edge_of(i, i + 1 + k) * 9 * s_.channels * s_.channels);
+      cell_.relu_conv_.weight_gradient(s_.channels, s_.padded, total.data(), to);
     });
   }
 
@@ -334,12 +382,16 @@ class TrainingCell::BackwardPass {
     const float *raw_sum = sums.data(), *cross = raw_sum + s_.padded, *row = alpha_ + 5 * e;
     const float* weight = cell_.matrix_1x1_[e].data();
     EdgeGradient& result = edge_[e];
-    result.norm_1x1 =
-        normalised_gradient(s_.padded, cell_.normalised(0, row[2], state_.statistics[e][0]), s_.pixels(),
-                            g_sum.data(), raw_sum_1x1(s_.padded, weight, cross).data());
-    result.norm_3x3 = normalised_gradient(s_.padded, cell_.normalised(1, row[3], state_.statistics[e][0]),
-                                          s_.pixels(), g_sum.data(), raw_sum);
-    if (with_weights_) {
+    if (has_1x1(e))
+      result.norm_1x1 =
+          normalised_gradient(s_.padded, cell_.normalised(0, row[2], state_.statistics[e][0]), s_.pixels(),
+                              g_sum.data(), raw_sum_1x1(s_.padded, weight, cross).data());
+    if (has_3x3(e))
+      result.norm_3x3 = normalised_gradient(s_.padded, cell_.normalised(1, row[3], state_.statistics[e][0]),
+                                            s_.pixels(), g_sum.data(), raw_sum);
+    if (with_weights_ && !has_1x1(e)) {
+      std::fill_n(wanted_.weight_1x1 + e * s_.channels * s_.channels, s_.channels * s_.channels, 0.0f);
+    } else if (with_weights_) {
       const Matrix gradient = weight_gradient_1x1(s_.padded, weight, result.norm_1x1, cross,
                                                   state_.moments[j][0].covariance.data(), s_.pixels());
       for (int64_t c = 0; c < s_.channels; ++c)
@@ -382,6 +434,7 @@ class TrainingCell::BackwardPass {
   // Of the node in work: where its gradient goes, what fold_1x1 leaves, its sums [blocks], and [threads] of
   // weight gradients in Winograd form.
   float* target_ = nullptr;
+  bool any_1x1_ = false;  // an edge that leaves it has a 1x1 convolution
   Matrix packed_, shift_, sums_;
   std::vector<Matrix> parts_;
 };

@@ -49,9 +49,11 @@ struct CellGradients {
 
 class TrainingCell {
  public:
-  // weight_1x1 [E, C, C], weight_3x3 [E, C, C, 3, 3]; keep [E], or empty without dropout.
+  // weight_1x1 [E, C, C], weight_3x3 [E, C, C, 3, 3]; keep [E], or empty without dropout. skip_zeros: what
+  // has alpha 0 is not computed; its statistics are 0, and so are its weights' gradients.
   TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum, const CellSizes& sizes,
-               const float* weight_1x1, const float* weight_3x3, std::vector<Dropout> keep, double eps);
+               const float* weight_1x1, const float* weight_3x3, std::vector<Dropout> keep, double eps,
+               bool skip_zeros);
 
   // state.node and state.raw point to memory; state.node[0] holds the input. Fills in all the rest.
   void forward(const ValuePlan& plan, CellState& state) const;
@@ -63,6 +65,7 @@ class TrainingCell {
  private:
   class ForwardPass;
   class BackwardPass;
+  bool computes(float alpha) const { return !skip_zeros_ || alpha != 0; }
   Dropout keep(int64_t edge) const { return keep_.empty() ? Dropout{} : keep_[edge]; }
   // What the kept elements of a skip connection are multiplied with.
   float kept_scale(int64_t edge) const;
@@ -78,6 +81,7 @@ class TrainingCell {
   std::vector<std::vector<float>> matrix_1x1_;  // [E], padded
   std::vector<Dropout> keep_;
   double eps_;
+  bool skip_zeros_;
 };
 
 }  // namespace vpdarts::cpu

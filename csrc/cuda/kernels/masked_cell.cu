@@ -98,7 +98,8 @@ __global__ void prepare_kernel(MaskedCell args, Folded<T> folded) {
     const int node = 1 + i / s.padded(), c = i % s.padded();
     float bias = 0;
     for (int e = node * (node - 1) / 2; e < node * (node + 1) / 2 && c < s.channels; ++e) {
-      for (int o = 0; o < 2; ++o) bias -= factor(args, v, e, o, c) * args.mean[statistic_at(args, v, e, o, c)];
+      for (int o = 0; o < 2; ++o)
+        bias -= factor(args, v, e, o, c) * args.mean[statistic_at(args, v, e, o, c)];
     }
     folded.bias[static_cast<int64_t>(v) * biases + i] = bias;
   }
