@@ -22,7 +22,6 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
-from vpdarts_fast.fused_evaluation import fixed_statistics_residual
 from vpdarts_fast.leave_one_out import distinct_variants, removals
 from vpdarts_fast.nn import ResidualBlock
 
@@ -152,7 +151,7 @@ def residual_forward(form: Form, channels: int, size: int) -> Work:
     with torch.no_grad():
         block.train()(x)
     network = form.forward(block.eval())
-    return form.inference(lambda: fixed_statistics_residual(block, x) if form.fused else network(x))
+    return form.inference(lambda: block.with_fixed_statistics(x) if form.fused else network(x))
 
 
 @pytest.mark.parametrize(("channels", "size"), SHAPES[:2])

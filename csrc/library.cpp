@@ -61,13 +61,13 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   // skip_zeros: convolutions whose alpha is 0 are not computed; their mean and variance are 0.
   m.def(
       "mixed_cell(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
-      "float skip_dropout, float eps, bool skip_zeros=False) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
+      "float skip_dropout, float eps, bool skip_zeros) -> (Tensor, Tensor, Tensor, Tensor, Tensor, "
       "Tensor, Tensor)");
   // The same for V variants, without what a backward pass needs: x [1 or V, N, C, H, W], alpha [V, E, 5] ->
   // [V, N, C, H, W], mean and biased variance [V, E, 2, C].
   m.def(
       "mixed_cell_variants(Tensor x, Tensor weight_1x1, Tensor weight_3x3, Tensor alpha, Tensor? skip_seed, "
-      "float skip_dropout, float eps, bool skip_zeros=False) -> (Tensor, Tensor, Tensor)");
+      "float skip_dropout, float eps, bool skip_zeros) -> (Tensor, Tensor, Tensor)");
   // gradient [N, C, H, W] of the last node -> the gradients of x, weight_1x1, weight_3x3 and alpha; those
   // not wanted have a first dimension of 0.
   m.def(

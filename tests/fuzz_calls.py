@@ -77,7 +77,8 @@ def right_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) 
         "weight_3x3": normal(edges, c, c, 3, 3) * (c**-0.5 / 3),
     }
     if op == "masked_cell":
-        args |= {"mean": normal(edges, 2, c), "variance": normal(edges, 2, c).abs() + 0.5}
+        statistics = rng.choice([(), (variants,)]) + (edges, 2, c)
+        args |= {"mean": normal(*statistics), "variance": normal(*statistics).abs() + 0.5}
     args["alpha"] = alpha / 2
     if op == "mixed_cell":
         args["x"], args["alpha"] = args["x"][0], args["alpha"][0]
@@ -86,6 +87,8 @@ def right_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) 
         args["skip_seed"] = rng.choice([None, seeds])
         args["skip_dropout"] = rng.choice([0.0, 1e-12, 0.25, 0.9])
     args["eps"] = rng.choice([1e-3, 0.1, 1e30])
+    if op != "masked_cell":
+        args["skip_zeros"] = rng.choice([False, True])
     for name, value in args.items():
         if layouts and isinstance(value, Tensor) and value.is_floating_point() and name != "variance":
             args[name] = rng.choice(LAYOUTS)(value)
@@ -261,6 +264,7 @@ SETTINGS: dict[str, list[Any]] = {
         -torch.inf,
         torch.nan,
     ],
+    "skip_zeros": [True, False],
     "wants_x": [True, False],
     "wants_weights": [True, False],
     "wants_alpha": [True, False],

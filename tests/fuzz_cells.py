@@ -32,10 +32,16 @@ def mixed_cell_variants(rng: Random) -> None:
 DIFFERENTIABLE = ("x", "weight_1x1", "weight_3x3", "alpha")
 
 
+def differentiable(args: Arguments) -> tuple[str, ...]:
+    """Of a call of mixed_cell: alpha has no gradient where zeros are skipped."""
+    return DIFFERENTIABLE[: 3 if args["skip_zeros"] else 4]
+
+
 def mixed_cell(rng: Random) -> None:
     """Values, and the wanted gradients for an incoming gradient of any strides."""
     args = right_calls(rng, "mixed_cell")
-    wanted = rng.sample(DIFFERENTIABLE, rng.randint(1, len(DIFFERENTIABLE)))
+    possible = differentiable(args)
+    wanted = rng.sample(possible, rng.randint(1, len(possible)))
     layout = rng.choice([*LAYOUTS, channels_last])
     exact = {name: double(value) for name, value in args.items()}
     for call_args in (args, exact):
@@ -76,7 +82,7 @@ def backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     node, _, _, *saved = call("mixed_cell", forward)
     args = {"gradient": torch.ones_like(node)} | forward
     args |= dict(zip(("nodes", "raw", "statistics", "moments"), saved, strict=True))
-    return args | {"wants_x": True, "wants_weights": True, "wants_alpha": True}
+    return args | {"wants_x": True, "wants_weights": True, "wants_alpha": not forward["skip_zeros"]}
 
 
 def hostile_mixed_cell_backward(rng: Random) -> None:
@@ -96,7 +102,7 @@ def mixed_cell_backward(rng: Random) -> None:
     forward = right_calls(rng, "mixed_cell", layouts=False)
     node, _, _, *saved = call("mixed_cell", forward)
     weights = torch.randn(node.shape, generator=torch.Generator().manual_seed(1))
-    leaves = {name: forward[name].clone().requires_grad_() for name in DIFFERENTIABLE}
+    leaves = {name: forward[name].clone().requires_grad_() for name in differentiable(forward)}
     usual = torch.autograd.grad(
         call("mixed_cell", forward | leaves)[0], list(leaves.values()), weights, materialize_grads=True
     )
@@ -105,10 +111,11 @@ def mixed_cell_backward(rng: Random) -> None:
     for name, tensor in zip(("nodes", "raw", "statistics", "moments"), saved, strict=True):
         args[name] = rng.choice(strided)(tensor)
     wants = [rng.random() < 0.5 for _ in range(3)]
+    wants[2] &= not forward["skip_zeros"]
     args |= dict(zip(("wants_x", "wants_weights", "wants_alpha"), wants, strict=True))
     gradients = call("mixed_cell_backward", args)
-    for gradient, same, wanted in zip(gradients, usual, (wants[0], wants[1], *wants[1:]), strict=True):
-        assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
+    for i, (gradient, wanted) in enumerate(zip(gradients, (wants[0], wants[1], *wants[1:]), strict=True)):
+        assert torch.equal(gradient, usual[i]) if wanted else gradient.numel() == 0
 
 
 TARGETS: Targets = {

@@ -46,7 +46,13 @@ def mixed_cell_args(n: int = 5, c: int = 8, size: int = 9) -> list[Any]:
     """Of torch.ops.vpdarts_fast.mixed_cell; those that have a gradient require it."""
     weights = normal(6, c, c, 1, 1, seed=1) * c**-0.5, normal(6, c, c, 3, 3, seed=2) * (c**-0.5 / 3)
     tensors = [normal(n, c, size, size), *weights, normal(6, 5, seed=3) / 2]
-    return [*(t.float().requires_grad_() for t in tensors), torch.arange(6) * 1_000_003 - 2**40, 0.25, 1e-3]
+    return [
+        *(t.float().requires_grad_() for t in tensors),
+        torch.arange(6) * 1_000_003 - 2**40,
+        0.25,
+        1e-3,
+        False,
+    ]
 
 
 def outputs_and_gradients(args: list[Any]) -> tuple[list[Tensor], list[Tensor]]:
@@ -237,10 +243,10 @@ CHECKS = (
 def test_schema_fake_and_autograd_of_mixed_cell(c: int) -> None:
     args = mixed_cell_args(c=c)
     torch.library.opcheck(torch.ops.vpdarts_fast.mixed_cell.default, tuple(args), test_utils=CHECKS)
-    x, *weights, alpha, seeds, dropout, eps = (a.detach() if isinstance(a, Tensor) else a for a in args)
-    variants = x[None], *weights, alpha.repeat(3, 1, 1), seeds, dropout, eps
+    x, *weights, alpha, seeds, dropout, eps, _ = (a.detach() if isinstance(a, Tensor) else a for a in args)
+    variants = x[None], *weights, alpha.repeat(3, 1, 1), seeds, dropout, eps, True
     torch.library.opcheck(torch.ops.vpdarts_fast.mixed_cell_variants.default, variants, test_utils=CHECKS[:2])
-    inputs = x, *weights, alpha, seeds, dropout, eps
+    inputs = x, *weights, alpha, seeds, dropout, eps, False
     node, _, _, *saved = torch.ops.vpdarts_fast.mixed_cell(*inputs)
     backward = torch.ops.vpdarts_fast.mixed_cell_backward.default
     for wanted in ((True, True, True), (True, False, False), (False, True, False), (False, False, True)):
@@ -251,7 +257,7 @@ def test_schema_fake_and_autograd_of_mixed_cell(c: int) -> None:
 @pytest.mark.parametrize("variants", [1, 2])
 def test_mixed_cell_compiles_without_a_graph_break(variants: int) -> None:
     """The public function, forward and backward."""
-    x, *weights, alpha, seeds, dropout, eps = mixed_cell_args()
+    x, *weights, alpha, seeds, dropout, eps, _ = mixed_cell_args()
     tables = torch.stack([alpha.detach() * (v + 1) for v in range(variants)])
 
     def loss(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor]:

@@ -26,6 +26,7 @@ from op_contract import (
     served,
     sharing_patterns,
     transposed,
+    true_derivatives,
     weighted_sum,
 )
 from torch import Tensor
@@ -187,6 +188,67 @@ def test_mixed_cell_shares_what_is_shared(
     args = mixed_cell_args(len(tables), n=2, c=2, size=(3, 4), dtype=dtype, nodes=nodes, shared=shared)
     args[3] = tables.to(dtype)
     check_against_reference("mixed_cell", args, backend, assert_close)
+
+
+def with_zeros(alpha: Tensor) -> Tensor:
+    """Some of every column 0; of the first variant all that leaves node 0."""
+    zeros = normal(*alpha.shape, seed=9) < 0
+    zeros[0, [0, 1, 3]] = True
+    return alpha.masked_fill(zeros, 0)
+
+
+@served("mixed_cell", BOTH)
+@pytest.mark.parametrize("dropout", [0.0, 0.25])
+def test_mixed_cell_may_skip_what_has_alpha_0(
+    backend: str, dtype: torch.dtype, dropout: float, assert_close: Close
+) -> None:
+    for v, shared, c in ((1, True, 3), (4, True, 8), (3, False, 17)):
+        *others, alpha, seeds, dropout = mixed_cell_args(v, c=c, dtype=dtype, shared=shared, dropout=dropout)
+        args = [*others, with_zeros(alpha), seeds, dropout, 1e-3, True]
+        check_against_reference("mixed_cell", args, backend, assert_close)
+
+
+@served("mixed_cell", BOTH)
+@pytest.mark.parametrize("ops_of_edges", ["313131", "222222", "111111", "000000", "323034", "003003"])
+def test_gradients_of_a_mixed_cell_that_skips(
+    backend: str, dtype: torch.dtype, ops_of_edges: str, assert_close: Close
+) -> None:
+    """Those of the weights of what is skipped are 0, and none is kept of alpha."""
+    x, *weights, _, seeds, dropout = mixed_cell_args(c=8, dtype=dtype)
+    alpha = torch.eye(5, dtype=dtype)[[int(op) for op in ops_of_edges]][None]
+
+    def skipping(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> Tensor:
+        return ops.mixed_cell(x, weight_1x1, weight_3x3, alpha, seeds, dropout, 1e-3, True, backend=backend)[
+            0
+        ]
+
+    def plain(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> Tensor:
+        return reference.mixed_cell(x, weight_1x1, weight_3x3, alpha.double(), seeds, dropout, 1e-3)[0]
+
+    inputs = [x, *weights]
+    expected = true_derivatives(lambda exact: gradients(plain, exact, lambda node: [node]), inputs)
+    for gradient, wanted in zip(gradients(skipping, inputs, lambda node: [node]), expected, strict=True):
+        assert_close(gradient, wanted)
+
+
+@served("mixed_cell", BOTH)
+def test_nothing_is_skipped_where_alpha_has_a_gradient(
+    backend: str, dtype: torch.dtype, assert_close: Close
+) -> None:
+    *others, alpha, seeds, dropout = mixed_cell_args(dtype=dtype)
+    alpha[..., 2:4][normal(1, 6, 2, seed=9) < 0] = 0  # the skip connections stay, so that no node is 0
+    args = [*others, alpha, seeds, dropout]
+    assert 0 < int((alpha[..., 2:4] == 0).sum()) < 12
+    _, mean, variance = ops.mixed_cell(*args, 1e-3, True, backend=backend)
+    computed = args[3][..., 2:4] != 0
+    assert torch.equal(mean.any(3), computed) and torch.equal(variance.any(3), computed)
+    args[3].requires_grad_()
+    for actual, expected in zip(
+        ops.mixed_cell(*args, 1e-3, True, backend=backend),
+        reference.mixed_cell(*double(args), 1e-3),
+        strict=True,
+    ):
+        assert_close(actual.detach(), expected.detach())
 
 
 @pytest.mark.parametrize(

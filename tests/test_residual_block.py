@@ -24,7 +24,6 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.fused_evaluation import fixed_statistics_residual
 from vpdarts_fast.nn import ResidualBlock
 
 CHANNELS = ((1, 2), (3, 5), (8, 16), (16, 32), (24, 8), (32, 64))
@@ -102,7 +101,7 @@ def test_residual_block_is_the_module(
             block(normal(4, 4, *size, dtype=dtype, seed=seed))
         block.eval()
         x = normal(3, 4, *size, dtype=dtype, seed=7)
-        assert_close(fixed_statistics_residual(block, x), block.double()(x.double()))
+        assert_close(block.with_fixed_statistics(x), block.double()(x.double()))
 
 
 @pytest.mark.parametrize(

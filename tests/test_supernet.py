@@ -12,6 +12,7 @@ from itertools import combinations, count, product
 import pytest
 import torch
 import torch.nn.functional as F
+from leave_one_out_cases import drop_statistics
 from torch import Tensor
 
 from vpdarts_fast import reference
@@ -208,6 +209,70 @@ def test_fused_training_honours_the_momentum(momentum: float | None) -> None:
         fused(images, alpha)
     for (name, actual), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
         torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-9, msg=name)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_fused_training_leaves_out_what_has_alpha_0(dropout: float) -> None:
+    """All is as in plain training, but that batch norms keep nothing of what was not computed."""
+    plain = make_supernet(dropout=dropout).train()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    images, alpha = make_input(9, 8, n=6)
+    alpha[:, 2:4] *= torch.tensor([[0, 1], [1, 0], [0, 0], [1, 1], [0, 1], [1, 0]])
+    before = copy.deepcopy(plain.state_dict())
+    for supernet in (plain, fused):
+        torch.manual_seed(3)
+        supernet(images, alpha).square().sum().backward()
+    for (name, actual), expected in zip(fused.named_parameters(), plain.parameters(), strict=True):
+        assert actual.grad is not None and expected.grad is not None
+        torch.testing.assert_close(actual.grad, expected.grad, rtol=1e-9, atol=1e-10, msg=name)
+    left_out = {
+        f"cells.{c}.edges.{edge}.{op}.op.2"
+        for c in (0, 2, 4)
+        for edge, row in zip(("1<-0", "2<-0", "2<-1", "3<-0", "3<-1", "3<-2"), alpha, strict=True)
+        for op in (2, 3)
+        if row[op] == 0
+    }
+    for (name, actual), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        kept = name.rpartition(".")[0] in left_out
+        torch.testing.assert_close(
+            actual.double(), (before[name] if kept else expected).double(), rtol=1e-9, atol=1e-10, msg=name
+        )
+    assert len(left_out) == 3 * 6
+
+
+def test_fused_trains_an_alpha_of_0() -> None:
+    plain = make_supernet().train()
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    images, alpha = make_input(9, 8, n=6)
+    alpha[:, 2:4] = 0
+    gradients = [
+        torch.autograd.grad(supernet(images, table).square().sum(), table)[0]
+        for supernet, table in ((plain, alpha.clone().requires_grad_()), (fused, alpha.requires_grad_()))
+    ]
+    assert gradients[0][:, 2:4].abs().min() > 0
+    torch.testing.assert_close(*gradients, rtol=1e-9, atol=1e-10)
+    for (name, actual), expected in zip(fused.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize("keeps_statistics", [True, False])
+def test_fused_inference_is_plain_inference(keeps_statistics: bool, calls: list[str]) -> None:
+    """Through the ops, in eval mode, where no gradient is wanted."""
+    plain = make_supernet(cells=2, dropout=0.3).eval()
+    if not keeps_statistics:
+        drop_statistics(plain)
+    fused = copy.deepcopy(plain)
+    fuse(fused)
+    images, alpha = make_input(9, 8, n=6)
+    alpha[0, 3] = 0
+    before = copy.deepcopy(fused.state_dict())
+    with torch.no_grad():
+        torch.testing.assert_close(fused(images, alpha), plain(images, alpha), rtol=1e-9, atol=1e-10)
+    assert calls.count("masked_cell" if keeps_statistics else "mixed_cell") == 6
+    assert calls.count("residual_block" if keeps_statistics else "trained_residual_block") == 2
+    assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
 
 
 def test_fused_changes_nothing_in_eval_mode() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
 from vpdarts_fast.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
-from vpdarts_fast.nn import ResidualBlock, SearchCell
+from vpdarts_fast.nn import Fixed, ResidualBlock, SearchCell
 from vpdarts_fast.precision import autocast, wide
 from vpdarts_fast.sharing import some_tables
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -36,17 +36,14 @@ GPU_BUDGET = 4 << 30
 """Bytes: a GPU has no cache to stay in, and few large launches keep it busier than many small ones."""
 
 
-Fixed = tuple[Tensor, Tensor]
-"""Mean and variance: [V, E, 2, C] of a cell's batch norms, [V, 2, C] of a residual block's, [V, C] of one."""
-
-
 @dataclass(frozen=True)
 class OwnStatistics:
     """What the batch norms behind the stem use, for each of V variants.
 
     Attributes:
-        cells: of each of the supernet's cells, which are search cells and residual blocks.
-        last: of the batch norm in front of the classifier.
+        cells: of each of the supernet's cells: mean and variance, [V, E, 2, C] of a search cell and [V, 2, C]
+            of a residual block.
+        last: of the batch norm in front of the classifier, [V, C] each.
     """
 
     cells: tuple[Fixed, ...]
@@ -175,11 +172,10 @@ def _stored_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> T
     """x, the stem's output [1, N, C, H, W], and alpha [V, E, O] -> logits [V, N, classes]."""
     for cell in supernet.cells:
         if isinstance(cell, SearchCell):
-            norms = [conv.norm for pair in cell.convolutions() for conv in pair]
-            x = _fixed_statistics_cell(cell, x, alpha, _stored(norms, (len(norms) // 2, 2, x.shape[2])))
+            x = cell.with_fixed_statistics(x, alpha)
         else:
             assert isinstance(cell, ResidualBlock)
-            reduced = fixed_statistics_residual(cell, x.flatten(0, 1))
+            reduced = cell.with_fixed_statistics(x.flatten(0, 1))
             x = reduced.view(*x.shape[:2], *reduced.shape[1:])
     return supernet.classify(x.flatten(0, 1)).view(*x.shape[:2], -1)
 
@@ -188,47 +184,16 @@ def _own_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor, statist
     """As `_stored_statistics_logits`; what is not a cell is normalised variant by variant."""
     for cell, fixed in zip(supernet.cells, statistics.cells, strict=True):
         if isinstance(cell, SearchCell):
-            x = _fixed_statistics_cell(cell, x, alpha, fixed)
+            x = cell.with_fixed_statistics(x, alpha, fixed)
         else:
             assert isinstance(cell, ResidualBlock)
-            x = torch.stack([residual_with(cell, *block) for block in zip(x, *fixed, strict=True)])
+            blocks = zip(x, zip(*fixed, strict=True), strict=True)
+            x = torch.stack([cell.with_fixed_statistics(images, some) for images, some in blocks])
     logits = []
     for images, mean, variance in zip(x, *statistics.last, strict=True):
         normalised = _normalised(supernet.lastact[0], images, (mean, variance))
         logits.append(supernet.classify_activated(F.relu(normalised)))
     return torch.stack(logits)
-
-
-def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor, fixed: Fixed) -> Tensor:
-    """x [1 or V, N, C, H, W], alpha [V, E, O], statistics [E, 2, C] or [V, E, 2, C] -> [V, N, C, H, W]."""
-    backend = preferred("masked_cell", cell.backend)
-    return ops.masked_cell(x, *cell.convolution_weights(), *fixed, alpha, cell.eps, backend=backend)
-
-
-def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
-    """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)], normalised with the block's stored statistics."""
-    return residual_with(block, x, *_stored(block.norms, (2, -1)))
-
-
-def residual_with(block: ResidualBlock, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
-    """As `fixed_statistics_residual`, normalised with mean and variance [2, C_out]."""
-    weight, bias = (torch.stack([getattr(norm, name) for norm in block.norms]) for name in ("weight", "bias"))
-    scale = weight / torch.sqrt(variance + block.conv_a.norm.eps)
-    backend = preferred("residual_block", block.backend)
-    weights = block.convolution_weights()
-    return ops.residual_block(x, *weights, scale, bias - mean * scale, backend=backend)
-
-
-def _stored(norms: Sequence[nn.BatchNorm2d], shape: tuple[int, ...]) -> Fixed:
-    """The statistics that batch norms keep, in this shape."""
-    means = torch.stack([_buffer(norm.running_mean) for norm in norms])
-    variances = torch.stack([_buffer(norm.running_var) for norm in norms])
-    return means.view(shape), variances.view(shape)
-
-
-def _buffer(statistics: Tensor | None) -> Tensor:
-    assert statistics is not None, "fixed statistics were asked for: the caller has checked"
-    return statistics
 
 
 def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:

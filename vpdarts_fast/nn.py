@@ -153,8 +153,11 @@ class SearchCell(nn.Module):
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
-        if self.fused and self.convolutions()[0][0].norm.training and not in_transform():
-            return self._forward_fused(x, alpha)
+        if self.fused and not in_transform():
+            if normalises_batches(self.convolutions()[0][0].norm):
+                return self._with_batch_statistics(x, alpha)
+            if not wants_gradients(x, alpha, *self.parameters()):
+                return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
         nodes = [x]
         rows = iter(zip(self.mixed_ops(), alpha.unbind(0), strict=True))
         for i in range(1, self.num_nodes):
@@ -165,7 +168,20 @@ class SearchCell(nn.Module):
             nodes.append(node)
         return nodes[-1]
 
-    def _forward_fused(self, x: Tensor, alpha: Tensor) -> Tensor:
+    def with_fixed_statistics(self, x: Tensor, alpha: Tensor, fixed: Fixed | None = None) -> Tensor:
+        """The cell for V alpha tables through `vpdarts_fast.ops`, without gradients.
+
+        x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]. fixed: mean and variance [E, 2, C], or
+        [V, E, 2, C], or none for those that the batch norms keep.
+        """
+        if fixed is None:
+            norms = [conv.norm for pair in self.convolutions() for conv in pair]
+            mean, variance = kept_statistics(norms)
+            fixed = mean.view(-1, 2, x.shape[2]), variance.view(-1, 2, x.shape[2])
+        backend = preferred("masked_cell", self.backend)
+        return ops.masked_cell(x, *self.convolution_weights(), *fixed, alpha, self.eps, backend=backend)
+
+    def _with_batch_statistics(self, x: Tensor, alpha: Tensor) -> Tensor:
         skips, weights = self.skip_connections(), self.convolution_weights()
         drops = skips[0].training and skips[0].dropout > 0
         seeds = draw_seeds(len(skips), x.device) if drops else None
@@ -191,6 +207,27 @@ class SearchCell(nn.Module):
             update_running_statistics(norms, *found, x, computed)
 
         return with_statistics(cell, keep).squeeze(0)
+
+
+Fixed = tuple[Tensor, Tensor]
+"""Mean and variance that batch norms normalise with, whatever the batch's are."""
+
+
+def kept_statistics(norms: Sequence[nn.BatchNorm2d]) -> Fixed:
+    """Running mean and variance [norms, C] of batch norms of the same width."""
+    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
+    variances = [norm.running_var for norm in norms if norm.running_var is not None]
+    return torch.stack(means), torch.stack(variances)
+
+
+def normalises_batches(norm: nn.BatchNorm2d) -> bool:
+    """Whether a batch norm uses the batch's own statistics: in training, and where it keeps none."""
+    return norm.training or norm.running_mean is None
+
+
+def wants_gradients(*tensors: Tensor) -> bool:
+    """Whether a gradient of any of the tensors is kept track of."""
+    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
 
 
 def edge_index(source: int, target: int) -> int:
@@ -269,14 +306,30 @@ class ResidualBlock(nn.Module):
         return self.conv_a.conv.weight, self.conv_b.conv.weight, self.shortcut.weight
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.fused and self.conv_a.norm.training and not in_transform():
-            return with_statistics(
-                lambda: self.with_batch_statistics(x),
-                lambda out, mean, variance: update_running_statistics(self.norms, mean, variance, out),
-            )
+        if self.fused and not in_transform():
+            if normalises_batches(self.conv_a.norm):
+                return with_statistics(
+                    lambda: self.with_batch_statistics(x),
+                    lambda out, mean, variance: update_running_statistics(self.norms, mean, variance, out),
+                )
+            if not wants_gradients(x, *self.parameters()):
+                return self.with_fixed_statistics(x)
         shortcut: Tensor = self.downsample(x)
         residual: Tensor = self.conv_b(self.conv_a(x))
         return shortcut + residual
+
+    def with_fixed_statistics(self, x: Tensor, fixed: Fixed | None = None) -> Tensor:
+        """The output through `vpdarts_fast.ops`, without gradients.
+
+        Mean and variance [2, C_out] of a and b, or none for those that the batch norms keep.
+        """
+        mean, variance = fixed or kept_statistics(self.norms)
+        weight = torch.stack([norm.weight for norm in self.norms])
+        bias = torch.stack([norm.bias for norm in self.norms])
+        scale = weight / torch.sqrt(variance + self.conv_a.norm.eps)
+        backend = preferred("residual_block", self.backend)
+        weights = self.convolution_weights()
+        return ops.residual_block(x, *weights, scale, bias - mean * scale, backend=backend)
 
     def with_batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The output through `vpdarts_fast.ops`, and mean and biased variance [2, C_out] of a and b."""

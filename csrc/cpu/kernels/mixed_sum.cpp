@@ -86,7 +86,8 @@ void forward_chunk(const MixedSumForward& args, const Terms& terms, int64_t imag
     const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = start + p * s.padded + c;
-      Vec value = load(product + p * s.padded + c) + load(args.shift + c);
+      Vec value = load(args.shift + c);
+      if (product != nullptr) value += load(product + p * s.padded + c);
       for (int64_t e = 0; e < terms.raws; ++e)
         value += load(terms.raw[e]->scale + c) * load(terms.raw[e]->raw + at);
       for (int64_t e = 0; e < terms.skips; ++e) {
@@ -123,11 +124,12 @@ void forward(const MixedSumForward& args, float* memory) {
         rectify(args.edge[e].x + b * image_floats + first * s.padded, count * s.padded, rectified);
         operands[products++] = {rectified, args.edge[e].conv};
       }
-      multiply(operands, products, count, s.padded, scratch.product);
+      const float* product = products > 0 ? scratch.product : nullptr;
+      if (products > 0) multiply(operands, products, count, s.padded, scratch.product);
       if (pools > 0) {
-        forward_chunk<true>(args, terms, b, first, count, scratch.product, scratch.sums);
+        forward_chunk<true>(args, terms, b, first, count, product, scratch.sums);
       } else {
-        forward_chunk<false>(args, terms, b, first, count, scratch.product, scratch.sums);
+        forward_chunk<false>(args, terms, b, first, count, product, scratch.sums);
       }
     });
   }
@@ -205,9 +207,13 @@ void backward_chunk(const MixedSumBackward& args, int64_t image, int64_t first, 
     const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
       const int64_t at = start + p * s.padded + c;
-      Vec inner = load(product + p * s.padded + c) + load(args.shift + c);
-      if (args.rectified != nullptr) inner += load(args.rectified + border_at + c);
-      Vec value = relu_gradient(load(args.x + at), inner);
+      Vec value{};
+      if (product != nullptr || args.rectified != nullptr) {
+        Vec inner = load(args.shift + c);
+        if (product != nullptr) inner += load(product + p * s.padded + c);
+        if (args.rectified != nullptr) inner += load(args.rectified + border_at + c);
+        value = relu_gradient(load(args.x + at), inner);
+      }
       for (int64_t e = 0; e < args.edges; ++e) {
         const OutgoingEdge& edge = args.edge[e];
         if (edge.skip == 0) continue;
@@ -246,11 +252,12 @@ void backward(const MixedSumBackward& args, float* memory) {
         rectify(args.x + start, count * s.padded, scratch.rectified);
         operands[products++] = {scratch.rectified, args.own};
       }
-      multiply(operands, products, count, s.padded, scratch.product);
+      const float* product = products > 0 ? scratch.product : nullptr;
+      if (products > 0) multiply(operands, products, count, s.padded, scratch.product);
       if (pools > 0) {
-        backward_chunk<true>(args, b, first, count, scratch.product, scratch.sums);
+        backward_chunk<true>(args, b, first, count, product, scratch.sums);
       } else {
-        backward_chunk<false>(args, b, first, count, scratch.product, scratch.sums);
+        backward_chunk<false>(args, b, first, count, product, scratch.sums);
       }
     });
   }

@@ -36,13 +36,15 @@ Normalised TrainingCell::normalised(int64_t op, float alpha, const std::vector<f
   return {alpha, eps_, data, data + sizes_.padded};
 }
 
-Matrix TrainingCell::transform_weights(bool transposed) const {
+Floats TrainingCell::transform_weights(bool transposed,
+                                       const std::function<bool(int64_t edge)>& needed) const {
   const CellSizes& s = sizes_;
   const int64_t floats = relu_conv_.weight_floats(s.padded);
-  Matrix transformed = zeros(s.edges() * floats);
+  Floats transformed = allocate(s.edges() * floats);
   run_each(s.edges(), [&](int64_t e) {
-    relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels,
-                                transposed, transformed.data() + e * floats);
+    if (needed(e))
+      relu_conv_.transform_weight(s.channels, s.padded, weight_3x3_ + e * 9 * s.channels * s.channels,
+                                  transposed, transformed.get() + e * floats);
   });
   return transformed;
 }
@@ -60,8 +62,7 @@ class TrainingCell::ForwardPass {
         moment_floats_(s_.padded + square_),
         weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
         scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_[0], s_.nodes - 1),
-                          cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1))),
-        transformed_(cell.transform_weights(false)) {
+                          cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1))) {
     state.moments.resize(s_.nodes - 1);
     state.statistics.resize(s_.edges());
     for (int64_t i = 1; i < s_.nodes; ++i) {
@@ -74,6 +75,10 @@ class TrainingCell::ForwardPass {
         needed_.push_back(needed);
       }
     }
+    transformed_ = cell.transform_weights(false, [&](int64_t e) {
+      return std::any_of(needed_[e].begin(), needed_[e].end(),
+                         [](const Needed& some) { return some.conv_3x3; });
+    });
   }
 
   void run() {
@@ -162,7 +167,7 @@ class TrainingCell::ForwardPass {
     for (int64_t t = i + 1; t < s_.nodes; ++t) {
       const int64_t e = edge_of(i, t);
       if (!needed_[e][u].conv_3x3) continue;
-      weights[edges] = transformed_.data() + e * weight_floats_;
+      weights[edges] = transformed_.get() + e * weight_floats_;
       raws[edges++] = state_.raw[e][u] + offset;
     }
     float* moments = needs_moments(i, u) ? moments_.data() + unit * moment_floats_ : nullptr;
@@ -203,8 +208,8 @@ class TrainingCell::ForwardPass {
   const Blocks blocks_;
   const int64_t square_, moment_floats_, weight_floats_;
   const ScratchSpace scratch_;
-  const Matrix transformed_;
   std::vector<std::vector<Needed>> needed_;  // [edge][source value]
+  Floats transformed_;
   // Of the node in work: [values][incoming] of its edges' coefficients, and [values] of their shifts.
   Matrix conv_, scale_, shift_;
   // Of the node in work, [values][blocks].
@@ -235,7 +240,7 @@ class TrainingCell::BackwardPass {
         conv_scratch_((cell.relu_conv_.backward_scratch(blocks_[0], s_.nodes - 1) + 15) / 16 * 16),
         border_((border_map(blocks_[0]).floats + 15) / 16 * 16),
         scratch_(conv_scratch_ + border_ + cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1)),
-        transformed_(cell.transform_weights(true)),
+        transformed_(cell.transform_weights(true, [&](int64_t e) { return has_3x3(e); })),
         memory_(s_.nodes),
         node_gradient_(s_.nodes),
         edge_(s_.edges()) {
@@ -310,7 +315,7 @@ class TrainingCell::BackwardPass {
       const NormalisedGradient& norm = edge_[e].norm_3x3;
       raws[convolutions] = {node_gradient_[t] + offset, state_.raw[e][0] + offset, norm.node_scale.data(),
                             norm.raw_scale.data(), norm.shift.data()};
-      weights[convolutions++] = transformed_.data() + e * weight_floats_;
+      weights[convolutions++] = transformed_.get() + e * weight_floats_;
     }
     if (convolutions > 0) {
       if (with_weights_ && parts_[part].empty()) parts_[part] = zeros(convolutions * weight_floats_);
@@ -330,21 +335,24 @@ class TrainingCell::BackwardPass {
     const int64_t offset = blocks_.offset(b);
     float* sum = sums_.data() + b * sum_floats(i);
     ReducedEdge edges[kMostIncoming];
+    int64_t convolved = 0;  // edges with a convolution; of the others only the gradient of alpha needs sums
     for (int64_t j = 0; j < i; ++j) {
       const int64_t e = edge_of(j, i);
+      if (!has_1x1(e) && !has_3x3(e)) continue;
       float* to = sum + s_.padded + j * edge_sums_;
-      edges[j] = {state_.node[j][0] + offset,
-                  state_.raw[e][0] + offset,
-                  state_.moments[j][0].mean.data(),
-                  state_.statistics[e][0].data() + 2 * s_.padded,
-                  cell_.keep(e),
-                  has_3x3(e) ? to : nullptr,
-                  has_1x1(e) ? to + s_.padded : nullptr,
-                  with_alpha_ ? to + s_.padded + square_ : nullptr,
-                  with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
+      edges[convolved++] = {state_.node[j][0] + offset,
+                            state_.raw[e][0] + offset,
+                            state_.moments[j][0].mean.data(),
+                            state_.statistics[e][0].data() + 2 * s_.padded,
+                            cell_.keep(e),
+                            has_3x3(e) ? to : nullptr,
+                            has_1x1(e) ? to + s_.padded : nullptr,
+                            with_alpha_ ? to + s_.padded + square_ : nullptr,
+                            with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
     }
+    if (convolved == 0) return;
     cell_.mixed_sum_.reduce(
-        {blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges, node_gradient_[i] + offset, sum},
+        {blocks_[b], s_.channels, blocks_.first_pixel(b), convolved, edges, node_gradient_[i] + offset, sum},
         memory + conv_scratch_ + border_);
   }
 
@@ -427,7 +435,7 @@ class TrainingCell::BackwardPass {
   const int64_t edge_sums_;  // floats: raw_sum, cross and, for alpha, skip and pool; see ReducedEdge
   const int64_t conv_scratch_, border_;
   const ScratchSpace scratch_;
-  const Matrix transformed_;
+  const Floats transformed_;
   std::vector<Floats> memory_;
   std::vector<const float*> node_gradient_;
   std::vector<EdgeGradient> edge_;

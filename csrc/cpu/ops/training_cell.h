@@ -9,6 +9,7 @@
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
 
@@ -71,8 +72,8 @@ class TrainingCell {
   float kept_scale(int64_t edge) const;
   // op 0 or 1: the edge's 1x1 or 3x3 convolution; statistics as in CellState.
   Normalised normalised(int64_t op, float alpha, const std::vector<float>& statistics) const;
-  // Of every edge, [E][weight_floats]; transposed for the backward pass.
-  std::vector<float> transform_weights(bool transposed) const;
+  // Of every edge whose convolution is needed, [E][weight_floats]; transposed for the backward pass.
+  Floats transform_weights(bool transposed, const std::function<bool(int64_t edge)>& needed) const;
 
   const ReluConvKernels& relu_conv_;
   const MixedSumKernels& mixed_sum_;
