@@ -77,7 +77,7 @@ def right_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) 
         "weight_3x3": normal(edges, c, c, 3, 3) * (c**-0.5 / 3),
     }
     if op == "masked_cell":
-        statistics = rng.choice([(), (variants,)]) + (edges, 2, c)
+        statistics = (*rng.choice([(), (variants,)]), edges, 2, c)
         args |= {"mean": normal(*statistics), "variance": normal(*statistics).abs() + 0.5}
     args["alpha"] = alpha / 2
     if op == "mixed_cell":

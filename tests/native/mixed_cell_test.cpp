@@ -286,7 +286,7 @@ ValuePlan random_plan(const Case& c, const std::vector<float>& alpha) {
   return plan;
 }
 
-void test(const Case& c) {
+void test(const Case& c, bool skip_zeros) {
   const int64_t channels = c.channels, edges = edge_of(0, c.nodes), lanes = kReluConv.lanes;
   const int64_t padded = (channels + lanes - 1) / lanes * lanes;
   const CellSizes sizes{c.nodes, c.images, c.height, c.width, channels, padded};
@@ -324,7 +324,7 @@ void test(const Case& c) {
     }
   }
   const TrainingCell cell(guarded_relu_conv(), guarded_mixed_sum(), sizes, weight_1x1.data(),
-                          weight_3x3.data(), drops, kEps, false);
+                          weight_3x3.data(), drops, kEps, skip_zeros);
   cell.forward(plan, state);
 
   std::vector<std::vector<Map>> node{{Map(x.begin(), x.end())}};
@@ -340,6 +340,7 @@ void test(const Case& c) {
         const float* statistics = state.statistics[e][source].data();
         for (int64_t k = 0; k < channels; ++k) {
           for (int64_t op = 0; op < 2; ++op) {
+            if (skip_zeros && plan[i][u].alpha[5 * j + 2 + op] == 0) continue;
             mean_error.take(statistics[2 * op * padded + k], norms[op].mean[k]);
             variance_error.take(statistics[(2 * op + 1) * padded + k], norms[op].variance[k]);
           }
@@ -367,7 +368,7 @@ void test(const Case& c) {
                                   gradient_1x1, gradient_3x3, alpha_gradient);
     }
   }
-  for (int wanted = 0; wanted < 8; ++wanted) {
+  for (int wanted = 0; wanted < (skip_zeros ? 4 : 8); ++wanted) {
     const bool wants_x = wanted & 1, wants_weights = wanted & 2, wants_alpha = wanted & 4;
     auto got_x = unwritten(wants_x ? sizes.node_floats() : 0);
     auto got_1x1 = unwritten(wants_weights ? edges * channels * channels : 0);
@@ -398,7 +399,8 @@ int main() {
            Case{4, 4, 3, 8, 5, 7, Drop::kQuarter},   Case{6, 2, 9, 12, 4, 4, Drop::kQuarter},
            Case{2, 3, 4, 16, 4, 4, Drop::kNothing},  Case{3, 3, 1, 24, 16, 16, Drop::kQuarter},
        }) {
-    test(c);
+    test(c, false);
+    test(c, true);
   }
   std::printf("%d failed\n", failures);
   return failures != 0;
