@@ -209,7 +209,9 @@ def _batch_statistics_cells(supernet: Supernet, x: Tensor, alpha: Tensor) -> tup
         if isinstance(cell, SearchCell):
             backend = preferred("mixed_cell", cell.backend)
             weights = cell.convolution_weights()
-            x, mean, variance = ops.mixed_cell(x, *weights, alpha, eps=cell.eps, backend=backend)
+            x, mean, variance = ops.mixed_cell(
+                x, *weights, alpha, eps=cell.eps, skip_zeros=True, backend=backend
+            )
         else:
             assert isinstance(cell, ResidualBlock)
             blocks = [cell.with_batch_statistics(images) for images in x]
