@@ -236,7 +236,8 @@ def _cell() -> dict[str, Tensor]:
 
 def _mixed_cell() -> dict[str, Any]:
     seeds = torch.tensor([1, -2, 3])
-    return _cell() | {"alpha": normal(2, 3, 5), "skip_seed": seeds, "skip_dropout": 0.25, "eps": 1e-3}
+    rest = {"skip_seed": seeds, "skip_dropout": 0.25, "eps": 1e-3, "skip_zeros": True}
+    return _cell() | {"alpha": normal(2, 3, 5)} | rest
 
 
 def _masked_cell() -> dict[str, Any]:

@@ -102,6 +102,12 @@ def test_in_place_of_a_number(op: str, kind: str) -> None:
             assert f" {name} must be a number in [0, " in refusal(op, put(hostile.NUMBERS[kind]))
 
 
+@pytest.mark.parametrize("flag", [None, 1, 0.0, "True", torch.tensor(True), [True]], ids=str)
+def test_in_place_of_a_flag(flag: object) -> None:
+    message = refusal("mixed_cell", example("mixed_cell") | {"skip_zeros": flag})
+    assert " skip_zeros must be True or False; got " in message
+
+
 @pytest.mark.parametrize("kind", hostile.INTEGERS)
 def test_in_place_of_an_integer(kind: str) -> None:
     for name, value, put in hostile.all_places(example("mixed_op")):

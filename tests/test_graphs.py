@@ -40,6 +40,7 @@ CONFIG = SearchConfig(
 
 evaluation = importlib.import_module("vpdarts_fast.leave_one_out")  # the package has a function of this name
 state_module = importlib.import_module("vpdarts_fast.search.state")
+nn_module = importlib.import_module("vpdarts_fast.nn")
 driver = importlib.import_module("vpdarts_fast.search.driver")
 
 
@@ -51,6 +52,7 @@ def digits() -> ImageData:
 def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU, or `meta`, in place of a GPU."""
     monkeypatch.setattr(state_module, "captures", lambda device: True)
+    monkeypatch.setattr(nn_module, "can_be_read", lambda alpha: False)
     for module in (evaluation, driver):
         monkeypatch.setattr(module, "recorder_for", lambda device: recorder)
 

@@ -14,6 +14,7 @@ from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
 from vpdarts_fast.derivatives import with_statistics
 from vpdarts_fast.pytorch.dropout import skip_scale
+from vpdarts_fast.sharing import can_be_read
 from vpdarts_fast.transforms import in_transform
 
 
@@ -156,7 +157,7 @@ class SearchCell(nn.Module):
         if self.fused and not in_transform():
             if normalises_batches(self.convolutions()[0][0].norm):
                 return self._with_batch_statistics(x, alpha)
-            if not wants_gradients(x, alpha, *self.parameters()):
+            if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
         nodes = [x]
         rows = iter(zip(self.mixed_ops(), alpha.unbind(0), strict=True))
@@ -187,7 +188,7 @@ class SearchCell(nn.Module):
         seeds = draw_seeds(len(skips), x.device) if drops else None
         norms = [conv.norm for pair in self.convolutions() for conv in pair]
 
-        skips_zeros = alpha.device.type == "cpu" and not (torch.is_grad_enabled() and alpha.requires_grad)
+        skips_zeros = can_be_read(alpha) and not wants_gradients(alpha)
 
         def cell() -> tuple[Tensor, Tensor, Tensor]:
             return ops.mixed_cell(

@@ -65,9 +65,19 @@ def pick(values: Tensor, numbers: Sequence[int]) -> Tensor:
 
 def index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
     """The numbers [U] int64 on the device; copied there once, since a copy waits and cannot be captured."""
-    if torch.compiler.is_compiling() or in_transform() or _is_traced():
+    if _is_recorded():
         return torch.tensor(numbers, device=device)
     return kept_index(numbers, device)
+
+
+def can_be_read(alpha: Tensor) -> bool:
+    """Whether alpha's values are at hand, and what is done by them is done in this call alone."""
+    return alpha.device.type == "cpu" and not _is_recorded()
+
+
+def _is_recorded() -> bool:
+    """Whether what runs now may run again with other values, or has none."""
+    return torch.compiler.is_compiling() or in_transform() or _is_traced()
 
 
 def _is_traced() -> bool:

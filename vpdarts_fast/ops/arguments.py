@@ -92,6 +92,12 @@ def check_integer(op: str, name: str, value: Any, choices: tuple[int, ...]) -> N
         raise UserError(f"{op}: {name} must be {expected}; got {_shown(value)}")
 
 
+def check_flag(op: str, name: str, value: Any) -> None:
+    """Raises `UserError` unless the value is True or False."""
+    if not isinstance(value, bool):
+        raise UserError(f"{op}: {name} must be True or False; got {_shown(value)}")
+
+
 def check_seeds(op: str, name: str, seeds: Any, like: Tensor) -> None:
     """Raises `UserError` unless the value is none or a dense int64 tensor on the CPU or where `like` lies."""
     if seeds is None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import (
+    check_flag,
     check_like,
     check_seeds,
     check_small,
@@ -57,6 +58,7 @@ def mixed_cell(
     check_small("mixed_cell", x, alpha=alpha)
     check_seeds("mixed_cell", "skip_seed", skip_seed, x)
     eps, skip_dropout = checked_eps("mixed_cell", eps), checked_skip_dropout("mixed_cell", skip_dropout)
+    check_flag("mixed_cell", "skip_zeros", skip_zeros)
     check_cell("mixed_cell", x, weight_1x1, weight_3x3, alpha)
     if x.shape[1] * x.shape[3] * x.shape[4] < 2:
         raise UserError(f"mixed_cell: x must hold two values per channel; got {list(x.shape)}")
