@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from contenders import Form, new_alpha, new_batch
+from contenders import CHANNELS, Form, new_alpha, new_batch
 from torch import Tensor
 
 from vpdarts_fast.search.config import SearchConfig
@@ -19,10 +19,12 @@ class Step:
     only while it runs, and every such change would be compiled for.
     """
 
-    def __init__(self, form: Form, phase: str, cells: int, batch: int = BATCH) -> None:
+    def __init__(
+        self, form: Form, phase: str, cells: int, batch: int = BATCH, channels: int = CHANNELS
+    ) -> None:
         config = SearchConfig(cells_per_stage=cells)
         self.form, self.phase, self.clip = form, phase, config.gradient_clip
-        self.supernet = form.supernet(cells)
+        self.supernet = form.supernet(cells, channels)
         self.supernet.requires_grad_(not (form.compiled and phase == "alpha"))
         self.network = form.forward(self.supernet)
         self.alpha = new_alpha().requires_grad_()

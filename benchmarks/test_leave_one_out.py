@@ -13,7 +13,7 @@ from functools import cache
 
 import pytest
 import torch
-from contenders import EAGER, Contender, Form, new_alpha, new_batch, relative_error
+from contenders import EAGER, OURS, Contender, Form, new_alpha, new_batch, relative_error
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, leave_one_out
@@ -110,3 +110,28 @@ def test_leave_one_out(
             expected = logits if expected is None else expected
             assert relative_error(logits, expected) < 1e-3, form.name
     compare(contenders, rounds=5 if cells == 1 else 3)
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("cells", [1, 5], ids=lambda n: f"N={n}")
+def test_statistics_of_each_variant(cells: int, compare: Callable[..., None]) -> None:
+    """Ours on 2,500 images: `variant`, together and one variant after the other, against `recalibrated`."""
+    images, labels = new_batch(2500)
+    batches = list(zip(OURS.images(images).split(250), labels.split(250), strict=True))
+    supernet, alpha = OURS.supernet(cells), new_alpha()
+
+    def evaluate(mode: BatchNorm, together: bool = True) -> Callable[[], LeaveOneOut]:
+        return OURS.inference(
+            lambda: leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=together)
+        )
+
+    few = batches[:1]
+    exact = leave_one_out(supernet, few, alpha, batch_norm="variant", fused=False)
+    found = leave_one_out(supernet, few, alpha, batch_norm="variant")
+    assert relative_error(found.loss, exact.loss) < 1e-4
+    contenders = {
+        "recalibrated": evaluate("recalibrated"),
+        "variant, one by one": evaluate("variant", together=False),
+        "variant": evaluate("variant"),
+    }
+    compare(contenders, rounds=3 if cells == 1 else 2)

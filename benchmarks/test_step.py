@@ -54,3 +54,27 @@ def test_step_on_two_threads(phase: str, compare: Callable[..., None]) -> None:
         compare({"ours, 1 thread": Contender(on(1)), "ours, 2 threads": Contender(on(2))}, rounds=7)
     finally:
         torch.set_num_threads(threads)
+
+
+CELLS = {
+    "all ops": None,
+    "six 3x3 convolutions": "333333",
+    "the paper's cell": "333133",
+    "three 3x3 convolutions, three skips": "313131",
+    "six skips": "111111",
+}
+"""Name -> the one op of each edge whose alpha is not 0."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("channels", [8, 16], ids=lambda c: f"C={c}")
+def test_step_of_discrete_cells(channels: int, compare: Callable[..., None]) -> None:
+    """Ours at N=5, the weights' step: what has alpha 0 costs nothing."""
+    steps = {}
+    for name, choices in CELLS.items():
+        step = Step(OURS, "weights", 5, channels=channels)
+        if choices is not None:
+            with torch.no_grad():
+                step.alpha.copy_(torch.eye(5)[[int(op) for op in choices]])
+        steps[name] = step
+    compare(steps, rounds=5)
