@@ -1,7 +1,8 @@
-"""How much memory this process may take."""
+"""How much memory this process may take, and how it deals with what it has freed."""
 
 from __future__ import annotations
 
+import ctypes
 import os
 import resource
 from pathlib import Path
@@ -25,6 +26,24 @@ def memory() -> int:
         except (OSError, ValueError):  # there is no such file, or no limit
             continue
     return total
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
+MOST = 2**31 - 1  # of what mallopt takes, an int
+
+
+def reuse_memory() -> bool:
+    """Lets this process keep up to 2 GiB of memory that it has freed, instead of giving it back every time.
+
+    Leave-one-out evaluation allocates hundreds of MiB again and again, and the system clears every page of
+    them first, which is a fifth of the time with batch statistics. It holds for all of the process: a program
+    decides it, no library.
+
+    Returns:
+        Whether the C library, glibc, does so.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    return mallopt is not None and all([mallopt(M_MMAP_THRESHOLD, MOST), mallopt(M_TRIM_THRESHOLD, MOST)])
 
 
 def readable(size: float) -> str:

@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vpdarts_fast import machine
 from vpdarts_fast.analysis.evaluation import (
     RUN_FILE,
     Evaluated,
@@ -94,6 +95,7 @@ def analyse(request: Command) -> None:
     """Evaluates, prints and writes; each run's file is written as soon as the run is evaluated."""
     if request.threads is not None:
         torch.set_num_threads(request.threads)
+    machine.reuse_memory()
     table = BenchmarkTable.load(request.benchmark_table)
     ranks = true_ranks(table, request.column)
     opened = open_runs(run_folders(request.runs))

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vpdarts_fast import native
+from vpdarts_fast import machine, native
 from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
@@ -179,6 +179,7 @@ def run_command(command: Command, stop: StopRequest) -> int:
     """One search per seed."""
     config = command.config
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
+    machine.reuse_memory()
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     # These complain before there is a folder.
