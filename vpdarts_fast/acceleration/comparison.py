@@ -26,16 +26,18 @@ from vpdarts_fast.acceleration.copies import (
     randomise,
 )
 from vpdarts_fast.acceleration.draws import same_draws
-from vpdarts_fast.acceleration.fused import Plan, computed
+from vpdarts_fast.acceleration.fused import computed
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
-    MixturePlan,
-    OpaquePlan,
     OwnMethod,
+    Plan,
+    ResidualPlan,
     Unrecognised,
     at,
     described,
+    mixtures_of,
+    unknown_ops,
 )
 from vpdarts_fast.acceleration.probing import PROBE_CHANNELS
 from vpdarts_fast.acceleration.recognise_sum import (
@@ -45,7 +47,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
     recognise_cell,
     recognise_mixed_op,
 )
-from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
+from vpdarts_fast.acceleration.residual import recognise_residual
 from vpdarts_fast.acceleration.snapshot import fingerprint, remembered
 
 AnyPlan = TypeVar("AnyPlan", MixedOpPlan, CellPlan, ResidualPlan)
@@ -92,30 +94,14 @@ def _compared_copies(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan
         if str(error) and _settled(module, recognise) is not None:
             raise Unrecognised(f"{error}; {FIRST_CALL}") from error
         raise
-    if _unknown(plan):
+    if unknown_ops(plan):
         settled = _settled(module, recognise)
-        if settled is not None and len(_unknown(settled)) < len(_unknown(plan)):
+        if settled is not None and len(unknown_ops(settled)) < len(unknown_ops(plan)):
             return replace(plan, remark=FIRST_CALL)
     return plan
 
 
 FIRST_CALL = "its first call differs from later ones: call the model once, then accelerate it"
-
-
-def _unknown(plan: Plan) -> list[OpaquePlan]:
-    """The candidate operations that run as they are."""
-    return [op for mixture in mixtures_of(plan) for op in mixture.plans if isinstance(op, OpaquePlan)]
-
-
-def mixtures_of(plan: Plan) -> list[MixturePlan]:
-    """The mixtures of a mixed operation, of a cell in the order of its edges, or none."""
-    match plan:
-        case MixedOpPlan():
-            return [plan.mixture]
-        case CellPlan():
-            return [edge.mixture for edge in plan.edges]
-        case ResidualPlan():
-            return []
 
 
 def _settled(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan | None:
@@ -194,7 +180,7 @@ def _compare_method(module: nn.Module, method: str, plan: Plan) -> None:
     covered, reason = False, ""
     for mode in MODES:
         try:
-            mode = mode._replace(draws=bool(_unknown(plan)))  # probing finds other draws
+            mode = mode._replace(draws=bool(unknown_ops(plan)))  # probing finds other draws
             _compare_mode(plain, planned, method, plan, mode, generator)
             covered = True
         except OwnMethod as error:
