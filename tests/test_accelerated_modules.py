@@ -125,6 +125,20 @@ def test_dropout_draws_what_it_drew(calls: list[str]) -> None:
     assert calls == ["mixed_op"] * 2
 
 
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_batch_norms_without_a_count_keep_statistics_all_the_same(
+    momentum: float | None, calls: list[str]
+) -> None:
+    module = MixedOp(darts_ops(CHANNELS, 1, Style()))
+    for norm in (layer for layer in module.modules() if isinstance(layer, nn.BatchNorm2d)):
+        norm.num_batches_tracked, norm.momentum = None, momentum
+    plain, fused = both(module, torch.float32)
+    plain.double()(*(argument.double() for argument in ARGUMENTS))
+    run(fused)
+    assert_close_to_truth(dict(fused.named_buffers()), dict(plain.named_buffers()))
+    assert calls == ["mixed_op"]
+
+
 def test_restore_gives_the_class_back(mixed_op: nn.Module, calls: list[str]) -> None:
     restore(mixed_op)
     assert type(mixed_op) is MixedOp

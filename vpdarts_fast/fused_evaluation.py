@@ -8,10 +8,10 @@ variants where each batch is normalised with its own statistics.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
@@ -49,10 +49,10 @@ def variant_logits(
     """
     op = "mixed_cell" if batch_statistics else "masked_cell"
     count, _, height, width = images.shape
-    like_nodes = autocast(images[:0])
-    node_bytes = supernet.channels * height * width * like_nodes[0].element_size()
+    (node,) = autocast(images[:0])  # of a node's dtype
+    node_bytes = supernet.channels * height * width * node.element_size()
     variants_together, images_together = pieces(
-        cell_need(op, supernet.backend, like_nodes[0], node_bytes),
+        cell_need(op, supernet.backend, node, node_bytes),
         len(alpha),
         count,
         memory_budget,
@@ -61,11 +61,11 @@ def variant_logits(
     )
     evaluate = _batch_statistics_logits if batch_statistics else _fixed_statistics_logits
     for i in range(0, count, max(images_together, 1)):
-        some = slice(i, min(count, i + images_together))
-        stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
+        piece = slice(i, min(count, i + images_together))
+        stem = supernet.stem(images[piece].contiguous(memory_format=torch.channels_last))[None]
         for v in range(0, len(alpha), variants_together):
             variants = slice(v, min(len(alpha), v + variants_together))
-            yield variants, some, evaluate(supernet, stem, some_tables(alpha, variants))
+            yield variants, piece, evaluate(supernet, stem, some_tables(alpha, variants))
 
 
 def _fixed_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
@@ -86,10 +86,10 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
     return ops.masked_cell(
         x,
         *cell.convolution_weights(),
-        torch.stack([_buffer(norm.running_mean) for norm in norms]).view(shape),
-        torch.stack([_buffer(norm.running_var) for norm in norms]).view(shape),
+        _stacked(norms, "running_mean").view(shape),
+        _stacked(norms, "running_var").view(shape),
         alpha,
-        cell.eps,
+        cell.norm.eps,
         backend=preferred("masked_cell", cell.backend),
     )
 
@@ -97,15 +97,16 @@ def _fixed_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor
 def fixed_statistics_residual(block: ResidualBlock, x: Tensor) -> Tensor:
     """x [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)]."""
     norms = block.norms
-    scale = torch.stack([n.weight / torch.sqrt(_buffer(n.running_var) + n.eps) for n in norms])
-    shift = torch.stack([n.bias - _buffer(n.running_mean) * s for n, s in zip(norms, scale, strict=True)])
+    variance = _stacked(norms, "running_var") + norms[0].eps
+    scale = _stacked(norms, "weight") / torch.sqrt(variance)
+    shift = _stacked(norms, "bias") - _stacked(norms, "running_mean") * scale
     backend = preferred("residual_block", block.backend)
     return ops.residual_block(x, *block.convolution_weights(), scale, shift, backend=backend)
 
 
-def _buffer(statistics: Tensor | None) -> Tensor:
-    assert statistics is not None, "fixed statistics were asked for: the caller has checked"
-    return statistics
+def _stacked(norms: Sequence[nn.BatchNorm2d], name: str) -> Tensor:
+    """[M, C], a parameter or buffer that all M batch norms have."""
+    return torch.stack([getattr(norm, name) for norm in norms])
 
 
 def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
@@ -122,4 +123,4 @@ def _batch_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Te
 def _batch_statistics_cell(cell: SearchCell, x: Tensor, alpha: Tensor) -> Tensor:
     """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
     backend = preferred("mixed_cell", cell.backend)
-    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.eps, backend=backend)[0]
+    return ops.mixed_cell(x, *cell.convolution_weights(), alpha, eps=cell.norm.eps, backend=backend)[0]
