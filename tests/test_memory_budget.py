@@ -30,7 +30,7 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
         need = Need(rng.randint(1, 1 << rng.randint(0, 30)), rng.choice([0, rng.randint(1, 1 << 30)]))
         variants, images, whole = rng.randint(1, 400), rng.randint(1, 5000), rng.random() < 0.5
         budget = rng.randint(1, 1 << rng.randint(1, 50))
-        least = need.of(1, images if whole else 1)
+        least = need.total(1, images if whole else 1)
         if budget < least:
             refused += 1
             with pytest.raises(
@@ -40,11 +40,11 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
             assert pieces(need, variants, images, least, MIB, whole) == (1, images if whole else 1)
             continue
         together, some = pieces(need, variants, images, budget, MIB, whole)
-        assert need.of(together, some) <= budget
+        assert need.total(together, some) <= budget
         assert 1 <= together <= variants and (some == images if whole else some >= 1)
         # Neither a variant more nor an image more has room.
-        assert together == variants or need.of(together + 1, images if whole else 1) > budget
-        assert whole or need.of(together, some + 1) > budget
+        assert together == variants or need.total(together + 1, images if whole else 1) > budget
+        assert whole or need.total(together, some + 1) > budget
     assert 200 < refused < 1800
 
 

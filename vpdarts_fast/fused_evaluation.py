@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
-from vpdarts_fast.memory_budget import cell_need, pieces
+from vpdarts_fast.memory_budget import cell_need, cell_op, pieces
 from vpdarts_fast.nn import ResidualBlock, SearchCell
 from vpdarts_fast.precision import autocast
 from vpdarts_fast.sharing import some_tables
@@ -47,7 +47,7 @@ def variant_logits(
         UserError: a budget that is too small for one variant of an image, or of all images where their own
             statistics normalise them; says the least that will do.
     """
-    op = "mixed_cell" if batch_statistics else "masked_cell"
+    op = cell_op(batch_statistics)
     count, _, height, width = images.shape
     (node,) = autocast(images[:0])  # of a node's dtype
     node_bytes = supernet.channels * height * width * node.element_size()

@@ -173,8 +173,8 @@ def _of_supernet(
         step = 1 if batch_norm == "variant" else len(tables)  # those that share their statistics
         for first in range(0, len(tables), step):
             use_statistics_of(first)
-            for variants, some, logits in logits_of(slice(first, first + step), inputs):
-                counts.add(slice(first + variants.start, first + variants.stop), logits, labels[some])
+            for variants, piece, logits in logits_of(slice(first, first + step), inputs):
+                counts.add(slice(first + variants.start, first + variants.stop), logits, labels[piece])
 
     captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
     with evaluation_mode(supernet, batch_norm, calibration, tables) as use_statistics_of:

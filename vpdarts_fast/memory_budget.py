@@ -22,21 +22,26 @@ class Need:
     variant: int
     once: int = 0
 
-    def of(self, variants: int, images: int) -> int:
+    def total(self, variants: int, images: int) -> int:
         """Bytes of so many variants of so many images."""
         return (self.once + self.variant * variants) * images
 
 
-def cell_need(op: str, backend: str, like: Tensor, node_bytes: int) -> Need:
+def cell_op(batch_statistics: bool) -> str:
+    """The op that evaluates cells whose batch norms use each batch's statistics, or fixed ones."""
+    return "mixed_cell" if batch_statistics else "masked_cell"
+
+
+def cell_need(op: str, backend: str, activations: Tensor, node_bytes: int) -> Need:
     """What `op`, `masked_cell` or `mixed_cell`, takes on the backend that serves it.
 
     Args:
-        op: of `EVALUATION_OPS` or `TRAINING_OPS`.
+        op: see `cell_op`.
         backend: as the supernet has it.
-        like: a tensor of the activations' dtype and device.
+        activations: a tensor of their dtype and device.
         node_bytes: of a cell's node, for one image.
     """
-    server = serving(op, [like], preferred(op, backend))
+    server = serving(op, [activations], preferred(op, backend))
     return Need(server.node_values[op] * node_bytes, server.node_values_once.get(op, 0) * node_bytes)
 
 
@@ -56,7 +61,8 @@ def pieces(
     Raises:
         UserError: the budget is too small for one variant of what cannot be cut; says the least that will do.
     """
-    least = need.of(1, images if whole_batches else 1)
+    together = images if whole_batches else 1
+    least = need.total(1, together)
     if budget is not None and budget < least and images > 0:
         what = (
             f"a batch of {images} images, which batch_norm='batch' cannot cut"
@@ -67,9 +73,8 @@ def pieces(
             f"memory_budget must be at least {least:,} bytes, of one variant of {what}; got {budget:,}. "
             f"Allow that{' or evaluate smaller batches' if whole_batches else ''}"
         )
-    together = images if whole_batches else 1
     for_variants = default if budget is None else budget - need.once * together
     count = max(1, min(variants, for_variants // max(1, need.variant * together)))
     if whole_batches:
         return count, images
-    return count, max(1, (default if budget is None else budget) // need.of(count, 1))
+    return count, max(1, (default if budget is None else budget) // need.total(count, 1))

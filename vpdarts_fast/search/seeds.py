@@ -103,8 +103,8 @@ def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """The summary for people."""
     lines = [
-        f"seed {seed}: {found['architecture']} (index {found['index']})"
-        for seed, found in summary["seeds"].items()
+        f"seed {seed}: {result['architecture']} (index {result['index']})"
+        for seed, result in summary["seeds"].items()
     ]
     for name, values in summary["accuracies"].items():
         spread = ""
