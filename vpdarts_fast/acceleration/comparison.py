@@ -198,22 +198,21 @@ def _compare_mode(
         weights = tuple(
             weight * (torch.arange(weight.shape[-1], device="cpu") % 3 != 1) for weight in weights
         )
-    cotangents = torch.Generator(device="cpu").manual_seed(1)
-    own = getattr(plain.train(mode.training), method)
+    own_code = getattr(plain.train(mode.training), method)
     planned.train(mode.training)
 
     def by_plan(x: Tensor, *weights: Tensor) -> Tensor:
         return computed(planned, method, plan, x, *weights, backend="pytorch")
 
-    found, failure = {}, None
+    computed_values, failure = {}, None
     try:
-        found = dict(_values(planned, by_plan, x, weights, mode, cotangents))
+        computed_values = dict(_values(planned, by_plan, x, weights, mode))
     except OwnMethod:
         raise  # before anything has been changed
     except Exception as error:  # whatever it is, the module's own code has to run
         failure = error
     try:
-        expected = dict(_values(plain, own, x, weights, mode, cotangents.manual_seed(1)))
+        expected = dict(_values(plain, own_code, x, weights, mode))
     except Unrecognised:
         raise
     except Exception as error:  # their code may raise anything
@@ -224,13 +223,12 @@ def _compare_mode(
     state = differing_state(plain, planned)
     if state is not None:
         raise Unrecognised(f"writes to {state}, which would not be updated")
-    differing = [name for name in expected.keys() | found.keys() if not _same(name, expected, found)]
+    if expected.keys() != computed_values.keys():
+        differing = expected.keys() ^ computed_values.keys()
+    else:
+        differing = {name for name in expected if not are_close(computed_values[name], expected[name])}
     if differing:
         raise Unrecognised(f"is not the weighted sum of its operations ({mode}: {min(differing)})")
-
-
-def _same(name: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
-    return name in expected and name in found and are_close(found[name], expected[name])
 
 
 def _values(
@@ -239,7 +237,6 @@ def _values(
     x: Tensor,
     weights: tuple[Tensor, ...],
     mode: Mode,
-    cotangents: torch.Generator,
 ) -> Iterator[tuple[str, Tensor]]:
     """What comes out of a call, what has become of its arguments, and the gradients, by name."""
     with (
@@ -258,7 +255,8 @@ def _values(
         if out.requires_grad:
             names = [f"gradient of {name}" for name in ARGUMENTS[: len(leaves)]]
             parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-            cotangent = torch.randn(out.shape, dtype=out.dtype, device="cpu", generator=cotangents)
+            generator = torch.Generator(device="cpu").manual_seed(1)
+            cotangent = torch.randn(out.shape, dtype=out.dtype, device="cpu", generator=generator)
             gradients = torch.autograd.grad(
                 out, [*leaves, *parameters.values()], cotangent, allow_unused=True
             )
