@@ -119,7 +119,7 @@ def masked_forward(form: Form, x: Tensor, channels: int) -> Callable[[Sequence[i
     variance = torch.stack([torch.stack([norm.running_var for norm in pair]) for pair in norms])
 
     def fused(some: Sequence[int]) -> Tensor:
-        out = ops.masked_cell(inputs, *cell.convolution_weights(), mean, variance, tables, cell.eps)
+        out = ops.masked_cell(inputs, *cell.convolution_weights(), mean, variance, tables, cell.norm.eps)
         return out if len(some) == len(tables) else out[list(some)]
 
     return fused

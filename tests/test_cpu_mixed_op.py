@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
+from mixed_op_cases import darts, mixed_op_args, others
 from op_contract import Close, flat, normal, weighted_sum, with_tensors
 from test_cpu_ops import CHECKS, all_equal, thread_count
-from test_mixed_op import darts, mixed_op_args, others
 from torch import Tensor
 
 from vpdarts_fast import native, ops

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 import torch
+from mixed_op_cases import mixed_op_args
 from op_contract import ON_THE_CPU, Close, double, flat, gradients, with_tensors
 from test_masked_cell import masked_cell_args
 from test_mixed_cell import mixed_cell_args, node_only
-from test_mixed_op import mixed_op_args
 from test_mixed_sum import mixed_sum_args
 from test_residual_block import residual_block_args
 from test_trained_residual_block import trained_residual_block_args

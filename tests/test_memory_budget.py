@@ -39,7 +39,7 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
         cut = rng.choice(["whole batches", "few images", "few variants"])
         whole = cut == "whole batches"
         budget = rng.randint(1, 1 << rng.randint(1, 50))
-        least = need.of(1, images if whole else 1)
+        least = need.total(1, images if whole else 1)
         if budget < least:
             refused += 1
             with pytest.raises(
@@ -49,15 +49,15 @@ def test_pieces_hold_what_was_asked_for_or_the_error_says_the_least() -> None:
             assert pieces(cut, need, variants, images, least) == (1, images if whole else 1)
             continue
         together, some = pieces(cut, need, variants, images, budget)
-        assert need.of(together, some) <= budget
+        assert need.total(together, some) <= budget
         assert 1 <= together <= variants and (some == images if whole else some >= 1)
         # Neither a variant more nor an image more has room.
         if cut == "few variants":
-            assert together == variants or need.of(together + 1, some) > budget
-            assert some == images or need.of(1, some + 1) > budget
+            assert together == variants or need.total(together + 1, some) > budget
+            assert some == images or need.total(1, some + 1) > budget
         else:
-            assert together == variants or need.of(together + 1, images if whole else 1) > budget
-            assert whole or need.of(together, some + 1) > budget
+            assert together == variants or need.total(together + 1, images if whole else 1) > budget
+            assert whole or need.total(together, some + 1) > budget
     assert 200 < refused < 1800
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache, partial
 from typing import Any
 
 import pytest
 import torch
 from hostile_arguments import Arguments, all_places
-from op_contract import ON_THE_CPU, differentiable, example, flat, weighted_sum
+from op_contract import ON_THE_CPU, differentiable, double, example, flat, weighted_sum
 from torch import Tensor
 
 from vpdarts_fast import ops, reference
@@ -36,10 +37,34 @@ def arguments(op: str, fixed: bool = True) -> Arguments:
     return args if fixed or "statistics" not in args else args | {"statistics": None}
 
 
+@dataclass(frozen=True)
+class Call:
+    """A call with an odd value in one of its tensors.
+
+    Attributes:
+        name: of the tensor.
+        args: with the value in it.
+        expected: the reference's outputs in float32, which say where a result is finite.
+        truth: the same in float64.
+    """
+
+    name: str
+    args: Arguments
+    expected: list[Tensor]
+    truth: list[Tensor]
+
+
+def assert_same_where_finite(actual: Tensor, truth: Tensor, finite: Tensor, what: object) -> None:
+    if finite.any():
+        error = float((actual.double() - truth)[finite].abs().max())
+        scale = max(float(truth[finite].abs().max()), 1e-30)
+        assert error <= TOLERANCE * scale, (what, error, scale)
+
+
 @cache
-def calls(op: str, value: float, everywhere: bool) -> list[tuple[str, Arguments, list[Tensor]]]:
-    """For each tensor its name, the arguments with the value in it, and the reference's outputs."""
-    found = []
+def calls(op: str, value: float, everywhere: bool) -> list[Call]:
+    """One for each tensor, with the value in one element or everywhere."""
+    result = []
     for fixed in (True, False) if op == "mixed_op" else (True,):
         for name, tensor, put in all_places(arguments(op, fixed)):
             if not isinstance(tensor, Tensor) or not tensor.is_floating_point():
@@ -47,8 +72,10 @@ def calls(op: str, value: float, everywhere: bool) -> list[tuple[str, Arguments,
             bad = tensor.clone()
             bad.view(-1)[slice(None) if everywhere else tensor.numel() // 2] = value
             args = put(bad)
-            found.append((name, args, flat([getattr(reference, op)(**args)])))
-    return found
+            exact = dict(zip(args, double(list(args.values())), strict=True))
+            outputs_of = (flat([getattr(reference, op)(**arguments)]) for arguments in (args, exact))
+            result.append(Call(name, args, *outputs_of))
+    return result
 
 
 def outputs(op: str, args: Arguments, backend: str) -> list[Tensor]:
@@ -60,26 +87,24 @@ def outputs(op: str, args: Arguments, backend: str) -> list[Tensor]:
 def test_nothing_is_hidden(op: str, backend: str, value: str) -> None:
     """Where the reference is not finite, the op is not."""
     for everywhere in (False, True):
-        for name, args, expected in calls(op, NON_FINITE[value], everywhere):
-            if op == "mixed_op" and name == "alpha" and not everywhere:
+        for call in calls(op, NON_FINITE[value], everywhere):
+            if op == "mixed_op" and call.name == "alpha" and not everywhere:
                 continue  # in the column of `none`, which is not computed: below
-            for actual, wanted in zip(outputs(op, args, backend), expected, strict=True):
-                assert not (actual.isfinite() & ~wanted.isfinite()).any(), name
+            for actual, wanted in zip(outputs(op, call.args, backend), call.expected, strict=True):
+                assert not (actual.isfinite() & ~wanted.isfinite()).any(), call.name
 
 
 @pytest.mark.parametrize("value", EXTREME)
 @every_implementation
 def test_large_and_small_values_are_as_in_pytorch(op: str, backend: str, value: str) -> None:
     for everywhere in (False, True):
-        for name, args, expected in calls(op, EXTREME[value], everywhere):
-            if everywhere and abs(EXTREME[value]) > 1 and name.startswith(("raw_", "branches[6].raw")):
+        for call in calls(op, EXTREME[value], everywhere):
+            if everywhere and abs(EXTREME[value]) > 1 and call.name.startswith(("raw_", "branches[6].raw")):
                 continue  # no spread: what is left of 1e15 - 1e15 is rounding, in PyTorch's batch norm too
-            for actual, wanted in zip(outputs(op, args, backend), expected, strict=True):
-                finite = wanted.isfinite()
-                assert torch.equal(actual.isfinite(), finite), name
-                error = (actual.double() - wanted.double())[finite].abs()
-                scale = max(float(wanted[finite].abs().max()), 1e-30) if finite.any() else 1.0
-                assert not finite.any() or float(error.max()) <= TOLERANCE * scale, (name, error.max(), scale)
+            results = zip(outputs(op, call.args, backend), call.expected, call.truth, strict=True)
+            for actual, wanted, truth in results:
+                assert torch.equal(actual.isfinite(), wanted.isfinite()), call.name
+                assert_same_where_finite(actual, truth, wanted.isfinite(), call.name)
 
 
 def gradients_by_all(call: Callable[..., Any], op: str, args: Arguments) -> list[Tensor]:
@@ -90,12 +115,14 @@ def gradients_by_all(call: Callable[..., Any], op: str, args: Arguments) -> list
 
 @cache
 def differentiated_calls(op: str, everywhere: bool) -> list[tuple[str, Arguments, list[Tensor]]]:
-    """As `calls` with NaN, with the gradients in place of outputs."""
-    found = []
-    for name, args, _ in calls(op, torch.nan, everywhere):
-        if args.get("statistics") is None:
-            found.append((name, args, gradients_by_all(getattr(reference, op), op, args)))
-    return found
+    """As `calls` with NaN, with the gradients in float64 in place of outputs."""
+    result = []
+    for call in calls(op, torch.nan, everywhere):
+        if call.args.get("statistics") is None:
+            exact = dict(zip(call.args, double(list(call.args.values())), strict=True))
+            truth = gradients_by_all(getattr(reference, op), op, exact)
+            result.append((call.name, call.args, truth))
+    return result
 
 
 @pytest.mark.parametrize(("op", "backend"), [(op, b.name) for op in DIFFERENTIABLE for b in BACKENDS])
@@ -104,10 +131,10 @@ def test_nothing_is_hidden_from_gradients(op: str, backend: str) -> None:
     for everywhere in (False, True):
         for name, args, expected in differentiated_calls(op, everywhere):
             actual = gradients_by_all(partial(getattr(ops, op), backend=backend), op, args)
-            for i, (gradient, wanted) in enumerate(zip(actual, expected, strict=True)):
-                assert not (gradient.isfinite() & ~wanted.isfinite()).any(), (name, i)
-                both = gradient.isfinite() & wanted.isfinite()
-                torch.testing.assert_close(gradient[both], wanted[both], rtol=1e-3, atol=1e-3)
+            for i, (gradient, truth) in enumerate(zip(actual, expected, strict=True)):
+                assert not (gradient.isfinite() & ~truth.isfinite()).any(), (name, i)
+                finite = gradient.isfinite() & truth.isfinite()
+                assert_same_where_finite(gradient, truth, finite, (name, i))
 
 
 FIXED = {"relu_conv": 0, "masked_cell": 1, "residual_block": 0, "mixed_op": 1}

@@ -99,8 +99,10 @@ def digits() -> ImageData:
     return load("digits")
 
 
-def gradients(digits: ImageData, precision: Precision, fused: bool) -> tuple[Supernet, float, Tensor, Tensor]:
-    """The supernet after a step of each phase that changes no parameter; loss; all gradients, flat."""
+def gradients(
+    digits: ImageData, precision: Precision, fused: bool
+) -> tuple[Supernet, float, dict[str, Tensor]]:
+    """The supernet after a step of each phase that changes no parameter; loss; all gradients by name."""
     images, labels = split_halves(digits, 0)[0].batch(torch.arange(64))
     torch.manual_seed(0)
     supernet = Supernet(channels=8, cells_per_stage=1, fused=fused).train()
@@ -109,28 +111,34 @@ def gradients(digits: ImageData, precision: Precision, fused: bool) -> tuple[Sup
     with computing_in(precision, CPU):
         still = torch.optim.SGD([*supernet.parameters(), alpha], lr=0.0)
         loss, _ = weights_step(supernet, alpha, (images, labels), still, gradient_clip=1e9)
-        of_weights = torch.cat([p.grad.flatten() for p in supernet.parameters() if p.grad is not None])
+        result = {name: p.grad.clone() for name, p in supernet.named_parameters() if p.grad is not None}
         alpha_step(supernet, alpha, torch.ones_like(alpha), (images, labels), still)
     assert alpha.grad is not None
-    return supernet, float(loss), of_weights, alpha.grad.flatten()
+    return supernet, float(loss), result | {"alpha": alpha.grad}
+
+
+def relative_error(gradient: Tensor, exact: Tensor) -> float:
+    return float((gradient - exact).norm() / exact.norm())
 
 
 @pytest.mark.float32
 @pytest.mark.parametrize("fused", [True, False], ids=["fused", "modules"])
 def test_a_step_in_bfloat16(digits: ImageData, fused: bool) -> None:
-    exact, exact_loss, *exact_gradients = gradients(digits, "fp32", fused=True)
-    supernet, loss, *found = gradients(digits, "bf16", fused)
-    assert loss == pytest.approx(exact_loss, abs=0.01) and loss != exact_loss
-    for some, wanted in zip(found, exact_gradients, strict=True):
-        assert some.dtype == torch.float32
-        assert torch.cosine_similarity(some, wanted, 0) > 0.95
-        assert float(some.norm()) == pytest.approx(float(wanted.norm()), rel=0.1)
+    """bfloat16 rounds away a third of a gradient at most, which is less than any wrong one is off."""
+    exact, exact_loss, exact_gradients = gradients(digits, "fp32", fused=True)
+    supernet, loss, rounded = gradients(digits, "bf16", fused)
+    assert loss == pytest.approx(exact_loss, abs=0.002) and loss != exact_loss
+    for name, wanted in exact_gradients.items():
+        assert rounded[name].dtype == torch.float32, name
+        assert relative_error(rounded[name], wanted) < 0.5, name
+        for planted in (0 * rounded[name], -rounded[name], 2 * rounded[name]):
+            assert relative_error(planted, wanted) > 0.5, name
     expected = exact.state_dict()
     for name, value in supernet.state_dict().items():
         assert value.dtype == expected[name].dtype, name
         if "running" in name:
             assert value.dtype == torch.float32
-            torch.testing.assert_close(value, expected[name], rtol=0.02, atol=0.02)
+            torch.testing.assert_close(value, expected[name], rtol=0.005, atol=0.005)
 
 
 @pytest.mark.float32
@@ -144,7 +152,8 @@ def test_leave_one_out_in_bfloat16(digits: ImageData, mode: str, fused: bool) ->
     expected = leave_one_out(supernet, batches, supernet.new_alpha(), batch_norm=mode)  # type: ignore[arg-type]
     with computing_in("bf16", CPU):
         found = leave_one_out(supernet, batches, supernet.new_alpha(), batch_norm=mode, fused=fused)  # type: ignore[arg-type]
-    torch.testing.assert_close(found.loss, expected.loss, rtol=0.02, atol=0)
+    changed = float(expected.loss.max() - expected.loss.min())  # of which a fiftieth is rounded away
+    assert float((found.loss - expected.loss).abs().max()) < 0.1 * changed
     assert not torch.equal(found.loss, expected.loss)
     for name, value in supernet.state_dict().items():
         assert torch.equal(value, before[name]), name

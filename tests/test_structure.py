@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 
@@ -31,6 +33,12 @@ def test_the_ops_are_those_of_the_registry() -> None:
         "arguments",
         "shapes",
     }
+
+
+def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
+    """Which takes half a second."""
+    command = "import sys, vpdarts_fast; sys.exit('torch._dynamo' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], cwd=PACKAGE.parent, check=False).returncode == 0
 
 
 @pytest.mark.parametrize("op", backends.OPS)

@@ -54,11 +54,14 @@ SOURCES = (
     "csrc/cpu/kernels/mixed_op.cpp",
     "csrc/cpu/kernels/mixed_sum.cpp",
     "csrc/cpu/kernels/relu_conv.cpp",
+    "csrc/cpu/kernels/residual_block.cpp",
+    "csrc/cpu/kernels/trained_residual_block.cpp",
     "csrc/cpu/ops/cell_plan.cpp",
     "csrc/cpu/ops/cell_statistics.cpp",
     "csrc/cpu/ops/mixed_edge.cpp",
     "csrc/cpu/ops/mixed_edge_backward.cpp",
     "csrc/cpu/ops/training_cell.cpp",
+    "csrc/cpu/ops/training_residual.cpp",
 )
 
 MEMORY = re.compile(r"_*(mem(?:set|cpy|move|align)|malloc|calloc|aligned_alloc|operator new)")

@@ -55,19 +55,24 @@ def register(
     def differentiate(ctx: Any, *gradients: Any) -> tuple[Any, ...]:
         needs = ctx.needs_input_grad
         # In place of a list of tensors, and of an empty list, autograd wants a list.
-        found = [None if isinstance(need, bool) else [None] * len(need) for need in needs]
+        result: list[Any] = [None if isinstance(need, bool) else [None] * len(need) for need in needs]
         if all(gradient is None for gradient in _flat(gradients[:outputs])):
-            return tuple(found)
+            return tuple(result)
         tensors = ctx.saved_tensors
         inputs = _replaced(ctx.inputs, _Saved, lambda saved: tensors[saved.index])
         wants = [needs[place] for place in arguments]
         if torch.is_grad_enabled() or transforms_gradients(_flat(gradients)):
-            some: Sequence[Any] = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
+            computed: Sequence[Any] = _by_pytorch(plain, inputs, gradients[:outputs], arguments, wants)
         else:
-            some = backward(inputs, tensors[ctx.count :], gradients[:outputs], wants)
-        for place, gradient, want in zip(arguments, some, wants, strict=True):
-            found[place] = _wanted(gradient, want)
-        return tuple(found)
+            computed = backward(inputs, tensors[ctx.count :], gradients[:outputs], wants)
+        for place, gradient, want in zip(arguments, computed, wants, strict=True):
+            if isinstance(want, bool):
+                result[place] = gradient if want else None
+            else:
+                result[place] = [
+                    part if wanted else None for part, wanted in zip(gradient, want, strict=True)
+                ]
+        return tuple(result)
 
     torch.library.register_autograd(op, differentiate, setup_context=setup_context)
 
@@ -79,23 +84,24 @@ class _Saved:
     index: int
 
 
-def _replaced(value: Any, kind: type, change: Callable[[Any], Any]) -> Any:
-    """The same arguments, with what is of this kind changed."""
-    if isinstance(value, kind):
-        return change(value)
-    return [_replaced(item, kind, change) for item in value] if isinstance(value, (list, tuple)) else value
+def _replaced(values: Sequence[Any], kind: type, change: Callable[[Any], Any]) -> list[Any]:
+    """The same arguments, with what is of this kind changed, in lists too."""
+    replaced = []
+    for value in values:
+        if isinstance(value, kind):
+            value = change(value)
+        elif isinstance(value, (list, tuple)):
+            value = _replaced(value, kind, change)
+        replaced.append(value)
+    return replaced
 
 
-def _flat(value: Any) -> list[Any]:
+def _flat(values: Sequence[Any]) -> list[Any]:
     """What is in nested lists."""
-    return [part for item in value for part in _flat(item)] if isinstance(value, (list, tuple)) else [value]
-
-
-def _wanted(gradients: Any, wants: Any) -> Any:
-    """A gradient, or those in a list, None for what is not wanted."""
-    if isinstance(wants, bool):
-        return gradients if wants else None
-    return list(map(_wanted, gradients, wants))
+    flat = []
+    for value in values:
+        flat += _flat(value) if isinstance(value, (list, tuple)) else [value]
+    return flat
 
 
 def with_statistics(
@@ -140,16 +146,16 @@ def _by_pytorch(
             viewed[place] = view(inputs[place], want)
         with without_autocast(views[0]):
             outputs = plain(*viewed)
-        pairs = zip(_flat(outputs), _flat(gradients), strict=True)
+        pairs = zip(_flat([outputs]), _flat(gradients), strict=True)
         values, arriving = zip(*((v, g) for v, g in pairs if g is not None), strict=True)
-        found = torch.autograd.grad(values, views, arriving, create_graph=True, allow_unused=True)
-    return list(_in_place_of(wants, iter(found)))
+        computed = torch.autograd.grad(values, views, arriving, create_graph=True, allow_unused=True)
+    return list(_in_place_of(wants, iter(computed)))
 
 
-def _in_place_of(wants: Sequence[Any], found: Iterator[Tensor | None]) -> Iterator[Any]:
-    """The gradients found, in the form of what is wanted."""
+def _in_place_of(wants: Sequence[Any], gradients: Iterator[Tensor | None]) -> Iterator[Any]:
+    """Gradients of all that is wanted, in the form of `wants`."""
     for want in wants:
         if isinstance(want, bool):
-            yield next(found) if want else None
+            yield next(gradients) if want else None
         else:
-            yield list(_in_place_of(want, found))
+            yield list(_in_place_of(want, gradients))

@@ -94,8 +94,8 @@ def variant_logits(
         limits = memory_budget, GPU_BUDGET if images.is_cuda else budget
         variants_together, images_together = cut(need, len(alpha), count, *limits)
     for i in range(0, count, max(images_together, 1)):
-        some = slice(i, min(count, i + images_together))
-        stem = supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
+        piece = slice(i, min(count, i + images_together))
+        stem = supernet.stem(images[piece].contiguous(memory_format=torch.channels_last))[None]
         for v in range(0, len(alpha), variants_together):
             variants = slice(v, min(len(alpha), v + variants_together))
             tables = some_tables(alpha, variants)
@@ -105,7 +105,7 @@ def variant_logits(
                 logits = _own_statistics_logits(supernet, stem, tables, normalisation.some(variants))
             else:
                 logits = _stored_statistics_logits(supernet, stem, tables)
-            yield variants, some, logits
+            yield variants, piece, logits
 
 
 def own_statistics(
@@ -154,9 +154,9 @@ def _normalised(norm: nn.Module, x: Tensor, fixed: Fixed | None) -> Tensor:
 
 
 def _cell_need(supernet: Supernet, op: str, images: Tensor) -> Need:
-    like_nodes = autocast(images[:0])
-    node_bytes = supernet.channels * images.shape[2] * images.shape[3] * like_nodes[0].element_size()
-    return cell_need(op, supernet.backend, like_nodes[0], node_bytes)
+    (node,) = autocast(images[:0])  # of a node's dtype
+    node_bytes = supernet.channels * images.shape[2] * images.shape[3] * node.element_size()
+    return cell_need(op, supernet.backend, node, node_bytes)
 
 
 def _whole_batches(
@@ -210,7 +210,7 @@ def _batch_statistics_cells(supernet: Supernet, x: Tensor, alpha: Tensor) -> tup
             backend = preferred("mixed_cell", cell.backend)
             weights = cell.convolution_weights()
             x, mean, variance = ops.mixed_cell(
-                x, *weights, alpha, eps=cell.eps, skip_zeros=True, backend=backend
+                x, *weights, alpha, eps=cell.norm.eps, skip_zeros=True, backend=backend
             )
         else:
             assert isinstance(cell, ResidualBlock)

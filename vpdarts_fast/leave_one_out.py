@@ -68,6 +68,12 @@ def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([alpha.detach()[None], removed[order]]), number
 
 
+def _all_variants(alpha: Tensor) -> tuple[Tensor, Tensor]:
+    """As `distinct_variants`, with a table of its own for every removal."""
+    tables = torch.cat([alpha[None], removals(alpha)])
+    return tables, torch.arange(1, len(tables), device="cpu")
+
+
 @overload
 def leave_one_out(
     supernet: Supernet,
@@ -148,12 +154,7 @@ def _of_supernet(
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here to the end nothing waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    removed = removals(alpha)
-    if fused:
-        tables, number = distinct_variants(alpha, removed)
-    else:
-        tables = torch.cat([alpha[None], removed])
-        number = torch.arange(1, len(tables), device="cpu")
+    tables, number = distinct_variants(alpha, removals(alpha)) if fused else _all_variants(alpha)
     tables = tables_on(weight.device, tables)
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
@@ -168,8 +169,8 @@ def _of_supernet(
 
     def evaluate(inputs: Tensor, labels: Tensor) -> None:
         together = variant_logits(supernet, inputs, tables, normalisation, memory_budget) if fused else None
-        for variants, some, logits in together or one_by_one(inputs):
-            counts.add(variants, logits, labels[some])
+        for variants, piece, logits in together or one_by_one(inputs):
+            counts.add(variants, logits, labels[piece])
 
     captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
     normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"

@@ -22,21 +22,26 @@ class Need:
     variant: int
     once: int = 0
 
-    def of(self, variants: int, images: int) -> int:
+    def total(self, variants: int, images: int) -> int:
         """Bytes of so many variants of so many images."""
         return (self.once + self.variant * variants) * images
 
 
-def cell_need(op: str, backend: str, like: Tensor, node_bytes: int) -> Need:
+def cell_op(batch_statistics: bool) -> str:
+    """The op that evaluates cells whose batch norms use each batch's statistics, or fixed ones."""
+    return "mixed_cell" if batch_statistics else "masked_cell"
+
+
+def cell_need(op: str, backend: str, activations: Tensor, node_bytes: int) -> Need:
     """What `op`, `masked_cell` or `mixed_cell`, takes on the backend that serves it.
 
     Args:
-        op: of `EVALUATION_OPS` or `TRAINING_OPS`.
+        op: see `cell_op`.
         backend: as the supernet has it.
-        like: a tensor of the activations' dtype and device.
+        activations: a tensor of their dtype and device.
         node_bytes: of a cell's node, for one image.
     """
-    server = serving(op, [like], preferred(op, backend))
+    server = serving(op, [activations], preferred(op, backend))
     return Need(server.node_values[op] * node_bytes, server.node_values_once.get(op, 0) * node_bytes)
 
 
@@ -53,17 +58,17 @@ def few_images(need: Need, variants: int, images: int, budget: int | None, defau
     Raises:
         UserError: the budget is too small for one variant of an image; says the least that will do.
     """
-    _check(need.of(1, 1), budget, images, "an image", "")
+    _check(need.total(1, 1), budget, images, "an image", "")
     allowed = default if budget is None else budget
     count = _at_least_one(variants, allowed - need.once if budget is not None else allowed, need.variant)
-    return count, max(1, allowed // need.of(count, 1))
+    return count, max(1, allowed // need.total(count, 1))
 
 
 def few_variants(need: Need, variants: int, images: int, budget: int | None, default: int) -> tuple[int, int]:
     """As `few_images`, the images of a batch first."""
-    _check(need.of(1, 1), budget, images, "an image", "")
+    _check(need.total(1, 1), budget, images, "an image", "")
     allowed = default if budget is None else budget
-    together = max(1, min(images, allowed // need.of(1, 1)))
+    together = max(1, min(images, allowed // need.total(1, 1)))
     return _at_least_one(variants, allowed - need.once * together, need.variant * together), together
 
 
@@ -72,7 +77,7 @@ def whole_batches(
 ) -> tuple[int, int]:
     """As `few_images`, a batch not cut, as its own statistics normalise it."""
     what = f"a batch of {images} images, which batch_norm={batch_norm!r} cannot cut"
-    _check(need.of(1, images), budget, images, what, " or evaluate smaller batches")
+    _check(need.total(1, images), budget, images, what, " or evaluate smaller batches")
     allowed = default if budget is None else budget - need.once * images
     return _at_least_one(variants, allowed, need.variant * images), images
 

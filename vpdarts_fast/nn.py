@@ -143,9 +143,11 @@ class SearchCell(nn.Module):
         )
 
     @property
-    def eps(self) -> float:
-        """Of all batch norms."""
-        return self.convolutions()[0][0].norm.eps
+    def norm(self) -> nn.BatchNorm2d:
+        """The first of the batch norms, which all have its mode and its eps."""
+        conv_1x1 = self.mixed_ops()[0][2]
+        assert isinstance(conv_1x1, ReLUConvBN)
+        return conv_1x1.norm
 
     def skip_connections(self) -> list[SkipConnect]:
         """In the order of alpha's rows."""
@@ -155,7 +157,7 @@ class SearchCell(nn.Module):
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
         if self.fused and not in_transform():
-            if normalises_batches(self.convolutions()[0][0].norm):
+            if normalises_batches(self.norm):
                 return self._with_batch_statistics(x, alpha)
             if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
@@ -180,7 +182,7 @@ class SearchCell(nn.Module):
             mean, variance = kept_statistics(norms)
             fixed = mean.view(-1, 2, x.shape[2]), variance.view(-1, 2, x.shape[2])
         backend = preferred("masked_cell", self.backend)
-        return ops.masked_cell(x, *self.convolution_weights(), *fixed, alpha, self.eps, backend=backend)
+        return ops.masked_cell(x, *self.convolution_weights(), *fixed, alpha, self.norm.eps, backend=backend)
 
     def _with_batch_statistics(self, x: Tensor, alpha: Tensor) -> Tensor:
         skips, weights = self.skip_connections(), self.convolution_weights()
@@ -197,7 +199,7 @@ class SearchCell(nn.Module):
                 alpha.unsqueeze(0),
                 seeds,
                 skips[0].dropout,
-                self.eps,
+                self.norm.eps,
                 skips_zeros,
                 backend=preferred("mixed_cell", self.backend),
             )
@@ -250,22 +252,22 @@ def update_running_statistics(
     """
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
-    buffers, found, momenta = [], [], []
-    for i, norm in enumerate(norms):
-        own = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        if computed is not None and not computed[i]:
-            continue
-        if own[0] is not None and own[1] is not None and own[2] is not None:
-            buffers.append(own)
-            found.append((mean[i], unbiased[i]))
-            momenta.append(norm.momentum)
-    if not buffers:
+    tracking = [
+        (norm.running_mean, norm.running_var, norm.num_batches_tracked, mean[m], unbiased[m], norm.momentum)
+        for m, norm in enumerate(norms)
+        if norm.running_mean is not None and (computed is None or computed[m])
+    ]
+    if not tracking:
         return
-    means, variances, batches = zip(*buffers, strict=True)
-    torch._foreach_add_(batches, 1)
-    weights = [1 / float(b) if m is None else m for b, m in zip(batches, momenta, strict=True)]
-    for kept, new in zip((means, variances), zip(*found, strict=True), strict=True):
-        torch._foreach_lerp_(kept, new, weights)
+    means, variances, batches, new_means, new_variances, momenta = zip(*tracking, strict=True)
+    if counts := [count for count in batches if count is not None]:
+        torch._foreach_add_(counts, 1)
+    weights = [
+        momentum if momentum is not None else 0.0 if count is None else 1 / float(count)
+        for count, momentum in zip(batches, momenta, strict=True)
+    ]
+    torch._foreach_lerp_(means, new_means, weights)
+    torch._foreach_lerp_(variances, new_variances, weights)
 
 
 class ResidualBlock(nn.Module):
@@ -334,11 +336,12 @@ class ResidualBlock(nn.Module):
 
     def with_batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The output through `vpdarts_fast.ops`, and mean and biased variance [2, C_out] of a and b."""
+        norms = self.norms
         return ops.trained_residual_block(
             x,
             *self.convolution_weights(),
-            torch.stack([norm.weight for norm in self.norms]),
-            torch.stack([norm.bias for norm in self.norms]),
-            self.conv_a.norm.eps,
+            torch.stack([norm.weight for norm in norms]),
+            torch.stack([norm.bias for norm in norms]),
+            norms[0].eps,
             backend=preferred("trained_residual_block", self.backend),
         )

@@ -61,6 +61,11 @@ def bfloat16_products(device: torch.device) -> AbstractContextManager[object]:
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
+def activation_dtype(precision: Precision) -> torch.dtype:
+    """What activations are in."""
+    return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
 def wide(x: Tensor) -> Tensor:
     """float32 in place of half precision, in which nothing is added up; other dtypes stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -15,18 +15,20 @@ from torch._functorch.pyfunctorch import VmapInterpreter, retrieve_all_functorch
 from torch.autograd import forward_ad
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def in_transform() -> bool:
     """Whether the call is within a transform: of `torch.func`, of forward-mode derivatives, or a trace.
 
     What `torch.compile`, `torch.export` and `make_fx` record is none of them: ops have their rules for these.
     """
-    return _differentiates_or_batches() or torch._C._get_tracing_state() is not None
+    return (
+        torch._C._functorch.peek_interpreter_stack() is not None
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
-def _differentiates_or_batches() -> bool:
-    stacked = torch._C._functorch.peek_interpreter_stack() is not None
-    return stacked or forward_ad._current_level >= 0
+# As `torch.compiler.assume_constant_result` marks it, which would import the compiler: half a second.
+in_transform._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def transforms_gradients(gradients: Iterable[Tensor | None]) -> bool:
@@ -34,7 +36,7 @@ def transforms_gradients(gradients: Iterable[Tensor | None]) -> bool:
 
     Batched gradients (`is_grads_batched`) come by an older way than `torch.vmap`, which is seen in them only.
     """
-    return _differentiates_or_batches() or any(
+    return in_transform() or any(
         gradient is not None and torch._C._functorch.is_legacy_batchedtensor(gradient)
         for gradient in gradients
     )

@@ -58,10 +58,10 @@ class Counts:
         self._least.copy_(torch.minimum(self._least, labels.min()))
         self._greatest.copy_(torch.maximum(self._greatest, labels.max()))
         labels = labels.clamp(0, self._classes - 1)  # `read` complains; a GPU would stop for good
-        some, count = logits.shape[:2]
+        together, count = logits.shape[:2]
         self._correct[variants].add_((logits.argmax(2) == labels).sum(1))
-        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(some), reduction="none")
-        self._loss[variants].add_(losses.view(some, count).sum(1))
+        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(together), reduction="none")
+        self._loss[variants].add_(losses.view(together, count).sum(1))
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Right predictions [V] int64 and sums of losses [V] float64, on the CPU.
@@ -194,10 +194,11 @@ def _recalibrate(
     """Gives the batch norms new buffers, with the average of the statistics of the calibration batches."""
     default = wide(next(model.parameters())[:0])
     for norm in norms:
-        like = next((some for some in (norm.running_mean, norm.weight) if some is not None), default)
-        norm.running_mean = like.new_zeros(norm.num_features)
-        norm.running_var = like.new_ones(norm.num_features)
-        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=like.device)
+        template = norm.running_mean if norm.running_mean is not None else norm.weight
+        template = default if template is None else template
+        norm.running_mean = template.new_zeros(norm.num_features)
+        norm.running_var = template.new_ones(norm.num_features)
+        norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=template.device)
         norm.track_running_stats = True
         norm.train()
     for count, (images, _) in enumerate(calibration, start=1):

@@ -5,10 +5,12 @@
 #include <vector>
 
 #include "cpu/kernels/masked_cell.h"
+#include "cpu/kernels/residual_block.h"
 #include "cpu/ops/cell_plan.h"
 #include "cpu/ops/mixed_edge.h"
 #include "cpu/ops/parallel.h"
 #include "cpu/ops/training_cell.h"
+#include "cpu/ops/training_residual.h"
 
 using namespace vpdarts::cpu;
 
@@ -72,6 +74,25 @@ WORK work_mixed_op_forward(const MixedEdge& edge, const EdgeState& state, float*
 WORK work_mixed_op_backward(const MixedEdge& edge, const EdgeState& state, const float* gradient,
                             const EdgeGradients& wanted) {
   edge.backward(state, gradient, wanted);
+  DONE;
+}
+
+WORK work_trained_residual_block_forward(const TrainingResidual& block, const float* x,
+                                         const TrainedResidualState& state, float* out) {
+  block.forward(x, state, out);
+  DONE;
+}
+
+WORK work_trained_residual_block_backward(const TrainingResidual& block, const float* x,
+                                          const TrainedResidualState& state, const float* gradient,
+                                          const TrainedResidualGradients& wanted) {
+  block.backward(x, state, gradient, wanted);
+  DONE;
+}
+
+WORK work_residual_block(const ResidualBlockKernels& kernels, const ResidualShape& shape, const float* folded,
+                         ConstImageView x, float* out, float* scratch) {
+  kernels.forward(shape, folded, x, out, scratch);
   DONE;
 }
 
@@ -165,12 +186,54 @@ void mixed_op() {
   counted();
 }
 
+// From 16 to 32 channels.
+constexpr int64_t kWide = 2 * kChannels;
+const ResidualShape kBlock{kImages, kSize, kSize, kChannels, kChannels, kWide};
+
+void trained_residual_block() {
+  Memory memory;
+  const auto weights_a = values(kWide * kChannels * 9, 0.1f), weights_b = values(kWide * kWide * 9, 0.1f),
+             shortcut = values(kWide * kChannels, 0.1f), gradient = values(kBlock.out().floats());
+  const std::vector<float> gamma(2 * kWide, 1.0f), beta(2 * kWide, 0.0f);
+  const TrainedResidualWeights weights{weights_a.data(), weights_b.data(), shortcut.data(), gamma.data(),
+                                       beta.data()};
+  const TrainingResidual block(VPDARTS_ISA::trained_residual_kernels(), VPDARTS_ISA::relu_conv_kernels(),
+                               kBlock, kWide, weights, kEps);
+  const int64_t floats = kBlock.out().floats();
+  const TrainedResidualState state{memory.take(floats), memory.take(floats), memory.take(2 * kWide),
+                                   memory.take(2 * kWide)};
+  work_trained_residual_block_forward(block, kX.data(), state, memory.take(floats));
+  counted();
+  const TrainedResidualGradients wanted{memory.take(kFloats),           memory.take(kWide * kChannels * 9),
+                                        memory.take(kWide * kWide * 9), memory.take(kWide * kChannels),
+                                        memory.take(2 * kWide),         memory.take(2 * kWide)};
+  work_trained_residual_block_backward(block, kX.data(), state, gradient.data(), wanted);
+  counted();
+}
+
+void residual_block() {
+  Memory memory;
+  const ResidualBlockKernels& kernels = VPDARTS_ISA::residual_block_kernels();
+  const auto weights_a = values(kWide * kChannels * 9, 0.1f), weights_b = values(kWide * kWide * 9, 0.1f),
+             shortcut = values(kWide * kChannels, 0.1f);
+  const std::vector<float> scale(2 * kWide, 1.0f), shift(2 * kWide, 0.0f);
+  float* folded = memory.take(kernels.weight_floats(kChannels, kWide));
+  kernels.fold(kChannels, kWide, kChannels, kWide,
+               {weights_a.data(), weights_b.data(), shortcut.data(), scale.data(), shift.data()}, folded);
+  constexpr int64_t row = kSize * kChannels;
+  work_residual_block(kernels, kBlock, folded, {kX.data(), kSize * row, row, kChannels, 1},
+                      memory.take(kBlock.out().floats()), memory.take(kernels.scratch(kBlock)));
+  counted();
+}
+
 }  // namespace
 
 int main() {
   mixed_cell();
   masked_cell();
   mixed_op();
+  trained_residual_block();
+  residual_block();
   std::puts("worked");
   return 0;
 }

@@ -6,23 +6,21 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from vpdarts_fast.acceleration.comparison import (
-    compared_cell,
-    compared_mixed_op,
-    compared_residual,
-    mixtures_of,
-)
-from vpdarts_fast.acceleration.fused import Change, Fused, Plan, fusion, make_all, plan_of, restoration
+from vpdarts_fast.acceleration.comparison import compared_cell, compared_mixed_op, compared_residual
+from vpdarts_fast.acceleration.fused import Change, Fused, fusion, make_all, plan_of, restoration
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
-    OpaquePlan,
+    Plan,
     PoolPlan,
+    ResidualPlan,
     SepConvPlan,
     SkipPlan,
     Unrecognised,
     ZeroPlan,
     at,
+    mixtures_of,
+    unknown_ops,
 )
 from vpdarts_fast.acceleration.recognise_sum import (
     candidate_ops,
@@ -32,7 +30,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
     recognise_mixed_op,
 )
 from vpdarts_fast.acceleration.report import AccelerationReport, Entry
-from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
+from vpdarts_fast.acceleration.residual import recognise_residual
 from vpdarts_fast.acceleration.run import is_served, trains_natively
 from vpdarts_fast.backends import named
 from vpdarts_fast.errors import UserError
@@ -131,18 +129,18 @@ def _entry_of_fused(name: str, plan: Plan, change: Change) -> Entry:
         unserved = "its own code runs while there are hooks in it"
     remarks = (
         _other_methods(module, plan),
-        _own_operations(plan),
+        _unknown_operations(plan),
         "" if plan.compared else "not compared with its own code, as its parameters are on meta",
         unserved,
         plan.remark,
     )
-    kinds = [kind for mixture in mixtures_of(plan) for kind in mixture.plans]
-    native = sum(isinstance(kind, NATIVE) for kind in kinds)
+    ops = [op for mixture in mixtures_of(plan) for op in mixture.plans]
+    native = sum(isinstance(op, NATIVE) for op in ops)
     if isinstance(plan, CellPlan) and trains_natively(module, plan):
-        native = len(kinds)
+        native = len(ops)
     if unserved or state.backend in ("pytorch", "reference"):
         native = 0
-    return Entry(name, _kind(plan), True, "; ".join(filter(None, remarks)), len(kinds), native)
+    return Entry(name, _kind(plan), True, "; ".join(filter(None, remarks)), len(ops), native)
 
 
 NATIVE = (ZeroPlan, SkipPlan, PoolPlan, SepConvPlan)
@@ -168,14 +166,9 @@ def _kind(plan: Plan) -> str:
     return f"mixed operation of {len(mixture.ops)}, stride {mixture.stride}{part}"
 
 
-def _own_operations(plan: Plan) -> str:
+def _unknown_operations(plan: Plan) -> str:
     """Which candidate operations run as they are, and why, and whether anything else does."""
-    remarks = {
-        f"operation {path[-1]} runs as it is ({kind.why})"
-        for mixture in mixtures_of(plan)
-        for path, kind in zip(mixture.ops, mixture.plans, strict=True)
-        if isinstance(kind, OpaquePlan)
-    }
+    remarks = {f"operation {path[-1]} runs as it is ({op.why})" for path, op in unknown_ops(plan).items()}
     if isinstance(plan, MixedOpPlan) and plan.adds:
         remarks.add("what is added to the mixture runs as it is")
     return "; ".join(sorted(remarks))
@@ -189,11 +182,11 @@ def _other_methods(module: nn.Module, plan: Plan) -> str:
 
 def _unserved(module: nn.Module, plan: Plan, backend: str) -> str:
     """Where parameters lie now, no kernel may serve the module."""
-    like = next(module.parameters(), None)
-    if like is None or any(is_served(op, like, backend) for op in OPS_OF[type(plan)]):
+    parameter = next(module.parameters(), None)
+    if parameter is None or any(is_served(op, parameter, backend) for op in OPS_OF[type(plan)]):
         return ""
-    dtype = str(like.dtype).removeprefix("torch.")
-    return f"its own code runs in {dtype} on {like.device.type}, without a kernel"
+    dtype = str(parameter.dtype).removeprefix("torch.")
+    return f"its own code runs in {dtype} on {parameter.device.type}, without a kernel"
 
 
 OPS_OF: dict[type, tuple[str, ...]] = {

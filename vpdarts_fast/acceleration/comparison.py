@@ -26,16 +26,18 @@ from vpdarts_fast.acceleration.copies import (
     randomise,
 )
 from vpdarts_fast.acceleration.draws import same_draws
-from vpdarts_fast.acceleration.fused import Plan, computed
+from vpdarts_fast.acceleration.fused import computed
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
-    MixturePlan,
-    OpaquePlan,
     OwnMethod,
+    Plan,
+    ResidualPlan,
     Unrecognised,
     at,
     described,
+    mixtures_of,
+    unknown_ops,
 )
 from vpdarts_fast.acceleration.probing import PROBE_CHANNELS
 from vpdarts_fast.acceleration.recognise_sum import (
@@ -45,7 +47,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
     recognise_cell,
     recognise_mixed_op,
 )
-from vpdarts_fast.acceleration.residual import ResidualPlan, recognise_residual
+from vpdarts_fast.acceleration.residual import recognise_residual
 from vpdarts_fast.acceleration.snapshot import fingerprint, remembered
 
 AnyPlan = TypeVar("AnyPlan", MixedOpPlan, CellPlan, ResidualPlan)
@@ -92,30 +94,14 @@ def _compared_copies(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan
         if str(error) and _settled(module, recognise) is not None:
             raise Unrecognised(f"{error}; {FIRST_CALL}") from error
         raise
-    if _unknown(plan):
+    if unknown_ops(plan):
         settled = _settled(module, recognise)
-        if settled is not None and len(_unknown(settled)) < len(_unknown(plan)):
+        if settled is not None and len(unknown_ops(settled)) < len(unknown_ops(plan)):
             return replace(plan, remark=FIRST_CALL)
     return plan
 
 
 FIRST_CALL = "its first call differs from later ones: call the model once, then accelerate it"
-
-
-def _unknown(plan: Plan) -> list[OpaquePlan]:
-    """The candidate operations that run as they are."""
-    return [op for mixture in mixtures_of(plan) for op in mixture.plans if isinstance(op, OpaquePlan)]
-
-
-def mixtures_of(plan: Plan) -> list[MixturePlan]:
-    """The mixtures of a mixed operation, of a cell in the order of its edges, or none."""
-    match plan:
-        case MixedOpPlan():
-            return [plan.mixture]
-        case CellPlan():
-            return [edge.mixture for edge in plan.edges]
-        case ResidualPlan():
-            return []
 
 
 def _settled(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan | None:
@@ -194,7 +180,7 @@ def _compare_method(module: nn.Module, method: str, plan: Plan) -> None:
     covered, reason = False, ""
     for mode in MODES:
         try:
-            mode = mode._replace(draws=bool(_unknown(plan)))  # probing finds other draws
+            mode = mode._replace(draws=bool(unknown_ops(plan)))  # probing finds other draws
             _compare_mode(plain, planned, method, plan, mode, generator)
             covered = True
         except OwnMethod as error:
@@ -212,22 +198,21 @@ def _compare_mode(
         weights = tuple(
             weight * (torch.arange(weight.shape[-1], device="cpu") % 3 != 1) for weight in weights
         )
-    cotangents = torch.Generator(device="cpu").manual_seed(1)
-    own = getattr(plain.train(mode.training), method)
+    own_code = getattr(plain.train(mode.training), method)
     planned.train(mode.training)
 
     def by_plan(x: Tensor, *weights: Tensor) -> Tensor:
         return computed(planned, method, plan, x, *weights, backend="pytorch")
 
-    found, failure = {}, None
+    computed_values, failure = {}, None
     try:
-        found = dict(_values(planned, by_plan, x, weights, mode, cotangents))
+        computed_values = dict(_values(planned, by_plan, x, weights, mode))
     except OwnMethod:
         raise  # before anything has been changed
     except Exception as error:  # whatever it is, the module's own code has to run
         failure = error
     try:
-        expected = dict(_values(plain, own, x, weights, mode, cotangents.manual_seed(1)))
+        expected = dict(_values(plain, own_code, x, weights, mode))
     except Unrecognised:
         raise
     except Exception as error:  # their code may raise anything
@@ -238,13 +223,12 @@ def _compare_mode(
     state = differing_state(plain, planned)
     if state is not None:
         raise Unrecognised(f"writes to {state}, which would not be updated")
-    differing = [name for name in expected.keys() | found.keys() if not _same(name, expected, found)]
+    if expected.keys() != computed_values.keys():
+        differing = expected.keys() ^ computed_values.keys()
+    else:
+        differing = {name for name in expected if not are_close(computed_values[name], expected[name])}
     if differing:
         raise Unrecognised(f"is not the weighted sum of its operations ({mode}: {min(differing)})")
-
-
-def _same(name: str, expected: dict[str, Tensor], found: dict[str, Tensor]) -> bool:
-    return name in expected and name in found and are_close(found[name], expected[name])
 
 
 def _values(
@@ -253,7 +237,6 @@ def _values(
     x: Tensor,
     weights: tuple[Tensor, ...],
     mode: Mode,
-    cotangents: torch.Generator,
 ) -> Iterator[tuple[str, Tensor]]:
     """What comes out of a call, what has become of its arguments, and the gradients, by name."""
     with (
@@ -272,7 +255,8 @@ def _values(
         if out.requires_grad:
             names = [f"gradient of {name}" for name in ARGUMENTS[: len(leaves)]]
             parameters = {name: p for name, p in module.named_parameters() if p.requires_grad}
-            cotangent = torch.randn(out.shape, dtype=out.dtype, device="cpu", generator=cotangents)
+            generator = torch.Generator(device="cpu").manual_seed(1)
+            cotangent = torch.randn(out.shape, dtype=out.dtype, device="cpu", generator=generator)
             gradients = torch.autograd.grad(
                 out, [*leaves, *parameters.values()], cotangent, allow_unused=True
             )

@@ -6,7 +6,7 @@ import copy
 import math
 import random
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from inspect import isroutine
 from typing import Any
@@ -18,7 +18,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import is_lazy
 
 from vpdarts_fast.acceleration.plans import Unrecognised, described
-from vpdarts_fast.acceleration.snapshot import INTERNAL, STATE, instance_methods
+from vpdarts_fast.acceleration.snapshot import INTERNAL, STATE, instance_methods, original_class
 
 HOOKS = tuple(name for name in nn.Module().__dict__ if "hooks" in name)
 """The attributes of a module that hold its hooks."""
@@ -32,22 +32,11 @@ def isolated_copy(module: nn.Module) -> nn.Module:
     Raises:
         Unrecognised: it cannot be copied.
     """
-    memo: dict[int, Any] = {}
-    for layer in module.modules():
-        for name in HOOKS:
-            memo[id(layer.__dict__[name])] = OrderedDict()
-        for value in layer.__dict__.values():
-            _copy_results(value, memo)
-        for name in ("_compiled_call_impl", *instance_methods(layer)):
-            memo[id(layer.__dict__.get(name))] = None
-        if any(is_lazy(some) for some in layer.parameters(recurse=False)):
-            raise Unrecognised("has parameters without a shape: call the model once, then accelerate")
     try:
-        copied = copy.deepcopy(module, memo)
+        copied = copy.deepcopy(module, _replacements(module))
         for layer in copied.modules():
-            if (own_class := getattr(type(layer), "own_class", None)) is not None:
-                layer.__dict__.pop(STATE, None)
-                layer.__class__ = own_class
+            layer.__dict__.pop(STATE, None)
+            layer.__class__ = original_class(layer)
             for name in instance_methods(layer):
                 del layer.__dict__[name]
             for name, value in layer.__dict__.items():
@@ -55,19 +44,34 @@ def isolated_copy(module: nn.Module) -> nn.Module:
                     layer.__dict__[name] = _in_float64(value)
         copied = copied.double()
         return copied if is_on_meta(copied) else copied.cpu()
+    except Unrecognised:
+        raise
     except Exception as error:  # their code may raise anything
         raise Unrecognised(f"cannot be copied: {described(error)}") from error
 
 
-def _copy_results(value: object, memo: dict[int, Any]) -> None:
+def _replacements(module: nn.Module) -> dict[int, Any]:
+    """By the `id` of what a module holds, what its copy holds instead: the memo of `copy.deepcopy`."""
+    memo: dict[int, Any] = {}
+    for layer in module.modules():
+        for name in HOOKS:
+            memo[id(layer.__dict__[name])] = OrderedDict()
+        _copy_results(list(layer.__dict__.values()), memo, set())
+        for name in ("_compiled_call_impl", *instance_methods(layer)):
+            memo[id(layer.__dict__.get(name))] = None
+        if any(is_lazy(parameter) for parameter in layer.parameters(recurse=False)):
+            raise Unrecognised("has parameters without a shape: call the model once, then accelerate")
+    return memo
+
+
+def _copy_results(values: Iterable[object], memo: dict[int, Any], seen: set[int]) -> None:
     """Adds copies of tensors that autograd keeps a history of, which `copy.deepcopy` refuses."""
-    if isinstance(value, Tensor) and value.grad_fn is not None:
-        memo[id(value)] = value.detach().clone()
-    elif isinstance(value, (list, tuple)):
-        for element in value:
-            _copy_results(element, memo)
-    elif type(value) is dict:
-        _copy_results(list(value.values()), memo)
+    for value in values:
+        if isinstance(value, Tensor) and value.grad_fn is not None:
+            memo[id(value)] = value.detach().clone()
+        elif (isinstance(value, (list, tuple)) or type(value) is dict) and id(value) not in seen:
+            seen.add(id(value))
+            _copy_results(value.values() if isinstance(value, dict) else value, memo, seen)
 
 
 def _in_float64(value: Tensor) -> Tensor:
@@ -106,8 +110,8 @@ def randomise(module: nn.Module, generator: torch.Generator) -> None:
             layer.running_var.copy_(0.5 + _random(layer.running_var, generator).abs())
 
 
-def _random(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.randn(like.shape, dtype=like.dtype, device="cpu", generator=generator)
+def _random(template: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(template.shape, dtype=template.dtype, device="cpu", generator=generator)
 
 
 @contextmanager
@@ -155,10 +159,10 @@ def differing_state(one: nn.Module, other: nn.Module, seen: set[tuple[int, int]]
         return "its submodules"
     for path, layer in ones.items():
         states = [
-            {key: value for key, value in some.__dict__.items() if key not in INTERNAL}
-            | dict(some._parameters)
-            | dict(some._buffers)
-            for some in (layer, others[path])
+            {key: value for key, value in copied.__dict__.items() if key not in INTERNAL}
+            | dict(copied._parameters)
+            | dict(copied._buffers)
+            for copied in (layer, others[path])
         ]
         if states[0].keys() != states[1].keys():
             name = min(states[0].keys() ^ states[1].keys())

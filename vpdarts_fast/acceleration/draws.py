@@ -82,7 +82,7 @@ class _Drawing(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(argument.name == "generator" for argument in func._schema.arguments):
             return func(*args, **kwargs, generator=self.generator)
         with torch.random.fork_rng(devices=[]):  # few ops take none
-            torch.manual_seed(self.generator.initial_seed())
+            torch.default_generator.manual_seed(self.generator.initial_seed())
             return func(*args, **kwargs)
 
 

@@ -16,20 +16,26 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch._compile import _disable_dynamo
 
-from vpdarts_fast.acceleration.plans import CellPlan, MixedOpPlan, OpaquePlan, OwnMethod, Path, Unrecognised
+from vpdarts_fast.acceleration.plans import (
+    CellPlan,
+    MixedOpPlan,
+    OwnMethod,
+    Plan,
+    ResidualPlan,
+    Unrecognised,
+    unknown_ops,
+)
 from vpdarts_fast.acceleration.probing import without_ops
-from vpdarts_fast.acceleration.residual import ResidualPlan, residual_block
+from vpdarts_fast.acceleration.residual import residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
-from vpdarts_fast.acceleration.snapshot import SIMPLE, STATE, Snapshot, snapshot
+from vpdarts_fast.acceleration.snapshot import ORIGINAL, STATE, Snapshot, is_simple, original_class, snapshot
 from vpdarts_fast.acceleration.variants import of_variants
 from vpdarts_fast.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""
-
-
-Plan = MixedOpPlan | CellPlan | ResidualPlan
 
 
 class State:
@@ -41,6 +47,7 @@ class State:
         self.plan: Plan | None = plan
         self.recognise, self.seen, self.backend, self.retries = recognise, seen, backend, RETRIES
 
+    @_disable_dynamo  # imports the compiler when it is called, which `torch.compiler.disable` does at once
     def look_again(self, module: nn.Module) -> None:
         """The module has changed; it may compute something else now, or nothing that is known."""
         self.retries -= 1
@@ -48,7 +55,7 @@ class State:
         if self.retries >= 0:
             with contextlib.suppress(Unrecognised):
                 self.plan = self.recognise(module)
-            self.seen = snapshot(module, as_they_are(self.plan))
+            self.seen = snapshot(module, unknown_ops(self.plan) if self.plan else ())
         if self.retries == 0:
             warnings.warn(
                 f"{type(module).__name__} has changed {RETRIES} times since it was accelerated; at the next "
@@ -60,12 +67,12 @@ class State:
 class Fused:
     """Mixed into the class of an accelerated module."""
 
-    own_class: ClassVar[type[nn.Module]]
     fused_methods: ClassVar[tuple[str, ...]]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         """Copies and pickles are accelerated too, and name the original class."""
-        return _rebuild, (type(self).own_class, type(self).fused_methods), self.__dict__
+        original = getattr(type(self), ORIGINAL)
+        return _rebuild, (original, type(self).fused_methods), self.__dict__
 
 
 def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
@@ -79,7 +86,7 @@ def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.
     kind = _CLASSES.get((original, methods))
     if kind is None:
         members: dict[str, Any] = {method: _running(original, method) for method in methods}
-        members |= {"own_class": original, "fused_methods": methods}
+        members |= {ORIGINAL: original, "fused_methods": methods}
         kind = _CLASSES.setdefault((original, methods), subclass(original, members, Fused))
     return kind
 
@@ -88,16 +95,16 @@ _CLASSES: dict[tuple[type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
 def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
-    own: Callable[..., Tensor] = getattr(original, method)
-    _, *parameters = inspect.signature(own).parameters.values()
+    own_method: Callable[..., Tensor] = getattr(original, method)
+    _, *parameters = inspect.signature(own_method).parameters.values()
 
-    @wraps(own)
+    @wraps(own_method)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Tensor:
         out = None
         by_name = [parameter.name for parameter in parameters[len(args) : len(args) + len(kwargs)]]
         if kwargs.keys() == set(by_name):
             given = [*args, *(kwargs[name] for name in by_name)]
-            while len(given) > 2 and _is_default(parameters[len(given) - 1 :][:1], given[-1]):
+            while 2 < len(given) <= len(parameters) and _is_default(parameters[len(given) - 1], given[-1]):
                 given.pop()
             out = _run(self, method, *given)
         return getattr(original, method)(self, *args, **kwargs) if out is None else out
@@ -105,8 +112,9 @@ def _running(original: type[nn.Module], method: str) -> Callable[..., Tensor]:
     return run
 
 
-def _is_default(parameter: Sequence[inspect.Parameter], value: Any) -> bool:
-    return any(value is p.default or (isinstance(value, SIMPLE) and value == p.default) for p in parameter)
+def _is_default(parameter: inspect.Parameter, value: Any) -> bool:
+    default = parameter.default
+    return value is default or (is_simple(value) and is_simple(default) and bool(value == default))
 
 
 def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) -> type[nn.Module]:
@@ -138,15 +146,14 @@ class Change:
 
 def fusion(module: nn.Module, plan: Plan, recognise: Callable[[nn.Module], Plan], backend: str) -> Change:
     """Its class is exchanged for the subclass that runs on `ops`."""
-    original = type(module).own_class if isinstance(module, Fused) else type(module)
-    state = State(plan, recognise, snapshot(module, as_they_are(plan)), backend)
-    return Change(module, fused_class(original, plan.methods), state)
+    state = State(plan, recognise, snapshot(module, unknown_ops(plan)), backend)
+    return Change(module, fused_class(original_class(module), plan.methods), state)
 
 
 def restoration(module: Fused) -> Change:
     """An accelerated module gets its class back."""
     assert isinstance(module, nn.Module)
-    return Change(module, type(module).own_class, None)
+    return Change(module, original_class(module), None)
 
 
 def make_all(changes: Sequence[Change]) -> None:
@@ -161,15 +168,6 @@ def make_all(changes: Sequence[Change]) -> None:
         for change in before:
             change.make()
         raise
-
-
-def as_they_are(plan: Plan | None) -> set[Path]:
-    """Candidate operations whose own code runs anyway."""
-    if plan is None or isinstance(plan, ResidualPlan):
-        return set()
-    mixtures = [edge.mixture for edge in plan.edges] if isinstance(plan, CellPlan) else [plan.mixture]
-    pairs = (pair for mixture in mixtures for pair in zip(mixture.ops, mixture.plans, strict=True))
-    return {path for path, op in pairs if isinstance(op, OpaquePlan)}
 
 
 def plan_of(module: Fused) -> Plan | None:

@@ -42,10 +42,10 @@ def without_addresses(text: str) -> str:
 def at(module: nn.Module, path: Path) -> nn.Module:
     """The submodule at the end of the path; `KeyError` if there is none."""
     for name in path:
-        found = module._modules[name]
-        if found is None:
+        child = module._modules[name]
+        if child is None:
             raise KeyError(name)
-        module = found
+        module = child
     return module
 
 
@@ -294,3 +294,47 @@ class CellPlan:
     edges: tuple[EdgePlan, ...]
     compared: bool = True
     remark: str = ""
+
+
+@dataclass(frozen=True)
+class ResidualPlan:
+    """conv1x1(pool(x)) + bn(conv3x3(relu(bn(conv3x3(relu(x)))))), the pool and the first 3x3 of stride 2.
+
+    Attributes:
+        convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
+        norms: behind the first and the second 3x3.
+        methods: that compute it, called with x.
+        compared: as of a mixed operation.
+        remark: as of a mixed operation.
+    """
+
+    convolutions: tuple[Path, Path, Path]
+    norms: tuple[Path, Path]
+    methods: tuple[str, ...] = ("forward",)
+    compared: bool = True
+    remark: str = ""
+
+
+Plan = MixedOpPlan | CellPlan | ResidualPlan
+"""What a module computes."""
+
+
+def mixtures_of(plan: Plan) -> list[MixturePlan]:
+    """The mixtures of a mixed operation, of a cell in the order of its edges, or none."""
+    match plan:
+        case MixedOpPlan():
+            return [plan.mixture]
+        case CellPlan():
+            return [edge.mixture for edge in plan.edges]
+        case ResidualPlan():
+            return []
+
+
+def unknown_ops(plan: Plan) -> dict[Path, OpaquePlan]:
+    """The candidate operations that run as they are."""
+    return {
+        path: op
+        for mixture in mixtures_of(plan)
+        for path, op in zip(mixture.ops, mixture.plans, strict=True)
+        if isinstance(op, OpaquePlan)
+    }

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vpdarts_fast.acceleration.copies import HOOKS, channels_of, isolated_copy
 from vpdarts_fast.acceleration.draws import drawing_nothing, same_draws
 from vpdarts_fast.acceleration.plans import MixturePlan, Path, Unrecognised, described
+from vpdarts_fast.acceleration.snapshot import original_class
 
 PROBE_CHANNELS = 24
 """Divisible by the fractions 1/k of partial channels that are in use."""
@@ -52,7 +53,7 @@ def without_ops(module: nn.Module, *mixtures: MixturePlan) -> nn.Module:
     def zeros(stride: int, x: Tensor) -> Tensor:
         return x.new_zeros(()).expand(_shape_behind(x, stride))
 
-    stand_ins = {path: partial(zeros, some.stride) for some in mixtures for path in some.ops}
+    stand_ins = {path: partial(zeros, mixture.stride) for mixture in mixtures for path in mixture.ops}
     return _computing(module, stand_ins)
 
 
@@ -61,7 +62,7 @@ def _computing(module: nn.Module, forwards: Mapping[Path, Callable[[Tensor], Ten
 
     These keep their classes and attributes: the module's code may look at them.
     """
-    kind = getattr(type(module), "own_class", type(module))  # an accelerated module computes as it did
+    kind = original_class(module)  # an accelerated module computes as it did
     copied: nn.Module = kind.__new__(kind)
     copied.__dict__ = dict(module.__dict__)
     copied._modules = dict(module._modules)
@@ -144,7 +145,7 @@ class Probing:
 
     def __call__(self) -> Outcome:
         """`Unrecognised` if what comes out is not what is expected of a mixed operation or of a cell."""
-        found = set()
+        outcomes = set()
         for training in (True, False):
             x = self._random(2, self._channels, PROBE_SIZE, PROBE_SIZE)
             weights = self._weights()
@@ -152,10 +153,10 @@ class Probing:
             without[:, 0], alone[:, -1] = 0, 1
             runs = [self._checked(x, weights * mask, training) for mask in (torch.ones(()), without, alone)]
             skips = {run.skips for run, _ in runs} - {None}
-            found |= {(run.parts, adds, frozenset(skips)) for run, adds in runs}
-        if len(found) > 1 or len(skips) > 1:
+            outcomes |= {(run.parts, adds, frozenset(skips)) for run, adds in runs}
+        if len(outcomes) > 1 or len(skips) > 1:
             raise Unrecognised("computes something else each time")
-        ((parts, adds, _),) = found
+        ((parts, adds, _),) = outcomes
         return Outcome(parts, True in skips, adds)
 
     def looks_mixed(self) -> bool:
@@ -209,14 +210,15 @@ class Probing:
         paths = [path for mixture in self.mixtures for path in mixture.ops]
         probed = _computing(self._copy, dict(zip(paths, chain.from_iterable(probes), strict=True)))
         out = self._call(probed, x, weights, training, draws)
-        called = [probe.called_with[0].shape[1] for some in probes for probe in some if probe.called_with]
-        if not called or x.shape[1] % called[0]:
+        inputs = (probe.called_with[0] for probe in chain.from_iterable(probes) if probe.called_with)
+        channels = next((images.shape[1] for images in inputs), 0)
+        if not channels or x.shape[1] % channels:
             raise Unrecognised("does not run its operations on channels of its input")
         weights = weights[[row for _, row in self.edges] or [0]]
         skipped = {not probes[e][o].called_with for e, o in (weights == 0).nonzero().tolist()}
         if len(skipped) > 1:
             raise Unrecognised("runs some operations of weight 0 and others not")
-        return _Run(probes, weights, skipped.pop() if skipped else None, x.shape[1] // called[0]), out
+        return _Run(probes, weights, skipped.pop() if skipped else None, x.shape[1] // channels), out
 
     def _call(
         self, probed: nn.Module, x: Tensor, weights: Tensor, training: bool, draws: Draws = drawing_nothing

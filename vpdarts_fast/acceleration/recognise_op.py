@@ -89,14 +89,14 @@ def _always_zero(op: nn.Module) -> ZeroPlan | None:
     """What cannot be traced as it makes new tensors: whether it has no state and gives nothing but zeros."""
     if any(True for _ in (*op.parameters(), *op.buffers())):
         return None
-    found = set()
+    outcomes = set()
     try:
         with drawing_nothing(), torch.no_grad():
             for training, scale, odd in product((True, False), (1, 1e6), (0, 1)):
                 generator = torch.Generator(device="cpu").manual_seed(0)
                 size = 2, 3, 8 - odd, 12 - odd
                 x = scale * torch.randn(size, dtype=torch.float32, device="cpu", generator=generator)
-                found.add(None if (out := op.train(training)(x)).any() else (odd, tuple(out.shape)))
+                outcomes.add(None if (out := op.train(training)(x)).any() else (odd, tuple(out.shape)))
     except Exception:  # as above
         return None
     whole = {0: (2, 3, 8, 12), 1: (2, 3, 7, 11)}
@@ -106,7 +106,7 @@ def _always_zero(op: nn.Module) -> ZeroPlan | None:
         (ZeroPlan(2), halves),
         (ZeroPlan(2, floors=True), halves | {1: (2, 3, 3, 5)}),
     ):
-        if found == set(sizes.items()):
+        if outcomes == set(sizes.items()):
             return plan
     return None
 
@@ -125,10 +125,10 @@ def _chain(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
     paths: list[Path] = []
     layers: list[nn.Module] = []
     while node is not start:
-        found = layer_called(op, node)
-        if found is None:
+        call = layer_called(op, node)
+        if call is None:
             return None
-        path, layer, node = found
+        path, layer, node = call
         if type(layer) is not nn.Identity:
             paths.insert(0, path)
             layers.insert(0, layer)

@@ -23,7 +23,7 @@ from vpdarts_fast.acceleration.plans import (
 )
 from vpdarts_fast.acceleration.probing import Outcome, Probing
 from vpdarts_fast.acceleration.recognise_op import recognise_op
-from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
+from vpdarts_fast.acceleration.snapshot import instance_methods, original_class, remembered
 
 EDGE = re.compile(r"(\d+)<-(\d+)")
 
@@ -43,7 +43,7 @@ def candidate_ops(module: nn.Module) -> list[Path]:
 
 def methods_of(module: nn.Module) -> Iterator[str]:
     """Where a mixed operation may compute, of two arguments: its class's `forward` and any `forward_...`."""
-    kind = getattr(type(module), "own_class", type(module))
+    kind = original_class(module)
     for name in ("forward", *(name for name in dir(kind) if name.startswith("forward_"))):
         try:
             _, *parameters = inspect.signature(getattr(kind, name)).parameters.values()
@@ -70,10 +70,10 @@ def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
 @remembered
 def recognise_cell(module: nn.Module) -> CellPlan:
     """Raises `Unrecognised`, with why, for a module that is no cell."""
-    found = cell_edges(module)
-    if found is None:
+    named_edges = cell_edges(module)
+    if named_edges is None:
         raise Unrecognised("has no edges")
-    name, keys = found
+    name, keys = named_edges
     order = sorted(keys, key=lambda key: (keys[key][0], keys[key][1]))
     mixtures = [
         _mixture(module, [(name, key, op) for op in at(module, (name, key))._modules]) for key in order
@@ -86,13 +86,13 @@ def recognise_cell(module: nn.Module) -> CellPlan:
         raise Unrecognised(reason)
     edges = [(keys[key], sorted(keys).index(key)) for key in order]
     methods, outcome = _probed(module, mixtures, edges)
-    found_edges = (
+    plans = (
         EdgePlan(
             source, target, row, replace(mixture, partial=outcome.partial, skips_zeros=outcome.skips_zeros)
         )
         for ((target, source), row), mixture in zip(edges, mixtures, strict=True)
     )
-    return CellPlan(methods, tuple(found_edges))
+    return CellPlan(methods, tuple(plans))
 
 
 def _probed(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.acceleration.copies import isolated_copy
-from vpdarts_fast.acceleration.plans import OwnMethod, Path, Unrecognised, at
+from vpdarts_fast.acceleration.plans import OwnMethod, Path, ResidualPlan, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
@@ -24,25 +23,6 @@ LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""
 
 ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
-
-
-@dataclass(frozen=True)
-class ResidualPlan:
-    """conv1x1(pool(x)) + bn(conv3x3(relu(bn(conv3x3(relu(x)))))), the pool and the first 3x3 of stride 2.
-
-    Attributes:
-        convolutions: the first and the second 3x3, and the 1x1 of the shortcut.
-        norms: behind the first and the second 3x3.
-        methods: that compute it, called with x.
-        compared: as of a mixed operation.
-        remark: as of a mixed operation.
-    """
-
-    convolutions: tuple[Path, Path, Path]
-    norms: tuple[Path, Path]
-    methods: tuple[str, ...] = ("forward",)
-    compared: bool = True
-    remark: str = ""
 
 
 @remembered
@@ -84,10 +64,10 @@ def _layers(block: nn.Module, start: fx.Node, node: object) -> list[Path] | None
     """Of a chain of layers, the first first."""
     paths: list[Path] = []
     while node is not start:
-        found = layer_called(block, node)
-        if found is None:
+        call = layer_called(block, node)
+        if call is None:
             return None
-        path, _, node = found
+        path, _, node = call
         paths.insert(0, path)
     return paths
 

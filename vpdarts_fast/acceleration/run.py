@@ -38,9 +38,7 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
     """[O] from what the module is called with: a tensor, or a list of numbers and tensors."""
     count = len(plan.ops)
     if isinstance(weights, (list, tuple)) and len(weights) >= count:
-        some = [torch.as_tensor(weight, dtype=x.dtype, device=x.device) for weight in weights[:count]]
-        if all(weight.numel() == 1 for weight in some):
-            return torch.stack([weight.reshape(()) for weight in some])
+        return torch.stack([_as_number(weight, x) for weight in weights[:count]])
     if isinstance(weights, Tensor) and weights.dim() > 0 and len(weights) >= count:
         row = weights[:count]
         if row.numel() == count and row.is_floating_point() and row.device == x.device:
@@ -49,6 +47,18 @@ def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
             )  # of which PyTorch takes the value, not the dtype
             return row.to(x.dtype) if numbers else row.reshape(count)
     raise OwnMethod
+
+
+def _as_number(weight: Any, x: Tensor) -> Tensor:
+    """One weight of a list, []; `OwnMethod` unless it times x has the dtype of x."""
+    if isinstance(weight, Tensor):
+        is_number = weight.dim() == 0 and weight.is_floating_point()
+        if weight.numel() != 1 or not (is_number or (weight.dtype, weight.device) == (x.dtype, x.device)):
+            raise OwnMethod
+        weight = weight.reshape(())
+    elif not isinstance(weight, (int, float)):
+        raise OwnMethod
+    return torch.as_tensor(weight, dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
 
 
 class Mixture:
@@ -67,21 +77,21 @@ class Mixture:
 
     def __init__(self, module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> None:
         self._backend = backend_for("mixed_op", x, rows, backend)
-        some = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
+        pairs = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
         if plan.skips_zeros:
             kept = nonzero_columns(rows)
-            some, rows = [some[o] for o in kept], rows[:, kept]
-            if not some:
+            pairs, rows = [pairs[o] for o in kept], rows[:, kept]
+            if not pairs:
                 raise OwnMethod
         channels, size = x.shape[2] // plan.partial, x.shape[3:]
         odd = any(side % plan.stride for side in size)
         if x.shape[2] % plan.partial or (plan.partial > 1 and odd):
             raise OwnMethod("does not divide its input into equal parts")
-        if not all(fits(op, kind, channels, size, plan.stride) for op, kind in some):
+        if not all(fits(op, kind, channels, size, plan.stride) for op, kind in pairs):
             raise OwnMethod(CHANGES)
-        self._ops, self._rows, self._stride, self._partial = some, rows, plan.stride, plan.partial
-        self._norms = [_norm(op, path) for op, kind in some for path in norm_paths(kind)]
-        self._offsets = [bias for op, kind in some for bias in biases(op, kind)]
+        self._ops, self._rows, self._stride, self._partial = pairs, rows, plan.stride, plan.partial
+        self._norms = [_norm(op, path) for op, kind in pairs for path in norm_paths(kind)]
+        self._offsets = [bias for op, kind in pairs for bias in biases(op, kind)]
         self._fixed = are_fixed(self._norms, x, rows, module)
         if not self._fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
             raise OwnMethod  # which says what batch norms need
@@ -264,17 +274,17 @@ def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
         raise OwnMethod
     if backend != "auto":
         return preferred(op, backend)
-    like = x[:0].to(product_dtype(x))  # as the op will see it where autocast is on
+    product = x[:0].to(product_dtype(x))  # as the op will see it where autocast is on
     for candidate in BACKENDS:
-        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [like], [row]):
+        if candidate.name not in ("pytorch", "reference") and not candidate.unsupported(op, [product], [row]):
             return candidate.name
     raise OwnMethod
 
 
-def is_served(op: str, like: Tensor, backend: str) -> bool:
+def is_served(op: str, tensor: Tensor, backend: str) -> bool:
     """Whether a backend would serve a call with tensors of this dtype and device."""
     try:
-        backend_for(op, like, like, backend)
+        backend_for(op, tensor, tensor, backend)
     except OwnMethod:
         return False
     return True
@@ -293,12 +303,12 @@ def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: n
 
 def fixed_statistics(norms: Sequence[nn.BatchNorm2d], offsets: Sequence[Tensor | None]) -> Tensor:
     """[M, 2, C], as of the values before the offsets (convolutions' biases) are added."""
-    found = []
+    pairs = []
     for norm, offset in zip(norms, offsets, strict=True):
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
-        found.append(torch.stack([mean if offset is None else mean - offset, variance]))
-    return torch.stack(found)
+        pairs.append(torch.stack([mean if offset is None else mean - offset, variance]))
+    return torch.stack(pairs)
 
 
 def update(
@@ -322,7 +332,7 @@ def update(
 
 def with_zero_gradients(weights: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:
     """The same weights, of which the offsets get a gradient: zero, as in front of a batch norm."""
-    some = [offset for offset in offsets if offset is not None and offset.requires_grad]
-    if not some or not torch.is_grad_enabled():
+    trained = [offset for offset in offsets if offset is not None and offset.requires_grad]
+    if not trained or not torch.is_grad_enabled():
         return weights
-    return weights + 0 * torch.cat(some).sum().to(weights.dtype)
+    return weights + 0 * torch.cat(trained).sum().to(weights.dtype)

@@ -27,7 +27,29 @@ GROWING = frozenset(
 STATE = "_vpdarts_fast"
 """The attribute of an accelerated module that holds what is known of it."""
 
-SIMPLE = (bool, int, float, str, tuple, type(None))
+ORIGINAL = "_vpdarts_fast_original"
+"""The attribute of the class of an accelerated module that holds the class that the module had before."""
+
+CALL = "_vpdarts_fast_call"
+"""The attribute of a module that leave-one-out evaluation intercepts, meanwhile."""
+
+HARMLESS = frozenset(
+    {STATE, CALL, "_compiled_call_impl", "_former_parameters", "_is_replica", "_is_torch_compile"}
+)
+"""Attributes that may come to a module and change nothing that it computes: ours, and PyTorch's own."""
+
+
+def is_simple(value: object) -> bool:
+    """Whether a value is a number, text or none, or a tuple of such: what can be compared by `==`."""
+    if isinstance(value, tuple):
+        return all(map(is_simple, value))
+    return isinstance(value, (bool, int, float, str, type(None))) and value == value  # and not NaN
+
+
+def original_class(module: nn.Module) -> type[nn.Module]:
+    """The class of a module, of an accelerated one that which it had before."""
+    kind: type[nn.Module] = getattr(type(module), ORIGINAL, type(module))
+    return kind
 
 
 @dataclass(frozen=True)
@@ -38,7 +60,8 @@ class Layer:
         path: of the submodule.
         kind: its class; none where only its being there counts.
         forward: of the class.
-        methods: names that mean something else if the module itself has them.
+        names: of its attributes, and those that may come to it. Any other may stand in place of a method or
+            an attribute of its class.
         settings: its simple attributes.
         held: what other attributes hold.
     """
@@ -46,7 +69,7 @@ class Layer:
     path: Path
     kind: type[nn.Module] | None
     forward: object = None
-    methods: frozenset[str] = frozenset()
+    names: frozenset[str] = frozenset()
     settings: tuple[tuple[str, object], ...] = ()
     held: tuple[tuple[str, object], ...] = ()
 
@@ -54,12 +77,12 @@ class Layer:
         """Whether the module is still as it was."""
         kind, attributes = type(module), module.__dict__
         if STATE in attributes:
-            kind = kind.own_class  # type: ignore[attr-defined]
+            kind = original_class(module)
         if kind is not self.kind or kind.forward is not self.forward:
             return False
-        if not attributes.keys().isdisjoint(self.methods):
+        if not self.names.issuperset(attributes):
             return False
-        return all(attributes.get(name) == value for name, value in self.settings) and all(
+        return all(name in attributes and attributes[name] == value for name, value in self.settings) and all(
             name in attributes and _holding(attributes[name]) == value for name, value in self.held
         )
 
@@ -72,15 +95,17 @@ class Snapshot:
 
     def compare(self, module: nn.Module) -> Literal["same", "watched", "changed"]:
         """Whether it is still that module, or somebody wants to see its submodules run, or it is another."""
-        watched = any(_GLOBAL_HOOKS)
+        if any(_GLOBAL_HOOKS):
+            return "watched"  # without a look at changes: recognition would call them
+        watched = False
         for layer in self.layers:
             try:
-                found = at(module, layer.path)
+                submodule = at(module, layer.path)
             except KeyError:
                 return "changed"
             if layer.kind is not None:
-                watched = watched or bool(layer.path and has_hooks(found))
-                if not layer.is_same(found):
+                watched = watched or bool(layer.path and has_hooks(submodule))
+                if not layer.is_same(submodule):
                     return "changed"
         return "watched" if watched else "same"
 
@@ -107,34 +132,33 @@ def has_hooks(module: nn.Module) -> bool:
     )
 
 
-def snapshot(module: nn.Module, as_they_are: Collection[Path] = ()) -> Snapshot:
-    """Of the module now, but for what is in these submodules, which run as they are."""
+def snapshot(module: nn.Module, unknown: Collection[Path] = ()) -> Snapshot:
+    """A module as it is now; of these submodules, whose own code runs anyway, only that they are there."""
     layers: list[Layer] = []
-    for name, found in module.named_modules():
+    for name, submodule in module.named_modules():
         path = tuple(name.split(".")) if name else ()
-        if any(path[:length] in as_they_are for length in range(1, len(path))):
+        if any(path[:length] in unknown for length in range(1, len(path))):
             continue
-        layers.append(Layer(path, None) if path in as_they_are else _layer(path, found))
+        layers.append(Layer(path, None) if path in unknown else _layer(path, submodule))
     return Snapshot(tuple(layers))
 
 
 def _layer(path: Path, module: nn.Module) -> Layer:
-    kind = getattr(type(module), "own_class", type(module))
+    kind = original_class(module)
     others = {name: value for name, value in module.__dict__.items() if name not in INTERNAL | GROWING}
-    settings = tuple((name, value) for name, value in others.items() if isinstance(value, SIMPLE))
+    settings = tuple((name, value) for name, value in others.items() if is_simple(value))
     held: tuple[tuple[str, object], ...] = ()
     if not kind.__module__.startswith("torch.nn."):  # whose layers hold nothing but settings
-        held = tuple(
-            (name, _holding(value)) for name, value in others.items() if not isinstance(value, SIMPLE)
-        )
-    methods = _methods(kind)  # type: ignore[arg-type]
-    return Layer(path, kind, kind.forward, methods, settings, held)
+        held = tuple((name, _holding(value)) for name, value in others.items() if not is_simple(value))
+    # A replica of `nn.DataParallel` has its parameters as attributes.
+    names = HARMLESS.union(module.__dict__, module._parameters, module._buffers)
+    return Layer(path, kind, kind.forward, names, settings, held)
 
 
 def _holding(value: object) -> object:
     """Something that changes with what a value holds, where that can be told."""
-    if isinstance(value, Tensor):
-        return type(value), id(value), value._version  # and not its values, for which the CPU would wait
+    if isinstance(value, Tensor):  # not its values, for which the CPU would wait
+        return type(value), id(value), None if value.is_inference() else value._version
     try:
         return frozen(value)
     except Exception:  # their code may raise anything
@@ -143,15 +167,15 @@ def _holding(value: object) -> object:
 
 def instance_methods(module: nn.Module) -> list[str]:
     """Names under which the module has something of its own in place of a method of its class."""
-    kind = getattr(type(module), "own_class", type(module))
-    return [name for name in module.__dict__ if name in _methods(kind)]  # type: ignore[arg-type]
+    names = _methods(original_class(module))  # type: ignore[arg-type]
+    return [name for name in module.__dict__ if name in names]
 
 
 @cache
 def _methods(kind: type[nn.Module]) -> frozenset[str]:
     """Names of what a call of a module of this class may run."""
     before_module = kind.__mro__[: kind.__mro__.index(nn.Module)]
-    names = {name for some in before_module for name, value in vars(some).items() if isroutine(value)}
+    names = {name for base in before_module for name, value in vars(base).items() if isroutine(value)}
     return frozenset(names - set(dir(nn.Module))) | {"forward", "_call_impl", "_wrapped_call_impl"}
 
 
@@ -204,12 +228,12 @@ def fingerprint(module: nn.Module) -> Hashable | None:
     """All that two modules built alike have in common; None where an attribute could be anything."""
     parts: list[Hashable] = []
     try:
-        for name, found in module.named_modules():
-            own = [(key, frozen(value)) for key, value in found.__dict__.items() if key not in INTERNAL]
-            tensors = (*found._parameters.items(), *found._buffers.items())
-            kind = getattr(type(found), "own_class", type(found))
+        for name, layer in module.named_modules():
+            values = [(key, frozen(value)) for key, value in layer.__dict__.items() if key not in INTERNAL]
+            tensors = (*layer._parameters.items(), *layer._buffers.items())
+            kind = original_class(layer)
             parts.append(
-                (name, kind, kind.forward, *own, *((key, _shape(tensor)) for key, tensor in tensors))
+                (name, kind, kind.forward, *values, *((key, _shape(tensor)) for key, tensor in tensors))
             )
     except Exception:  # what modules hold may raise anything
         return None

@@ -21,7 +21,7 @@ def of_variants(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) ->
 
 
 def _single(function: Callable[..., Tensor], x: Tensor, *weights: Tensor) -> Tensor:
-    out = function(x.unsqueeze(0), *(some.unsqueeze(0) for some in weights)).squeeze(0)
+    out = function(x.unsqueeze(0), *(weight.unsqueeze(0) for weight in weights)).squeeze(0)
     layout = torch.contiguous_format if x.is_contiguous() else torch.channels_last
     # An op's output is a view, which autograd would not let others change in place, as drop-path does.
     return out.clone(memory_format=layout) if out.requires_grad else out.contiguous(memory_format=layout)
@@ -48,8 +48,8 @@ class _OfVariants(torch.autograd.Function):
         _, x_dim, *weight_dims = in_dims
         x = x.unsqueeze(0) if x_dim is None else x.movedim(x_dim, 0)
         expanded = (
-            some.expand(info.batch_size, *some.shape) if dim is None else some.movedim(dim, 0)
-            for some, dim in zip(weights, weight_dims, strict=True)
+            weight.expand(info.batch_size, *weight.shape) if dim is None else weight.movedim(dim, 0)
+            for weight, dim in zip(weights, weight_dims, strict=True)
         )
         out = function(x, *expanded)
         return out.contiguous() if x[0].is_contiguous() else out, 0

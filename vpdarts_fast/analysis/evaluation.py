@@ -18,13 +18,13 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT, shown
+from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
 from vpdarts_fast.runs.values import tensor_like, tensors_like, whole
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
-from vpdarts_fast.search.state import check_evaluation, evaluation_to_json
+from vpdarts_fast.search.state import check_evaluation, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -173,18 +173,12 @@ def _restore(
     content: dict[str, Any], supernet: Supernet, path: Path, epochs: int
 ) -> tuple[Tensor, Tensor, int]:
     """Loads the weights; returns alpha [E, O], alive [E, O] and the epoch."""
-    like = supernet.new_alpha().detach()
-    try:
+    template = supernet.new_alpha().detach()
+    with fitting(str(path)):
         supernet.load_state_dict(tensors_like(content["supernet"], supernet.state_dict(), "supernet"))
-        alpha = tensor_like(content["alpha"], like, "alpha")
-        alive = tensor_like(content["alive"], like.bool(), "alive")
+        alpha = tensor_like(content["alpha"], template, "alpha")
+        alive = tensor_like(content["alive"], template.bool(), "alive")
         epoch = whole(content["epoch"], "epoch", 0, epochs)
-    except KeyError as error:
-        raise UserError(
-            f"{path} does not fit the settings of its run: the entry {shown(error.args[0])} is missing"
-        ) from error
-    except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-        raise UserError(f"{path} does not fit the settings of its run: {error}") from error
     return alpha.to(supernet.classifier.weight.device), alive, epoch
 
 

@@ -176,11 +176,11 @@ def serving(
 
 def named(backend: str) -> list[Backend]:
     """The backend of this name, or all for auto; `UserError` if there is none."""
-    found = [b for b in BACKENDS if isinstance(backend, str) and backend in ("auto", b.name)]
-    if not found:
+    backends = [b for b in BACKENDS if isinstance(backend, str) and backend in ("auto", b.name)]
+    if not backends:
         shown = repr(backend) if isinstance(backend, str) else f"of type {type(backend).__qualname__}"
         raise UserError(f"unknown backend {shown}; expected auto, {', '.join(b.name for b in BACKENDS)}")
-    return found
+    return backends
 
 
 def preferred(op: str, backend: str) -> str:

@@ -71,7 +71,7 @@ def mixed_sum(
     if tuple(alpha.shape) != (shape[0], k, 5):
         raise UserError(f"mixed_sum: alpha must be [V, k, 5] = {[shape[0], k, 5]}; got {list(alpha.shape)}")
     check_count("mixed_sum", "alpha", "variants", shape[0])
-    terms = [autocast(*some) for some in (xs, raw_1x1, raw_3x3, skip_scale)]
+    terms = [autocast(*tensors) for tensors in (xs, raw_1x1, raw_3x3, skip_scale)]
     implementation = backends.select("mixed_sum", list(chain(*terms)), backend, (alpha,))
     with without_autocast(xs[0]):
         node, mean, variance = implementation(*terms[:3], alpha, terms[3], eps)

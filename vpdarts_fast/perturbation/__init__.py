@@ -102,8 +102,7 @@ def leave_one_out_of_model(
     if perturbation not in get_args(Perturbation):
         raise UserError(f"perturbation must be remove or keep; got {perturbation!r}")
     types = _chosen(cell_types(model), cells)
-    like = next(model.parameters())
-    groups = _groups(types, perturbation, like)
+    groups = _groups(types, perturbation, next(model.parameters()))
     weights = Weights(types)
     evaluation = Evaluation(model, weights, groups, logits or _last, batch_norm, batched, memory_budget)
     stream = (batch for batch in map(_checked, batches) if len(batch[1]))
@@ -116,10 +115,10 @@ def leave_one_out_of_model(
         evaluation_mode(model, batch_norm, calibration, evaluation.forwards()) as use_statistics_of,
     ):
         for inputs, labels in chain(calibration, stream):
-            for variants, some, outputs in evaluation(inputs, use_statistics_of):
+            for variants, piece, outputs in evaluation(inputs, use_statistics_of):
                 if counts is None:
                     counts = Counts(evaluation.variants, outputs.shape[2], outputs.device)
-                counts.add(variants, outputs, labels[some])
+                counts.add(variants, outputs, labels[piece])
             images += len(labels)
             if on_batch is not None:
                 on_batch(images)
@@ -130,7 +129,7 @@ def leave_one_out_of_model(
         raise UserError("leave_one_out: the model's outputs are not finite; it has diverged")
     return Perturbed(
         _results(types, groups, correct.double() * (100 / images), losses / images, images),
-        {name: found.edges for name, found in types.items()},
+        {name: cells.edges for name, cells in types.items()},
         evaluation.batched,
         evaluation.remark,
     )
@@ -146,18 +145,21 @@ def _chosen(types: dict[CellTypes, CellType], cells: CellTypes | None) -> dict[C
     return {cells: types[cells]}
 
 
-def _groups(types: Mapping[CellTypes, CellType], perturbation: Perturbation, like: Tensor) -> list[Group]:
+def _groups(
+    types: Mapping[CellTypes, CellType], perturbation: Perturbation, parameter: Tensor
+) -> list[Group]:
     """All variants that differ from the unmodified model, those of an edge in one group."""
     groups = []
     change = removals if perturbation == "remove" else keeps
     number = 1
-    for name, found in types.items():
-        unchanged = found.zeros if perturbation == "remove" else frozenset()
-        pairs = [(e, o) for e in range(len(found.edges)) for o in range(found.ops) if (e, o) not in unchanged]
-        of_edges = [[pair for pair in pairs if pair[0] == e] for e, _ in enumerate(found.edges)]
-        for some in filter(None, [pairs] if found.whole else of_edges):
-            groups.append(Group(name, number, tuple(some), *change(found, some, like)))
-            number += len(some)
+    for name, cells in types.items():
+        unchanged = cells.zeros if perturbation == "remove" else frozenset()
+        by_edge = [
+            [(e, o) for o in range(cells.ops) if (e, o) not in unchanged] for e in range(len(cells.edges))
+        ]
+        for pairs in filter(None, [list(chain(*by_edge))] if cells.whole else by_edge):
+            groups.append(Group(name, number, tuple(pairs), *change(cells, pairs, parameter)))
+            number += len(pairs)
     return groups
 
 
@@ -166,8 +168,8 @@ def _results(
 ) -> dict[CellTypes, LeaveOneOut]:
     """Accuracy and loss [V] of all variants, the unmodified model first."""
     results = {}
-    for name, found in types.items():
-        number = torch.zeros(len(found.edges), found.ops, dtype=torch.int64, device="cpu")
+    for name, cells in types.items():
+        number = torch.zeros(len(cells.edges), cells.ops, dtype=torch.int64, device="cpu")
         for group in groups:
             if group.cells == name:
                 for v, (e, o) in enumerate(group.pairs, start=group.first):

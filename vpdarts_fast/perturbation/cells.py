@@ -66,7 +66,7 @@ class CellType:
         return self.places[0].edge is None
 
 
-Found = list[tuple[str, nn.Module, MixedOpPlan | CellPlan]]
+Cell = list[tuple[str, nn.Module, MixedOpPlan | CellPlan]]
 """The mixed operations of one cell, or the one cell: name, module, plan."""
 
 
@@ -76,8 +76,8 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
     Raises:
         UserError: no mixed operations are recognised, or cells of one type differ.
     """
-    whole: Found = []
-    single: Found = []
+    whole: Cell = []
+    single: Cell = []
     reasons: list[str] = []
     for name, module, plan in mixtures(model):
         if any(name.startswith(f"{cell}.") for cell, _, _ in whole):
@@ -86,23 +86,23 @@ def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
             reasons.append(f"{name} ({type(module).__name__}) {plan}")
             continue
         (whole if isinstance(plan, CellPlan) else single).append((name, module, plan))
-    found = {name: [(name, module, plan)] for name, module, plan in whole} | _cells_of(model, single)
-    if not found:
+    all_cells = {name: [(name, module, plan)] for name, module, plan in whole} | _cells_of(model, single)
+    if not all_cells:
         why = "".join(f"\n  {reason}" for reason in reasons) or ": there is none that looks like one"
         raise UserError(f"leave_one_out: no mixed operations are recognised{why}")
-    types: dict[CellTypes, dict[str, Found]] = {}
-    for name, cell in found.items():
+    types: dict[CellTypes, dict[str, Cell]] = {}
+    for name, cell in all_cells.items():
         stride = max(mixture.stride for _, _, plan in cell for mixture in _mixtures_of(plan))
         types.setdefault("reduction" if stride == 2 else "normal", {})[name] = cell
     return {name: _cell_type(name, cells, reasons) for name, cells in types.items()}
 
 
-def _cells_of(model: nn.Module, mixed_ops: Found) -> dict[str, Found]:
+def _cells_of(model: nn.Module, mixed_ops: Cell) -> dict[str, Cell]:
     """Mixed operations by what they are parts of: the nearest modules above them that hold several."""
     modules = dict(model.named_modules())
-    cells: dict[str, Found] = {name: [(name, module, plan)] for name, module, plan in mixed_ops}
+    cells: dict[str, Cell] = {name: [(name, module, plan)] for name, module, plan in mixed_ops}
     while cells and any(cells) and all(len(cell) == 1 for cell in cells.values()):
-        above: dict[str, Found] = defaultdict(list)
+        above: dict[str, Cell] = defaultdict(list)
         for name, cell in cells.items():
             above[_above(name, modules)] += cell
         cells = dict(above)
@@ -125,66 +125,68 @@ def _mixtures_of(plan: MixedOpPlan | CellPlan) -> list[MixturePlan]:
     return [edge.mixture for edge in sorted(plan.edges, key=lambda edge: edge.row)]
 
 
-def _cell_type(name: CellTypes, cells: Mapping[str, Found], reasons: Sequence[str]) -> CellType:
+def _cell_type(name: CellTypes, cells: Mapping[str, Cell], reasons: Sequence[str]) -> CellType:
     """Of all cells of a type; `UserError` if they differ, with why other mixed operations are none."""
-    (first, found), *others = cells.items()
-    for cell, other in others:
-        if not _are_alike(found, other):
+    (first, first_cell), *others = cells.items()
+    for other, cell in others:
+        if not _are_alike(first_cell, cell):
             why = "".join(f"\n  not recognised: {reason}" for reason in reasons)
-            raise UserError(f"the {name} cells differ in edges or operations: {first} and {cell}{why}")
-    mixtures = _mixtures(found)
+            raise UserError(f"the {name} cells differ in edges or operations: {first} and {other}{why}")
+    mixtures = _mixtures(first_cell)
     if len({len(mixture.ops) for mixture in mixtures}) > 1:
         raise UserError(f"the edges of {first} have different numbers of operations")
     return CellType(
         tuple(
             Place(name, module, plan.methods, None if isinstance(plan, CellPlan) else edge)
-            for some in cells.values()
-            for edge, (name, module, plan) in enumerate(some)
+            for cell in cells.values()
+            for edge, (name, module, plan) in enumerate(cell)
         ),
-        tuple(_edge_names(first, found)),
+        tuple(_edge_names(first, first_cell)),
         len(mixtures[0].ops),
         frozenset.intersection(*map(_zeros, cells.values())),
     )
 
 
-def _mixtures(found: Found) -> list[MixturePlan]:
+def _mixtures(cell: Cell) -> list[MixturePlan]:
     """Of all edges of a cell."""
-    return [mixture for _, _, plan in found for mixture in _mixtures_of(plan)]
+    return [mixture for _, _, plan in cell for mixture in _mixtures_of(plan)]
 
 
-def _zeros(found: Found) -> frozenset[tuple[int, int]]:
+def _zeros(cell: Cell) -> frozenset[tuple[int, int]]:
     """(edge, op) where a cell has the operation `none`."""
     return frozenset(
         (e, o)
-        for e, mixture in enumerate(_mixtures(found))
+        for e, mixture in enumerate(_mixtures(cell))
         for o, op in enumerate(mixture.plans)
         if isinstance(op, ZeroPlan)
     )
 
 
-def _edge_names(cell: str, found: Found) -> Iterator[str]:
+def _edge_names(cell_name: str, cell: Cell) -> Iterator[str]:
     """As they are called in the cell."""
-    for name, _, plan in found:
+    for name, _, plan in cell:
         if isinstance(plan, CellPlan):
             yield from (".".join(mixture.ops[0][:-1]) for mixture in _mixtures_of(plan))
         else:
-            yield name[len(cell) + 1 :] if cell else name
+            yield name[len(cell_name) + 1 :] if cell_name else name
 
 
-def _are_alike(one: Found, other: Found) -> bool:
+def _are_alike(one: Cell, other: Cell) -> bool:
     """Whether two cells have the same operations on the same edges, of any numbers of channels.
 
     What is known of one and unknown of the other is the same operation if it is of the same class.
     """
     edges, others = _mixtures(one), _mixtures(other)
-    shapes = [[(mixture.stride, len(mixture.ops)) for mixture in some] for some in (edges, others)]
-    if shapes[0] != shapes[1]:
+    shapes, other_shapes = (
+        [(mixture.stride, len(mixture.ops)) for mixture in mixtures] for mixtures in (edges, others)
+    )
+    if shapes != other_shapes:
         return False
     return all(map(_same_operation, _operations(one), _operations(other)))
 
 
-def _operations(found: Found) -> Iterator[tuple[nn.Module, OpPlan]]:
-    for _, module, plan in found:
+def _operations(cell: Cell) -> Iterator[tuple[nn.Module, OpPlan]]:
+    for _, module, plan in cell:
         for mixture in _mixtures_of(plan):
             yield from ((at(module, path), op) for path, op in zip(mixture.ops, mixture.plans, strict=True))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import Need, cell_need, few_images, whole_batches
+from vpdarts_fast.memory_budget import Need, cell_need, cell_op, few_images, whole_batches
 from vpdarts_fast.perturbation.cells import CellTypes, Place
 from vpdarts_fast.perturbation.weights import Change, Weights
 from vpdarts_fast.validation import BatchNorm, StatisticsOf
@@ -104,16 +104,15 @@ class Evaluation:
         yield slice(0, 1), everything, self.base(images).unsqueeze(0)
         self._weights.check_calls()
         for group in self._groups:
-            for variants, some in self._pieces(group, images):
-                outputs = self._together(group, variants, images[some]) if self.batched else None
-                numbers = slice(group.first + variants.start, group.first + variants.stop)
+            for variants, piece in self._pieces(group, images):
+                outputs = self._together(group, variants, images[piece]) if self.batched else None
                 if outputs is not None:
-                    yield numbers, some, outputs
+                    yield slice(group.first + variants.start, group.first + variants.stop), piece, outputs
                     continue
                 for v in range(variants.start, variants.stop):
                     use_statistics_of(group.first + v)
-                    outputs = self._one(group, v, images[some]).unsqueeze(0)
-                    yield slice(group.first + v, group.first + v + 1), some, outputs
+                    outputs = self._one(group, v, images[piece]).unsqueeze(0)
+                    yield slice(group.first + v, group.first + v + 1), piece, outputs
 
     def _one(self, group: Group, variant: int, images: Tensor) -> Tensor:
         """Logits [N, classes] of one variant of a group."""
@@ -153,9 +152,8 @@ class Evaluation:
         size = sum(image.numel() * image.element_size() for image in inputs)
         if places[0].edge is not None:
             return Need(size)
-        op = "mixed_cell" if self._batch_statistics else "masked_cell"
-        like = images.new_empty(0, dtype=inputs[0].dtype)
-        return cell_need(op, backend_of(places[0].module), like, size)
+        activations = images.new_empty(0, dtype=inputs[0].dtype)
+        return cell_need(cell_op(self._batch_statistics), backend_of(places[0].module), activations, size)
 
     def _pieces(self, group: Group, images: Tensor) -> Iterator[tuple[slice, slice]]:
         """Variants of the group and images, so many as fit the budget."""
@@ -164,7 +162,7 @@ class Evaluation:
             yield slice(0, total), slice(0, count)
             return
         needs = [self._need(images, places) for places in self._weights.cells()]
-        need = max(needs, key=lambda need: need.of(1, 1))
+        need = max(needs, key=lambda need: need.total(1, 1))
         limits = self._memory_budget, GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
         if self._batch_statistics:
             variants_together, images_together = whole_batches(need, total, count, *limits, "batch")
@@ -172,8 +170,8 @@ class Evaluation:
             variants_together, images_together = few_images(need, total, count, *limits)
         for i in range(0, count, images_together):
             for v in range(0, total, variants_together):
-                some = slice(i, min(count, i + images_together))
-                yield slice(v, min(total, v + variants_together)), some
+                piece = slice(i, min(count, i + images_together))
+                yield slice(v, min(total, v + variants_together)), piece
 
 
 def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import subclass
+from vpdarts_fast.acceleration.snapshot import CALL
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.perturbation.cells import CellType, CellTypes, Place
 
@@ -66,14 +67,14 @@ class Weights:
         try:
             for name, cells in self._types.items():
                 for place in cells.places:
-                    place.module.__dict__[_CALL] = partial(self._call, name, cells, place)
+                    place.module.__dict__[CALL] = partial(self._call, name, cells, place)
                     kind = _intercepted(type(place.module), place.methods)  # type: ignore[arg-type]
                     place.module.__class__ = kind
             yield
         finally:
             for module, kind in kinds:
                 module.__class__ = kind
-                module.__dict__.pop(_CALL, None)
+                module.__dict__.pop(CALL, None)
 
     def check_calls(self) -> None:
         """Raises `UserError` if a mixed operation was not called."""
@@ -112,10 +113,6 @@ class Weights:
         return args, {**kwargs, parameters[1]: changed}
 
 
-_CALL = "_vpdarts_fast_call"
-"""The attribute of a module, while it is intercepted, that changes the arguments of its calls."""
-
-
 @cache
 def _intercepted(kind: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
     """The subclass whose methods get changed weights."""
@@ -123,13 +120,13 @@ def _intercepted(kind: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Mod
 
 
 def _intercepting(kind: type[nn.Module], method: str) -> Callable[..., Any]:
-    own = getattr(kind, method)
-    _, *names = inspect.signature(own).parameters
+    original = getattr(kind, method)
+    _, *names = inspect.signature(original).parameters
 
-    @wraps(own)
+    @wraps(original)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self.__dict__[_CALL](names, args, kwargs)
-        return own(self, *args, **kwargs)
+        args, kwargs = self.__dict__[CALL](names, args, kwargs)
+        return original(self, *args, **kwargs)
 
     return run
 
@@ -163,17 +160,17 @@ def _changed_row(name: str, weights: Any, factor: Tensor, share: Tensor | None) 
     )
 
 
-def removals(cells: CellType, variants: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, None]:
+def removals(cells: CellType, variants: Sequence[tuple[int, int]], template: Tensor) -> tuple[Tensor, None]:
     """Factors [V, E, O] and no shares: in variant v the weight of (edge, op) = variants[v] is 0."""
-    factor = like.new_ones(len(variants), len(cells.edges), cells.ops)
+    factor = template.new_ones(len(variants), len(cells.edges), cells.ops)
     for v, (e, o) in enumerate(variants):
         factor[v, e, o] = 0
     return factor, None
 
 
-def keeps(cells: CellType, variants: Sequence[tuple[int, int]], like: Tensor) -> tuple[Tensor, Tensor]:
+def keeps(cells: CellType, variants: Sequence[tuple[int, int]], template: Tensor) -> tuple[Tensor, Tensor]:
     """Factors and shares [V, E, O]: in variant v the op of variants[v] has all the weight of its edge."""
-    factor = like.new_ones(len(variants), len(cells.edges), cells.ops)
+    factor = template.new_ones(len(variants), len(cells.edges), cells.ops)
     share = torch.zeros_like(factor)
     for v, (e, o) in enumerate(variants):
         factor[v, e] = 0

@@ -64,6 +64,24 @@ def is_empty(folder: Path) -> bool:
     return all(entry.name == LOCK_FILE or entry.suffix == PARTIAL for entry in folder.iterdir())
 
 
+def make_empty(folder: Path) -> None:
+    """Makes the folder of a run, or of a group of runs, that is to begin.
+
+    Raises:
+        UserError: there is something in it already, or it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = is_empty(folder)
+    except OSError as error:
+        raise UserError(f"cannot make the run folder {folder}: {error.strerror or error}") from error
+    if not empty:
+        raise UserError(
+            f"{folder} exists and is not empty: continue what is in it with --resume {folder}, or name "
+            "another folder with --out"
+        )
+
+
 def remove_partial(folder: Path) -> None:
     """Removes what killed processes left half written; only for who holds the folder's lock."""
     for entry in (*folder.glob(f"*{PARTIAL}"), *folder.glob(f"{SNAPSHOTS}/*{PARTIAL}")):

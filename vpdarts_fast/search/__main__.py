@@ -29,7 +29,7 @@ from vpdarts_fast.command_line import described, forgiving_output, warn
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.precision import check_precision
+from vpdarts_fast.precision import activation_dtype, check_precision
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import write_atomically
@@ -340,7 +340,7 @@ def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
         phases["leave-one-out"] = TRAINING_OPS if config.batch_norm == "batch" else EVALUATION_OPS
     sizes = [tuple(-(-size // 2**stage) for size in image_size) for stage in range(3)]
     stages = [(config.channels * 2**stage, *size) for stage, size in enumerate(sizes)]
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
+    dtype = activation_dtype(config.precision)
     return "backends: " + report(phases, stages, dtype, choose_device(config.device), config.backend)
 
 

@@ -11,7 +11,8 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
 from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import cell_need
+from vpdarts_fast.memory_budget import cell_need, cell_op
+from vpdarts_fast.precision import activation_dtype
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
@@ -38,6 +39,12 @@ def images_used(config: SearchConfig, data: ImageData) -> int:
     """How many training images of the data set both halves have together."""
     available = len(data.train_images)
     return available if config.max_images is None else min(config.max_images, available)
+
+
+def validation_images(config: SearchConfig, data: ImageData) -> int:
+    """How many of these are to validate; of an odd number one more than to train."""
+    used = images_used(config, data)
+    return used - used // 2
 
 
 def images_evaluated(config: SearchConfig, validation: int) -> int:
@@ -82,17 +89,17 @@ def check_batches(config: SearchConfig, data: ImageData) -> None:
         return
     height, width = data.image_size
     why = f"batch norm has nothing to normalise with in a single image of {height}x{width} pixels"
-    used = images_used(config, data)
     if config.batch_size < needed:
         raise UserError(f"--batch-size must be at least {needed}: {why}; got {config.batch_size}")
     if not make_criterion(config).needs_evaluation or config.batch_norm == "running":
         return
-    count = images_evaluated(config, used - used // 2)
+    validation = validation_images(config, data)
+    count = images_evaluated(config, validation)
     parts = math.ceil(count / config.evaluation_batch_size)
     if count // parts < needed:
         raise UserError(
             f"leave-one-out would have a batch of {count // parts} image, and {why}: it draws {count} of the "
-            f"{used - used // 2} validation images (--validation-proportion {config.validation_proportion}) "
+            f"{validation} validation images (--validation-proportion {config.validation_proportion}) "
             f"in batches of at most {config.evaluation_batch_size} (--evaluation-batch-size). Take more "
             "images, larger batches or --batch-norm running"
         )
@@ -116,15 +123,14 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     activations = batch * activation_bytes(config, data.image_size)
     if make_criterion(config).needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
-    there = memory_of(device)
-    if weights + activations > there:
-        whole, of_weights, of_batch, has = map(
-            machine.readable, (weights + activations, weights, activations, there)
-        )
+    available = memory_of(device)
+    if weights + activations > available:
         raise UserError(
-            f"these settings need at least {whole} of memory ({of_weights} for weights, gradients and "
-            f"momentum, {of_batch} for the activations of a batch), and "
-            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {has}: choose a smaller "
+            f"these settings need at least {machine.readable(weights + activations)} of memory "
+            f"({machine.readable(weights)} for weights, gradients and momentum, "
+            f"{machine.readable(activations)} for the activations of a batch), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
+            "choose a smaller "
             f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}), "
             f"--batch-size ({config.batch_size:,}) or "
             f"--evaluation-batch-size ({config.evaluation_batch_size:,})"
@@ -135,20 +141,17 @@ def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.dev
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
     if config.memory_budget_mib is None or not config.fused or not make_criterion(config).needs_evaluation:
         return
-    estimates = config.batch_norm in ("batch", "variant")  # statistics of every variant, on whole batches
-    op = "mixed_cell" if estimates else "masked_cell"
-    dtype = torch.bfloat16 if config.precision == "bf16" else torch.float32
-    like = torch.empty(0, dtype=dtype, device=device)
-    need = cell_need(op, config.backend, like, config.channels * math.prod(data.image_size) * dtype.itemsize)
+    whole_batches = config.batch_norm in ("batch", "variant")  # take statistics of every variant
+    activations = torch.empty(0, dtype=activation_dtype(config.precision), device=device)
+    need = cell_need(cell_op(whole_batches), config.backend, activations, node_bytes(config, data.image_size))
     images, what = 1, "an image"
-    if estimates:
-        used = images_used(config, data)
-        images = min(config.evaluation_batch_size, images_evaluated(config, used - used // 2))
+    if whole_batches:
+        images = min(config.evaluation_batch_size, images_evaluated(config, validation_images(config, data)))
         what = (
             f"a batch of {images} images (--evaluation-batch-size), which --batch-norm {config.batch_norm} "
             "cannot cut"
         )
-    least = need.of(1, images)
+    least = need.total(1, images)
     if config.memory_budget_mib << 20 < least:
         raise UserError(
             f"--memory-budget-mib must be at least {math.ceil(least / 2**20):,}, of one variant of {what}; "
@@ -173,21 +176,22 @@ def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
 
     Of each cell its nodes, and the output of each edge's 3x3 convolution before its batch norm.
     """
-    values = 0
-    for stage in range(3):
-        height, width = (-(-size // 2**stage) for size in image_size)
-        values += config.channels * 2**stage * height * width
-    element = 2 if config.precision == "bf16" else 4
-    return values * config.cells_per_stage * (NUM_NODES + len(EDGES)) * element
+    stages = sum(node_bytes(config, image_size, stage) for stage in range(3))
+    return stages * config.cells_per_stage * (NUM_NODES + len(EDGES))
+
+
+def node_bytes(config: SearchConfig, image_size: tuple[int, int], stage: int = 0) -> int:
+    """What a cell's node takes of an image in one of the stages."""
+    height, width = (-(-size // 2**stage) for size in image_size)
+    values: int = config.channels * 2**stage * height * width
+    return values * activation_dtype(config.precision).itemsize
 
 
 def evaluation_bytes(config: SearchConfig, data: ImageData) -> int:
     """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
-    used = images_used(config, data)
-    count = images_evaluated(config, used - used // 2)
+    count = images_evaluated(config, validation_images(config, data))
     batch = math.ceil(count / math.ceil(count / config.evaluation_batch_size))
-    height, width = data.image_size
-    return 2 * batch * config.channels * height * width * (2 if config.precision == "bf16" else 4)
+    return 2 * batch * node_bytes(config, data.image_size)
 
 
 def memory_of(device: torch.device) -> int:

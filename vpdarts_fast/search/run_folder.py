@@ -9,7 +9,7 @@ from typing import Any
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import parse_epoch, parse_result
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, is_empty, write_atomically
+from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, is_empty, make_empty, write_atomically
 from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, Content, read_bytes
 from vpdarts_fast.search.config import SearchConfig
 
@@ -32,16 +32,8 @@ class RunFolder:
     @classmethod
     def create(cls, path: Path, config: SearchConfig) -> RunFolder:
         """Makes the folder; `UserError` if there is something in it already."""
+        make_empty(path)
         run = cls(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            if not is_empty(path):
-                raise UserError(
-                    f"{path} exists and is not empty: continue that run with --resume {path}, or name "
-                    "another folder with --out"
-                )
-        except OSError as error:
-            raise UserError(f"cannot make the run folder {path}: {error.strerror or error}") from error
         run.write_config(config)
         return run
 

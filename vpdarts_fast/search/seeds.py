@@ -6,8 +6,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
-from vpdarts_fast.errors import UserError
-from vpdarts_fast.runs.files import is_empty, write_atomically
+from vpdarts_fast.runs.files import make_empty, write_atomically
 from vpdarts_fast.runs.formats import SEEDS, shown
 from vpdarts_fast.runs.values import whole
 
@@ -21,15 +20,7 @@ def create_seeds(folder: Path, seeds: tuple[int, ...], config: dict[str, Any]) -
     Raises:
         UserError: there is something in it already, or it cannot be written.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        if not is_empty(folder):
-            raise UserError(
-                f"{folder} exists and is not empty: continue those runs with --resume {folder}, or name "
-                "another folder with --out"
-            )
-    except OSError as error:
-        raise UserError(f"cannot make the folder {folder}: {error.strerror or error}") from error
+    make_empty(folder)
     write_seeds(folder, seeds, config)
 
 
@@ -103,8 +94,8 @@ def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
 def summary_lines(summary: dict[str, Any]) -> list[str]:
     """The summary for people."""
     lines = [
-        f"seed {seed}: {found['architecture']} (index {found['index']})"
-        for seed, found in summary["seeds"].items()
+        f"seed {seed}: {result['architecture']} (index {result['index']})"
+        for seed, result in summary["seeds"].items()
     ]
     for name, values in summary["accuracies"].items():
         spread = ""

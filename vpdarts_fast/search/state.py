@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -171,7 +172,7 @@ class SearchState:
         Raises:
             UserError: naming `source`, where it does not fit this search in any shape, type or range.
         """
-        try:
+        with fitting(source):
             self.supernet.load_state_dict(
                 tensors_like(content["supernet"], self.supernet.state_dict(), "supernet")
             )
@@ -188,12 +189,6 @@ class SearchState:
             self._load_schedule(content["schedule"])
             self.record = EpochRecord.from_dict(content["record"])
             self.seconds = numbers_by_name(content["seconds"], "seconds", 0)
-        except KeyError as error:
-            raise UserError(
-                f"{source} does not fit the settings of this run: the entry {shown(error.args[0])} is missing"
-            ) from error
-        except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
-            raise UserError(f"{source} does not fit the settings of this run: {error}") from error
 
     def _load_schedule(self, saved: Mapping[str, Any]) -> None:
         """The position of the schedule; everything else of it follows from the settings."""
@@ -205,6 +200,19 @@ class SearchState:
             "_last_lr": [number(rate, "_last_lr", 0)],
         }
         self.schedule.load_state_dict({**self.schedule.state_dict(), **position})
+
+
+@contextmanager
+def fitting(source: str) -> Iterator[None]:
+    """Turns what state of another search raises within into a `UserError` naming `source`."""
+    try:
+        yield
+    except KeyError as error:
+        raise UserError(
+            f"{source} does not fit the settings of its run: the entry {shown(error.args[0])} is missing"
+        ) from error
+    except (TypeError, ValueError, RuntimeError, AttributeError, IndexError, RecursionError) as error:
+        raise UserError(f"{source} does not fit the settings of its run: {error}") from error
 
 
 def check_evaluation(values: Mapping[str, Any]) -> None:
