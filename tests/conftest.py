@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from vpdarts_fast import ops, validation
 from vpdarts_fast.acceleration import comparison
+from vpdarts_fast.triton.availability import interpreted
 
 TOLERANCES = {
     torch.float64: 1e-12,
@@ -54,6 +57,17 @@ OF_A_GPU = {"test_triton", "test_cuda_emulation", "test_triton_compile"}
 
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().split())
 """Tests that `make check` leaves out, as `file::function`; written by cpu_times.py."""
+
+
+def pytest_configure() -> None:
+    """Triton's interpreter no longer works out which integers overflow: a third of its time, for nothing.
+
+    It reports none unless its option `debug` is set.
+    """
+    if interpreted() and importlib.util.find_spec("triton") is not None:
+        builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+        if getattr(builder.options, "sanitize_overflow", False) and not builder.options.debug:
+            builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
