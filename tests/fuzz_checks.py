@@ -14,7 +14,8 @@ What a call must do:
 - hostile ones (dtype, rank, sizes, device, layout, NaN and infinity, settings out of range): an error of
   Python, or a result of the right shape; and where the reference's result has no NaN and is not huge, that
   result. (Where it has some, so may all of the op's: Winograd tiles and batch norms spread them, and a
-  factor of 0 need not be multiplied.)
+  factor of 0 need not be multiplied. And of arguments that are not finite the op may make NaN where the
+  reference does not: in residual_block, which multiplies weights by scales first, inf - inf.)
 """
 
 from __future__ import annotations
@@ -108,13 +109,17 @@ OVERFLOW = 1e18
 """Beyond this, squares in float32 are infinite."""
 
 
-def check_close(actual: Tensor, wanted: Tensor, scale: float) -> None:
-    """An error of `TOLERANCE` of the scale, or of the largest element where that is more."""
+def check_close(actual: Tensor, wanted: Tensor, scale: float, *, finite: bool = True) -> None:
+    """An error of `TOLERANCE` of the scale, or of the largest element where that is more.
+
+    Unless `finite`, elements of `actual` may also be NaN or infinite.
+    """
     assert actual.shape == wanted.shape, (actual.shape, wanted.shape)
     if wanted.numel() == 0 or not (wanted.abs() < OVERFLOW).all():
         return
     largest = max(scale, float(wanted.abs().max()))
-    error = float((actual.detach().double() - wanted).abs().max())
+    errors = (actual.detach().double() - wanted).abs()
+    error = float((errors if finite else errors.nan_to_num(0, posinf=0)).max())
     assert error <= TOLERANCE * largest, (error, largest)
 
 
@@ -123,8 +128,10 @@ def check_all_close(outputs: list[Tensor], wanted: list[Tensor], args: Arguments
     assert len(outputs) >= len(wanted)
     eps = args.get("eps", 1)
     largest_eps = max(eps, default=1) if isinstance(eps, list) else eps
+    finite = all(bool(tensor.isfinite().all()) for tensor in flat(list(args.values())))
     for i, (actual, exact) in enumerate(zip(outputs, wanted, strict=False)):
-        check_close(actual, exact, SMALLEST / max(1, largest_eps) ** 0.5 if i == 0 else SMALLEST)
+        smallest = SMALLEST / max(1, largest_eps) ** 0.5 if i == 0 else SMALLEST
+        check_close(actual, exact, smallest, finite=finite)
 
 
 def check_values(op: str, args: Arguments) -> None:

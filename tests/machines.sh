@@ -2,7 +2,10 @@
 # Runs the float32 tests as other machines would: with the instruction sets of PyTorch, oneDNN and our kernels
 # held down, in every mixture that occurs, and with other numbers of threads; each in a fresh process.
 #
-#   tests/machines.sh [arguments of pytest]    PYTHON names the interpreter
+#   tests/machines.sh [arguments of pytest]
+#   tests/machines.sh --as [arguments of pytest] avx2 SSE41 baseline 2    one of the machines below
+#
+# PYTHON names the interpreter.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 

@@ -65,6 +65,8 @@ def flags() -> frozenset[str]:
     for text in source_files().values():
         known |= set(re.findall(r"(?:add_argument|addoption)\(\s*\"(--[\w-]+)\"", text))
     known |= set(re.findall(r"addoption\(\s*\"(--[\w-]+)\"", (ROOT / "tests" / "conftest.py").read_text()))
+    for script in ROOT.glob("*/*.sh"):
+        known |= set(re.findall(r" = (--[\w-]+) \]", script.read_text()))
     return frozenset(known | FOREIGN_FLAGS)
 
 

@@ -85,13 +85,16 @@ def outputs(op: str, args: Arguments, backend: str) -> list[Tensor]:
 @pytest.mark.parametrize("value", NON_FINITE)
 @every_implementation
 def test_nothing_is_hidden(op: str, backend: str, value: str) -> None:
-    """Where the reference is not finite, the op is not."""
+    """Where the reference is not finite, the op is not; and what is finite in both is the same."""
     for everywhere in (False, True):
         for call in calls(op, NON_FINITE[value], everywhere):
             if op == "mixed_op" and call.name == "alpha" and not everywhere:
                 continue  # in the column of `none`, which is not computed: below
-            for actual, wanted in zip(outputs(op, call.args, backend), call.expected, strict=True):
+            results = zip(outputs(op, call.args, backend), call.expected, call.truth, strict=True)
+            for actual, wanted, truth in results:
                 assert not (actual.isfinite() & ~wanted.isfinite()).any(), call.name
+                finite = actual.isfinite() & wanted.isfinite() & truth.isfinite()
+                assert_same_where_finite(actual, truth, finite, call.name)
 
 
 @pytest.mark.parametrize("value", EXTREME)

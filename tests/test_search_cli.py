@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from search_commands import TINY, error_of, full_disk
+import torch
+from search_commands import TINY, error_of, full_disk, stop_after
 
 from vpdarts_fast import native
 from vpdarts_fast.command_line import forgiving_output
+from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import PRESETS, RunFolder, SearchConfig
+from vpdarts_fast.search import PRESETS, RunFolder, Search, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag
@@ -51,6 +54,31 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert main(["--resume", str(folder)]) == 0
     assert "this run is finished" in (again := capsys.readouterr().out) and result["architecture"] in again
     assert "exists and is not empty" in error_of([*TINY, "--out", str(folder)], capsys)
+
+
+def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluated as the plain modules are; a stop in the midst of an evaluation changes nothing."""
+    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    flags = ["--batch-norm", "variant", "--pruning-epochs", "1"]
+    flags += ["--validation-proportion", "1", "--evaluation-batch-size", "32"]
+    assert main([*TINY, *flags, "--out", str(tmp_path / "whole")]) == 0
+    run, config = RunFolder.open(tmp_path / "whole")
+    search = Search(config, load("digits"), run, observer=None)  # type: ignore[arg-type]
+    search.resume()
+    batch = search.validation.batch(torch.arange(len(search.validation)))
+    state, found = search.state, run.result()
+    expected = leave_one_out(state.supernet, [batch], state.alpha, batch_norm="variant", fused=False)
+    assert found and found["importance"]["batch_norm"] == "variant"
+    torch.testing.assert_close(
+        torch.tensor(found["importance"]["loss"]), expected.loss.float(), rtol=1e-4, atol=1e-4
+    )
+    with monkeypatch.context() as patch:
+        stop_after(3, patch)  # two steps and the end of the epoch of warm-up come before
+        assert main([*TINY, *flags, "--out", str(tmp_path / "stopped")]) == 130
+    saved = checkpoint.load(tmp_path / "stopped" / "checkpoint.pt")
+    assert saved["epoch"] == 1 and not saved["record"]["began"]
+    assert main(["--resume", str(tmp_path / "stopped")]) == 0
+    assert RunFolder(tmp_path / "stopped").result()["importance"] == found["importance"]  # type: ignore[index]
 
 
 def test_every_setting_is_a_flag_with_help(
