@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.util
 import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +21,7 @@ from torch import Tensor
 
 from vpdarts_fast import ops, validation
 from vpdarts_fast.acceleration import comparison
+from vpdarts_fast.triton.availability import interpreted
 
 TOLERANCES = {
     torch.float64: 1e-12,
@@ -29,22 +32,54 @@ TOLERANCES = {
 """Greatest error of a result in a dtype, relative to the largest element of the expected tensor."""
 
 
-LONG = {"test_triton", "test_cuda_emulation", "test_triton_compile", "test_sanitizers"}
-"""Files of few tests that take minutes, most of it in processes of their own."""
+LONGEST = (
+    "test_triton",
+    "test_cuda_emulation",
+    "test_triton_compile",
+    "test_sanitizers",
+    "test_perturbation",
+    "test_transforms",
+    "test_leave_one_out_fused",
+    "test_perturbation_models",
+    "test_graphs",
+    "test_fuzz",
+    "test_cpu_ops",
+    "test_examples",
+    "test_cost_model",
+    "test_accelerate",
+    "test_cuda_build",
+    "test_native",
+)
+"""The files that take longest, by what cpu_times.py prints, longest first."""
+
+OF_A_GPU = {"test_triton", "test_cuda_emulation", "test_triton_compile"}
+"""Files whose float32 results do not depend on the instruction sets of the CPU."""
 
 SLOW = frozenset((Path(__file__).parent / "slow.txt").read_text().split())
 """Tests that `make check` leaves out, as `file::function`; written by cpu_times.py."""
 
 
+def pytest_configure() -> None:
+    """Triton's interpreter no longer works out which integers overflow: a third of its time, for nothing.
+
+    It reports none unless its option `debug` is set.
+    """
+    if interpreted() and importlib.util.find_spec("triton") is not None:
+        builder = importlib.import_module("triton.runtime.interpreter").interpreter_builder
+        if getattr(builder.options, "sanitize_overflow", False) and not builder.options.debug:
+            builder.options = dataclasses.replace(builder.options, sanitize_overflow=False)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long files first, so that nothing waits for them at the end; marks."""
-    items.sort(key=lambda item: item.path.stem not in LONG)
+    """The longest files first, so that nothing waits for them at the end; marks."""
+    place = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(place)))
     for item in items:
         if f"{item.path.name}::{getattr(item, 'originalname', item.name)}" in SLOW:
             item.add_marker("slow")
         callspec = getattr(item, "callspec", None)
         values = [] if callspec is None else list(callspec.params.values())
-        if item.path.stem not in LONG and any(value is torch.float32 for value in flattened(values)):
+        if item.path.stem not in OF_A_GPU and any(value is torch.float32 for value in flattened(values)):
             item.add_marker("float32")
 
 

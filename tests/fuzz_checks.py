@@ -5,7 +5,7 @@ The calls are the targets of the other fuzz files:
     python tests/fuzz_cells.py [TARGET ...] [--calls N] [--seed S] [--first I]
 
 makes N calls of each target, numbers I to I + N - 1 of the seed S; a call depends on target, seed and number
-alone. test_fuzz.py runs each target in a process of its own, so that a crash is a failed test. FUZZ_LOG names
+alone. test_fuzz.py runs each file in a process of its own, so that a crash is a failed test. FUZZ_LOG names
 a file that holds the last call. docs/reliability.md says what has been run.
 
 What a call must do:

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parent.parent
 EMULATION = ROOT / "tests" / "cuda_emulation"
 TORCH = Path(torch.__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
-SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g")
+SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 

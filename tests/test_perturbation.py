@@ -60,7 +60,7 @@ def test_the_loop_is_what_is_specified(family: str, mode: BatchNorm, perturbatio
 )
 @every_family
 def test_batched_is_the_loop(family: str, mode: BatchNorm, perturbation: Perturbation) -> None:
-    model, some = trained(FAMILIES[family]), batches(14, 12, 3)
+    model, some = trained(FAMILIES[family]), batches(26, 3)
     fast = accelerated(model)
     options: dict[str, Any] = {"batch_norm": mode, "perturbation": perturbation}
     plain = leave_one_out(model, some, **options)
@@ -137,13 +137,13 @@ def test_removing_none_is_the_base_exactly() -> None:
 
 
 @every_batched_mode
-@pytest.mark.parametrize("memory_budget", [60_000, 100_000])
-def test_any_memory_budget(mode: BatchNorm, memory_budget: int) -> None:
+def test_any_memory_budget(mode: BatchNorm) -> None:
     model, some = accelerated(trained(DartsSupernet)), batches(3, 2)
     expected = leave_one_out(model, some, batch_norm=mode)
-    found = leave_one_out(model, some, batch_norm=mode, memory_budget=memory_budget)
-    assert found.batched
-    assert_all_same(found, expected)
+    for memory_budget in (60_000, 100_000):
+        found = leave_one_out(model, some, batch_norm=mode, memory_budget=memory_budget)
+        assert found.batched
+        assert_all_same(found, expected)
 
 
 def test_the_stem_runs_once_for_many_variants() -> None:
@@ -170,10 +170,10 @@ def state_of(model: nn.Module) -> list[Any]:
 
 
 class CountingSupernet(GumbelSupernet):
-    """Has a buffer that every pass changes."""
+    """Has a buffer that every pass changes; two edges of each type."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(steps=1)
         self.register_buffer("passes", torch.zeros(()))
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:

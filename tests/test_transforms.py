@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Callable, Iterable
 from functools import cache
@@ -77,16 +76,20 @@ def every_family(transforms: Iterable[str]) -> pytest.MarkDecorator:
     return pytest.mark.parametrize(("name", "family"), pairs, ids=map(" of ".join, pairs))
 
 
-def plain_and_fused(family: str, statistics: bool) -> tuple[nn.Module, nn.Module]:
-    """The module in float64 and fused in float32, with or without running statistics."""
+def drawn_module(family: str, statistics: bool) -> nn.Module:
+    """With or without running statistics; the same at each call."""
     make, _, _ = FAMILIES[family]
     torch.manual_seed(0)
-    plain = make()
-    for parameter in plain.parameters():
+    module = make()
+    for parameter in module.parameters():
         nn.init.normal_(parameter, std=0.5)
     if not statistics:
-        torch.func.replace_all_batch_norm_modules_(plain)
-    fused = copy.deepcopy(plain)
+        torch.func.replace_all_batch_norm_modules_(module)
+    return module
+
+
+def fused_module(family: str, statistics: bool) -> nn.Module:
+    fused = drawn_module(family, statistics)
     if isinstance(fused, (Supernet, SearchCell)):
         for cell in fused.modules():
             if isinstance(cell, (SearchCell, ResidualBlock)):
@@ -94,28 +97,42 @@ def plain_and_fused(family: str, statistics: bool) -> tuple[nn.Module, nn.Module
     else:
         report = accelerate(fused)
         assert report.fused and not report.left
-    return plain.double(), fused
+    return fused
 
 
-DIFFERENTIATED: dict[str, Callable[[Tensor, Tensor], list[tuple[Tensor, Tensor]]]] = {
-    "make_fx of grad": lambda x, alpha: [(x, 2 * alpha)],
-    "make_fx of a backward pass": lambda x, alpha: [(x, 2 * alpha)],
-    "gradients of a batch": lambda x, alpha: [(images, alpha) for images in several(x)],
+Points = Callable[[Tensor, Tensor], list[tuple[Tensor, Tensor]]]
+
+
+def as_given(x: Tensor, alpha: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(x, alpha)]
+
+
+def at_twice_alpha(x: Tensor, alpha: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(x, 2 * alpha)]
+
+
+def at_several_images(x: Tensor, alpha: Tensor) -> list[tuple[Tensor, Tensor]]:
+    return [(images, alpha) for images in several(x)]
+
+
+DIFFERENTIATED: dict[str, Points] = {
+    "make_fx of grad": at_twice_alpha,
+    "make_fx of a backward pass": at_twice_alpha,
+    "gradients of a batch": at_several_images,
 }
 """Where a transform computes derivatives, if not at x and alpha."""
 
 
 @cache
-def inputs(family: str, name: str) -> tuple[Tensor, Tensor]:
+def inputs(family: str, points: Points) -> tuple[Tensor, Tensor]:
     """x [3, C, 6, 6] and alpha, where no derivative jumps."""
     _, shape, channels = FAMILIES[family]
-    points = DIFFERENTIATED.get(name, lambda x, alpha: [(x, alpha)])
 
     def draw(seed: int) -> tuple[Tensor, Tensor]:
         return normal(3, channels, 6, 6, seed=2 * seed), normal(*shape, seed=2 * seed + 1)
 
     def compute(drawn: tuple[Tensor, Tensor]) -> list[Tensor]:
-        plain, _ = plain_and_fused(family, statistics=True)
+        plain = drawn_module(family, statistics=True).double()
         return [plain.train(mode)(*point) for mode in (False, True) for point in points(*drawn)]
 
     return clear_of_jumps(draw, compute)[0]
@@ -131,8 +148,8 @@ def found(transform: Transform, module: nn.Module, x: Tensor, alpha: Tensor) -> 
 
 def check(name: str, family: str, *, statistics: bool, training: bool = True) -> None:
     transform = TRANSFORMS[name]
-    x, alpha = inputs(family, name)
-    plain, fused = plain_and_fused(family, statistics)
+    x, alpha = inputs(family, DIFFERENTIATED.get(name, as_given))
+    plain, fused = drawn_module(family, statistics).double(), fused_module(family, statistics)
     expected = found(transform, plain.train(training), x.clone(), alpha.clone())
     actual = found(transform, fused.train(training), x.float(), alpha.float())
     largest = [float(truth.abs().max()) if truth.numel() else 0.0 for truth in expected]

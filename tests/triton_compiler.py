@@ -76,7 +76,7 @@ class Launch:
     @cached_property
     def code(self) -> str:
         """The disassembly."""
-        return self._tool("nvdisasm", "-c")
+        return self._tool("nvdisasm", "--print-code", "--no-dataflow")
 
     @property
     def summary(self) -> str:
