@@ -84,7 +84,8 @@ def test_every_image_is_predicted_alike(
     truth = copy.deepcopy(network).double()
     tables, _ = distinct_variants(alpha, removals(alpha))
     with torch.no_grad():
-        plain = torch.stack([truth(images.double(), table) for table in tables.double()])
+        with truth.plain():
+            plain = torch.stack([truth(images.double(), table) for table in tables.double()])
         fused = torch.full_like(plain, torch.nan, dtype=torch.float32)
         normalisation = normalisation_of(mode, network, batches, tables)
         for variants, some, logits in variant_logits(network, images, tables, normalisation, budget):

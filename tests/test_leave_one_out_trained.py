@@ -45,7 +45,11 @@ def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[i
         for variants, some, logits in variant_logits(supernet, images, tables, normalisation, None):
             fused[variants, some] = logits.argmax(2)
     plain = []
-    with torch.no_grad(), evaluation_mode(supernet, mode, [batch], tables) as use_statistics_of:
+    with (
+        torch.no_grad(),
+        supernet.plain(),
+        evaluation_mode(supernet, mode, [batch], tables) as use_statistics_of,
+    ):
         for variant, table in enumerate(tables):
             use_statistics_of(variant)
             plain.append(supernet(images, table).argmax(1))

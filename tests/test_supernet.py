@@ -275,6 +275,19 @@ def test_fused_inference_is_plain_inference(keeps_statistics: bool, calls: list[
     assert all(torch.equal(value, before[name]) for name, value in fused.state_dict().items())
 
 
+def test_plain_is_module_by_module_for_a_while(calls: list[str]) -> None:
+    supernet = make_supernet().eval()
+    fuse(supernet)
+    images, alpha = make_input(8, 8)
+    with torch.no_grad():
+        with pytest.raises(KeyError), supernet.plain():
+            supernet(images, alpha)
+            assert not calls
+            raise KeyError
+        supernet(images, alpha)
+    assert calls
+
+
 def test_fused_changes_nothing_in_eval_mode() -> None:
     plain = make_supernet(dropout=0.3).eval()
     fused = copy.deepcopy(plain)

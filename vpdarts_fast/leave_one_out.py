@@ -7,7 +7,7 @@ fused one evaluates all distinct variants together.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from itertools import chain
 from typing import Any, overload
@@ -119,7 +119,7 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             unmodified supernet, as the average over the first batches with 250 images or more; `batch`
             uses each batch's own, per variant; `variant` re-estimates them as `recalibrated` does, for every
             variant: what the supernet without the op does once its statistics have settled.
-        fused: evaluate all variants together instead of in a loop; the same results.
+        fused: evaluate all variants together instead of in a loop over the plain modules; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast. With `batch` no batch can be cut, so that one variant of a whole batch is the
             least. The supernet's weights in the kernels' layout come on top.
@@ -176,7 +176,10 @@ def _of_supernet(
     normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
     batched_variants = fused and batch_norm == "variant"  # then those of the stem, which are all variants'
     stored: BatchNorm = "recalibrated" if batched_variants else batch_norm
-    with evaluation_mode(supernet, stored, calibration, tables) as use_statistics_of:
+    with (
+        nullcontext() if fused else supernet.plain(),
+        evaluation_mode(supernet, stored, calibration, tables) as use_statistics_of,
+    ):
         if batched_variants:
             images_only = [images for images, _ in calibration]
             normalisation = own_statistics(supernet, images_only, tables, memory_budget)

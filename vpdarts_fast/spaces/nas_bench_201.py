@@ -6,7 +6,8 @@ block to 4C, N cells, batch norm and ReLU, global average pool, linear classifie
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -121,6 +122,19 @@ class Supernet(Skeleton):
         for cell in self.cells:
             if isinstance(cell, (SearchCell, ResidualBlock)):
                 cell.fused, cell.backend = fused, backend
+
+    @contextmanager
+    def plain(self) -> Iterator[None]:
+        """Within, every part runs module by module, whether it is fused or not."""
+        parts = [cell for cell in self.cells if isinstance(cell, (SearchCell, ResidualBlock))]
+        before = [part.fused for part in parts]
+        try:
+            for part in parts:
+                part.fused = False
+            yield
+        finally:
+            for part, fused in zip(parts, before, strict=True):
+                part.fused = fused
 
     def search_cells(self) -> list[SearchCell]:
         return [cell for cell in self.cells if isinstance(cell, SearchCell)]
