@@ -206,7 +206,8 @@ class SearchCell(nn.Module):
 
         def keep(_: Tensor, mean: Tensor, variance: Tensor) -> None:
             found = mean[0].flatten(0, 1), variance[0].flatten(0, 1)
-            computed = (alpha[:, 2:4] != 0).flatten().tolist() if skips_zeros else None
+            rows = alpha.tolist() if skips_zeros else []
+            computed = [value != 0 for row in rows for value in row[2:4]] or None
             update_running_statistics(norms, *found, x, computed)
 
         return with_statistics(cell, keep).squeeze(0)
