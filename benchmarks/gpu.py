@@ -210,8 +210,10 @@ def training_stage(device: torch.device, scale: Scale, name: str) -> Iterator[Ro
         def alpha(state: SearchState = state) -> Any:
             return alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
 
-        for phase, step, tally in (("weights", weights, tallies[0]), ("alpha", alpha, tallies[1])):
+        phases = (("weights", weights, tallies[0]), ("alpha", alpha, tallies[1]))
+        for phase, step, _ in phases:  # before any is timed: after many steps rounding has grown
             losses[phase, fused] = float(step()[0])
+        for phase, step, tally in phases:
             error = abs(losses[phase, fused] / losses[phase, False] - 1)
             row = {"phase": phase, "fused": fused, "error": error, "correct": error < 1e-3}
             if row["correct"]:

@@ -193,7 +193,7 @@ def masked_cell(
             node feeds every later one.
         weight_3x3: [E, C, C, 3, 3].
         mean: [E, 2, C], of the 1x1 and the 3x3 convolution, or [V, E, 2, C] where each variant has its own.
-        variance: as mean.
+        variance: [E, 2, C] or [V, E, 2, C], as mean.
         alpha: [V, E, 5].
         eps: batch norm's epsilon.
 

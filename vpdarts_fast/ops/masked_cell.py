@@ -30,7 +30,7 @@ def masked_cell(
         weight_1x1: [E, C, C, 1, 1], edges in the order 0->1, 0->2, 1->2, ...
         weight_3x3: [E, C, C, 3, 3].
         mean: [E, 2, C], of the 1x1 and the 3x3 convolution, or [V, E, 2, C] where each variant has its own.
-        variance: as mean.
+        variance: [E, 2, C] or [V, E, 2, C], as mean.
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool. What has alpha 0 need not be computed: a NaN
             that its weights would bring does not show.
         eps: batch norm's epsilon, from 0 to float32's largest.
