@@ -65,11 +65,29 @@ class Epoch:
 
 
 @dataclass(frozen=True)
+class Finalists:
+    """What finalists, cells trained from scratch for a short time, came to.
+
+    Attributes:
+        search: The answer of the search alone.
+        winners: Of each round.
+        accuracies: Of each cell and each length in steps that it was trained for, in per cent, by seed.
+        benchmark: Accuracies of each cell by column of the benchmark table, empty without a table.
+    """
+
+    search: Genotype
+    winners: tuple[Genotype, ...]
+    accuracies: Mapping[tuple[Genotype, int], tuple[float, ...]]
+    benchmark: Mapping[Genotype, Mapping[str, float]]
+
+
+@dataclass(frozen=True)
 class Result:
     """``result.json``.
 
     Attributes:
         genotype: The architecture found.
+        finalists: What they came to, if there were any.
         importance: The evaluation that chose it, if one did.
         benchmark: Its accuracies by column of the benchmark table, empty without a table.
     """
@@ -77,6 +95,7 @@ class Result:
     genotype: Genotype
     importance: Importance | None
     benchmark: Mapping[str, float]
+    finalists: Finalists | None
 
 
 @dataclass(frozen=True)
@@ -150,6 +169,33 @@ def parse_result(entry: Mapping[str, Any]) -> Result:
         genotype=_parse_genotype(entry["architecture"], entry["index"]),
         importance=_parse_importance(entry["importance"]),
         benchmark=_parse_benchmark(entry["benchmark"]),
+        finalists=_parse_finalists(entry["finalists"]),
+    )
+
+
+def _parse_finalists(entry: Any) -> Finalists | None:
+    if entry is None:
+        return None
+    values = mapping(entry, "finalists")
+    whole(values["steps"], "steps of the finalists")
+    accuracies = {}
+    for played in values["rounds"]:
+        for rung in played["rungs"]:
+            whole(rung["images"], "images of a rung", 1)
+            for cell in rung["cells"]:
+                trained = Genotype.from_string(cell["architecture"]), whole(rung["steps"], "steps", 1)
+                accuracies[trained] = tuple(number(value, "accuracy", 0, 100) for value in cell["accuracy"])
+                for loss in cell["training_loss"]:
+                    _number(loss, "training_loss")
+    search = values["search"]
+    return Finalists(
+        search=_parse_genotype(search["architecture"], search["index"]),
+        winners=tuple(Genotype.from_string(played["winner"]) for played in values["rounds"]),
+        accuracies=accuracies,
+        benchmark={
+            Genotype.from_string(cell): _parse_benchmark(benchmark)
+            for cell, benchmark in mapping(values["benchmark"], "benchmark of the finalists").items()
+        },
     )
 
 

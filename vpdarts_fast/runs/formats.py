@@ -217,6 +217,24 @@ def _settings_2(settings: Content) -> Content:
     return {**settings, **paths}
 
 
+def _settings_3(settings: Content) -> Content:
+    """Finalists. There were none."""
+    finalists = {
+        "finalists": 0,
+        "finalist_channels": 8,
+        "finalist_cells_per_stage": 5,
+        "finalist_steps": 100,
+        "finalist_budget": 12_000,
+        "finalist_margin": 5.0,
+    }
+    return {**settings, **finalists}
+
+
+def _result_3(result: Content) -> Content:
+    """What finalists came to."""
+    return {**result, "finalists": None}
+
+
 def _epoch_2(epoch: Content) -> Content:
     """What the epoch was computed on."""
     return {**epoch, "environment": None}
@@ -227,13 +245,15 @@ def _checkpoint_2(checkpoint: Content) -> Content:
     return {**checkpoint, "environment": None, "images": None}
 
 
-SETTINGS = Format("search settings", "restore it from a copy, or start a new run", (_settings_2,))
+SETTINGS = Format("search settings", "restore it from a copy, or start a new run", (_settings_2, _settings_3))
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
 EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2,))
 """A line of metrics.jsonl."""
 
-RESULT = Format("search result", "remove it, and --resume the run to have it written again", (_same,))
+RESULT = Format(
+    "search result", "remove it, and --resume the run to have it written again", (_same, _result_3)
+)
 """result.json."""
 
 SEEDS = Format("search of several seeds", "restore it from a copy, or --resume the seeds' folders", (_same,))
@@ -241,6 +261,9 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 
 CHECKPOINT = Format("search checkpoint", "restore it from a copy, or start a new run", (_checkpoint_2,), True)
 """checkpoint.pt."""
+
+FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
+"""finalists.pt."""
 
 SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same,), True)
 """A file of snapshots."""

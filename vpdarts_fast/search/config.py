@@ -80,6 +80,21 @@ class SearchConfig:
     batch_norm: BatchNorm = "recalibrated"
     """Batch norm's statistics during leave-one-out evaluation."""
 
+    # Finalists
+    finalists: int = 0
+    """Cells that are trained from scratch for a short time at the end, the found one among them; a clearly
+    better one is taken instead. 0: none, the search alone decides."""
+    finalist_channels: int = 8
+    """C of the networks in which they are trained."""
+    finalist_cells_per_stage: int = 5
+    """N of these networks."""
+    finalist_steps: int = 100
+    """Training steps of the first rung; each rung is four times as long as the one before."""
+    finalist_budget: int = 12_000
+    """Training steps of all finalists together, at most."""
+    finalist_margin: float = 5.0
+    """Points by which a clearly better cell has to lead after 400 steps; after n times those an n-th."""
+
     # Optimisers
     batch_size: int = 64
     """Images in a training step."""
@@ -134,6 +149,14 @@ class SearchConfig:
                 check_bound(name, value, flag(name))
         if self.warmup_epochs + self.pruning_epochs == 0:
             raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
+        if self.finalists == 1:
+            raise UserError("--finalists must be 0, for none, or at least 2: one has nothing to compare with")
+        if self.finalists and self.finalist_budget < (least := 2 * self.finalists * self.finalist_steps):
+            raise UserError(
+                f"--finalist-budget must be at least {least:,}, twice what the first rung of --finalists "
+                f"{self.finalists:,} takes with --finalist-steps {self.finalist_steps:,}; got "
+                f"{self.finalist_budget:,}"
+            )
         if self.backend != "auto" and not self.fused:
             raise UserError(f"--backend {self.backend} is for fused operations; leave it out with --no-fused")
 

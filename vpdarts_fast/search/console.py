@@ -20,6 +20,7 @@ from rich.progress import (
 from vpdarts_fast.command_line import warn
 from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
 from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.finalists import Rung, rung_to_json
 from vpdarts_fast.search.run_folder import RunFolder
 
 
@@ -98,6 +99,10 @@ class Console:
         if tensorboard := self._tensorboard:
             self._guarded("TensorBoard events", lambda: tensorboard.add_epoch(metrics))
 
+    def rung(self, rung: Rung) -> None:
+        for text in rung_lines(rung):
+            self.line(text)
+
     def result(self, result: dict[str, Any]) -> None:
         """The search is over."""
         self._stop_bars()
@@ -140,6 +145,19 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
+def rung_lines(rung: Rung) -> list[str]:
+    """Finalists that were trained alike, the best first."""
+    values = rung_to_json(rung)
+    cells = sorted(values["cells"], key=lambda cell: -sum(cell["accuracy"]))
+    lines = [f"finalists, {rung.steps:,} steps, judged on {values['images']:,} images:"]
+    for cell in cells:
+        accuracy = "  ".join(f"{value:5.2f} %" for value in cell["accuracy"])
+        losses = "  ".join("diverged" if loss is None else f"{loss:.3f}" for loss in cell["training_loss"])
+        behind = "" if cell["close"] else "  clearly worse"
+        lines.append(f"  {accuracy}  training loss {losses}  {cell['architecture']}{behind}")
+    return lines
+
+
 def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
     """What was found."""
     lines = [f"found: {result['architecture']}", f"index: {result['index']}"]
@@ -147,8 +165,26 @@ def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
         lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
     if result["benchmark"] is not None:
         lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
+    if result["finalists"] is not None:
+        lines += finalist_lines(result["finalists"], result["architecture"])
     seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
     return [*lines, seconds, f"result, metrics and pictures: {run.path}"]
+
+
+def finalist_lines(finalists: dict[str, Any], architecture: str) -> list[str]:
+    """Both answers, and what parts them."""
+    search, rounds = finalists["search"], finalists["rounds"]
+    trained = {cell["architecture"] for one in rounds for rung in one["rungs"] for cell in rung["cells"]}
+    lines = [f"finalists: {len(trained)} cells, {finalists['steps']:,} steps"]
+    for one in rounds:
+        others = len(one["tied"]) - 1
+        tie = f", not to be told from {others} other{'s' if others > 1 else ''}" if others else ""
+        verdict = "stays" if one["winner"] == one["incumbent"] else f"gives way to {one['winner']}"
+        lines.append(f"  {one['incumbent']} {verdict}{tie} after {one['rungs'][-1]['steps']:,} steps")
+    if search["architecture"] != architecture:
+        table = "" if search["benchmark"] is None else "  " + benchmark_text(search["benchmark"])
+        lines.append(f"the search alone: {search['architecture']}{table}")
+    return lines
 
 
 def benchmark_text(accuracies: dict[str, float]) -> str:

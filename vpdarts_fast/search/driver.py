@@ -21,10 +21,18 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.search.config import SearchConfig, contradictions
+from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
 from vpdarts_fast.search.preflight import check_search, images_evaluated, last_batch_is_too_small
-from vpdarts_fast.search.pruning import make_criterion, make_pruning
+from vpdarts_fast.search.pruning import Importance, make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
-from vpdarts_fast.search.state import EpochRecord, SearchState, evaluation_to_json, numbers, step_sums
+from vpdarts_fast.search.state import (
+    EpochRecord,
+    SearchState,
+    evaluation_from_json,
+    evaluation_to_json,
+    numbers,
+    step_sums,
+)
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.genotype import Genotype
@@ -45,6 +53,9 @@ class Observer(Protocol):
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """An epoch is over; its line of metrics.jsonl."""
+
+    def rung(self, rung: Rung) -> None:
+        """Finalists were trained alike; their scores."""
 
 
 class Search:
@@ -119,7 +130,7 @@ class Search:
     def position(self) -> str:
         """Where the search is, for people."""
         if self.state.epoch == self.config.epochs:
-            return "the final evaluation"
+            return "the final evaluation" if self.state.record.choices is None else "the finalists"
         return f"epoch {self.state.epoch + 1}, step {self.state.step}"
 
     def search(self) -> dict[str, Any]:
@@ -147,7 +158,7 @@ class Search:
             return
         self._take_snapshot()
         if self.pruning.due(pruning_epoch) and pruning_epoch >= self.criterion.first_epoch:
-            ranking = self._rank_ops()
+            ranking = self._rank_ops().ranking(state.alive.cpu()).to(self.device)
             state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
         state.record.began = True
 
@@ -200,14 +211,17 @@ class Search:
         self._stop_if_asked()
 
     def _select(self) -> dict[str, Any]:
-        """Evaluates once more and takes the most important op of each edge."""
+        """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         state = self.state
         self._take_snapshot()
-        ranking = self._rank_ops()
-        genotype = Genotype.from_choices(ranking[:, 0].tolist())
-        state.seconds["leave_one_out"] = (
-            state.seconds.get("leave_one_out", 0.0) + state.record.seconds["leave_one_out"]
-        )
+        calls = Calls(self._rank_ops(), state.alive.cpu())
+        genotype, decision = calls.chosen, None
+        seconds = dict(state.seconds)
+        seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + state.record.seconds["leave_one_out"]
+        if self.config.finalists:
+            self._save()
+            decision = self._compare(calls)
+            genotype, seconds["finalists"] = decision.winner, decision.seconds
         evaluation = state.record.evaluation
         result = {
             "architecture": str(genotype),
@@ -217,7 +231,8 @@ class Search:
             "benchmark": self._look_up(genotype),
             "importance": evaluation,
             "alpha": numbers(state.alpha),
-            "seconds": state.seconds,
+            "finalists": decision and decision_to_json(decision, self._look_up),
+            "seconds": seconds,
             "seed": self.config.seed,
             "warmup_epochs": self.config.warmup_epochs,
             "pruning_epochs": self.config.pruning_epochs,
@@ -225,15 +240,35 @@ class Search:
         self.run_folder.write_result(result)
         return result
 
-    def _rank_ops(self) -> Tensor:
-        """Op numbers [E, O], the most important first; notes the evaluation in the epoch's record."""
-        state = self.state
-        evaluation = self._evaluate() if self.criterion.needs_evaluation else None
-        if evaluation is not None:
-            state.record.evaluation = evaluation_to_json(evaluation, self.config.batch_norm)
-        ranking = self.criterion.importance(state.alpha, evaluation).ranking(state.alive.cpu())
-        state.record.choices = ranking[:, 0].tolist()
-        return ranking.to(self.device)
+    def _compare(self, calls: Calls) -> Decision:
+        """The search's cell against those of earlier epochs and its neighbours, trained from scratch."""
+        epochs = reversed(self.run_folder.metrics())
+        earlier = [Genotype.from_string(epoch["genotype"]) for epoch in epochs if epoch["genotype"]]
+        self.observer.phase("finalists", self.config.finalist_budget)
+
+        def on_step(steps: int) -> None:
+            self._stop_if_asked()
+            self.observer.advance(steps, self.state.epoch)
+
+        return Finalists(
+            self.config,
+            self.state.supernet.num_classes,
+            self.training,
+            self.validation,
+            calls,
+            self.run_folder.finalists,
+            self._images_digest,
+        ).compare(earlier, on_step, self.observer.rung)
+
+    def _rank_ops(self) -> Importance:
+        """How important each op is; notes the evaluation in the epoch's record, or takes it from there."""
+        state, record = self.state, self.state.record
+        if self.criterion.needs_evaluation and record.evaluation is None:
+            record.evaluation = evaluation_to_json(self._evaluate(), self.config.batch_norm)
+        evaluation = record.evaluation and evaluation_from_json(record.evaluation)
+        importance = self.criterion.importance(state.alpha, evaluation or None)
+        record.choices = importance.ranking(state.alive.cpu())[:, 0].tolist()
+        return importance
 
     def _evaluate(self) -> LeaveOneOut:
         """Leave-one-out on a fresh random share of the validation set."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import torch
@@ -33,6 +34,7 @@ def check_search(
     check_table(config, table)
     check_memory(config, data, device)
     check_memory_budget(config, data, device)
+    check_finalists(config, data, device)
 
 
 def images_used(config: SearchConfig, data: ImageData) -> int:
@@ -156,6 +158,27 @@ def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.dev
         raise UserError(
             f"--memory-budget-mib must be at least {math.ceil(least / 2**20):,}, of one variant of {what}; "
             f"got {config.memory_budget_mib:,}"
+        )
+
+
+def check_finalists(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+    """Raises `UserError` if a finalist needs more memory than the machine has, by a lower estimate."""
+    if not config.finalists:
+        return
+    network = dataclasses.replace(
+        config, channels=config.finalist_channels, cells_per_stage=config.finalist_cells_per_stage
+    )
+    weights = 4 * parameters(network, data.num_classes)  # what an op that is not chosen has, too
+    batch = min(config.batch_size, images_used(config, data))
+    activations = batch * activation_bytes(network, data.image_size) * NUM_NODES // (NUM_NODES + len(EDGES))
+    available = memory_of(device)
+    if weights + activations > available:
+        raise UserError(
+            f"a finalist needs at least {machine.readable(weights + activations)} of memory, and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
+            f"choose a smaller --finalist-channels ({config.finalist_channels:,}), "
+            f"--finalist-cells-per-stage ({config.finalist_cells_per_stage:,}) or "
+            f"--batch-size ({config.batch_size:,})"
         )
 
 

@@ -17,13 +17,14 @@ from vpdarts_fast.search.config import SearchConfig
 class RunFolder:
     """Where a search keeps what it made.
 
-    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, and with
-    --snapshots a folder snapshots.
+    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, with --finalists
+    finalists.pt, and with --snapshots a folder snapshots.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoint = path / "checkpoint.pt"
+        self.finalists = path / "finalists.pt"
         self.snapshots = path / SNAPSHOTS
         self.log = path / "log.txt"
         self._metrics = path / "metrics.jsonl"

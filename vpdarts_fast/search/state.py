@@ -243,6 +243,17 @@ def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, An
     }
 
 
+def evaluation_from_json(values: Mapping[str, Any]) -> LeaveOneOut:
+    """The inverse of `evaluation_to_json`, bit for bit."""
+    tables = {name: torch.tensor(values[name], dtype=torch.float64) for name in ("accuracy", "loss")}
+    return LeaveOneOut(
+        **tables,
+        base_accuracy=values["base_accuracy"],
+        base_loss=values["base_loss"],
+        images=values["images"],
+    )
+
+
 def numbers(table: Tensor) -> list[list[float]]:
     """A table [E, O] as plain lists."""
     rows: list[list[float]] = table.detach().cpu().tolist()

@@ -1,0 +1,212 @@
+"""One cell, trained from scratch on the training half for some steps and judged on the validation half.
+
+Everything random is a function of the search's seed, the repetition and the step, not of the cell: two cells
+begin with the same weights where they have the same op on an edge, and see the same images in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.data import ImageSet, epoch_order
+from vpdarts_fast.runs.values import number, tensors_like, whole
+from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.finalists.rounds import Score
+from vpdarts_fast.search.optimizers import adapted
+from vpdarts_fast.search.preflight import last_batch_is_too_small
+from vpdarts_fast.search.state import Mean, step_sums
+from vpdarts_fast.search.step import weights_step
+from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.spaces.genotype import OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
+
+LEARNING_RATE = 0.1
+"""At the start of a cosine schedule to zero over the steps of a training."""
+
+
+class CellTraining:
+    """A cell in training: the supernet with alpha 1 on the cell's ops and 0, which costs nothing, elsewhere.
+
+    Attributes:
+        steps: how many it takes.
+        step: the one that comes next.
+        last_epoch: loss over the steps of the last epoch so far.
+        seconds: taken so far.
+    """
+
+    def __init__(
+        self,
+        genotype: Genotype,
+        steps: int,
+        repetition: int,
+        config: SearchConfig,
+        classes: int,
+        device: torch.device,
+    ) -> None:
+        self.genotype, self.steps, self.repetition = genotype, steps, repetition
+        self._config = config
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(config.seed, "finalist weights", repetition))
+            supernet = Supernet(
+                config.finalist_channels,
+                config.finalist_cells_per_stage,
+                classes,
+                skip_dropout=0.0,
+                fused=config.fused,
+                backend=config.backend,
+            )
+        self.supernet = supernet.to(device).train()
+        self.alpha = one_hot(genotype).to(device)
+        self.parameters = without_unused(self.supernet, genotype)
+        self.optimizer = torch.optim.SGD(
+            self.parameters,
+            lr=LEARNING_RATE,
+            momentum=config.momentum,
+            weight_decay=config.weight_decay,
+            nesterov=config.momentum > 0,
+        )
+        self.step, self.last_epoch, self.seconds = 0, Mean(), 0.0
+
+    def train(self, batch: tuple[Tensor, Tensor], *, counts: bool) -> None:
+        """One step; `counts`: whether its loss is one of the last epoch."""
+        rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
+        self.optimizer.param_groups[0]["lr"] = rate
+        clip = self._config.gradient_clip
+        loss, correct = weights_step(self.supernet, self.alpha, batch, self.optimizer, clip)
+        if counts:
+            images = len(batch[1])
+            self.last_epoch.add(step_sums(loss, correct, images), images)
+        self.step += 1
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """Tensors and plain values; None where numbers are not finite: it is as good to begin anew."""
+        tensors = self.supernet.state_dict()
+        if not all(tensor.isfinite().all() for tensor in tensors.values()):
+            return None
+        return {
+            "architecture": str(self.genotype),
+            "steps": self.steps,
+            "repetition": self.repetition,
+            "step": self.step,
+            "supernet": tensors,
+            "optimizer": self.optimizer.state_dict(),
+            "last_epoch": self.last_epoch.to_dict(),
+            "seconds": self.seconds,
+        }
+
+    def load_state_dict(self, saved: Mapping[str, Any]) -> None:
+        """The inverse of `state_dict`; `ValueError`, `KeyError` or `TypeError` for what does not fit."""
+        self.supernet.load_state_dict(tensors_like(saved["supernet"], self.supernet.state_dict(), "supernet"))
+        self.optimizer.load_state_dict(adapted(saved["optimizer"], self.optimizer))
+        self.step = whole(saved["step"], "step", 0, self.steps)
+        self.last_epoch = Mean.from_dict(saved["last_epoch"], "the last epoch")
+        self.seconds = number(saved["seconds"], "seconds", 0)
+
+
+def one_hot(genotype: Genotype) -> Tensor:
+    """Alpha [E, O] float32 of a single cell."""
+    return F.one_hot(torch.tensor(genotype.choices), len(OPS)).float()
+
+
+def without_unused(supernet: Supernet, genotype: Genotype) -> list[nn.Parameter]:
+    """Takes the gradient from what the cell does not hold; returns the parameters that keep theirs."""
+    for cell in supernet.search_cells():
+        for mixed_op, choice in zip(cell.mixed_ops(), genotype.choices, strict=True):
+            for op, module in enumerate(mixed_op):
+                module.requires_grad_(op == choice)
+    return [parameter for parameter in supernet.parameters() if parameter.requires_grad]
+
+
+@dataclass(frozen=True)
+class Images:
+    """What finalists are trained and judged on, the same for all of a rung and a repetition.
+
+    Attributes:
+        training: the half that trains.
+        validation: the half that judges.
+    """
+
+    training: ImageSet
+    validation: ImageSet
+    config: SearchConfig
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self._order(0, 0))
+
+    def _order(self, repetition: int, epoch: int) -> list[Tensor]:
+        count, size = len(self.training), self.config.batch_size
+        height, width = self.training.images.shape[1:3]
+        drop_last = last_batch_is_too_small(count, size, (height, width))
+        return epoch_order(
+            count, size, stream(self.config.seed, "finalist order", repetition, epoch), drop_last
+        )
+
+    def epoch(self, repetition: int, epoch: int) -> Callable[[int], tuple[Tensor, Tensor]]:
+        """Gives the batch of a step of that epoch, from 0."""
+        order = self._order(repetition, epoch)
+
+        def batch(step: int) -> tuple[Tensor, Tensor]:
+            augmentation = stream(self.config.seed, "finalist augmentation", repetition, epoch, step)
+            return self.training.batch(order[step], augmentation)
+
+        return batch
+
+    def judging(self, steps: int) -> int:
+        """How many validation images judge a training of so many steps: half of what it trains on, or all.
+
+        So that judging takes about a sixth of the time of training, at most.
+        """
+        return max(1, min(len(self.validation), steps * self.config.batch_size // 2))
+
+    def judged_by(self, steps: int) -> list[Tensor]:
+        """The indices of these images, in batches; int64."""
+        count = self.judging(steps)
+        generator = stream(self.config.seed, "finalist images")
+        order = torch.randperm(len(self.validation), generator=generator, device="cpu")[:count]
+        return list(order.tensor_split(math.ceil(count / self.config.evaluation_batch_size)))
+
+
+def finish(training: CellTraining, images: Images, on_step: Callable[[], None]) -> Score:
+    """Trains to the last step and judges; `on_step` is called before each step and batch, and may raise.
+
+    What is raised leaves the training where it can go on, or be saved.
+    """
+    per_epoch = images.steps_per_epoch
+    first_counted = training.steps - min(per_epoch, training.steps)
+    batches: tuple[int, Callable[[int], tuple[Tensor, Tensor]]] | None = None
+    while training.step < training.steps:
+        on_step()
+        started = time.perf_counter()
+        epoch, step = divmod(training.step, per_epoch)
+        if batches is None or batches[0] != epoch:
+            batches = epoch, images.epoch(training.repetition, epoch)
+        training.train(batches[1](step), counts=training.step >= first_counted)
+        training.seconds += time.perf_counter() - started
+    return _judge(training, images, on_step)
+
+
+def _judge(training: CellTraining, images: Images, on_step: Callable[[], None]) -> Score:
+    started = time.perf_counter()
+    correct = []
+    training.supernet.eval()
+    try:
+        with torch.no_grad():
+            for indices in images.judged_by(training.steps):
+                on_step()
+                batch, labels = images.validation.batch(indices)
+                correct.append(training.supernet(batch, training.alpha).argmax(1) == labels)
+    finally:
+        training.supernet.train()
+    loss, _ = training.last_epoch.summary()
+    finite = loss is not None and math.isfinite(loss)
+    seconds = training.seconds + time.perf_counter() - started
+    return Score(torch.cat(correct).cpu(), loss if finite else None, seconds)
