@@ -23,6 +23,7 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import (
     CHECKPOINT,
     EPOCH,
+    FINALISTS,
     KENDALL,
     RESULT,
     SEEDS,
@@ -42,7 +43,7 @@ VERSION_1 = Path(__file__).parent / "run_folder_version_1"
 """Written before files had versions: a search of two seeds, killed in the second. The checkpoint and the
 snapshots of the first seed, and all pictures, are left out."""
 
-ALL = (SETTINGS, EPOCH, RESULT, SEEDS, CHECKPOINT, SNAPSHOT, KENDALL)
+ALL = (SETTINGS, EPOCH, RESULT, SEEDS, CHECKPOINT, FINALISTS, SNAPSHOT, KENDALL)
 
 
 @pytest.fixture
@@ -130,7 +131,10 @@ def test_a_run_of_version_1_means_the_settings_that_it_ran_with(old: Path) -> No
 def test_the_settings_of_the_present_version() -> None:
     """Whoever adds, removes or renames a setting adds a version and an upgrade; see docs/formats.md."""
     first = set(json.loads((VERSION_1 / "seed-4" / "config.json").read_text()))
-    names = {2: first}
+    finalists = {"finalists"} | {
+        f"finalist_{name}" for name in ("channels", "cells_per_stage", "steps", "budget", "margin")
+    }
+    names = {3: first | finalists}
     assert set(get_type_hints(SearchConfig)) == names[SETTINGS.version]
 
 
