@@ -526,6 +526,13 @@ def test_a_file_that_does_not_fit_is_refused(
         finalists(images, path).compare([], lambda steps: None, lambda rung: None)
 
 
+def test_a_file_of_a_newer_version_is_refused(written_once: Path, images: Images, tmp_path: Path) -> None:
+    newer = dataclasses.replace(FINALISTS, upgrades=(*FINALISTS.upgrades, lambda content: content))
+    checkpoint.save(tmp_path / "finalists.pt", checkpoint.load(written_once, FINALISTS), newer)
+    with pytest.raises(UserError, match="written by a newer vpdarts_fast: progress of finalists, version 2"):
+        finalists(images, tmp_path / "finalists.pt")
+
+
 def test_a_changed_byte_is_found(written_once: Path, images: Images, tmp_path: Path) -> None:
     data = bytearray(written_once.read_bytes())
     data[len(data) // 2] ^= 1

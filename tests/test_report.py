@@ -93,6 +93,7 @@ def make_result(*, importance: bool = True, benchmark: bool = True) -> dict[str,
         "warmup_epochs": WARMUP,
         "pruning_epochs": PRUNING,
         "base_accuracy": 60.0,
+        "finalists": None,
     }
 
 
