@@ -200,6 +200,8 @@ def test_the_papers_cell_wins_against_six_convolutions_and_stays(cells: int, bud
     assert [played.incumbent for played in decision.rounds] == [SIX, PAPER][: len(decision.rounds)]
     assert train.steps == decision.steps <= budget and decision.seconds == decision.steps
     assert len(train.asked) == len(set(train.asked)), "nothing is trained twice"
+    begun = [set(played.rungs[0].scores) for played in decision.rounds]
+    assert begun[0].isdisjoint(begun[-1] - {PAPER}) or len(begun) == 1, "whoever lost is not asked again"
 
 
 def test_a_longer_training_of_all_neighbours_finds_it_without_the_evaluation() -> None:
@@ -390,6 +392,8 @@ def test_cells_begin_with_the_same_weights_and_see_the_same_images(images: Image
     first, second = images.epoch(0, 0)(1), images.epoch(0, 0)(1)
     assert first[0].equal(second[0]) and not images.epoch(1, 0)(1)[0].equal(first[0])
     assert not images.epoch(0, 1)(1)[0].equal(first[0])
+    assert first[1].equal(second[1]) and not images.epoch(1, 0)(1)[1].equal(first[1]), "the order"
+    assert not images.epoch(0, 1)(1)[1].equal(first[1])
     assert images.steps_per_epoch == 4
 
 
@@ -417,6 +421,22 @@ def test_the_loss_is_that_of_the_last_epoch(
     assert score.training_loss == pytest.approx(sum(losses[-4:]) / min(steps, 4))
     assert len(losses) == steps and all(losses[-4:]) and not any(losses[:-4])
     assert len(score.correct) == images.judging(steps)
+
+
+def test_it_is_judged_as_a_network_in_use(images: Images) -> None:
+    """By the running statistics, on images that are not augmented; and the training could go on."""
+    trained = training(PAPER, 12)
+    score = finish(trained, images, lambda: None)
+    assert trained.supernet.training
+    network = trained.supernet.eval()
+    with torch.no_grad():
+        logits = [
+            network(batch[None], trained.alpha)[0]
+            for indices in images.judged_by(12)
+            for batch in images.validation.batch(indices)[0]
+        ]
+    labels = images.validation.labels[torch.cat(images.judged_by(12))]
+    assert score.correct.equal(torch.stack(logits).argmax(1) == labels)
 
 
 class Stop(Exception):
