@@ -18,6 +18,7 @@ from small_tables import additive_table
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.report.finalists import finalists_figure
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
@@ -369,7 +370,35 @@ def test_finalists_are_read_and_drawn(finished: tuple[Path, Watcher], tmp_path: 
     for cell in rung["cells"]:
         key = Genotype.from_string(cell["architecture"]), rung["steps"]
         assert result.finalists.accuracies[key] == tuple(cell["accuracy"])
-    assert folder / "cell.png" in draw_pictures(folder)
+    drawn = draw_pictures(folder)
+    assert {folder / "cell.png", folder / "finalists.png"} <= set(drawn)
+
+
+def test_the_picture_has_a_row_for_each_cell_and_a_mark_for_each_training(
+    finished: tuple[Path, Watcher],
+) -> None:
+    record = read_run(finished[0])
+    figure = finalists_figure(record)
+    assert figure is not None and record.result and record.result.finalists
+    (axes,) = figure.subfigs[0].axes
+    accuracies = record.result.finalists.accuracies
+    labels = [label.get_text() for label in axes.get_yticklabels()]
+    assert len(labels) == len({cell for cell, _ in accuracies})
+    rungs = sorted({steps for _, steps in accuracies})
+    assert [line.get_label() for line in axes.lines] == [f"{steps} steps" for steps in rungs]
+    for line, rung in zip(axes.lines, rungs, strict=True):
+        marks = {(labels[int(row)].split()[-1], value) for value, row in line.get_xydata()}
+        expected = {(str(c), v) for (c, steps), values in accuracies.items() if steps == rung for v in values}
+        assert marks == expected
+    (taken,) = (label for label in labels if "taken" in label)
+    (search,) = (label for label in labels if "search" in label)
+    assert taken.endswith(str(record.genotype))
+    assert search.endswith(str(record.result.finalists.search))
+    ranks = [max((s, sum(v) / len(v)) for (c, s), v in accuracies.items() if label.endswith(str(c)))
+             for label in labels]  # fmt: skip
+    assert ranks == sorted(ranks, reverse=True)
+    bare = dataclasses.replace(record, result=dataclasses.replace(record.result, finalists=None))
+    assert finalists_figure(bare) is None
 
 
 @pytest.mark.parametrize(

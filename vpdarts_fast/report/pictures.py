@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vpdarts_fast.report.cell import draw_cell
 from vpdarts_fast.report.curves import curves_figure
+from vpdarts_fast.report.finalists import finalists_figure
 from vpdarts_fast.report.heat_map import alpha_figure, importance_figure
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.report.style import save_figure
@@ -16,9 +17,9 @@ def draw_pictures(run: Path) -> list[Path]:
 
     ``cell.png`` and ``cell.svg`` show the architecture (so far), ``alpha.png`` the alphas over the
     epochs, ``importance.png`` what leave-one-out evaluation said of every op, ``curves.png`` losses
-    and accuracies. During the warm-up there is no cell yet, and without any evaluation no
-    ``importance.png``. Existing pictures are replaced. Read are
-    ``metrics.jsonl`` and, once it is there, ``result.json``.
+    and accuracies, and ``finalists.png``, if there were any, what finalists reached. During the
+    warm-up there is no cell yet, and without any evaluation no ``importance.png``. Existing pictures
+    are replaced. Read are ``metrics.jsonl`` and, once it is there, ``result.json``.
 
     Returns:
         The paths of the pictures drawn.
@@ -36,6 +37,7 @@ def draw_pictures(run: Path) -> list[Path]:
         "alpha.png": alpha_figure(record),
         "importance.png": importance_figure(record),
         "curves.png": curves_figure(record),
+        "finalists.png": finalists_figure(record),
     }
     for name, figure in figures.items():
         if figure is not None:
