@@ -34,6 +34,8 @@ from vpdarts_fast.search import __main__ as command_line
 SEARCH = [
     "--max-images", "32", "--channels", "1", "--warmup-epochs", "1", "--pruning-epochs", "2",
     "--batch-size", "8", "--evaluation-batch-size", "8", "--threads", "1", "--snapshots",
+    "--finalists", "2", "--finalist-steps", "2", "--finalist-budget", "8", "--finalist-channels", "1",
+    "--finalist-cells-per-stage", "1",
 ]  # fmt: skip
 
 SEEDS = {"one": ["--seeds", "3"], "several": ["--seeds", "3", "4"]}

@@ -374,12 +374,22 @@ def test_summary_of_seeds() -> None:
 
     def found(seed: int, accuracy: float, c10: float | None) -> dict[str, Any]:
         benchmark = None if c10 is None else {"cifar10_test_200ep": c10}
-        return {"architecture": f"a{seed}", "index": seed, "base_accuracy": accuracy, "benchmark": benchmark}
+        return {
+            "architecture": f"a{seed}",
+            "index": seed,
+            "base_accuracy": accuracy,
+            "benchmark": benchmark,
+            "finalists": None,
+        }
 
     summary = summarise({0: found(0, 90, 93.0), 1: found(1, 92, 94.0), 5: found(5, 94, None)})
     assert summary["accuracies"] == {"base_accuracy": {"mean": 92, "standard_deviation": 2, "variance": 4}}, (
         "the benchmark accuracy is not known for all seeds"
     )
-    assert summary["seeds"]["5"] == found(5, 94, None)
+    assert {**summary["seeds"]["5"], "finalists": None} == found(5, 94, None)
     single = summarise({3: found(3, 90, 93.0)})["accuracies"]
     assert single["cifar10_test_200ep"] == {"mean": 93, "standard_deviation": None, "variance": None}
+    alone = {"finalists": {"search": {"benchmark": {"cifar10_test_200ep": 92.0}}}}
+    both = summarise({seed: found(seed, 90, 93.0) | alone for seed in (0, 1)})["accuracies"]
+    column = "cifar10_test_200ep"
+    assert [both[name]["mean"] for name in (column, f"{column}, the search alone")] == [93, 92]

@@ -70,6 +70,9 @@ def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
     measured: dict[str, list[float]] = {}
     for result in results.values():
         values = {"base_accuracy": result["base_accuracy"], **(result["benchmark"] or {})}
+        if result["finalists"] is not None:
+            alone = result["finalists"]["search"]["benchmark"] or {}
+            values |= {f"{column}, the search alone": value for column, value in alone.items()}
         for name, value in values.items():
             if value is not None:
                 measured.setdefault(name, []).append(value)
