@@ -23,7 +23,7 @@ from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import FINALISTS, RESULT, SETTINGS
-from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, driver, preflight
+from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, member, preflight
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.finalists.rounds import Rung
@@ -193,7 +193,7 @@ def test_a_search_that_is_stopped_among_its_finalists_goes_on_bit_for_bit(
 ) -> None:
     folder = tmp_path / "run"
     shutil.copytree(evaluated, folder)
-    monkeypatch.setattr(driver, "leave_one_out", None)  # nothing is evaluated twice
+    monkeypatch.setattr(member, "leave_one_out", None)  # nothing is evaluated twice
     for place in places:
         counter = itertools.count()
         with pytest.raises(Interrupted):
@@ -218,7 +218,7 @@ def test_a_search_that_is_killed_among_its_finalists_goes_on_bit_for_bit(
 
     with pytest.raises(KeyboardInterrupt):
         run(CONFIG, digits, folder, kill, watcher)
-    monkeypatch.setattr(driver, "leave_one_out", None)
+    monkeypatch.setattr(member, "leave_one_out", None)
     run(CONFIG, digits, folder)
     assert outcome(folder) == outcome(uninterrupted)
 

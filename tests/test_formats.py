@@ -69,7 +69,7 @@ def test_runs_of_version_1_go_on_to_their_end(
         metrics = RunFolder(folder).metrics()
         assert [line["epoch"] for line in metrics] == [0, 1, 2]
         for line, text in zip(metrics, lines, strict=False):
-            assert line == {**json.loads(text), "environment": None}
+            assert line == {**json.loads(text), "environment": None, "members": []}
         assert read_run(folder).result
     assert drawn == [old / "seed-3", old / "seed-4"]
     assert set(json.loads((old / "summary.json").read_text())["seeds"]) == {"3", "4"}
@@ -134,7 +134,7 @@ def test_the_settings_of_the_present_version() -> None:
     finalists = {"finalists"} | {
         f"finalist_{name}" for name in ("channels", "cells_per_stage", "steps", "budget", "margin")
     }
-    names = {3: first | finalists}
+    names = {4: first | finalists | {"committee"}}
     assert set(get_type_hints(SearchConfig)) == names[SETTINGS.version]
 
 

@@ -42,6 +42,7 @@ evaluation = importlib.import_module("vpdarts_fast.leave_one_out")  # the packag
 state_module = importlib.import_module("vpdarts_fast.search.state")
 nn_module = importlib.import_module("vpdarts_fast.nn")
 driver = importlib.import_module("vpdarts_fast.search.driver")
+member = importlib.import_module("vpdarts_fast.search.member")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU, or `meta`, in place of a GPU."""
     monkeypatch.setattr(state_module, "captures", lambda device: True)
     monkeypatch.setattr(nn_module, "can_be_read", lambda alpha: False)
-    for module in (evaluation, driver):
+    for module in (evaluation, member):
         monkeypatch.setattr(module, "recorder_for", lambda device: recorder)
 
 
@@ -115,9 +116,9 @@ def search_on_meta(
 
 def take_steps(search: Search) -> None:
     """Of both phases, until both are recorded."""
-    for draw in [search._draws(search.training, "training")[0]] * (graphs.WARM_UP + 2):
-        search._weights_step(draw)
-        search._alpha_step(draw)
+    for draw in [search.members[0]._draws(search.training, "training")[0]] * (graphs.WARM_UP + 2):
+        search.members[0]._weights_step(draw)
+        search.members[0]._alpha_step(draw)
 
 
 @pytest.mark.parametrize("backend", ["triton", "cuda", "pytorch", "none: plain modules"])

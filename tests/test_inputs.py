@@ -121,7 +121,7 @@ def test_a_last_batch_of_one_tiny_image_is_left_out(size: int, fused: bool, tmp_
     """17 images in batches of 16: in each of the halves one is over."""
     searched = search(image_data(34, size), tmp_path, fused=fused)
     assert len(searched.training) == len(searched.validation) == 17
-    assert [draw.shape[1] for draw in searched._draws(searched.training, "training")] == [16]
+    assert [draw.shape[1] for draw in searched.members[0]._draws(searched.training, "training")] == [16]
     result = searched.search()
     assert 0 <= result["index"] < NUM_ARCHITECTURES
     lines = RunFolder(tmp_path).metrics()
@@ -140,7 +140,7 @@ def test_every_other_last_batch_is_trained_on(
     images = data.train_images[:, :height, :width].contiguous()
     data = dataclasses.replace(data, train_images=images, test_images=images[:1])
     searched = search(data, tmp_path)
-    draws = searched._draws(searched.training, "training")
+    draws = searched.members[0]._draws(searched.training, "training")
     assert [draw.shape[1] for draw in draws] == sizes
     assert torch.cat([draw[0] for draw in draws]).unique().numel() == count // 2
 

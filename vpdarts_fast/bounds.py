@@ -73,6 +73,7 @@ BOUNDS = {
     "max_images": Bound(LEAST_IMAGES, 1_000_000_000),
     "validation_proportion": _SHARE,
     "seed": Bound(0, 2**63 - 1),
+    "committee": Bound(1, 1_000),
     "finalists": Bound(0, 1_000),
     "finalist_channels": Bound(1, 65_536),
     "finalist_cells_per_stage": Bound(1, 1_000),

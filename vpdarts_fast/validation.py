@@ -44,6 +44,19 @@ class LeaveOneOut:
     images: int
 
 
+def mean_of(evaluations: Sequence[LeaveOneOut]) -> LeaveOneOut:
+    """The mean of what was measured of several supernets, each on as many images; of one that itself."""
+    if len(evaluations) == 1:
+        return evaluations[0]
+    return LeaveOneOut(
+        torch.stack([evaluation.accuracy for evaluation in evaluations]).mean(0),
+        torch.stack([evaluation.loss for evaluation in evaluations]).mean(0),
+        sum(evaluation.base_accuracy for evaluation in evaluations) / len(evaluations),
+        sum(evaluation.base_loss for evaluation in evaluations) / len(evaluations),
+        evaluations[0].images,
+    )
+
+
 class Counts:
     """Right predictions and losses of V variants, added up where they are computed."""
 

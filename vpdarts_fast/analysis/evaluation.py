@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
@@ -19,7 +19,7 @@ from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
-from vpdarts_fast.runs.values import tensor_like, tensors_like, whole
+from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import choose_device, limited
@@ -27,6 +27,7 @@ from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.validation import mean_of
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
 RUN_FILE = "kendall.json"
@@ -161,16 +162,22 @@ def _evaluate(
     known: dict[str, dict[BatchNorm, LeaveOneOut]],
 ) -> Snapshot:
     content = checkpoint.load(path, SNAPSHOT)
-    alpha, alive, epoch = _restore(content, supernet, path, epochs)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
-    evaluations = known.get(sha256) or {
-        mode: leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=True) for mode in MODES
-    }
-    return Snapshot(epoch, sha256, alpha.cpu(), alive, evaluations)
+    with fitting(str(path)):
+        members = [content, *(mapping(member, "a member") for member in content["members"])]
+    alphas: list[Tensor] = []
+    found: dict[BatchNorm, list[LeaveOneOut]] = {mode: [] for mode in MODES}
+    for member in members:
+        alpha, alive, epoch = _restore(member, supernet, path, epochs)
+        alphas.append(alpha)
+        for mode in () if sha256 in known else MODES:
+            found[mode].append(leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=True))
+    evaluations = known.get(sha256) or {mode: mean_of(several) for mode, several in found.items()}
+    return Snapshot(epoch, sha256, torch.stack(alphas).mean(0).cpu(), alive, evaluations)
 
 
 def _restore(
-    content: dict[str, Any], supernet: Supernet, path: Path, epochs: int
+    content: Mapping[str, Any], supernet: Supernet, path: Path, epochs: int
 ) -> tuple[Tensor, Tensor, int]:
     """Loads the weights; returns alpha [E, O], alive [E, O] and the epoch."""
     template = supernet.new_alpha().detach()

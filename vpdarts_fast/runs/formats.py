@@ -230,6 +230,16 @@ def _settings_3(settings: Content) -> Content:
     return {**settings, **finalists}
 
 
+def _settings_4(settings: Content) -> Content:
+    """Committees. Every search had one supernet."""
+    return {**settings, "committee": 1}
+
+
+def _without_members(content: Content) -> Content:
+    """What there is of a committee's supernets beside the first. There were none."""
+    return {**content, "members": []}
+
+
 def _result_3(result: Content) -> Content:
     """What finalists came to."""
     return {**result, "finalists": None}
@@ -245,27 +255,33 @@ def _checkpoint_2(checkpoint: Content) -> Content:
     return {**checkpoint, "environment": None, "images": None}
 
 
-SETTINGS = Format("search settings", "restore it from a copy, or start a new run", (_settings_2, _settings_3))
+SETTINGS = Format(
+    "search settings", "restore it from a copy, or start a new run", (_settings_2, _settings_3, _settings_4)
+)
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
-EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2,))
+EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2, _without_members))
 """A line of metrics.jsonl."""
 
 RESULT = Format(
-    "search result", "remove it, and --resume the run to have it written again", (_same, _result_3)
+    "search result",
+    "remove it, and --resume the run to have it written again",
+    (_same, _result_3, _without_members),
 )
 """result.json."""
 
 SEEDS = Format("search of several seeds", "restore it from a copy, or --resume the seeds' folders", (_same,))
 """seeds.json."""
 
-CHECKPOINT = Format("search checkpoint", "restore it from a copy, or start a new run", (_checkpoint_2,), True)
+CHECKPOINT = Format(
+    "search checkpoint", "restore it from a copy, or start a new run", (_checkpoint_2, _without_members), True
+)
 """checkpoint.pt."""
 
 FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
 """finalists.pt."""
 
-SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same,), True)
+SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same, _without_members), True)
 """A file of snapshots."""
 
 KENDALL = Format("analysis of snapshots", "leave out --reuse to have it written anew", (_same,))

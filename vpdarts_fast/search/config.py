@@ -80,6 +80,10 @@ class SearchConfig:
     batch_norm: BatchNorm = "recalibrated"
     """Batch norm's statistics during leave-one-out evaluation."""
 
+    committee: int = 1
+    """Supernets that are trained side by side. Ops are ranked by their mean importance to all of them, and
+    all are pruned alike; it takes as many times as long."""
+
     # Finalists
     finalists: int = 0
     """Cells that are trained from scratch for a short time at the end, the found one among them; a clearly

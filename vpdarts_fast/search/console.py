@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from rich.console import Console as RichConsole
@@ -96,6 +96,8 @@ class Console:
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         self.line(epoch_line(metrics, self._epochs))
+        for text in member_lines(metrics["members"]):
+            self.line(text)
         if tensorboard := self._tensorboard:
             self._guarded("TensorBoard events", lambda: tensorboard.add_epoch(metrics))
 
@@ -145,6 +147,22 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     return "  ".join(parts)
 
 
+def member_lines(members: Sequence[dict[str, Any]]) -> list[str]:
+    """Of each supernet of a committee how it trains, and what it would select by itself."""
+    lines = []
+    for number, member in enumerate(members, start=1):
+        parts = [f"  supernet {number}"]
+        if member["weights_loss"] is not None:
+            parts.append(f"weights {member['weights_loss']:.3f} {member['weights_accuracy']:5.1f} %")
+        if member["alpha_loss"] is not None:
+            parts.append(f"alpha {member['alpha_loss']:.3f} {member['alpha_accuracy']:5.1f} %")
+        if member["genotype"] is not None:
+            table = "" if member["benchmark"] is None else "  " + benchmark_text(member["benchmark"])
+            parts.append(f"alone {member['genotype']}{table}")
+        lines.append("  ".join(parts))
+    return lines
+
+
 def rung_lines(rung: Rung) -> list[str]:
     """Finalists that were trained alike, the best first."""
     values = rung_to_json(rung)
@@ -167,6 +185,7 @@ def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
         lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
     if result["finalists"] is not None:
         lines += finalist_lines(result["finalists"], result["architecture"])
+    lines += member_lines(result["members"])
     seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
     return [*lines, seconds, f"result, metrics and pictures: {run.path}"]
 

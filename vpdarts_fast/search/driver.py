@@ -4,38 +4,37 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
-from vpdarts_fast.data import ImageData, ImageSet, epoch_order, split_halves
+from vpdarts_fast.data import ImageData, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.graphs import Captured, recorder_for
-from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.leave_one_out import LeaveOneOut
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
 from vpdarts_fast.runs.formats import CHECKPOINT
+from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
-from vpdarts_fast.search.preflight import check_search, images_evaluated, last_batch_is_too_small
+from vpdarts_fast.search.member import Member
+from vpdarts_fast.search.preflight import check_search
 from vpdarts_fast.search.pruning import Importance, make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
-    EpochRecord,
+    Mean,
     SearchState,
     evaluation_from_json,
     evaluation_to_json,
     numbers,
-    step_sums,
 )
-from vpdarts_fast.search.step import alpha_step, weights_step
-from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.validation import mean_of
 
 
 class Interrupted(Exception):
@@ -94,10 +93,15 @@ class Search:
         halves = split_halves(images, config.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.criterion, self.pruning = make_criterion(config), make_pruning(config)
-        self.state = SearchState(config, data.num_classes, self.device)
-        recorder = recorder_for(self.device) if config.cuda_graphs else None
-        self._weights_step = Captured(self._train_weights, recorder)
-        self._alpha_step = Captured(self._train_alpha, recorder)
+        self.members = [
+            Member(config, number, data.num_classes, self.device, self.training, self.validation)
+            for number in range(config.committee)
+        ]
+
+    @property
+    def state(self) -> SearchState:
+        """Of the first member, whose epoch is that of the search."""
+        return self.members[0].state
 
     def resume(self) -> None:
         """Continues from the run's checkpoint.
@@ -116,8 +120,12 @@ class Search:
                 f"{path} was trained on other images than those that {self.config.dataset} is now: name the "
                 "data set that the run began with by --data, or start a new run"
             )
-        steps = math.ceil(len(self.training) / self.config.batch_size)
-        self.state.load_state_dict(content, str(path), epochs=self.config.epochs, steps=steps)
+        with CHECKPOINT.reading(str(path)):
+            saved = [content, *(mapping(member, "a member") for member in content["members"])]
+            if len(saved) != len(self.members):
+                raise ValueError(f"it holds {len(saved)} of the committee's {len(self.members)} supernets")
+        for member, values in zip(self.members, saved, strict=True):
+            member.state.load_state_dict(values, str(path), epochs=self.config.epochs, steps=self._steps)
         with CHECKPOINT.reading(str(path)):
             self.environment_change = change(checked(content["environment"]), self.environment)
 
@@ -127,11 +135,20 @@ class Search:
         return bool(self.state.epoch or self.state.step or self.state.record.began)
 
     @property
+    def _steps(self) -> int:
+        """Of an epoch, at most."""
+        return math.ceil(len(self.training) / self.config.batch_size)
+
+    @property
     def position(self) -> str:
         """Where the search is, for people."""
         if self.state.epoch == self.config.epochs:
             return "the final evaluation" if self.state.record.choices is None else "the finalists"
-        return f"epoch {self.state.epoch + 1}, step {self.state.step}"
+        for number, member in enumerate(self.members, start=1):
+            if number == len(self.members) or member.state.step < self._steps:
+                break
+        of_committee = f"supernet {number}, " if len(self.members) > 1 else ""
+        return f"epoch {self.state.epoch + 1}, {of_committee}step {member.state.step}"
 
     def search(self) -> dict[str, Any]:
         """Runs to the end and returns what result.json holds.
@@ -152,59 +169,31 @@ class Search:
                 raise
 
     def _begin_epoch(self) -> None:
-        """Evaluates the ops and prunes, at the beginning of every pruning epoch."""
-        state, pruning_epoch = self.state, self.state.epoch - self.config.warmup_epochs
-        if pruning_epoch < 0 or state.record.began:
+        """Evaluates the ops and prunes, at the beginning of every pruning epoch; all members alike."""
+        pruning_epoch = self.state.epoch - self.config.warmup_epochs
+        if pruning_epoch < 0 or self.state.record.began:
             return
         self._take_snapshot()
         if self.pruning.due(pruning_epoch) and pruning_epoch >= self.criterion.first_epoch:
-            ranking = self._rank_ops().ranking(state.alive.cpu()).to(self.device)
-            state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
-        state.record.began = True
+            ranking = self._rank_ops().ranking(self.state.alive.cpu()).to(self.device)
+            for state in self._states:
+                state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
+        for state in self._states:
+            state.record.began = True
 
     def _train_epoch(self) -> None:
-        """Alternates a weight step on a training batch with an alpha step on a validation batch."""
-        state, config, pruning = self.state, self.config, self.state.epoch >= self.config.warmup_epochs
-        training = self._draws(self.training, "training")
-        validation = self._draws(self.validation, "validation") if pruning else []
-        state.publish_learning_rate()
-        self.observer.phase("pruning" if pruning else "warm-up", len(training), state.step)
-        while state.step < len(training):
-            self._stop_if_asked()
-            started = time.perf_counter()
-            torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
-            draw = training[state.step]
-            state.record.weights.add(self._weights_step(draw), draw.shape[1])
-            if pruning:
-                draw = validation[state.step]
-                state.record.alpha.add(self._alpha_step(draw), draw.shape[1])
-            state.step += 1
-            state.record.seconds["train"] += time.perf_counter() - started
-            self.observer.advance(state.step, state.epoch + state.step / len(training))
-
-    def _train_weights(self, draw: Tensor) -> Tensor:
-        """A weight step on what is drawn from the training images; its `step_sums`."""
-        state, batch = self.state, self.training.take(draw)
-        clip = self.config.gradient_clip
-        step = weights_step(state.supernet, state.alpha, batch, state.weights_optimizer, clip)
-        return step_sums(*step, len(batch[1]))
-
-    def _train_alpha(self, draw: Tensor) -> Tensor:
-        """An alpha step on what is drawn from the validation images; its `step_sums`."""
-        state, batch = self.state, self.validation.take(draw)
-        step = alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
-        return step_sums(*step, len(batch[1]))
+        """One member after the other."""
+        for number, member in enumerate(self.members):
+            member.train_epoch(MemberWatch(self, number))
 
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
-        state = self.state
         metrics = self._metrics()
-        for phase in ("weights", "alpha"):
-            self._check_finite(metrics[f"{phase}_loss"], phase)
-        state.schedule.step()
-        for phase, seconds in state.record.seconds.items():
-            state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
-        state.epoch, state.step, state.record = state.epoch + 1, 0, EpochRecord()
+        for state in self._states:
+            for phase, mean in (("weights", state.record.weights), ("alpha", state.record.alpha)):
+                self._check_finite(mean.summary()[0], phase)
+        for member in self.members:
+            member.end_epoch()
         self.run_folder.append_metrics(metrics)
         self._save()
         self.observer.epoch(metrics)
@@ -212,25 +201,26 @@ class Search:
 
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
-        state = self.state
         self._take_snapshot()
-        calls = Calls(self._rank_ops(), state.alive.cpu())
+        calls = Calls(self._rank_ops(), self.state.alive.cpu())
         genotype, decision = calls.chosen, None
-        seconds = dict(state.seconds)
-        seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + state.record.seconds["leave_one_out"]
+        seconds = added([state.seconds for state in self._states])
+        evaluating = sum(state.record.seconds["leave_one_out"] for state in self._states)
+        seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + evaluating
         if self.config.finalists:
             self._save()
             decision = self._compare(calls)
             genotype, seconds["finalists"] = decision.winner, decision.seconds
-        evaluation = state.record.evaluation
+        evaluation = self._evaluation()
         result = {
             "architecture": str(genotype),
             "index": genotype.index,
             "criterion": self.config.criterion,
-            "base_accuracy": evaluation["base_accuracy"] if evaluation else None,
+            "base_accuracy": evaluation.base_accuracy if evaluation else None,
             "benchmark": self._look_up(genotype),
-            "importance": evaluation,
-            "alpha": numbers(state.alpha),
+            "importance": evaluation and evaluation_to_json(evaluation, self.config.batch_norm),
+            "alpha": numbers(self._alpha),
+            "members": self._members_alone(),
             "finalists": decision and decision_to_json(decision, self._look_up),
             "seconds": seconds,
             "seed": self.config.seed,
@@ -261,77 +251,81 @@ class Search:
         ).compare(earlier, on_step, self.observer.rung)
 
     def _rank_ops(self) -> Importance:
-        """How important each op is; notes the evaluation in the epoch's record, or takes it from there."""
-        state, record = self.state, self.state.record
-        if self.criterion.needs_evaluation and record.evaluation is None:
-            record.evaluation = evaluation_to_json(self._evaluate(), self.config.batch_norm)
-        evaluation = record.evaluation and evaluation_from_json(record.evaluation)
-        importance = self.criterion.importance(state.alpha, evaluation or None)
-        record.choices = importance.ranking(state.alive.cpu())[:, 0].tolist()
+        """How important each op is to the members on average; notes their evaluations in their records."""
+        if self.criterion.needs_evaluation and self._evaluation() is None:
+            evaluations = [
+                member.evaluate(MemberWatch(self, number)) for number, member in enumerate(self.members)
+            ]
+            for state, evaluation in zip(self._states, evaluations, strict=True):
+                if not evaluation.loss.isfinite().all():
+                    self._check_finite(math.nan, "leave-one-out")
+                state.record.evaluation = evaluation_to_json(evaluation, self.config.batch_norm)
+        importance = self.criterion.importance(self._alpha, self._evaluation())
+        for state in self._states:
+            state.record.choices = importance.ranking(state.alive.cpu())[:, 0].tolist()
         return importance
 
-    def _evaluate(self) -> LeaveOneOut:
-        """Leave-one-out on a fresh random share of the validation set."""
-        state, config = self.state, self.config
-        started = time.perf_counter()
-        generator = stream(config.seed, "evaluation images", state.epoch)
-        count = images_evaluated(config, len(self.validation))
-        drawn = self.validation.draw(torch.randperm(len(self.validation), generator=generator)[:count])
-        parts = math.ceil(count / config.evaluation_batch_size)
-        self.observer.phase("leave-one-out", count)
+    @property
+    def _states(self) -> list[SearchState]:
+        return [member.state for member in self.members]
 
-        def on_batch(done: int) -> None:
-            self.observer.advance(done, state.epoch)
-            self._stop_if_asked()
+    @property
+    def _alpha(self) -> Tensor:
+        """[E, O], the mean of the members'."""
+        alphas = [state.alpha.detach() for state in self._states]
+        return alphas[0] if len(alphas) == 1 else torch.stack(alphas).mean(0)
 
-        evaluation = leave_one_out(
-            state.supernet,
-            map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
-            state.alpha,
-            batch_norm=config.batch_norm,
-            fused=config.fused,
-            memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
-            on_batch=on_batch,
-            cuda_graphs=config.cuda_graphs,
-        )
-        if not evaluation.loss.isfinite().all():
-            self._check_finite(math.nan, "leave-one-out")
-        state.record.seconds["leave_one_out"] += time.perf_counter() - started
-        return evaluation
+    def _evaluation(self) -> LeaveOneOut | None:
+        """The mean of the members' evaluations of this epoch, if there are any."""
+        found = [state.record.evaluation for state in self._states]
+        return mean_of([evaluation_from_json(values) for values in found if values]) if all(found) else None
 
-    def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
-        """What each step of the epoch takes of the images, on the device; copied there all at once."""
-        seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
-        height, width = images.images.shape[1:3]
-        drop_last = last_batch_is_too_small(len(images), size, (height, width))
-        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last)
-        draws = [
-            images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
-            for step, indices in enumerate(order)
-        ]
-        return list(torch.split(torch.cat(draws, dim=1).to(self.device), size, dim=1))
+    def _members_alone(self) -> list[dict[str, Any]]:
+        """What each member of a committee has learned, and would select by itself; [] for a single one."""
+        alone = []
+        for state in self._states if len(self.members) > 1 else []:
+            values, choices = state.record.evaluation, None
+            if state.record.choices is not None:
+                evaluation = evaluation_from_json(values) if values else None
+                ranking = self.criterion.importance(state.alpha, evaluation).ranking(state.alive.cpu())
+                choices = ranking[:, 0].tolist()
+            alone.append(
+                {
+                    **losses(state.record.weights, state.record.alpha),
+                    "alpha": numbers(state.alpha),
+                    "importance": values,
+                    **self._chosen(choices),
+                }
+            )
+        return alone
 
     def _metrics(self) -> dict[str, Any]:
-        state, record = self.state, self.state.record
-        genotype = Genotype.from_choices(record.choices) if record.choices else None
-        weights_loss, weights_accuracy = record.weights.summary()
-        alpha_loss, alpha_accuracy = record.alpha.summary()
+        state, record, evaluation = self.state, self.state.record, self._evaluation()
+        seconds = added([state.record.seconds for state in self._states])
         return {
             "epoch": state.epoch,
             "phase": "warm-up" if state.epoch < self.config.warmup_epochs else "pruning",
             "learning_rate": state.schedule.get_last_lr()[0],
-            "weights_loss": weights_loss,
-            "weights_accuracy": weights_accuracy,
-            "alpha_loss": alpha_loss,
-            "alpha_accuracy": alpha_accuracy,
-            "alpha": numbers(state.alpha),
-            "importance": record.evaluation,
+            **losses(
+                Mean.together([state.record.weights for state in self._states]),
+                Mean.together([state.record.alpha for state in self._states]),
+            ),
+            "alpha": numbers(self._alpha),
+            "importance": evaluation and evaluation_to_json(evaluation, self.config.batch_norm),
+            **self._chosen(record.choices),
+            "decay": record.decay,
+            "members": self._members_alone(),
+            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
+            "environment": self.environment,
+        }
+
+    def _chosen(self, choices: list[int] | None) -> dict[str, Any]:
+        """A cell as the files have it; None without choices."""
+        genotype = Genotype.from_choices(choices) if choices else None
+        return {
             "genotype": str(genotype) if genotype else None,
             "index": genotype.index if genotype else None,
-            "decay": record.decay,
             "benchmark": self._look_up(genotype) if genotype else None,
-            "seconds": {phase: round(seconds, 3) for phase, seconds in record.seconds.items()},
-            "environment": self.environment,
         }
 
     def _look_up(self, genotype: Genotype) -> dict[str, float] | None:
@@ -340,7 +334,8 @@ class Search:
     def _take_snapshot(self) -> None:
         """Keeps what is about to be evaluated, if asked to."""
         if self.config.snapshots:
-            self.run_folder.write_snapshot(self.state.epoch, self.state.snapshot())
+            first, *others = (state.snapshot() for state in self._states)
+            self.run_folder.write_snapshot(self.state.epoch, {**first, "members": others})
 
     def _save(self) -> None:
         content = {
@@ -348,6 +343,7 @@ class Search:
             "environment": self.environment,
             "images": self._images_digest,
             **self.state.state_dict(),
+            "members": [state.state_dict() for state in self._states[1:]],
         }
         checkpoint.save(self.run_folder.checkpoint, content)
 
@@ -361,6 +357,38 @@ class Search:
                 f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
                 "smaller --learning-rate, --gradient-clip or --alpha-start"
             )
+
+
+class MemberWatch:
+    """What a member of a committee tells of its progress, as the search's observer hears it."""
+
+    def __init__(self, search: Search, number: int) -> None:
+        self._search, self._number, self._phase = search, number, ""
+
+    def begins(self, phase: str, total: int, done: int) -> None:
+        self._phase, members = phase, len(self._search.members)
+        which = f" {self._number + 1}/{members}" if members > 1 else ""
+        self._search.observer.phase(phase + which, total, done)
+
+    def stop_if_asked(self) -> None:
+        self._search._stop_if_asked()
+
+    def done(self, done: int, total: int) -> None:
+        share = 0.0 if self._phase == "leave-one-out" else (self._number + done / total)
+        epochs = self._search.state.epoch + share / len(self._search.members)
+        self._search.observer.advance(done, epochs)
+
+
+def added(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Seconds by phase, of all together; in the order in which phases occur first."""
+    phases = dict.fromkeys(phase for values in seconds for phase in values)
+    return {phase: sum(values.get(phase, 0.0) for values in seconds) for phase in phases}
+
+
+def losses(weights: Mean, alpha: Mean) -> dict[str, float | None]:
+    """Loss and accuracy of an epoch's steps, as the files have them."""
+    names = ("weights_loss", "weights_accuracy", "alpha_loss", "alpha_accuracy")
+    return dict(zip(names, (*weights.summary(), *alpha.summary()), strict=True))
 
 
 def limited(data: ImageData, config: SearchConfig) -> ImageData:

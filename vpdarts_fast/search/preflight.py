@@ -120,7 +120,8 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
 
 def check_memory(config: SearchConfig, data: ImageData, device: torch.device) -> None:
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
-    weights = 4 * parameters(config, data.num_classes) * (3 if config.momentum > 0 else 2)
+    copies = (3 if config.momentum > 0 else 2) * config.committee
+    weights = 4 * parameters(config, data.num_classes) * copies
     batch = min(config.batch_size, images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
     if make_criterion(config).needs_evaluation:
@@ -132,7 +133,7 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
             f"({machine.readable(weights)} for weights, gradients and momentum, "
             f"{machine.readable(activations)} for the activations of a batch), and "
             f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
-            "choose a smaller "
+            f"choose a smaller --committee ({config.committee:,}), "
             f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}), "
             f"--batch-size ({config.batch_size:,}) or "
             f"--evaluation-batch-size ({config.evaluation_batch_size:,})"

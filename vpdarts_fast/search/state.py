@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -40,6 +40,14 @@ class Mean:
             return None, None
         loss, correct = self._sums.tolist()
         return loss / self._images, 100 * correct / self._images
+
+    @classmethod
+    def together(cls, means: Sequence[Mean]) -> Mean:
+        """Over the images of all of them; of one that itself."""
+        if len(means) == 1:
+            return means[0]
+        loss, correct = torch.stack([mean._sums.cpu() for mean in means]).sum(0).tolist()
+        return cls(loss, int(correct), sum(mean._images for mean in means))
 
     def to_dict(self) -> dict[str, Any]:
         """The arguments of a new one that goes on from here."""
@@ -160,7 +168,7 @@ class SearchState:
             "epoch": self.epoch,
         }
 
-    def load_state_dict(self, content: dict[str, Any], source: str, *, epochs: int, steps: int) -> None:
+    def load_state_dict(self, content: Mapping[str, Any], source: str, *, epochs: int, steps: int) -> None:
         """The inverse of `state_dict`.
 
         Args:
@@ -187,6 +195,8 @@ class SearchState:
             # Stopped between the last step of an epoch and its end, all steps are done.
             self.step = whole(content["step"], "step", 0, steps if self.epoch < epochs else 0)
             self._load_schedule(content["schedule"])
+            # Or the schedule warns where an epoch has no step left, as PyTorch wants one before it goes on.
+            self.weights_optimizer._opt_called = True  # type: ignore[attr-defined]
             self.record = EpochRecord.from_dict(content["record"])
             self.seconds = numbers_by_name(content["seconds"], "seconds", 0)
 
