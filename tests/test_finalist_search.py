@@ -231,6 +231,7 @@ def test_a_search_that_is_killed_among_its_finalists_goes_on_bit_for_bit(
         {"pruning_epochs": 0, "criterion": "loss"},
         {"fused": False},
         {"precision": "bf16"},
+        {"committee": 2},
     ],
     ids=str,
 )
