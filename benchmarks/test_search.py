@@ -61,8 +61,9 @@ class FormSearch(Search):
 
     def restart(self) -> None:
         """Everything as before the first epoch."""
-        self.state = SearchState(self.config, self.classes, self.device)
-        self.state.supernet = self.form.forward(self.form.module(self.state.supernet))
+        (member,) = self.members
+        member.state = SearchState(self.config, self.classes, self.device)
+        member.state.supernet = self.form.forward(self.form.module(member.state.supernet))
         self.observed.losses.clear()
 
     def epochs(self) -> None:
