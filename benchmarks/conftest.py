@@ -48,7 +48,6 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    config.addinivalue_line("markers", "full: not of the README's table; measured with --full only")
     config.stash[BEGAN], config.stash[ROWS] = monotonic(), []
     try:
         now = datetime.datetime.now().isoformat(timespec="seconds")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
+import importlib.util
 import os
 import signal
 import subprocess
@@ -150,3 +152,17 @@ def test_what_is_compiled() -> None:
     forms, remark = compared(False, TIME_TO_COMPILE)
     assert [form.name for form in forms] == ["eager", "eager, channels last", "ours"]
     assert "no time left to compile" in remark
+
+
+def test_a_search_of_forms_is_a_search(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The row that no other test takes: its search is put together from parts of the real one."""
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    spec = importlib.util.spec_from_file_location("search_rows", ROOT / "benchmarks" / "test_search.py")
+    assert spec is not None and spec.loader is not None
+    rows = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(rows)
+    config = dataclasses.replace(rows.CONFIG, channels=2, batch_size=8, pruning_epochs=0)
+    search = rows.FormSearch(OURS, config, rows.random_data(32), tmp_path)
+    for _ in range(2):  # each time from the beginning
+        search.epochs()
+        assert len(search.observed.losses) == 1
