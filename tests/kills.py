@@ -38,7 +38,7 @@ SEARCH = [
     "--finalist-cells-per-stage", "1",
 ]  # fmt: skip
 
-SEEDS = {"one": ["--seeds", "3"], "several": ["--seeds", "3", "4"]}
+SEEDS = {"one": ["--seeds", "3", "--committee", "2"], "several": ["--seeds", "3", "4"]}
 """Of several seeds no pictures are drawn: it takes longer than to search."""
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}

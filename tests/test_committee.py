@@ -17,7 +17,7 @@ from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SNAPSHOT
-from vpdarts_fast.search import Interrupted, RunFolder
+from vpdarts_fast.search import Interrupted, RunFolder, preflight
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.pruning import AccuracyCriterion
 from vpdarts_fast.search.state import evaluation_from_json
@@ -159,7 +159,11 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
     assert RunFolder(folder).result() is not None
 
 
-def test_several_supernets_need_more_memory(digits: ImageData, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, committee=1000, channels=256)
-    with pytest.raises(UserError, match="--committee"):
-        run(config, digits, tmp_path / "run")
+def test_several_supernets_need_more_memory(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a machine that has room for twenty, whatever this one has."""
+    one = 4 * 3 * preflight.parameters(TINY, 10)
+    monkeypatch.setattr(preflight, "memory_of", lambda device: 20 * one)
+    preflight.check_memory(dataclasses.replace(TINY, batch_size=2), digits, torch.device("cpu"))
+    many = dataclasses.replace(TINY, batch_size=2, committee=21)
+    with pytest.raises(UserError, match=r"choose a smaller --committee \(21\)"):
+        preflight.check_memory(many, digits, torch.device("cpu"))

@@ -163,7 +163,7 @@ def write_newer(path: Path, form: Format) -> None:
 def test_files_of_a_newer_version_are_refused(
     name: str, form: Format, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS}  # that one: tests/test_finalists.py
+    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS}  # that one: tests/test_finalist_training.py
     write_newer(old / name, form)
     complaint = (
         f"was written by a newer vpdarts_fast: {form.kind}, version {form.version + 1}; this one reads "

@@ -31,6 +31,7 @@ PROGRAMS = {
         "cpu/kernels/mixed_sum.cpp",
         "cpu/ops/cell_statistics.cpp",
         "cpu/ops/training_cell.cpp",
+        "cpu/ops/training_cell_backward.cpp",
     ],
     "mixed_op": [
         "cpu/kernels/mixed_op.cpp",

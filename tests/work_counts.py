@@ -61,6 +61,7 @@ SOURCES = (
     "csrc/cpu/ops/mixed_edge.cpp",
     "csrc/cpu/ops/mixed_edge_backward.cpp",
     "csrc/cpu/ops/training_cell.cpp",
+    "csrc/cpu/ops/training_cell_backward.cpp",
     "csrc/cpu/ops/training_residual.cpp",
 )
 

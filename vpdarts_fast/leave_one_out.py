@@ -121,8 +121,9 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             variant: what the supernet without the op does once its statistics have settled.
         fused: evaluate all variants together instead of in a loop over the plain modules; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
-            picks what is fast. With `batch` no batch can be cut, so that one variant of a whole batch is the
-            least. The supernet's weights in the kernels' layout come on top.
+            picks what is fast. With `batch` and `variant`, which take statistics of every variant, a batch
+            cannot be cut, so that one variant of it is the least. The supernet's weights in the kernels' layout
+            come on top.
         on_batch: called with the number of images done after each batch; may raise to stop.
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
 
@@ -174,13 +175,14 @@ def _of_supernet(
 
     captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
     normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
-    batched_variants = fused and batch_norm == "variant"  # then those of the stem, which are all variants'
-    stored: BatchNorm = "recalibrated" if batched_variants else batch_norm
+    own = fused and batch_norm == "variant"
+    # Of statistics of their own the variants share those of the stem, which are the unmodified supernet's.
+    stored: BatchNorm = "recalibrated" if own else batch_norm
     with (
         nullcontext() if fused else supernet.plain(),
         evaluation_mode(supernet, stored, calibration, tables) as use_statistics_of,
     ):
-        if batched_variants:
+        if own:
             images_only = [images for images, _ in calibration]
             normalisation = own_statistics(supernet, images_only, tables, memory_budget)
         for inputs, labels in chain(calibration, stream):
