@@ -122,8 +122,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
         fused: evaluate all variants together instead of in a loop over the plain modules; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast. With `batch` and `variant`, which take statistics of every variant, a batch
-            cannot be cut, so that one variant of it is the least. The supernet's weights in the kernels' layout
-            come on top.
+            cannot be cut, so that one variant of it is the least. The supernet's weights in the kernels'
+            layout come on top.
         on_batch: called with the number of images done after each batch; may raise to stop.
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
 
