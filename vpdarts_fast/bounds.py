@@ -72,6 +72,8 @@ BOUNDS = {
     "evaluation_batch_size": _BATCH,
     "max_images": Bound(LEAST_IMAGES, 1_000_000_000),
     "validation_proportion": _SHARE,
+    "race_confidence": Bound(0.5, 1, above=True, below=True, whole=False),
+    "race_images": _COUNT,
     "seed": Bound(0, 2**63 - 1),
     "committee": Bound(1, 1_000),
     "finalists": Bound(0, 1_000),

@@ -49,8 +49,8 @@ class OwnStatistics:
     cells: tuple[Fixed, ...]
     last: Fixed
 
-    def some(self, variants: slice) -> OwnStatistics:
-        """Of some of the variants."""
+    def some(self, variants: slice | Tensor) -> OwnStatistics:
+        """Of some of the variants; by their numbers, if not a slice."""
         return OwnStatistics(
             tuple((mean[variants], variance[variants]) for mean, variance in self.cells),
             (self.last[0][variants], self.last[1][variants]),

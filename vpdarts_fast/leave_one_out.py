@@ -17,10 +17,11 @@ from torch import Tensor, nn
 
 from vpdarts_fast import validation
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.fused_evaluation import Normalisation, own_statistics, variant_logits
-from vpdarts_fast.graphs import Captured, recorder_for
+from vpdarts_fast.fused_evaluation import Normalisation, OwnStatistics, own_statistics, variant_logits
+from vpdarts_fast.graphs import Captured, Recorder, recorder_for
 from vpdarts_fast.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
-from vpdarts_fast.sharing import tables_on
+from vpdarts_fast.racing import Race, Racing
+from vpdarts_fast.sharing import index, tables_on
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 from vpdarts_fast.validation import (
     Batch,
@@ -85,6 +86,7 @@ def leave_one_out(
     memory_budget: int | None = ...,
     on_batch: Callable[[int], None] | None = ...,
     cuda_graphs: bool = ...,
+    racing: Racing | None = ...,
 ) -> LeaveOneOut: ...
 
 
@@ -113,7 +115,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
 
     Args:
         supernet: any mode; dropout is off while it is evaluated.
-        batches: images [N, 3, H, W] and labels [N]; iterated once. Every variant sees all of them.
+        batches: images [N, 3, H, W] and labels [N]; iterated once. Every variant sees all of them, unless ops
+            race.
         alpha: [E, O].
         batch_norm: `running` uses the stored statistics; `recalibrated` re-estimates them first for the
             unmodified supernet, as the average over the first batches with 250 images or more; `batch`
@@ -126,6 +129,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             layout come on top.
         on_batch: called with the number of images done after each batch; may raise to stop.
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
+        racing: ops leave the evaluation once they cannot be their edge's most important one any more; it ends
+            when that leaves one op on each edge. None: every variant sees all images.
 
     Raises:
         UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
@@ -148,61 +153,177 @@ def _of_supernet(
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     cuda_graphs: bool = True,
+    racing: Racing | None = None,
 ) -> LeaveOneOut:
     check_alpha(alpha)
     check_options(batch_norm, memory_budget)
     weight = supernet.classifier.weight
-    alpha = alpha.detach().to("cpu", weight.dtype)  # from here to the end nothing waits for the device
+    alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
     tables, number = distinct_variants(alpha, removals(alpha)) if fused else _all_variants(alpha)
-    tables = tables_on(weight.device, tables)
+    race = Race(racing, number.view(alpha.shape)) if racing else None
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
     calibration = calibration_batches(stream, batch_norm)
-    counts = Counts(len(tables), supernet.num_classes, weight.device)
-    images = 0
-
-    def one_by_one(inputs: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        for v, table in enumerate(tables):
-            use_statistics_of(v)
-            yield slice(v, v + 1), slice(None), supernet(inputs, table)[None]
-
-    def evaluate(inputs: Tensor, labels: Tensor) -> None:
-        together = variant_logits(supernet, inputs, tables, normalisation, memory_budget) if fused else None
-        for variants, piece, logits in together or one_by_one(inputs):
-            counts.add(variants, logits, labels[piece])
-
-    captured = Captured(evaluate, recorder_for(weight.device) if cuda_graphs else None)
-    normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
-    own = fused and batch_norm == "variant"
-    # Of statistics of their own the variants share those of the stem, which are the unmodified supernet's.
-    stored: BatchNorm = "recalibrated" if own else batch_norm
+    recorder = recorder_for(weight.device) if cuda_graphs else None
+    totals = Totals(len(tables))
     with (
         nullcontext() if fused else supernet.plain(),
-        evaluation_mode(supernet, stored, calibration, tables) as use_statistics_of,
+        _logits(supernet, tables, calibration, batch_norm, fused, memory_budget) as logits_of,
     ):
-        if own:
-            images_only = [images for images, _ in calibration]
-            normalisation = own_statistics(supernet, images_only, tables, memory_budget)
+        part = Part(range(len(tables)), logits_of, supernet, racing, recorder)
         for inputs, labels in chain(calibration, stream):
             if batch_norm == "batch":
                 _check_has_statistics(inputs)
-            captured(inputs, labels)
-            images += len(labels)
+            part.add(inputs, labels)
+            seen = totals.seen + part.images
             if on_batch is not None:
-                on_batch(images)
-    if images == 0:
+                on_batch(seen)
+            if race is not None and race.look_is_due(seen):
+                totals.add(part)
+                race.look(part.images, *part.moments())
+                part = Part(race.running, logits_of, supernet, racing, recorder)
+                if race.over:
+                    break
+    totals.add(part)
+    if totals.seen == 0:
         raise UserError("leave_one_out: no images; `batches` was empty")
-    correct, losses = counts.read()
-    accuracy, loss = correct.double() * (100 / images), losses / images
+    accuracy, loss = totals.means()
     return LeaveOneOut(
         accuracy[number].view(alpha.shape),
         loss[number].view(alpha.shape),
         float(accuracy[0]),
         float(loss[0]),
-        images,
+        totals.seen,
+        race.images_of_ops(totals.seen) if race else None,
     )
+
+
+Piece = tuple[slice, slice, Tensor]
+"""Which variants, which images of a batch, and their logits [variants, images, classes]."""
+
+LogitsOf = Callable[[Sequence[int]], Callable[[Tensor], Iterable[Piece]]]
+"""Of some variants, in ascending order, what computes their logits for images [N, 3, H, W]."""
+
+
+@contextmanager
+def _logits(
+    supernet: Supernet,
+    tables: Tensor,
+    calibration: Sequence[Batch],
+    batch_norm: BatchNorm,
+    fused: bool,
+    memory_budget: int | None,
+) -> Iterator[LogitsOf]:
+    """Logits of the variants with alpha tables [V, E, O], the base first, in evaluation mode."""
+    device = supernet.classifier.weight.device
+    everywhere = tables_on(device, tables)
+    own = fused and batch_norm == "variant"
+    # Of statistics of their own the variants share those of the stem, which are the unmodified supernet's.
+    stored: BatchNorm = "recalibrated" if own else batch_norm
+    with evaluation_mode(supernet, stored, calibration, everywhere) as use_statistics_of:
+        normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
+        if own:
+            images_only = [images for images, _ in calibration]
+            normalisation = own_statistics(supernet, images_only, everywhere, memory_budget)
+
+        def together(variants: Sequence[int]) -> Callable[[Tensor], Iterable[Piece]]:
+            chosen = tables_on(device, tables[list(variants)])
+            norms = normalisation
+            if isinstance(norms, OwnStatistics):
+                norms = norms.some(index(tuple(variants), device))
+            return lambda images: variant_logits(supernet, images, chosen, norms, memory_budget)
+
+        def one_by_one(variants: Sequence[int]) -> Callable[[Tensor], Iterable[Piece]]:
+            def logits(images: Tensor) -> Iterator[Piece]:
+                for place, variant in enumerate(variants):
+                    use_statistics_of(variant)
+                    yield slice(place, place + 1), slice(None), supernet(images, everywhere[variant])[None]
+
+            return logits
+
+        yield together if fused else one_by_one
+
+
+class Part:
+    """Some variants, and what they make of the images of a part of an evaluation.
+
+    Attributes:
+        variants: their numbers, in ascending order.
+        images: how many they have seen.
+    """
+
+    def __init__(
+        self,
+        variants: Sequence[int],
+        logits_of: LogitsOf,
+        supernet: Supernet,
+        racing: Racing | None,
+        recorder: Recorder | None,
+    ) -> None:
+        device = supernet.classifier.weight.device
+        self.variants, self.images = list(variants), 0
+        self._logits, self._criterion = logits_of(variants), racing and racing.criterion
+        self._counts = Counts(len(variants), supernet.num_classes, device)
+        self._products = torch.zeros(len(variants), len(variants), dtype=torch.float64, device=device)
+        self._evaluate_captured = Captured(self._evaluate, recorder)
+
+    def add(self, inputs: Tensor, labels: Tensor) -> None:
+        """A batch more."""
+        self._evaluate_captured(inputs, labels)
+        self.images += len(labels)
+
+    def _evaluate(self, inputs: Tensor, labels: Tensor) -> None:
+        scores = self._products.new_zeros(len(self.variants), len(labels))
+        for variants, piece, logits in self._logits(inputs):
+            right, losses = self._counts.add(variants, logits, labels[piece])
+            if self._criterion:
+                scores[variants, piece] = losses if self._criterion == "loss" else -right.double()
+        if self._criterion:
+            self._products.add_(scores @ scores.T)
+
+    def sums(self) -> Tensor:
+        """Right predictions and losses [2, R] float64, on the CPU; `UserError` for a label out of range."""
+        correct, losses = self._counts.read()
+        return torch.stack([correct.double(), losses])
+
+    def moments(self) -> tuple[Tensor, Tensor]:
+        """What `Race.look` is told of the scores."""
+        correct, losses = self.sums()
+        return losses if self._criterion == "loss" else -correct, self._products.cpu()
+
+
+class Totals:
+    """What V variants have predicted, each on as many images as it has been evaluated on.
+
+    Attributes:
+        seen: on how many the unmodified supernet, the first variant, has been.
+    """
+
+    def __init__(self, variants: int) -> None:
+        self._images = torch.zeros(variants, dtype=torch.int64, device="cpu")
+        self._sums, self._sums_of_base = torch.zeros(2, 2, variants, dtype=torch.float64, device="cpu")
+
+    @property
+    def seen(self) -> int:
+        return int(self._images[0])
+
+    def add(self, part: Part) -> None:
+        """What variants, the first among them, have predicted since they were added last."""
+        self._images[part.variants] += part.images
+        self._sums[:, part.variants] += part.sums()
+        self._sums_of_base[:, part.variants] = self._sums[:, :1]
+
+    def means(self) -> tuple[Tensor, Tensor]:
+        """Accuracy in per cent and loss, [V] float64 each.
+
+        Of a variant that has seen fewer images than the base: how much it differed from the base on these,
+        added to what the base has on all. So easy images make no op look unimportant.
+        """
+        means, of_base = self._sums / self._images, self._sums_of_base / self._images
+        correct, loss = means + (means[:, :1] - of_base)
+        return (100 * correct).clamp(0, 100), loss.clamp_min(0)
 
 
 def _checked(batch: Any, supernet: Supernet) -> Batch:

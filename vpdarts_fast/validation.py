@@ -34,7 +34,9 @@ class LeaveOneOut:
         loss: [E, O] float64, mean cross-entropy without the op.
         base_accuracy: of the unmodified supernet, per cent.
         base_loss: likewise.
-        images: how many were evaluated.
+        images: how many the unmodified supernet was evaluated on.
+        op_images: [E, O] int64, how many each removal was evaluated on, where they differ
+            (`vpdarts_fast.racing`); None: all of them.
     """
 
     accuracy: Tensor
@@ -42,6 +44,7 @@ class LeaveOneOut:
     base_accuracy: float
     base_loss: float
     images: int
+    op_images: Tensor | None = None
 
 
 def mean_of(evaluations: Sequence[LeaveOneOut]) -> LeaveOneOut:
@@ -66,15 +69,22 @@ class Counts:
         self._loss = torch.zeros(variants, dtype=torch.float64, device=device)
         self._least, self._greatest = torch.zeros(2, dtype=torch.int64, device=device)
 
-    def add(self, variants: slice, logits: Tensor, labels: Tensor) -> None:
-        """Logits [variants, N, classes] and labels [N] of N images more."""
+    def add(self, variants: slice, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits [variants, N, classes] and labels [N] of N images more.
+
+        Returns:
+            Which predictions are right, bool, and the losses, float64; [variants, N] each.
+        """
         self._least.copy_(torch.minimum(self._least, labels.min()))
         self._greatest.copy_(torch.maximum(self._greatest, labels.max()))
         labels = labels.clamp(0, self._classes - 1)  # `read` complains; a GPU would stop for good
         together, count = logits.shape[:2]
-        self._correct[variants].add_((logits.argmax(2) == labels).sum(1))
+        right = logits.argmax(2) == labels
+        self._correct[variants].add_(right.sum(1))
         losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(together), reduction="none")
-        self._loss[variants].add_(losses.view(together, count).sum(1))
+        losses = losses.view(together, count)
+        self._loss[variants].add_(losses.sum(1))
+        return right, losses
 
     def read(self) -> tuple[Tensor, Tensor]:
         """Right predictions [V] int64 and sums of losses [V] float64, on the CPU.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import math
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +23,7 @@ from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
-from vpdarts_fast.search.state import check_evaluation, evaluation_to_json, fitting
+from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 from vpdarts_fast.validation import mean_of
@@ -199,19 +198,16 @@ def known_evaluations(path: Path, images: int) -> dict[str, dict[BatchNorm, Leav
     """Evaluations by the digest of their snapshot, from an earlier kendall.json of the run."""
     if not path.exists():
         return {}
-    names = [field.name for field in dataclasses.fields(LeaveOneOut)]
     known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
     content = KENDALL.read_json(path)
     with KENDALL.reading(str(path)):
         for entry in content["snapshots"]:
-            tables = {mode: dict(entry["evaluations"][mode]) for mode in entry["evaluations"]}
-            for table in tables.values():
-                check_evaluation(table)
-                for name in ("accuracy", "loss"):
-                    table[name] = torch.tensor(table[name], dtype=torch.float64, device="cpu")
-            if not tables.keys() >= set(MODES):
+            evaluations = dict(entry["evaluations"])
+            for values in evaluations.values():
+                check_evaluation(values)
+            if not evaluations.keys() >= set(MODES):
                 continue  # a version that knew fewer modes
-            found = {mode: LeaveOneOut(*(tables[mode][name] for name in names)) for mode in MODES}
+            found = {mode: evaluation_from_json(evaluations[mode]) for mode in MODES}
             if all(evaluation.images == images for evaluation in found.values()):
                 known[str(entry["sha256"])] = found
     return known

@@ -235,6 +235,11 @@ def _settings_4(settings: Content) -> Content:
     return {**settings, "committee": 1}
 
 
+def _settings_5(settings: Content) -> Content:
+    """Racing. Every op was evaluated on all images."""
+    return {**settings, "evaluation": "full", "race_confidence": 0.95}
+
+
 def _without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -255,18 +260,54 @@ def _checkpoint_2(checkpoint: Content) -> Content:
     return {**checkpoint, "environment": None, "images": None}
 
 
+def _on_all_images(importance: Content | None) -> Content | None:
+    """An evaluation on how many images each op was. It was on all."""
+    return None if importance is None else {**importance, "op_images": None}
+
+
+def _with_op_images(content: Content) -> Content:
+    """In an epoch or a result, where a committee's supernets have one evaluation each."""
+    members = [
+        {**member, "importance": _on_all_images(member["importance"])} for member in content["members"]
+    ]
+    return {**content, "importance": _on_all_images(content["importance"]), "members": members}
+
+
+def _checkpoint_4(checkpoint: Content) -> Content:
+    """In the record of the epoch that each supernet is in."""
+    first, *others = (
+        {**state, "record": {**state["record"], "evaluation": _on_all_images(state["record"]["evaluation"])}}
+        for state in (checkpoint, *checkpoint["members"])
+    )
+    return {**first, "members": others}
+
+
+def _kendall_3(analysis: Content) -> Content:
+    """In every batch-norm mode of every snapshot."""
+    snapshots = [
+        {
+            **entry,
+            "evaluations": {mode: _on_all_images(found) for mode, found in entry["evaluations"].items()},
+        }
+        for entry in analysis["snapshots"]
+    ]
+    return {**analysis, "snapshots": snapshots}
+
+
 SETTINGS = Format(
-    "search settings", "restore it from a copy, or start a new run", (_settings_2, _settings_3, _settings_4)
+    "search settings",
+    "restore it from a copy, or start a new run",
+    (_settings_2, _settings_3, _settings_4, _settings_5),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
-EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2, _without_members))
+EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2, _without_members, _with_op_images))
 """A line of metrics.jsonl."""
 
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (_same, _result_3, _without_members),
+    (_same, _result_3, _without_members, _with_op_images),
 )
 """result.json."""
 
@@ -274,7 +315,10 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 """seeds.json."""
 
 CHECKPOINT = Format(
-    "search checkpoint", "restore it from a copy, or start a new run", (_checkpoint_2, _without_members), True
+    "search checkpoint",
+    "restore it from a copy, or start a new run",
+    (_checkpoint_2, _without_members, _checkpoint_4),
+    True,
 )
 """checkpoint.pt."""
 
@@ -284,5 +328,5 @@ FINALISTS = Format("progress of finalists", "remove it, and --resume the run to 
 SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same, _without_members), True)
 """A file of snapshots."""
 
-KENDALL = Format("analysis of snapshots", "leave out --reuse to have it written anew", (_same,))
+KENDALL = Format("analysis of snapshots", "leave out --reuse to have it written anew", (_same, _kendall_3))
 """kendall.json of a run."""

@@ -29,6 +29,7 @@ Preset = Literal["quick", "cpu", "paper"]
 Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
 Criterion = Literal["accuracy", "loss", "alpha"]
+Evaluation = Literal["full", "racing"]
 
 
 def flag(name: str) -> str:
@@ -77,6 +78,11 @@ class SearchConfig:
     """What makes an op important: the accuracy or loss without it, or the magnitude of its alpha."""
     validation_proportion: float = 0.5
     """Share of the validation images drawn for each evaluation."""
+    evaluation: Evaluation = "full"
+    """full (every op is left out on all of these images) or racing (an op leaves the evaluation once it
+    cannot be its edge's most important one any more)."""
+    race_confidence: float = 0.95
+    """Of racing: how surely each edge's choice is that of a full evaluation."""
     batch_norm: BatchNorm = "recalibrated"
     """Batch norm's statistics during leave-one-out evaluation."""
 
@@ -161,8 +167,23 @@ class SearchConfig:
                 f"{self.finalists:,} takes with --finalist-steps {self.finalist_steps:,}; got "
                 f"{self.finalist_budget:,}"
             )
+        if self.evaluation == "racing":
+            self._check_racing()
         if self.backend != "auto" and not self.fused:
             raise UserError(f"--backend {self.backend} is for fused operations; leave it out with --no-fused")
+
+    def _check_racing(self) -> None:
+        """A race tells the most important op of each edge and a single supernet, and no more."""
+        racing = "--evaluation racing finds the most important op of each edge"
+        if self.criterion == "alpha":
+            raise UserError(f"{racing} without evaluating all ops; --criterion alpha evaluates none")
+        if self.pruning == "progressive":
+            raise UserError(f"{racing}; --pruning progressive needs the order of all: use --evaluation full")
+        if self.committee > 1:
+            raise UserError(
+                f"{racing} for one supernet, not for the mean of --committee {self.committee}; "
+                "use --evaluation full"
+            )
 
     @property
     def epochs(self) -> int:

@@ -143,8 +143,16 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     seconds = metrics["seconds"]
     parts.append(f"train {seconds['train']:.1f} s")
     if seconds["leave_one_out"]:
-        parts.append(f"leave-one-out {seconds['leave_one_out']:.1f} s")
+        parts.append(f"leave-one-out {seconds['leave_one_out']:.1f} s{images_text(metrics['importance'])}")
     return "  ".join(parts)
+
+
+def images_text(importance: dict[str, Any]) -> str:
+    """On how many images an op was left out, on average, where they raced."""
+    if importance["op_images"] is None:
+        return ""
+    counts = [count for edge in importance["op_images"] for count in edge]
+    return f" ({sum(counts) / len(counts):,.0f} images an op)"
 
 
 def member_lines(members: Sequence[dict[str, Any]]) -> list[str]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from vpdarts_fast.data import ImageSet, epoch_order
 from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.racing import Racing
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.preflight import images_evaluated, last_batch_is_too_small
 from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
@@ -117,9 +118,17 @@ class Member:
             memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
             on_batch=on_batch,
             cuda_graphs=config.cuda_graphs,
+            racing=self._racing(count),
         )
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
+
+    def _racing(self, images: int) -> Racing | None:
+        """How ops race in an evaluation on so many images, if they do."""
+        config = self.config
+        if config.evaluation == "full" or config.criterion == "alpha":
+            return None
+        return Racing(images, config.criterion, config.race_confidence)
 
     def _train_weights(self, draw: Tensor) -> Tensor:
         """A weight step on what is drawn from the training images; its `step_sums`."""

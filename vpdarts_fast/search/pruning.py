@@ -20,14 +20,18 @@ class Importance:
     Attributes:
         score: [E, O], the higher the more important.
         tie_break: [E, O], decides between equal scores; the lower op number wins what is left.
+        images: [E, O], on how many images an op was evaluated; one that stayed longer in its edge's race
+            is more important, whatever the scores are. None: all on as many.
     """
 
     score: Tensor
     tie_break: Tensor
+    images: Tensor | None = None
 
     def ranking(self, alive: Tensor) -> Tensor:
         """Op numbers [E, O] int64 from the most to the least important; ops not `alive` [E, O] come last."""
-        keys = (-self.tie_break.numpy(), -self.score.numpy(), ~alive.numpy())
+        images = torch.zeros_like(self.score) if self.images is None else self.images
+        keys = (-self.tie_break.numpy(), -self.score.numpy(), -images.numpy(), ~alive.numpy())
         return torch.from_numpy(np.lexsort(keys, axis=-1))
 
 
@@ -53,7 +57,7 @@ class AccuracyCriterion:
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
-        return Importance(-evaluation.accuracy, evaluation.loss)
+        return Importance(-evaluation.accuracy, evaluation.loss, evaluation.op_images)
 
 
 class LossCriterion:
@@ -64,7 +68,7 @@ class LossCriterion:
 
     def importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
-        return Importance(evaluation.loss, -evaluation.accuracy)
+        return Importance(evaluation.loss, -evaluation.accuracy, evaluation.op_images)
 
 
 class AlphaCriterion:

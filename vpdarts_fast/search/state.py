@@ -228,17 +228,26 @@ def fitting(source: str) -> Iterator[None]:
 def check_evaluation(values: Mapping[str, Any]) -> None:
     """Raises `ValueError`, `KeyError` or `TypeError` unless it is what `evaluation_to_json` makes."""
     for name in ("accuracy", "loss"):
-        table = values[name]
-        if [len(row) for row in table] != [len(OPS)] * len(EDGES):
-            raise ValueError(f"{name} must be [{len(EDGES)}, {len(OPS)}]; got {shown(table)}")
-        for row in table:
+        check_table(values[name], name)
+        for row in values[name]:
             for value in row:
                 number(value, name, 0)
     number(values["base_accuracy"], "base_accuracy", 0, 100)
     number(values["base_loss"], "base_loss", 0)
-    whole(values["images"], "images", 1)
+    images = whole(values["images"], "images", 1)
+    if values["op_images"] is not None:
+        check_table(values["op_images"], "op_images")
+        for row in values["op_images"]:
+            for value in row:
+                whole(value, "op_images", 1, images)
     if not isinstance(values["batch_norm"], str):
         raise ValueError(f"batch_norm must be text; got {shown(values['batch_norm'])}")
+
+
+def check_table(table: Any, name: str) -> None:
+    """Raises `ValueError` or `TypeError` unless it is [E, O]."""
+    if [len(row) for row in table] != [len(OPS)] * len(EDGES):
+        raise ValueError(f"{name} must be [{len(EDGES)}, {len(OPS)}]; got {shown(table)}")
 
 
 def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, Any]:
@@ -249,18 +258,22 @@ def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, An
         "base_accuracy": evaluation.base_accuracy,
         "base_loss": evaluation.base_loss,
         "images": evaluation.images,
+        "op_images": None if evaluation.op_images is None else evaluation.op_images.tolist(),
         "batch_norm": batch_norm,
     }
 
 
 def evaluation_from_json(values: Mapping[str, Any]) -> LeaveOneOut:
     """The inverse of `evaluation_to_json`, bit for bit."""
-    tables = {name: torch.tensor(values[name], dtype=torch.float64) for name in ("accuracy", "loss")}
+    tables = {
+        name: torch.tensor(values[name], dtype=torch.float64, device="cpu") for name in ("accuracy", "loss")
+    }
     return LeaveOneOut(
         **tables,
         base_accuracy=values["base_accuracy"],
         base_loss=values["base_loss"],
         images=values["images"],
+        op_images=None if values["op_images"] is None else torch.tensor(values["op_images"], device="cpu"),
     )
 
 

@@ -1,0 +1,146 @@
+"""Racing: ops leave the evaluation once they cannot be their edge's most important one any more.
+
+Soft pruning asks only for the most important op of each edge, and most ops are far from it: a few hundred
+images show that. So the ops of an edge race. All that are still in the race are left out on the same n of N
+images, so that every image gives a difference between two of them. Let d be how much less it speaks for an op
+than for the leader of its edge. The op is out where, over the n images,
+
+    mean(d) > z * sd(d) * sqrt(1 / n - 1 / N).
+
+What is asked for is the outcome on all N images, not on all images of the world: the bound is the sampling
+error of n out of N without replacement, and vanishes at n = N. The normal quantile z pays for every look and
+for every comparison of an edge (Bonferroni), so that the op that leads after N images is kept with the stated
+confidence, for each edge. Looks are far apart, so that few are paid for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.errors import UserError
+
+RaceCriterion = Literal["accuracy", "loss"]
+
+FIRST_LOOK = 500
+"""Images before an op may leave; the normal quantile says little about fewer losses."""
+
+GROWTH = 1.5
+"""How many times as many images have been seen at each further look."""
+
+
+@dataclass(frozen=True)
+class Racing:
+    """How ops race in leave-one-out evaluation.
+
+    Attributes:
+        images: N, how many images are to be evaluated; the batches together hold as many.
+        criterion: what makes an op important: that the accuracy without it is low, or the loss high.
+        confidence: the probability, for each edge, that its most important op is that of all N images.
+
+    Raises:
+        UserError: a value is out of its range.
+    """
+
+    images: int
+    criterion: RaceCriterion
+    confidence: float = 0.95
+
+    def __post_init__(self) -> None:
+        check_bound("race_images", self.images)
+        check_bound("race_confidence", self.confidence)
+        if self.criterion not in ("accuracy", "loss"):
+            raise UserError(f"the criterion of a race must be accuracy or loss; got {self.criterion!r}")
+
+    def looks(self) -> list[int]:
+        """After how many images ops may leave, at the earliest."""
+        counts, count = [], float(FIRST_LOOK)
+        while count < self.images:
+            counts.append(round(count))
+            count *= GROWTH
+        return counts
+
+
+class Race:
+    """The ops of every edge, and what they have shown so far.
+
+    Args:
+        racing: the rules.
+        number: [E, O] int64, on the CPU: which of V variants each op's removal is. Ops of one variant cannot
+            be told apart, and race as one.
+    """
+
+    def __init__(self, racing: Racing, number: Tensor) -> None:
+        self._racing, self._number = racing, number
+        self._edges = [sorted(set(variants)) for variants in number.tolist()]
+        self._looks = racing.looks()
+        rivals = max(len(variants) for variants in self._edges) - 1
+        self._z = NormalDist().inv_cdf(1 - (1 - racing.confidence) / max(len(self._looks) * rivals, 1))
+        variants = int(number.max()) + 1
+        self._sums = torch.zeros(variants, dtype=torch.float64, device="cpu")
+        self._products = torch.zeros(variants, variants, dtype=torch.float64, device="cpu")
+        self._seen = 0
+        self._images = torch.zeros_like(number)
+
+    @property
+    def running(self) -> list[int]:
+        """The variants still needed, in ascending order: the unmodified supernet and those in a race."""
+        return sorted(
+            {0, *(variant for variants in self._edges for variant in variants if len(variants) > 1)}
+        )
+
+    @property
+    def over(self) -> bool:
+        """Whether every edge has its most important op."""
+        return all(len(variants) == 1 for variants in self._edges)
+
+    def images_of_ops(self, seen: int) -> Tensor:
+        """[E, O] int64: on how many images each op was in the race of its edge, which ends after `seen`."""
+        images = self._images.clone()
+        for edge, variants in enumerate(self._edges):
+            if len(variants) > 1:
+                images[edge, torch.isin(self._number[edge], torch.tensor(variants, device="cpu"))] = seen
+        return images
+
+    def look_is_due(self, images: int) -> bool:
+        """Whether ops may leave, now that so many images have been seen."""
+        return bool(self._looks) and images >= self._looks[0]
+
+    def look(self, images: int, sums: Tensor, products: Tensor) -> None:
+        """Ops leave the race.
+
+        Args:
+            images: how many have been seen since the look before.
+            sums: [R] float64, on the CPU: of the scores of the running variants on these images.
+            products: [R, R] likewise, of every two of them.
+        """
+        running = torch.tensor(self.running, device="cpu")
+        self._seen += images
+        self._sums[running] += sums
+        self._products[running[:, None], running] += products
+        self._looks = [look for look in self._looks if look > self._seen]
+        for edge, variants in enumerate(self._edges):
+            if len(variants) == 1:
+                continue
+            contestants = torch.tensor(variants, device="cpu")
+            self._images[edge, torch.isin(self._number[edge], contestants)] = self._seen
+            stays = self._may_lead(contestants).tolist()
+            self._edges[edge] = [v for v, kept in zip(variants, stays, strict=True) if kept]
+
+    def _may_lead(self, variants: Tensor) -> Tensor:
+        """Of some variants [R] that have seen the same images, which might lead after all N of them."""
+        n = self._seen
+        mean = self._sums[variants] / n
+        leader = variants[mean.argmax()]
+        behind = mean.max() - mean
+        squares = self._products.diagonal()
+        squared = (squares[leader] + squares[variants] - 2 * self._products[leader, variants]) / n
+        variance = (squared - behind.square()).clamp_min(0) * (n / max(n - 1, 1))
+        left = max(1 / n - 1 / self._racing.images, 0.0)
+        may_lead: Tensor = behind <= self._z * (variance * left).sqrt()
+        return may_lead
