@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import struct
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +41,37 @@ class OfflineDriver:
         return 0
 
 
+def run_tool(name: str, content: bytes, folder: Path, *options: str) -> str:
+    """What a tool writes of a file in this folder with this content."""
+    file = folder / "kernel.cubin"
+    file.write_bytes(content)
+    run = subprocess.run([TOOLS / name, *options, file], capture_output=True, text=True, check=True)
+    return run.stdout
+
+
+def machine_code(cubin: bytes) -> bytes:
+    """The instructions of an ELF file of 64 bits with one kernel."""
+    (table,), (size, count, names) = struct.unpack_from("<Q", cubin, 40), struct.unpack_from("<3H", cubin, 58)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + i * size) for i in range(count)]
+    (code,) = (
+        cubin[start : start + length]
+        for name, _, _, _, start, length in sections
+        if cubin.startswith(b".text.", sections[names][4] + name)
+    )
+    return code
+
+
+def disassembled(capability: int, cubins: Sequence[bytes], folder: Path) -> list[str]:
+    """The instructions of each, a line each. All in one file: the tool's start takes longer than they do."""
+    codes = [machine_code(cubin) for cubin in cubins]
+    architecture = f"SM{capability}{'a' if capability >= 90 else ''}"
+    lines = iter(run_tool("nvdisasm", b"".join(codes), folder, "--binary", architecture).splitlines())
+    instructions = (line for line in lines if re.match(r"\s*/\*[0-9a-f]{4,}\*/", line))
+    pieces = [list(islice(instructions, len(code) // 16)) for code in codes]  # of 16 bytes each
+    assert [len(piece) * 16 for piece in pieces] == list(map(len, codes)) and not list(instructions)
+    return list(map("\n".join, pieces))
+
+
 @dataclass(frozen=True)
 class Launch:
     """A kernel as a launch compiled it.
@@ -47,6 +80,7 @@ class Launch:
         capability: what it is compiled for, 90 for sm_90.
         name: of the kernel.
         cubin: its machine code.
+        code: the disassembly, an instruction a line.
         warps: of a block.
         shared: bytes of a block.
         config: the sizes it was launched with.
@@ -56,27 +90,17 @@ class Launch:
     capability: int
     name: str
     cubin: bytes
+    code: str
     warps: int
     shared: int
     config: dict[str, Any]
     folder: Path
 
-    def _tool(self, name: str, *options: str) -> str:
-        file = self.folder / "kernel.cubin"
-        file.write_bytes(self.cubin)
-        run = subprocess.run([TOOLS / name, *options, file], capture_output=True, text=True, check=True)
-        return run.stdout
-
     @cached_property
     def resources(self) -> dict[str, int]:
         """REG, STACK, LOCAL, SHARED ... as cuobjdump reports them."""
-        report = self._tool("cuobjdump", "--dump-resource-usage")
+        report = run_tool("cuobjdump", self.cubin, self.folder, "--dump-resource-usage")
         return {key: int(value) for key, value in re.findall(r"\b([A-Z]+):(\d+)", report)}
-
-    @cached_property
-    def code(self) -> str:
-        """The disassembly."""
-        return self._tool("nvdisasm", "--print-code", "--no-dataflow")
 
     @property
     def summary(self) -> str:
@@ -99,20 +123,15 @@ class Launch:
 
 @contextmanager
 def compiled_launches(capability: int, folder: Path) -> Iterator[list[Launch]]:
-    """Kernels that are launched inside, in every configuration, are compiled instead and listed."""
+    """Kernels that are launched inside, in every configuration, are compiled instead; listed at the end."""
     launches: list[Launch] = []
-    seen: set[tuple[str, str]] = set()
+    compiled: dict[tuple[str, str], tuple[Any, dict[str, Any]]] = {}
     run_kernel, run_tuned = JITFunction.run, Autotuner.run
 
     def compile_kernel(self: JITFunction[Any], *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
         kernel = run_kernel(self, *args, grid=grid, warmup=True, **kwargs)
-        if (self.__name__, kernel.hash) not in seen:
-            seen.add((self.__name__, kernel.hash))
-            sizes = {key: value for key, value in kwargs.items() if key.isupper()}
-            cubin, metadata = kernel.asm["cubin"], kernel.metadata
-            launches.append(
-                Launch(capability, self.__name__, cubin, metadata.num_warps, metadata.shared, sizes, folder)
-            )
+        sizes = {key: value for key, value in kwargs.items() if key.isupper()}
+        compiled.setdefault((self.__name__, kernel.hash), (kernel, sizes))
 
     def compile_configs(self: Autotuner, *args: Any, **kwargs: Any) -> None:
         self.nargs = dict(zip(self.arg_names, args, strict=False))
@@ -127,3 +146,9 @@ def compiled_launches(capability: int, folder: Path) -> Iterator[list[Launch]]:
     finally:
         JITFunction.run, Autotuner.run = run_kernel, run_tuned
         driver._active = before
+    codes = disassembled(capability, [kernel.asm["cubin"] for kernel, _ in compiled.values()], folder)
+    for ((name, _), (kernel, sizes)), code in zip(compiled.items(), codes, strict=True):
+        cubin, metadata = kernel.asm["cubin"], kernel.metadata
+        launches.append(
+            Launch(capability, name, cubin, code, metadata.num_warps, metadata.shared, sizes, folder)
+        )
