@@ -137,17 +137,19 @@ def test_mixed_sum(capability: int, c: int, dtype: torch.dtype, compiled: Compil
 
 
 @pytest.mark.parametrize(
-    ("capability", "c", "dtype", "trained"),
+    ("capability", "c", "dtype", "trained", "nodes"),
     [
-        (80, 16, torch.float32, "weights"),
-        (90, 64, torch.bfloat16, "alpha"),
-        (100, 64, torch.float32, "alpha"),
-        (120, 32, torch.float32, "weights"),
+        (80, 16, torch.float32, "weights", 3),
+        (90, 64, torch.bfloat16, "alpha", 4),
+        (100, 64, torch.float32, "alpha", 3),
+        (120, 32, torch.float32, "weights", 4),
     ],
 )
-def test_mixed_cell(capability: int, c: int, dtype: torch.dtype, trained: str, compiled: Compile) -> None:
-    """Likewise, of a step of either phase."""
-    x, weight_1x1, weight_3x3, alpha, *dropout = mixed_cell_args(1, 2, c, SIZE, dtype)
+def test_mixed_cell(
+    capability: int, c: int, dtype: torch.dtype, trained: str, nodes: int, compiled: Compile
+) -> None:
+    """Likewise, of a step of either phase; the whole cell once by each of Triton's two assemblers."""
+    x, weight_1x1, weight_3x3, alpha, *dropout = mixed_cell_args(1, 2, c, SIZE, dtype, nodes)
     x = channels_last(x).requires_grad_()
     for tensor in (weight_1x1, weight_3x3) if trained == "weights" else (alpha,):
         tensor.requires_grad_()
