@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,8 @@ EMULATION = ROOT / "tests" / "cuda_emulation"
 TORCH = Path(torch.__file__).parent
 COMPILER = os.environ.get("CXX") or shutil.which("g++")
 SANITIZE = ("-fsanitize=address,undefined", "-fno-sanitize-recover=all", "-g1")
+UNOPTIMISED = ("-O0",)
+"""Where sanitizers or a fault make a compiler work longer than what it compiles runs."""
 
 pytestmark = pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
 
@@ -42,8 +45,24 @@ def run(command: list[str], **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def build(csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, changed: str = "") -> Path:
-    """The emulated library; what does not depend on the file `changed` is taken from the folder `objects`."""
+def includes(source: Path, header: str) -> bool:
+    """Whether a source is this file or includes it, itself or through others of its folder."""
+    included = re.findall(r'#include "([\w.]+)"', source.read_text())
+    others = (source.parent / name for name in included)
+    return source.name == header or any(includes(other, header) for other in others if other.exists())
+
+
+def build(
+    csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, changed: str | None = None
+) -> Path:
+    """The emulated library.
+
+    Args:
+        csrc: the sources.
+        flags: of the compiler, beside those of all.
+        objects: the folder of a library of the same sources but for a file of the kernels.
+        changed: that file; what does not include it is taken from `objects`, the rest compiled unoptimised.
+    """
     assert COMPILER is not None
     options = ["-std=c++17", "-O1", "-fPIC", "-Wall", "-Wextra", "-Wno-unknown-pragmas", *flags]
     options += ["-DTORCH_TARGET_VERSION=0x020a000000000000", "-Itests/cuda_emulation"]
@@ -53,12 +72,14 @@ def build(csrc: Path, flags: tuple[str, ...] = (), objects: Path | None = None, 
         linked = []
         for source in (EMULATION / "emulation.cpp", *(csrc / source for source in SOURCES)):
             name = f"{source.parent.name}-{source.name}.o"
-            same = source.suffix == ".cpp" or (changed.endswith(".cu") and source.name != changed)
-            reused = objects if same else None
+            reused = None if changed is not None and includes(source, changed) else objects
             linked.append(str((reused or folder) / name))
             if reused is None:
                 paths = [f"-I{csrc}", "-isystem", str(TORCH / "include")]
-                compiled = run([COMPILER, *options, *paths, "-x", "c++", "-c", str(source), "-o", linked[-1]])
+                is_host = source.suffix == ".cpp"
+                level = UNOPTIMISED if changed is not None or (flags and is_host) else ()
+                command = [COMPILER, *options, *level, *paths, "-x", "c++", "-c", str(source)]
+                compiled = run([*command, "-o", linked[-1]])
                 assert compiled.returncode == 0, compiled.stdout[-3000:]
                 assert "warning" not in compiled.stdout, compiled.stdout[-3000:]
         libraries = ["-o", str(folder / "libemulated.so"), f"-L{TORCH}/lib", "-ltorch_cpu"]

@@ -77,7 +77,7 @@ def test_mixed_sum_channels(c: int, assert_close: Close) -> None:
 
 def test_mixed_sum_of_many_chunks(assert_close: Close) -> None:
     """Several blocks' statistics, the last of a few pixels only; more strips than the reduction has rows."""
-    check_mixed_sum(mixed_sum_args(v=25, k=1, n=3, c=64, size=(11, 13), dtype=torch.float32), assert_close)
+    check_mixed_sum(mixed_sum_args(v=2, k=1, n=3, c=64, size=(11, 13), dtype=torch.float32), assert_close)
     check_mixed_sum(
         mixed_sum_args(v=1, k=1, n=40, c=128, size=(9, 16), dtype=torch.float32, dropout=False), assert_close
     )
@@ -143,9 +143,9 @@ def test_masked_cell_leaves_one_out_in_half_precision(assert_close: Close) -> No
     check_masked_cell(args, assert_close)
 
 
-@pytest.mark.parametrize("images", [1023, 1024, 1100])
+@pytest.mark.parametrize("images", [511, 512, 550])
 def test_masked_cell_groups_of_images(images: int, assert_close: Close) -> None:
-    """Several images a block, the last block with fewer."""
+    """Two or four images a block, the last block with fewer."""
     args = masked_cell_args(v=2, n=images, c=2, size=(2, 3), nodes=3, dtype=torch.float32)
     check_masked_cell(args, assert_close)
 
