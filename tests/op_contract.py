@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import fields, is_dataclass, replace
+from itertools import product
 from typing import Any
 
 import pytest
@@ -67,6 +68,17 @@ def transposed(x: Tensor) -> Tensor:
 
 LAYOUTS = {"channels_last": channels_last, "sliced": sliced, "transposed": transposed}
 every_layout = pytest.mark.parametrize("layout", LAYOUTS.values(), ids=LAYOUTS)
+
+
+def half_of(place: int, *choices: Sequence[Any]) -> list[tuple[Any, ...]]:
+    """Every second combination of the choices: those whose numbers add up to an even number with `place`.
+
+    With the sum of the numbers of all other parameters' choices as `place`, a test still has all combinations
+    of all parameters but one, whichever that is.
+    """
+    numbered = product(*(list(enumerate(choice)) for choice in choices))
+    picked = (chosen for chosen in numbered if (place + sum(i for i, _ in chosen)) % 2 == 0)
+    return [tuple(value for _, value in chosen) for chosen in picked]
 
 
 def with_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -26,6 +26,7 @@ from mixed_op_cases import (
 from op_contract import (
     ALL,
     BOTH,
+    LAYOUTS,
     Close,
     backends_in,
     check_against_reference,
@@ -34,6 +35,7 @@ from op_contract import (
     every_layout,
     flat,
     gradients,
+    half_of,
     normal,
     second_derivatives,
     served,
@@ -60,7 +62,7 @@ def test_mixed_op_values(
     c: int,
     assert_close: Close,
 ) -> None:
-    for n, size in product((1, 4), SIZES):
+    for n, size in half_of(CHANNELS.index(c) + stride + (branches is others), (1, 4), SIZES):
         if has_a_variance(n, size, stride):
             args = mixed_op_args(1, n, c, size, stride, dtype, branches=branches)
             check_against_reference("mixed_op", args, backend, assert_close)
@@ -80,7 +82,7 @@ def test_mixed_op_of_variants(
     fixed: bool,
     assert_close: Close,
 ) -> None:
-    for c in (3, 16):
+    for (c,) in half_of(stride + (branches is others) + shared + fixed, (3, 16)):
         args = mixed_op_args(3, 4, c, (5, 7), stride, dtype, shared, branches, fixed)
         check_against_reference("mixed_op", args, backend, assert_close)
         check(args[:4], backend, assert_close)
@@ -117,7 +119,7 @@ def test_mixed_op_gradients(
     c: int,
     assert_close: Close,
 ) -> None:
-    for size in SIZES:
+    for (size,) in half_of(CHANNELS.index(c) + stride + (branches is others), SIZES):
         check(mixed_op_args(1, 9, c, size, stride, dtype, branches=branches), backend, assert_close)
 
 
@@ -150,7 +152,7 @@ def test_mixed_op_with_fixed_statistics(
 def test_mixed_op_layouts(
     backend: str, dtype: torch.dtype, layout: Callable[[Tensor], Tensor], assert_close: Close
 ) -> None:
-    for c, stride in product((3, 16), (1, 2)):
+    for c, stride in half_of([*LAYOUTS.values()].index(layout), (3, 16), (1, 2)):
         args = mixed_op_args(2, c=c, stride=stride, dtype=dtype, branches=others)
         args = with_tensors(args, lambda tensor: layout(tensor) if tensor.dim() > 2 else tensor)
         check_against_reference("mixed_op", args, backend, assert_close)
@@ -254,7 +256,7 @@ def test_mixed_op_second_derivatives(
     stride: int,
     assert_close: Close,
 ) -> None:
-    for v, shared in ((1, False), (2, True), (2, False)):
+    for ((v, shared),) in half_of(stride + (branches is others), ((1, False), (2, True), (2, False))):
         args = mixed_op_args(v, 4, 4, (5, 7), stride, dtype, shared, branches)
         check_second_derivatives("mixed_op", args, backend, assert_close, output_only)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from itertools import product
 
 import pytest
 import torch
@@ -21,6 +20,7 @@ from op_contract import (
     every_layout,
     flat,
     gradients,
+    half_of,
     normal,
     served,
     transposed,
@@ -45,7 +45,7 @@ def relu_conv_args(
 @served("relu_conv", BOTH)
 @pytest.mark.parametrize("c", CHANNELS)
 def test_relu_conv_values(backend: str, dtype: torch.dtype, c: int, assert_close: Close) -> None:
-    for k, n, size in product((1, 3), (0, 1, 4), SIZES):
+    for k, n, size in half_of(CHANNELS.index(c), (1, 3), (0, 1, 4), SIZES):
         check_against_reference("relu_conv", relu_conv_args(k, n, c, size, dtype), backend, assert_close)
 
 
