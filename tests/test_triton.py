@@ -21,7 +21,8 @@ ROOT = Path(__file__).parent.parent
 CONTRACT = {
     "mixed_sum": [
         "dtypes",
-        "of_many",
+        "of_many[25-1-triton-float32]",
+        "of_many[1-5-triton-float32]",
         "of_a_large_mean_and_a_small_variance",
         "eps",
         "alphas[mixed-triton-float32]",
