@@ -66,7 +66,7 @@ def assert_trains_the_same(
     weights: Callable[[Tensor], Any],
     call: str = "__call__",
 ) -> None:
-    """Five steps; outputs, gradients of the input, of the alphas and of all parameters, and the state."""
+    """A few steps; outputs, gradients of the input, of the alphas and of all parameters, and the state."""
     trainings = [Training(Mixture(module, alpha, weights, call), step) for module in (plain, fused)]
     assert_trains_alike(*trainings, lambda seed: images(alpha.dtype, seed=seed))
 

@@ -48,7 +48,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
         training, validation = data.split_halves(data.load("digits"), seed=0)
         weights = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, nesterov=True)
         architecture = torch.optim.Adam([alpha], lr=0.02)
-        for indices in torch.randperm(len(training)).repeat(3)[:960].view(30, 32):
+        for indices in torch.randperm(len(training))[:640].view(20, 32):
             images, labels = training.batch(indices)
             F.cross_entropy(supernet(images.double(), alpha), labels).backward()  # type: ignore[no-untyped-call]
             for optimizer in (weights, architecture):

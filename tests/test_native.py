@@ -7,9 +7,11 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
+import fresh_process
 import pytest
 
 import vpdarts_fast
@@ -50,14 +52,35 @@ def run_python(*args: str, cwd: Path = ROOT, **env: str) -> subprocess.Completed
     )
 
 
-def chosen_isa(request: str) -> str:
-    """What cpu_isa() answers under VPDARTS_CPU_ISA=request; asked twice, the answers must agree."""
+Run = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def run_text(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """(program, *arguments, **environment) -> its exit status and output, in a fresh process."""
+    monkeypatch.delenv("VPDARTS_CPU_ISA", raising=False)
+    program = tmp_path / "program.py"
+
+    def run(text: str, *arguments: str, **environment: str) -> tuple[int, str]:
+        program.write_text(text)
+        return fresh_process.run_python([str(program), *arguments], ROOT, environment)
+
+    return run
+
+
+@pytest.fixture
+def chosen_isa(run_text: Run) -> Callable[[str], str]:
+    """What cpu_isa() answers under this VPDARTS_CPU_ISA, if any; asked twice, the answers must agree."""
     path = str(importlib.import_module("vpdarts_fast._C").__file__)
-    result = run_python("-c", CHOOSE_ISA, path, VPDARTS_CPU_ISA=request)
-    assert result.returncode == 0, result.stdout
-    first, second = result.stdout.splitlines()
-    assert first == second
-    return first
+
+    def choose(request: str) -> str:
+        status, output = run_text(CHOOSE_ISA, path, **({"VPDARTS_CPU_ISA": request} if request else {}))
+        assert status == 0, output
+        first, second = output.splitlines()
+        assert first == second
+        return first
+
+    return choose
 
 
 @needs_extension
@@ -79,19 +102,19 @@ def test_supported_isas_are_those_of_the_cpu() -> None:
 
 
 @needs_extension
-def test_the_fastest_isa_is_chosen_by_default() -> None:
+def test_the_fastest_isa_is_chosen_by_default(chosen_isa: Callable[[str], str]) -> None:
     assert chosen_isa("") == native.supported_isas()[-1]
 
 
 @needs_extension
-def test_every_supported_isa_can_be_requested() -> None:
+def test_every_supported_isa_can_be_requested(chosen_isa: Callable[[str], str]) -> None:
     for isa in native.supported_isas():
         assert chosen_isa(isa) == isa
 
 
 @needs_extension
 @pytest.mark.parametrize("request_", ["sse9", "AVX2", "baseline "])
-def test_an_unknown_isa_is_refused_with_the_choices(request_: str) -> None:
+def test_an_unknown_isa_is_refused_with_the_choices(request_: str, chosen_isa: Callable[[str], str]) -> None:
     answer = chosen_isa(request_)
     assert answer.startswith("ValueError: VPDARTS_CPU_ISA must be one of baseline")
     assert all(isa in answer for isa in native.supported_isas())
@@ -99,7 +122,7 @@ def test_an_unknown_isa_is_refused_with_the_choices(request_: str) -> None:
 
 
 @needs_extension
-def test_an_isa_that_this_cpu_lacks_is_refused() -> None:
+def test_an_isa_that_this_cpu_lacks_is_refused(chosen_isa: Callable[[str], str]) -> None:
     lacking = [isa for isa in native.build_info()["isas"] if isa not in native.supported_isas()]
     if not lacking:
         pytest.skip("this CPU supports every instruction set of the build")
@@ -108,7 +131,7 @@ def test_an_isa_that_this_cpu_lacks_is_refused() -> None:
 
 
 @needs_extension
-def test_a_refused_isa_is_a_user_error_in_python() -> None:
+def test_a_refused_isa_is_a_user_error_in_python(run_text: Run) -> None:
     code = """
 from vpdarts_fast import native
 from vpdarts_fast.errors import UserError
@@ -117,8 +140,8 @@ try:
 except UserError as error:
     print("UserError:", error)
 """
-    result = run_python("-c", code, VPDARTS_CPU_ISA="sse9")
-    assert result.stdout.startswith("UserError: VPDARTS_CPU_ISA must be one of baseline")
+    _, output = run_text(code, VPDARTS_CPU_ISA="sse9")
+    assert output.startswith("UserError: VPDARTS_CPU_ISA must be one of baseline")
 
 
 @needs_extension
@@ -134,7 +157,7 @@ def test_build_info() -> None:
     assert info["version"] == version("vpdarts-fast") == vpdarts_fast.__version__
 
 
-def test_without_the_extension_there_is_one_message_how_to_build_it() -> None:
+def test_without_the_extension_there_is_one_message_how_to_build_it(run_text: Run) -> None:
     code = """
 import sys
 sys.modules["vpdarts_fast._C"] = None  # makes the import fail, as if it were not built
@@ -150,11 +173,11 @@ for function in (native.cpu_isa, native.supported_isas, native.build_info):
         raise SystemExit(f"{function} did not raise")
 print(native.why_not())
 """
-    result = run_python("-c", code)
-    assert result.returncode == 0, result.stdout
-    assert len(result.stdout.splitlines()) == 1, "importing must not print"
-    assert "make native" in result.stdout
-    assert "g++" in result.stdout
+    status, output = run_text(code)
+    assert status == 0, output
+    assert len(output.splitlines()) == 1, "importing must not print"
+    assert "make native" in output
+    assert "g++" in output
 
 
 @needs_extension

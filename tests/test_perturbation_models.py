@@ -88,7 +88,7 @@ def test_mixed_operations_in_blocks_of_their_own(perturbation: Perturbation) -> 
 )
 def test_mixed_operations(mixed_op: Callable[[list[nn.Module]], nn.Module], request: Any) -> None:
     part = 2 if "partial" in request.node.name else 1
-    model, some = trained(lambda: DartsSupernet(mixed_op=mixed_op, part=part)), batches(7)
+    model, some = trained(lambda: DartsSupernet(mixed_op=mixed_op, part=part, steps=1)), batches(7)
     fast = leave_one_out(accelerated(model), some, batch_norm="batch")
     assert fast.batched, fast.remark
     assert_all_same(fast, leave_one_out(model, some, batch_norm="batch"))
@@ -118,8 +118,8 @@ class KeywordMixedOp(MixedOp):
 class NoisySupernet(DartsSupernet):
     """The first operation of each edge adds noise."""
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, steps: int = 2) -> None:
+        super().__init__(steps=steps)
         for module in self.modules():
             if isinstance(module, MixedOp):
                 stride = module._ops[0].stride
@@ -151,7 +151,7 @@ class OneHotSupernet(DartsSupernet):
     "supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet]
 )
 def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
-    model, some = trained(supernet), batches(7, 5)
+    model, some = trained(lambda: supernet(steps=1)), batches(7, 5)
     state = torch.get_rng_state()
     plain = leave_one_out(model, some, perturbation=perturbation)
     assert torch.equal(torch.get_rng_state(), state)
