@@ -5,8 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -15,9 +13,9 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from fresh_process import run_python
 from torch.utils.flop_counter import FlopCounterMode
 
-import vpdarts_fast
 from vpdarts_fast import cuda, ops, reference
 from vpdarts_fast.analysis import cost_model
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
@@ -138,14 +136,10 @@ def test_triton_launches_are_those_of_the_interpreter() -> None:
     """The same kernels as often, and as many products, as really run."""
     import triton_launches
 
-    command = [sys.executable, str(ROOT / "tests/triton_launches.py"), json.dumps(CALLS)]
-    paths = os.pathsep.join(
-        [str(Path(vpdarts_fast.__file__).parent.parent), os.environ.get("PYTHONPATH", "")]
-    )
-    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr[-3000:]
-    for (name, sizes), real in zip(CALLS, json.loads(run.stdout.splitlines()[-1]), strict=True):
+    command = [str(ROOT / "tests/triton_launches.py"), json.dumps(CALLS)]
+    status, output = run_python(command, ROOT, {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"})
+    assert status == 0, output[-3000:]
+    for (name, sizes), real in zip(CALLS, json.loads(output.splitlines()[-1]), strict=True):
         tally = tally_of(lambda name=name, sizes=sizes: getattr(triton_launches, name)(*sizes, str(DEVICE)))
         launches = tally.by_kernel()
         assert {kernel: launches[kernel] for kernel in real["launches"]} == real["launches"]

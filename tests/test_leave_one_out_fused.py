@@ -19,6 +19,7 @@ from leave_one_out_cases import (
     make_supernet,
     normalisation_of,
 )
+from op_contract import half_of
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -180,11 +181,13 @@ class LiveBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @pytest.mark.parametrize(
-    ("mode", "mebibytes"),
-    # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
-    [("running", 2), *((mode, size) for mode in ("running", "batch", "variant") for size in (8, 32))],
+    ("mode", "mebibytes", "bfloat16"),
+    [
+        # the least there is with batch statistics, one variant of the whole batch, takes 4 MiB here
+        *(("running", 2, bfloat16) for bfloat16 in (False, True)),
+        *half_of(0, ("running", "batch", "variant"), (8, 32), (False, True)),
+    ],
 )
-@pytest.mark.parametrize("bfloat16", [False, True])
 def test_the_memory_budget_is_kept(mode: BatchNorm, mebibytes: int, bfloat16: bool) -> None:
     """Folded weights, the images' stem output and temporaries of a convolution come on top: 1.5 MiB here."""
     supernet = make_supernet(channels=8).eval()
