@@ -33,22 +33,22 @@ TOLERANCES = {
 
 
 LONGEST = (
-    "test_triton",
     "test_cuda_emulation",
     "test_triton_compile",
-    "test_sanitizers",
-    "test_perturbation",
+    "test_triton",
     "test_transforms",
+    "test_perturbation",
     "test_leave_one_out_fused",
-    "test_perturbation_models",
     "test_graphs",
-    "test_fuzz",
-    "test_cpu_ops",
-    "test_examples",
+    "test_sanitizers",
+    "test_committee",
+    "test_kills",
     "test_cost_model",
-    "test_accelerate",
     "test_cuda_build",
-    "test_native",
+    "test_examples",
+    "test_accelerate",
+    "test_search",
+    "test_work_counts",
 )
 """The files that take longest, by what cpu_times.py prints, longest first."""
 
