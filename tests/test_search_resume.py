@@ -137,7 +137,7 @@ def test_edited_settings(
         ("config.json", "{", "config.json"),
         ("config.json", "[]", "config.json is damaged: expected a JSON object; got []"),
         ("metrics.jsonl", '{"epoch": 0', "metrics.jsonl, line 1, is damaged: not valid JSON"),
-        ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1, is damaged: the entry 'phase' is missing"),
+        ("metrics.jsonl", "{}\n", "metrics.jsonl, line 1, is damaged: the entry 'importance' is missing"),
         ("result.json", "{}", "result.json is damaged"),
         ("seeds.json", "{}", "seeds.json is damaged"),
     ],
