@@ -15,7 +15,7 @@ from vpdarts_fast.search.__main__ import StopRequest, main
 
 TINY = [
     "--max-images", "64", "--channels", "2", "--warmup-epochs", "1", "--pruning-epochs", "2",
-    "--batch-size", "16", "--threads", "1",
+    "--batch-size", "16", "--threads", "1", "--finalists", "0",
 ]  # fmt: skip
 
 

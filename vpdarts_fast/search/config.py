@@ -288,7 +288,16 @@ FREE_ON_RESUME = frozenset({
 
 PRESETS: dict[str, SearchConfig] = {
     "quick": SearchConfig(
-        preset="quick", dataset="digits", channels=8, cells_per_stage=1, warmup_epochs=10, pruning_epochs=15
+        preset="quick",
+        dataset="digits",
+        channels=8,
+        cells_per_stage=1,
+        warmup_epochs=10,
+        pruning_epochs=15,
+        finalists=4,
+        finalist_cells_per_stage=1,
+        finalist_steps=30,
+        finalist_budget=1_000,
     ),
     "cpu": SearchConfig(preset="cpu", cells_per_stage=1),
     "paper": SearchConfig(),
