@@ -18,7 +18,7 @@ from leave_one_out_cases import MODES, every_mode
 from test_search import Watcher, outcome, run
 from torch import Tensor
 
-from vpdarts_fast import backends, graphs, nn
+from vpdarts_fast import backends, graphs, nn, racing
 from vpdarts_fast.backends import BACKENDS, Backend
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.data.batches import DeviceImageSet
@@ -274,6 +274,19 @@ def test_a_search_of_replays_through_pytorch_is_the_same_bits(
     monkeypatch.setattr(backends, "BACKENDS", tuple(b for b in BACKENDS if b.name == "pytorch"))
     _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, pruning_epochs=2)
     assert replayed == eager
+
+
+def test_races_of_replays_are_the_same_bits(
+    digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After each look other variants are captured."""
+    monkeypatch.setattr(racing, "FIRST_LOOK", 16)
+    settings = {"evaluation": "racing", "race_confidence": 0.6, "criterion": "loss", "pruning_epochs": 1}
+    _, replayed, eager = search_both_ways(
+        digits, tmp_path, monkeypatch, validation_proportion=1.0, **settings
+    )
+    assert replayed == eager
+    assert min(map(min, eager["result"]["importance"]["op_images"])) == 16
 
 
 @pytest.mark.parametrize("fault", ["learning rate", "dropout"])
