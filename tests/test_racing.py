@@ -23,6 +23,7 @@ from test_search import SHORT, outcome, run, stop_at
 from torch import Tensor
 
 from vpdarts_fast import racing
+from vpdarts_fast.analysis.ranking import levels
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.leave_one_out import BatchNorm, leave_one_out
@@ -216,6 +217,8 @@ def test_who_stayed_longer_is_more_important() -> None:
         assert ranking[2, 0] == 3
         assert ranking[2, 1:].tolist() == [op for op in without[2].tolist() if op != 3]
         assert torch.equal(ranking[[0, 1, 3, 4, 5]], without[[0, 1, 3, 4, 5]])
+        assert levels(importance)[2].argmax() == 3
+        assert (levels(importance)[[0, 1, 3, 4, 5]] == levels(plain)[[0, 1, 3, 4, 5]]).all()
 
 
 # The search ------------------------------------------------------------------------------------------------

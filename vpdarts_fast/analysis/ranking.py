@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from scipy.stats import kendalltau, rankdata
 
@@ -48,9 +49,9 @@ def true_ranks(table: BenchmarkTable, column: str) -> Array:
 
 def levels(importance: Importance) -> NDArray[np.int64]:
     """Importance as whole numbers [E, O]: the higher the more important, equal only where nothing decides."""
-    score, tie_break = importance.score.numpy(), importance.tie_break.numpy()
-    pairs = np.stack([score, tie_break], axis=-1)
-    return np.stack([np.unique(edge, axis=0, return_inverse=True)[1].reshape(-1) for edge in pairs])
+    images = torch.zeros_like(importance.score) if importance.images is None else importance.images
+    keys = np.stack([table.numpy() for table in (images, importance.score, importance.tie_break)], axis=-1)
+    return np.stack([np.unique(edge, axis=0, return_inverse=True)[1].reshape(-1) for edge in keys])
 
 
 def kendall_tau(importance: Importance, ranks: Array) -> Array:
