@@ -90,6 +90,7 @@ def test_data_that_no_search_can_use_are_refused_before_there_is_a_folder(
 def search(data: ImageData, folder: Path, table: BenchmarkTable | None = None, **settings: Any) -> Search:
     config = dataclasses.replace(
         PRESETS["quick"],
+        finalists=0,
         dataset="npz",
         channels=2,
         warmup_epochs=1,

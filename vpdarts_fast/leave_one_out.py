@@ -302,15 +302,13 @@ class Totals:
     """
 
     def __init__(self, variants: int) -> None:
+        self.seen = 0
         self._images = torch.zeros(variants, dtype=torch.int64, device="cpu")
         self._sums, self._sums_of_base = torch.zeros(2, 2, variants, dtype=torch.float64, device="cpu")
 
-    @property
-    def seen(self) -> int:
-        return int(self._images[0])
-
     def add(self, part: Part) -> None:
         """What variants, the first among them, have predicted since they were added last."""
+        self.seen += part.images
         self._images[part.variants] += part.images
         self._sums[:, part.variants] += part.sums()
         self._sums_of_base[:, part.variants] = self._sums[:, :1]

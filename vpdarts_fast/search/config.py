@@ -310,7 +310,7 @@ PRESETS: dict[str, SearchConfig] = {
         batch_norm="variant",
         committee=16,
     ),
-    "paper": SearchConfig(batch_norm="variant"),
+    "paper": SearchConfig(),
 }
 
 

@@ -46,7 +46,7 @@ MAPS = _names(
 )
 """One kernel: every input is read, every output written."""
 
-REDUCTIONS = _names("all amax amin any argmax argmin linalg_vector_norm max mean min sum")
+REDUCTIONS = _names("all amax amin any argmax argmin linalg_vector_norm max mean min sum var_mean")
 """One kernel likewise; a second stage runs in the same launch (Reduce.cuh)."""
 
 TENSORS_OF_A_LAUNCH = (770, 448, 336, 252, 210)
