@@ -130,6 +130,14 @@ def test_equal_ops_stay_to_the_end() -> None:
     assert images.tolist() == [[500, 2000, 2000, 500, 500]]
 
 
+def test_losses_that_are_not_finite_part_nobody() -> None:
+    """The search then says that it has diverged."""
+    scores = torch.randn(5, 2000, generator=torch.Generator().manual_seed(5))
+    scores[2, 100] = math.nan
+    _, images = raced(scores)
+    assert images.tolist() == [[2000] * 5]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [

@@ -142,5 +142,5 @@ class Race:
         squared = (squares[leader] + squares[variants] - 2 * self._products[leader, variants]) / n
         variance = (squared - behind.square()).clamp_min(0) * (n / max(n - 1, 1))
         left = max(1 / n - 1 / self._racing.images, 0.0)
-        may_lead: Tensor = behind <= self._z * (variance * left).sqrt()
-        return may_lead
+        may_not: Tensor = behind > self._z * (variance * left).sqrt()
+        return ~may_not  # of losses that are not finite, too: whoever asked is told of them
