@@ -38,9 +38,11 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "cpu_isa", [] { return cpu::name(cpu::active_isa()); },
       "Instruction set in use; ValueError if VPDARTS_CPU_ISA names an unsupported one.");
-  m.def("cpu_lanes", [] { return cpu::active_kernels().masked_cell.lanes; }, "Floats per vector in use.");
   m.def(
-      "mixed_op_lanes", [](int64_t channels) { return cpu::mixed_op_kernels(channels).lanes; },
+      "cpu_lanes", [](int64_t channels) { return cpu::active_kernels(channels).masked_cell.lanes; },
+      "Floats per vector in use for so many channels.");
+  m.def(
+      "mixed_op_lanes", [](int64_t channels) { return cpu::active_kernels(channels).mixed_op.lanes; },
       "Floats per vector of mixed_op.");
   m.def(
       "supported_isas", [] { return names(cpu::supported_isas()); },

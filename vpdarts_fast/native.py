@@ -50,18 +50,20 @@ def why_not() -> str | None:
     )
 
 
-def cpu_lanes() -> int:
-    """How many floats a vector of that instruction set holds; channels are padded to a multiple of it.
+def cpu_lanes(channels: int) -> int:
+    """How many floats the vectors hold that so many channels are cut into; they are padded to a multiple.
+
+    As many as those of the instruction set in use, or fewer where these hold all channels.
 
     Raises:
         UserError: as `cpu_isa`.
     """
     cpu_isa()
-    return _C.cpu_lanes()
+    return _C.cpu_lanes(channels)
 
 
 def mixed_op_lanes(channels: int) -> int:
-    """The same for `mixed_op`, which takes narrower vectors where they hold all channels.
+    """The same for `mixed_op`, of which there are kernels for even fewer.
 
     Raises:
         UserError: as `cpu_isa`.

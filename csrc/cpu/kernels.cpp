@@ -2,7 +2,7 @@
 
 namespace vpdarts::cpu {
 
-const Kernels& active_kernels() {
+const Kernels& active_kernels(int64_t channels) {
 #if defined(__x86_64__)
   static const Kernels avx512_kernels{avx512::gather_kernels(),           avx512::relu_conv_kernels(),
                                       avx512::mixed_sum_kernels(),        avx512::raw_sum_kernels(),
@@ -12,6 +12,15 @@ const Kernels& active_kernels() {
                                     avx2::mixed_sum_kernels(),        avx2::raw_sum_kernels(),
                                     avx2::masked_cell_kernels(),      avx2::residual_block_kernels(),
                                     avx2::trained_residual_kernels(), avx2::mixed_op_kernels()};
+  // Only mixed_op is compiled for four lanes with FMA, too.
+  static const Kernels narrow_kernels{avx2::gather_kernels(),           avx2::relu_conv_kernels(),
+                                      avx2::mixed_sum_kernels(),        avx2::raw_sum_kernels(),
+                                      avx2::masked_cell_kernels(),      avx2::residual_block_kernels(),
+                                      avx2::trained_residual_kernels(), avx2_narrow::mixed_op_kernels()};
+  if (active_isa() != Isa::baseline) {
+    if (channels <= narrow_kernels.mixed_op.lanes) return narrow_kernels;
+    if (channels <= avx2_kernels.mixed_op.lanes) return avx2_kernels;
+  }
 #endif
   static const Kernels baseline_kernels{
       baseline::gather_kernels(),           baseline::relu_conv_kernels(),
@@ -28,17 +37,6 @@ const Kernels& active_kernels() {
     default:
       return baseline_kernels;
   }
-}
-
-const MixedOpKernels& mixed_op_kernels(int64_t channels) {
-#if defined(__x86_64__)
-  if (active_isa() != Isa::baseline) {
-    for (const MixedOpKernels* narrow : {&avx2_narrow::mixed_op_kernels(), &avx2::mixed_op_kernels()}) {
-      if (channels <= narrow->lanes) return *narrow;
-    }
-  }
-#endif
-  return active_kernels().mixed_op;
 }
 
 }  // namespace vpdarts::cpu

@@ -24,10 +24,7 @@ struct Kernels {
   const MixedOpKernels& mixed_op;
 };
 
-// Of active_isa().
-const Kernels& active_kernels();
-
-// The same, but with narrower vectors where those hold all channels.
-const MixedOpKernels& mixed_op_kernels(int64_t channels);
+// Of active_isa(), but with narrower vectors where those hold all channels.
+const Kernels& active_kernels(int64_t channels);
 
 }  // namespace vpdarts::cpu

@@ -26,7 +26,7 @@ def _masked_cell_fake(
 
 def padded(channels: int, lanes: int | None = None) -> int:
     """Channels as they lie in memory, a multiple of the lanes."""
-    lanes = lanes or native.cpu_lanes()
+    lanes = lanes or native.cpu_lanes(channels)
     return -(-channels // lanes) * lanes
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from vpdarts_fast import native
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 residual_block = torch.ops.vpdarts_fast.residual_block
@@ -15,5 +16,6 @@ residual_block = torch.ops.vpdarts_fast.residual_block
 def _residual_block_fake(
     x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    images, _, height, width = x.shape
-    return padded_channels_last(x, (images, weight_a.shape[0], (height + 1) // 2, (width + 1) // 2))
+    images, channels, height, width = x.shape
+    shape = images, weight_a.shape[0], (height + 1) // 2, (width + 1) // 2
+    return padded_channels_last(x, shape, native.cpu_lanes(channels))

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import derivatives, native, pytorch
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.trained_residual_block
@@ -39,13 +39,14 @@ def _forward_fake(
     beta: Tensor,
     eps: float,
 ) -> tuple[Tensor, ...]:
-    images, _, height, width = x.shape
+    images, in_channels, height, width = x.shape
     channels, size = weight_a.shape[0], ((height + 1) // 2, (width + 1) // 2)
+    lanes = native.cpu_lanes(in_channels)
     return (
-        padded_channels_last(x, (images, channels, *size)),
+        padded_channels_last(x, (images, channels, *size), lanes),
         x.new_empty(2, channels),
         x.new_empty(2, channels),
-        x.new_empty(2, images, *size, padded(channels)),
+        x.new_empty(2, images, *size, padded(channels, lanes)),
     )
 
 

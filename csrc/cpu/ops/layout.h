@@ -40,7 +40,7 @@ class Source {
     const float* data = view_.data + variant * variant_;
     if (ready_) return data + blocks.offset(b);
     float* copy = memory;
-    active_kernels().gather.images(
+    active_kernels(channels_).gather.images(
         blocks[b], channels_,
         {data + blocks.first(b) * view_.image, view_.image, view_.row, view_.pixel, view_.channel}, copy);
     memory += scratch(blocks);

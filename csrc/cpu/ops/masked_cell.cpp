@@ -59,7 +59,7 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   check_count(kName, "variants", variants);
   check_eps(kName, eps);
 
-  const MaskedCellKernels& kernels = active_kernels().masked_cell;
+  const MaskedCellKernels& kernels = active_kernels(channels).masked_cell;
   const int64_t padded = (channels + kernels.lanes - 1) / kernels.lanes * kernels.lanes;
   Tensor storage = torch::stable::new_empty(x, {variants, count, height, width, padded});
   Tensor out = torch::stable::transpose(torch::stable::transpose(storage, 3, 4), 2, 3);

@@ -50,7 +50,7 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
   check_eps(kName, eps);
   const int64_t d = x.dim(), edges = alpha.size(alpha.dim() - 2), nodes = nodes_of(edges);
   STD_TORCH_CHECK(nodes != 0, kName, ": alpha must have 1, 3, 6, 10 or 15 edges; got ", edges);
-  const int64_t channels = x.size(d - 3), lanes = active_kernels().relu_conv.lanes;
+  const int64_t channels = x.size(d - 3), lanes = active_kernels(channels).relu_conv.lanes;
   const CellSizes sizes{nodes,         x.size(d - 4), x.size(d - 2),
                         x.size(d - 1), channels,      (channels + lanes - 1) / lanes * lanes};
   check_tensor(kName, "weight_1x1", weight_1x1, {edges, channels, channels, 1, 1});
@@ -78,7 +78,7 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
 
 TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps,
                      bool skip_zeros) {
-  const Kernels& kernels = active_kernels();
+  const Kernels& kernels = active_kernels(checked.sizes.channels);
   return {kernels.relu_conv,  kernels.mixed_sum, checked.sizes, floats(weight_1x1),
           floats(weight_3x3), checked.keep,      eps,           skip_zeros};
 }

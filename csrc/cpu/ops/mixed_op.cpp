@@ -40,9 +40,9 @@ Tensor images_of(const Tensor& tensor, int64_t padded) {
       torch::stable::new_empty(tensor, {tensor.size(0), images, image.height, image.width, padded});
   run_each(count, [&](int64_t i) {
     const float* from = floats(tensor) + i / images * tensor.stride(0) + i % images * tensor.stride(1);
-    active_kernels().gather.images(image, tensor.size(2),
-                                   {from, 0, tensor.stride(3), tensor.stride(4), tensor.stride(2)},
-                                   floats(storage) + i * image.floats());
+    active_kernels(padded).gather.images(image, tensor.size(2),
+                                         {from, 0, tensor.stride(3), tensor.stride(4), tensor.stride(2)},
+                                         floats(storage) + i * image.floats());
   });
   return storage;
 }
@@ -151,7 +151,8 @@ class Arguments {
   explicit Arguments(const Inputs& in) : channels(in.channels()) {
     check_sizes(in);
     check_stages(in);
-    const int64_t lanes = mixed_op_kernels(channels).lanes, padded = (channels + lanes - 1) / lanes * lanes;
+    const int64_t lanes = active_kernels(channels).mixed_op.lanes,
+                  padded = (channels + lanes - 1) / lanes * lanes;
     edge.branches = branches_of(in);
     edge.shape = {in.x.size(3), in.x.size(4), in.stride, padded, 1};
     edge.variants = in.variants();
@@ -173,7 +174,7 @@ class Arguments {
     edge.statistics = in.statistics.has_value() ? hold(torch::stable::contiguous(*in.statistics)) : nullptr;
   }
 
-  MixedEdge run() const { return {mixed_op_kernels(channels), edge}; }
+  MixedEdge run() const { return {active_kernels(channels).mixed_op, edge}; }
   int64_t norms() const { return length(edge.eps); }
   int64_t stages() const { return length(edge.stages); }
 

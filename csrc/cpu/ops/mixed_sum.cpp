@@ -52,7 +52,7 @@ Terms checked(const Tensors& xs, const Tensors& raw_1x1, const Tensors& raw_3x3,
   STD_TORCH_CHECK(edges > 0, kName, ": xs must hold at least one tensor");
   const Tensor& x = xs[0];
   STD_TORCH_CHECK(x.dim() == 5, kName, ": xs must be [V, N, C, H, W]; got ", x.dim(), " dimensions");
-  const int64_t variants = x.size(0), channels = x.size(2), lanes = active_kernels().relu_conv.lanes;
+  const int64_t variants = x.size(0), channels = x.size(2), lanes = active_kernels(channels).relu_conv.lanes;
   const Block batch{x.size(1), x.size(3), x.size(4), (channels + lanes - 1) / lanes * lanes};
   STD_TORCH_CHECK(variants > 0 && channels > 0 && batch.images * batch.height * batch.width >= 2, kName,
                   ": xs must hold a variant, and two values per channel; got V, N, C, H, W = ",
@@ -89,11 +89,11 @@ Normalised normalised(const Terms& t, const Statistics& statistics, double eps, 
 ScratchSpace scratch_space(const Terms& t, const Blocks& blocks, int64_t gradient) {
   const int64_t copies = scratch_of(t.x, blocks) + scratch_of(t.raw[0], blocks) +
                          scratch_of(t.raw[1], blocks) + scratch_of(t.keep, blocks);
-  return ScratchSpace(copies + gradient + active_kernels().raw_sum.scratch(blocks[0], t.edges));
+  return ScratchSpace(copies + gradient + active_kernels(t.channels).raw_sum.scratch(blocks[0], t.edges));
 }
 
 Statistics measure(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch) {
-  const RawSumKernels& kernels = active_kernels().raw_sum;
+  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
   const int64_t raws = 2 * t.edges, floats_of_block = raws * 2 * t.batch.padded;
   Matrix sums = zeros(t.variants * blocks.count() * floats_of_block);
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
@@ -117,7 +117,7 @@ Statistics measure(const Terms& t, const Blocks& blocks, const ScratchSpace& scr
 
 void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, const Statistics& statistics,
             double eps, const Tensor& node) {
-  const RawSumKernels& kernels = active_kernels().raw_sum;
+  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
   const int64_t padded = t.batch.padded;
   Matrix scale = zeros(t.variants * t.edges * 2 * padded), shift = zeros(t.variants * padded);
   for (int64_t v = 0; v < t.variants; ++v) {
@@ -186,7 +186,7 @@ struct Sums {
 // Of all variants, [V] sums; writes the gradients of xs and of skip_scale on the way.
 Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, const Statistics& statistics,
               const Source& gradient, const Wanted& wanted) {
-  const RawSumKernels& kernels = active_kernels().raw_sum;
+  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
   const int64_t count = Sums::floats(t);
   Matrix sums = zeros(t.variants * blocks.count() * count);
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
@@ -282,8 +282,8 @@ void differentiate_raws(const Terms& t, const Blocks& blocks, const ScratchSpace
                            norm.raw_scale.data(), norm.shift.data()});
       out.push_back(wanted.raw[o][e] + v * t.batch.floats() + offset);
     }
-    active_kernels().raw_sum.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(),
-                                           out.data());
+    active_kernels(t.channels)
+        .raw_sum.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(), out.data());
   });
 }
 

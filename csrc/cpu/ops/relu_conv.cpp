@@ -36,7 +36,7 @@ Sizes check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x3)
   check_tensor(kName, "weight_1x1", weight_1x1, {edges, channels, channels, 1, 1});
   check_tensor(kName, "weight_3x3", weight_3x3, {edges, channels, channels, 3, 3});
   check_count(kName, "edges", edges);
-  const int64_t lanes = active_kernels().relu_conv.lanes;
+  const int64_t lanes = active_kernels(channels).relu_conv.lanes;
   return {edges, channels, {x.size(0), x.size(2), x.size(3), (channels + lanes - 1) / lanes * lanes}};
 }
 
@@ -45,8 +45,9 @@ class Weights {
  public:
   Weights(const Sizes& s, const Tensor& weight_1x1, const Tensor& weight_3x3, bool transposed)
       : conv_1x1_(static_cast<size_t>(s.edges * s.square())),
-        conv_3x3_(static_cast<size_t>(s.edges * active_kernels().relu_conv.weight_floats(s.batch.padded))) {
-    const Kernels& kernels = active_kernels();
+        conv_3x3_(static_cast<size_t>(s.edges *
+                                      active_kernels(s.channels).relu_conv.weight_floats(s.batch.padded))) {
+    const Kernels& kernels = active_kernels(s.channels);
     const int64_t c = s.channels, padded = s.batch.padded;
     const int64_t weight_floats = kernels.relu_conv.weight_floats(padded);
     const float *from_1x1 = floats(weight_1x1), *from_3x3 = floats(weight_3x3);
@@ -87,7 +88,7 @@ std::tuple<std::vector<Tensor>, std::vector<Tensor>> relu_conv(const Tensor& x, 
   }
   if (x.numel() == 0 || s.edges == 0) return {raw_1x1, raw_3x3};
 
-  const ReluConvKernels& kernels = active_kernels().relu_conv;
+  const ReluConvKernels& kernels = active_kernels(s.channels).relu_conv;
   const Weights weights(s, w1, w3, false);
   const Blocks blocks(s.batch);
   const Source input(x, s.batch);
@@ -128,7 +129,7 @@ struct Wanted {
 // The sums of all parts [edges][...] to gradients [E, C, C, 1, 1] and [E, C, C, 3, 3].
 void write_weights(const Sizes& s, const std::vector<Matrix>& parts_1x1, const std::vector<Matrix>& parts_3x3,
                    const Wanted& wanted) {
-  const ReluConvKernels& kernels = active_kernels().relu_conv;
+  const ReluConvKernels& kernels = active_kernels(s.channels).relu_conv;
   const int64_t c = s.channels, padded = s.batch.padded;
   const auto total = [](const std::vector<Matrix>& parts, int64_t e, int64_t count) {
     Matrix sum(static_cast<size_t>(count));
@@ -153,7 +154,7 @@ void write_weights(const Sizes& s, const std::vector<Matrix>& parts_1x1, const s
 void differentiate(const Sizes& s, const std::vector<Source>& gradient_1x1,
                    const std::vector<Source>& gradient_3x3, const Source& input, const Weights& weights,
                    const Wanted& wanted) {
-  const ReluConvKernels& kernels = active_kernels().relu_conv;
+  const ReluConvKernels& kernels = active_kernels(s.channels).relu_conv;
   const Blocks blocks(s.batch);
   const int64_t weight_floats = kernels.weight_floats(s.batch.padded);
   const int64_t border = wanted.x != nullptr ? (border_map(blocks[0]).floats + 15) / 16 * 16 : 0;

@@ -22,7 +22,7 @@ Tensor residual_block(const Tensor& x, const Tensor& weight_a, const Tensor& wei
   check_tensor(kName, "scale", scale, {2, out_channels});
   check_tensor(kName, "shift", shift, {2, out_channels});
   const int64_t count = x.size(0), channels = x.size(1), height = x.size(2), width = x.size(3);
-  const ResidualBlockKernels& kernels = active_kernels().residual_block;
+  const ResidualBlockKernels& kernels = active_kernels(channels).residual_block;
   const auto pad = [&](int64_t c) { return (c + kernels.lanes - 1) / kernels.lanes * kernels.lanes; };
   const int64_t padded = pad(channels), out_padded = pad(out_channels);
   const int64_t out_height = (height + 1) / 2, out_width = (width + 1) / 2;

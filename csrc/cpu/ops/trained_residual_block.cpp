@@ -24,7 +24,7 @@ class Arguments {
   Arguments(const Tensor& x, const Tensor& weight_a, const Tensor& weight_b, const Tensor& weight_shortcut,
             const Tensor& gamma, const Tensor& beta)
       : out_channels(check(x, weight_a, weight_b, weight_shortcut, gamma, beta)),
-        batch{x.size(0), x.size(2), x.size(3), x.size(1), pad(x.size(1)), pad(out_channels)},
+        batch{x.size(0), x.size(2), x.size(3), x.size(1), pad(x, x.size(1)), pad(x, out_channels)},
         input(channels_last(x, batch.padded)),
         held_{torch::stable::contiguous(weight_a), torch::stable::contiguous(weight_b),
               torch::stable::contiguous(weight_shortcut), torch::stable::contiguous(gamma),
@@ -32,7 +32,7 @@ class Arguments {
 
   TrainingResidual block(double eps) const {
     check_eps(kName, eps);
-    const Kernels& kernels = active_kernels();
+    const Kernels& kernels = active_kernels(batch.channels);
     return {kernels.trained_residual_block,
             kernels.relu_conv,
             batch,
@@ -46,8 +46,8 @@ class Arguments {
   Tensor input;  // [N, H, W, padded]
 
  private:
-  static int64_t pad(int64_t channels) {
-    const int64_t lanes = active_kernels().trained_residual_block.lanes;
+  static int64_t pad(const Tensor& x, int64_t channels) {
+    const int64_t lanes = active_kernels(x.size(1)).trained_residual_block.lanes;
     return (channels + lanes - 1) / lanes * lanes;
   }
 
