@@ -47,24 +47,24 @@ inline void rectify(const float* x, int64_t floats, float* out) {
   for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
 }
 
-// sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for four i and kVecs vectors of j; rows of a, b and
+// sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for kRows i and kVecs vectors of j; rows of a, b and
 // sum lie so many floats apart.
-template <int kVecs>
+template <int kRows, int kVecs>
 inline __attribute__((always_inline)) void outer_block(const float* __restrict a, int64_t a_stride,
                                                        const float* __restrict b, int64_t b_stride,
                                                        int64_t count, float* sum, int64_t sum_stride) {
-  Vec block[4][kVecs] = {};  // from zero: summing in two levels loses less
+  Vec block[kRows][kVecs] = {};  // from zero: summing in two levels loses less
   for (int64_t p = 0; p < count; ++p) {
     Vec right[kVecs];
 #pragma GCC unroll 2
     for (int n = 0; n < kVecs; ++n) right[n] = load(b + p * b_stride + n * kLanes);
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; ++i) {
+#pragma GCC unroll 8
+    for (int i = 0; i < kRows; ++i) {
 #pragma GCC unroll 2
       for (int n = 0; n < kVecs; ++n) block[i][n] += a[p * a_stride + i] * right[n];
     }
   }
-  for (int i = 0; i < 4; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     for (int n = 0; n < kVecs; ++n) {
       float* to = sum + i * sum_stride + n * kLanes;
       store(to, load(to) + block[i][n]);
@@ -75,12 +75,22 @@ inline __attribute__((always_inline)) void outer_block(const float* __restrict a
 // sum [rows][columns] += a^T b of a [count][rows], its rows a_stride floats apart, and b [count][columns].
 inline void outer(const float* a, int64_t a_stride, int64_t rows, const float* b, int64_t columns,
                   int64_t count, float* sum) {
-  for (int64_t i = 0; i < rows; i += 4) {
-    float* to = sum + i * columns;
-    int64_t j = 0;
-    for (; j + kMostBlock <= columns; j += kMostBlock)
-      outer_block<2>(a + i, a_stride, b + j, columns, count, to + j, columns);
-    if (j < columns) outer_block<1>(a + i, a_stride, b + j, columns, count, to + j, columns);
+  for (int64_t j = 0; j < columns; j += kMostBlock) {
+    const bool one = j + kMostBlock > columns;
+    for (int64_t i = 0; i < rows;) {
+      float* to = sum + i * columns + j;
+      if (one && i + 8 <= rows) {  // eight sums hide the latency of the multiply-add
+        outer_block<8, 1>(a + i, a_stride, b + j, columns, count, to, columns);
+        i += 8;
+        continue;
+      }
+      if (one) {
+        outer_block<4, 1>(a + i, a_stride, b + j, columns, count, to, columns);
+      } else {
+        outer_block<4, 2>(a + i, a_stride, b + j, columns, count, to, columns);
+      }
+      i += 4;
+    }
   }
 }
 
