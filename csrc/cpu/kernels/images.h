@@ -47,6 +47,19 @@ inline void rectify(const float* x, int64_t floats, float* out) {
   for (int64_t i = 0; i < floats; i += kLanes) store(out + i, relu(load(x + i)));
 }
 
+// The sum of value(p) for p < count, as four sums: they hide the latency of an addition.
+template <typename Value>
+inline __attribute__((always_inline)) Vec sum_of(int64_t count, const Value& value) {
+  Vec sum[4] = {};
+  int64_t p = 0;
+  for (; p + 4 <= count; p += 4) {
+#pragma GCC unroll 4
+    for (int64_t k = 0; k < 4; ++k) sum[k] += value(p + k);
+  }
+  for (; p < count; ++p) sum[0] += value(p);
+  return (sum[0] + sum[1]) + (sum[2] + sum[3]);
+}
+
 // sum[i][j] += sum over pixels p of a[p][i] * b[p][j], for kRows i and kVecs vectors of j; rows of a, b and
 // sum lie so many floats apart.
 template <int kRows, int kVecs>

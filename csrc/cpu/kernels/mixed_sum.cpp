@@ -142,13 +142,15 @@ void reduce_alpha(const MixedSumReduce& args, const ReducedEdge& edge, int64_t i
   const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
   const int64_t place = (args.first_pixel + image * s.height * s.width + first) * args.channels;
   for (int64_t c = 0; c < s.padded; c += kLanes) {
-    Vec skip{}, pool{};
-    for (int64_t p = 0; p < count; ++p) {
-      const Vec x = load(edge.x + start + p * s.padded + c),
-                g = load(args.gradient + start + p * s.padded + c);
-      skip += g * (edge.keep.drops ? kept(edge.keep, place + p * args.channels + c, x) : x);
-      pool += pooled(sums, (first + p) * s.padded + c, row) * x;
-    }
+    const float *x = edge.x + start + c, *g = args.gradient + start + c;
+    const Vec skip = sum_of(count, [&](int64_t p) {
+      const Vec value = load(x + p * s.padded);
+      return load(g + p * s.padded) *
+             (edge.keep.drops ? kept(edge.keep, place + p * args.channels + c, value) : value);
+    });
+    const Vec pool = sum_of(count, [&](int64_t p) {
+      return pooled(sums, (first + p) * s.padded + c, row) * load(x + p * s.padded);
+    });
     store(edge.skip + c, load(edge.skip + c) + skip);
     store(edge.pool + c, load(edge.pool + c) + pool);
   }
@@ -172,17 +174,16 @@ void reduce(const MixedSumReduce& args, float* memory) {
       const int64_t start = b * image_floats + first * s.padded;
       const float* g = args.gradient + start;
       for (int64_t c = 0; c < s.padded; c += kLanes) {
-        Vec sum{};
-        for (int64_t p = 0; p < count; ++p) sum += load(g + p * s.padded + c);
+        const Vec sum = sum_of(count, [&](int64_t p) { return load(g + p * s.padded + c); });
         store(args.sum + c, load(args.sum + c) + sum);
       }
       for (int64_t e = 0; e < args.edges; ++e) {
         const ReducedEdge& edge = args.edge[e];
         for (int64_t c = 0; edge.raw_sum != nullptr && c < s.padded; c += kLanes) {
-          Vec sum{};
           const Vec mean = load(edge.raw_mean + c);
-          for (int64_t p = 0; p < count; ++p)
-            sum += load(g + p * s.padded + c) * (load(edge.raw + start + p * s.padded + c) - mean);
+          const Vec sum = sum_of(count, [&](int64_t p) {
+            return load(g + p * s.padded + c) * (load(edge.raw + start + p * s.padded + c) - mean);
+          });
           store(edge.raw_sum + c, load(edge.raw_sum + c) + sum);
         }
         if (edge.cross != nullptr) {

@@ -101,13 +101,12 @@ void compute_moments(const Block& s, const float* x, float* chunk, float* pivot,
   for (int64_t p = 0; p < pixels; p += most) {
     const int64_t count = pixels - p < most ? pixels - p : most;
     for (int64_t c = 0; c < s.padded; c += kLanes) {
-      Vec sum{};
       const Vec origin = load(pivot + c);
-      for (int64_t q = 0; q < count; ++q) {
+      const Vec sum = sum_of(count, [&](int64_t q) {
         const Vec value = relu(load(x + (p + q) * s.padded + c)) - origin;
         store(chunk + q * s.padded + c, value);
-        sum += value;
-      }
+        return value;
+      });
       store(mean + c, load(mean + c) + sum);
     }
     outer(chunk, chunk, count, s.padded, products);
