@@ -83,7 +83,7 @@ class SearchConfig:
     cannot be its edge's most important one any more)."""
     race_confidence: float = 0.95
     """Of racing: how surely each edge's choice is that of a full evaluation."""
-    batch_norm: BatchNorm = "recalibrated"
+    batch_norm: BatchNorm = "variant"
     """Batch norm's statistics during leave-one-out evaluation."""
 
     committee: int = 1
@@ -307,7 +307,6 @@ PRESETS: dict[str, SearchConfig] = {
         pruning_epochs=0,
         criterion="loss",
         validation_proportion=0.25,
-        batch_norm="variant",
         committee=16,
     ),
     "paper": SearchConfig(),
