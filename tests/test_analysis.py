@@ -265,10 +265,37 @@ def test_two_seeds_from_the_command_line(
     assert [row["arch"] for row in rows] == [entry["architecture"] for run in per_run for entry in run]
 
 
+def test_ops_are_removed_as_asked(
+    runs: Path, table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As leave-one-out does, in every mode; files and tables say how."""
+    asked: list[str] = []
+
+    def spy(*arguments: Any, **options: Any) -> Any:
+        asked.append(options["removal"])
+        return leave_one_out(*arguments, **options)
+
+    monkeypatch.setattr("vpdarts_fast.analysis.evaluation.leave_one_out", spy)
+    arguments = [str(runs / "seed-3"), "--benchmark-table", str(table), "--images", "16", "--every", "9"]
+    losses = {}
+    for removal in ("zero", "renormalised"):
+        assert main([*arguments, "--removal", removal]) == 0
+        assert f"16 images; removal {removal}" in " ".join(capsys.readouterr().out.split())
+        content = json.loads((runs / "seed-3" / "kendall.json").read_text())
+        assert content["removal"] == removal
+        evaluations = content["snapshots"][-1]["evaluations"]
+        losses[removal] = {mode: torch.tensor(evaluations[mode]["loss"]) for mode in MODES}
+    assert asked == ["zero"] * 2 * len(MODES) + ["renormalised"] * 2 * len(MODES)
+    for mode in MODES:
+        zero, renormalised = losses["zero"][mode], losses["renormalised"][mode]
+        assert torch.equal(zero[:, 0], renormalised[:, 0]), "without `none` it is the unmodified supernet"
+        assert not torch.equal(zero[:, 1:], renormalised[:, 1:])
+
+
 def test_reuse_computes_nothing_twice(
     runs: Path, table: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """First the last snapshot and every second, then the rest; with other images, all of it."""
+    """First the last snapshot and every second, then the rest; otherwise removed or on other images, all."""
     evaluated: list[str] = []
     real = leave_one_out
 
@@ -284,7 +311,9 @@ def test_reuse_computes_nothing_twice(
     assert main(arguments) == 0 and len(evaluated) == 3 * len(MODES)
     whole = json.loads((runs / "seed-3" / "kendall.json").read_text())
     assert [whole["snapshots"][0], whole["snapshots"][2]] == halves["snapshots"]
-    assert main([*arguments, "--images", "8"]) == 0 and len(evaluated) == 6 * len(MODES)
+    for _ in range(2):
+        assert main([*arguments, "--removal", "renormalised"]) == 0 and len(evaluated) == 6 * len(MODES)
+    assert main([*arguments, "--images", "8"]) == 0 and len(evaluated) == 9 * len(MODES)
     (runs / "seed-3" / "kendall.json").write_text('{"snapshots": [{}]}')
     assert "kendall.json is damaged" in error_of(arguments, capsys)
 

@@ -10,8 +10,9 @@ from typing import Any, get_type_hints
 
 import pytest
 import torch
-from search_commands import error_of
+from search_commands import TINY, error_of, stop_after
 from small_tables import additive_table
+from test_search import outcome
 
 from vpdarts_fast.analysis.evaluation import evaluate_run
 from vpdarts_fast.analysis.kendall import main as analyse
@@ -142,8 +143,32 @@ def test_the_settings_of_the_present_version() -> None:
     finalists = {"finalists"} | {
         f"finalist_{name}" for name in ("channels", "cells_per_stage", "steps", "budget", "margin")
     }
-    names = {5: first | finalists | {"committee", "evaluation", "race_confidence"}}
+    choices = {"alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"}
+    names = {6: first | finalists | {"committee", "evaluation", "race_confidence"} | choices}
     assert set(get_type_hints(SearchConfig)) == names[SETTINGS.version]
+
+
+def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without the settings that it did not have; to the last bit of what it would have come to."""
+    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    whole, older = tmp_path / "whole", tmp_path / "older"
+    assert main([*TINY, "--out", str(whole)]) == 0
+    with monkeypatch.context() as patch:
+        stop_after(7, patch)  # in a pruning epoch
+        assert main([*TINY, "--out", str(older)]) == 130
+    version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
+    settings = SETTINGS.read_json(older / "config.json")
+    for name in ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"):
+        del settings[name]
+    (older / "config.json").write_text(version_5.to_json(settings) + "\n")
+    saved = checkpoint.load(older / "checkpoint.pt")
+    assert saved["epoch"] > 0 and saved["config"]["format"] == SETTINGS.mark
+    checkpoint.save(older / "checkpoint.pt", {**saved, "config": version_5.marked(settings)})
+    assert json.loads((older / "config.json").read_text())["format"].endswith("search settings, version 5")
+    assert main(["--resume", str(older)]) == 0
+    assert outcome(older) == outcome(whole)
 
 
 NEWER: list[tuple[str, Format]] = [

@@ -65,6 +65,7 @@ BOUNDS = {
     "num_classes": Bound(2, 1_000_000),
     "skip_dropout": _BELOW_ONE,
     "alpha_start": Bound(-FLOAT32_MAX, FLOAT32_MAX, whole=False),
+    "alpha_noise": _NOT_NEGATIVE,
     # The search
     "warmup_epochs": _EPOCHS,
     "pruning_epochs": _EPOCHS,

@@ -28,6 +28,7 @@ from vpdarts_fast.validation import (
     BatchNorm,
     Counts,
     LeaveOneOut,
+    Removal,
     calibration_batches,
     check_labels,
     check_options,
@@ -39,24 +40,31 @@ __all__ = [
     "BatchNorm",
     "Counts",
     "LeaveOneOut",
+    "Removal",
     "distinct_variants",
     "evaluation_mode",
     "leave_one_out",
 ]
 
 
-def removals(alpha: Tensor) -> Tensor:
-    """Alpha [E, O] -> [E*O, E, O]: in table e*O + o, entry (e, o) is zero."""
+def removals(alpha: Tensor, removal: Removal = "zero") -> Tensor:
+    """Alpha [E, O] -> [E*O, E, O]: table e*O + o is that without op o on edge e (`reference.without_op`)."""
     edges, ops = alpha.shape
     tables = alpha.detach().repeat(edges * ops, 1, 1)
     tables.view(edges * ops, -1).fill_diagonal_(0)
+    if removal == "renormalised":
+        changed = tables.view(edges, ops, edges, ops).diagonal(dim1=0, dim2=2)  # [removed op, op, edge]
+        contributing = changed[:, 1:]  # `none` adds nothing to the edge, so that without it all others stay
+        magnitude = contributing.abs().sum(1, keepdim=True)
+        factor = magnitude[0] / magnitude
+        contributing.mul_(factor.where(factor.isfinite(), 1.0))
     return tables
 
 
 def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """The base and every removal that differs from it.
 
-    Removing `none`, or an op whose alpha is zero, changes nothing: it is the base.
+    Removing `none`, or an op whose alpha is zero, changes nothing, renormalised or not: it is the base.
 
     Returns:
         tables [V, E, O], the base first, convolution removals last and the rest ordered by edge; for
@@ -69,10 +77,9 @@ def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     return torch.cat([alpha.detach()[None], removed[order]]), number
 
 
-def _all_variants(alpha: Tensor) -> tuple[Tensor, Tensor]:
+def _all_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
     """As `distinct_variants`, with a table of its own for every removal."""
-    tables = torch.cat([alpha[None], removals(alpha)])
-    return tables, torch.arange(1, len(tables), device="cpu")
+    return torch.cat([alpha[None], removed]), torch.arange(1, len(removed) + 1, device="cpu")
 
 
 @overload
@@ -82,6 +89,7 @@ def leave_one_out(
     alpha: Tensor,
     *,
     batch_norm: BatchNorm = ...,
+    removal: Removal = ...,
     fused: bool = ...,
     memory_budget: int | None = ...,
     on_batch: Callable[[int], None] | None = ...,
@@ -122,6 +130,10 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             unmodified supernet, as the average over the first batches with 250 images or more; `batch`
             uses each batch's own, per variant; `variant` re-estimates them as `recalibrated` does, for every
             variant: what the supernet without the op does once its statistics have settled.
+        removal: what becomes of an edge without one of its ops. `zero` sets the op's alpha to 0 and leaves
+            the others as they are, so that the edge carries less; `renormalised` scales the others up, until
+            the magnitudes of the edge's alphas, `none` aside, have the sum that they had with the op. Where
+            the others are 0, or so close to it that the factor is not finite, they stay as they are.
         fused: evaluate all variants together instead of in a loop over the plain modules; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast. With `batch` and `variant`, which take statistics of every variant, a batch
@@ -134,8 +146,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
 
     Raises:
         UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
-            unknown `batch_norm`, a `memory_budget` that is too small, `running` for a supernet that keeps no
-            running statistics, or a CUDA graph that cannot be captured.
+            unknown `batch_norm` or `removal`, a `memory_budget` that is too small, `running` for a supernet
+            that keeps no running statistics, or a CUDA graph that cannot be captured.
     """
     if isinstance(supernet, Supernet):
         return _of_supernet(supernet, batches, *args, **options)
@@ -149,6 +161,7 @@ def _of_supernet(
     alpha: Tensor,
     *,
     batch_norm: BatchNorm = "recalibrated",
+    removal: Removal = "zero",
     fused: bool = True,
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
@@ -156,12 +169,12 @@ def _of_supernet(
     racing: Racing | None = None,
 ) -> LeaveOneOut:
     check_alpha(alpha)
-    check_options(batch_norm, memory_budget)
+    check_options(batch_norm, memory_budget, removal)
     weight = supernet.classifier.weight
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    tables, number = distinct_variants(alpha, removals(alpha)) if fused else _all_variants(alpha)
+    tables, number = (distinct_variants if fused else _all_variants)(alpha, removals(alpha, removal))
     race = Race(racing, number.view(alpha.shape)) if racing else None
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))

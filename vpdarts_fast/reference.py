@@ -22,6 +22,30 @@ from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stag
 from vpdarts_fast.precision import wide
 
 
+def without_op(alpha: Tensor, edge: int, op: int, renormalised: bool = False) -> Tensor:
+    """The alpha table of a supernet without an op on an edge, as leave-one-out evaluates it.
+
+    The op's alpha is 0. Renormalised, the edge's others are scaled up, so that it carries as much as before:
+    with k over all ops but `none`, which adds nothing to an edge,
+
+        alpha[edge, j] * sum_k |alpha[edge, k]| / sum_(k != op) |alpha[edge, k]|
+
+    and as they are where that factor is not finite: the others are 0, or next to it.
+
+    Args:
+        alpha: [E, 5].
+        edge: 0..E-1.
+        op: a column of alpha.
+        renormalised: whether the others are scaled.
+    """
+    table = alpha.clone()
+    table[edge, op] = 0
+    factor = alpha[edge, 1:].abs().sum() / table[edge, 1:].abs().sum()
+    if renormalised and factor.isfinite():
+        table[edge, 1:] *= factor
+    return table
+
+
 def avg_pool_3x3(x: Tensor) -> Tensor:
     """3x3 average pool, stride 1, the padding not counted. x [N, C, H, W] -> the same shape."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)

@@ -21,6 +21,9 @@ Batch = tuple[Tensor, Tensor]
 BatchNorm = Literal["recalibrated", "running", "batch", "variant"]
 """Which statistics batch norms use; `leave_one_out` says what each means."""
 
+Removal = Literal["zero", "renormalised"]
+"""What becomes of an edge's weights without an op; `leave_one_out` says what each means."""
+
 CALIBRATION_IMAGES = 250
 """`recalibrated` and `variant` re-estimate the statistics on at least so many images."""
 
@@ -115,10 +118,12 @@ def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[
     return taken
 
 
-def check_options(batch_norm: str, memory_budget: int | None) -> None:
+def check_options(batch_norm: str, memory_budget: int | None, removal: str = "zero") -> None:
     """Raises `UserError` for what no evaluation takes."""
     if batch_norm not in get_args(BatchNorm):
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
+    if removal not in get_args(Removal):
+        raise UserError(f"removal must be one of {', '.join(get_args(Removal))}; got {removal!r}")
     if memory_budget is not None and memory_budget <= 0:
         raise UserError(f"memory_budget must be positive, in bytes; got {memory_budget}")
     check_bound("memory_budget", memory_budget)

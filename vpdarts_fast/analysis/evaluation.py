@@ -14,7 +14,7 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, leave_one_out
+from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
@@ -61,6 +61,7 @@ class EvaluatedRun:
     folder: Path
     config: SearchConfig
     images: int
+    removal: Removal
     snapshots: list[Snapshot]
 
 
@@ -102,6 +103,7 @@ def evaluate_run(
     images: int,
     every: int,
     reuse: bool,
+    removal: Removal = "zero",
     device: str = "auto",
     progress: Evaluated = lambda done, total: None,
 ) -> EvaluatedRun:
@@ -111,7 +113,8 @@ def evaluate_run(
         data: where the images are; None takes the run's own --data.
         images: how many to evaluate on, at most.
         every: evaluate every n-th snapshot only, and the last.
-        reuse: take from the run's kendall.json what was evaluated on as many images.
+        reuse: take from the run's kendall.json what was evaluated on as many images with this removal.
+        removal: as `leave_one_out` has it; the run's own setting does not matter.
 
     Raises:
         UserError: no snapshots, a damaged one, or one that does not fit the run's settings.
@@ -123,15 +126,17 @@ def evaluate_run(
     _, validation = split_halves(content, config.seed)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)
-    known = known_evaluations(folder / RUN_FILE, count) if reuse else {}
+    known = known_evaluations(folder / RUN_FILE, count, removal) if reuse else {}
     supernet = Supernet(config.channels, config.cells_per_stage, content.num_classes, fused=True).to(target)
     snapshots = []
     with computing_in("fp32", target):  # whatever the search had, so that all runs compare
         for done, path in enumerate(paths):
             progress(done, len(paths))
-            snapshots.append(_evaluate(path, supernet, config.epochs, batches, known))
+            snapshots.append(_evaluate(path, supernet, config.epochs, batches, removal, known))
     progress(len(paths), len(paths))
-    return EvaluatedRun(folder, config, count, sorted(snapshots, key=lambda snapshot: snapshot.epoch))
+    return EvaluatedRun(
+        folder, config, count, removal, sorted(snapshots, key=lambda snapshot: snapshot.epoch)
+    )
 
 
 def snapshot_paths(folder: Path) -> list[Path]:
@@ -158,6 +163,7 @@ def _evaluate(
     supernet: Supernet,
     epochs: int,
     batches: list[Batch],
+    removal: Removal,
     known: dict[str, dict[BatchNorm, LeaveOneOut]],
 ) -> Snapshot:
     content = checkpoint.load(path, SNAPSHOT)
@@ -170,7 +176,7 @@ def _evaluate(
         alpha, alive, epoch = _restore(member, supernet, path, epochs)
         alphas.append(alpha)
         for mode in () if sha256 in known else MODES:
-            found[mode].append(leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=True))
+            found[mode].append(leave_one_out(supernet, batches, alpha, batch_norm=mode, removal=removal))
     evaluations = known.get(sha256) or {mode: mean_of(several) for mode, several in found.items()}
     return Snapshot(epoch, sha256, torch.stack(alphas).mean(0).cpu(), alive, evaluations)
 
@@ -194,13 +200,17 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
     return {"epoch": snapshot.epoch, "sha256": snapshot.sha256, "evaluations": evaluations}
 
 
-def known_evaluations(path: Path, images: int) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
+def known_evaluations(
+    path: Path, images: int, removal: Removal = "zero"
+) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
     """Evaluations by the digest of their snapshot, from an earlier kendall.json of the run."""
     if not path.exists():
         return {}
     known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
     content = KENDALL.read_json(path)
     with KENDALL.reading(str(path)):
+        if content["removal"] != removal:
+            return {}
         for entry in content["snapshots"]:
             evaluations = dict(entry["evaluations"])
             for values in evaluations.values():

@@ -38,6 +38,7 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.leave_one_out import Removal
 from vpdarts_fast.report.style import edge_name, save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.formats import KENDALL
@@ -63,6 +64,8 @@ class Command:
     """The images, as for the search. Default: where the run took them from."""
     images: int = 1000
     """Validation images to evaluate on, at most; the same for all modes and epochs of a run."""
+    removal: Removal = "zero"
+    """Leaving an op out: zero (its alpha is 0) or renormalised (the others of its edge are scaled up)."""
     every: int = 1
     """Evaluate every n-th snapshot only, and the last."""
     column: str = "cifar10_test_200ep"
@@ -71,7 +74,8 @@ class Command:
     """Folder for kendall.json, kendall.csv and kendall.png over all runs. Default: the run's own folder; of
     several runs, each its own."""
     reuse: bool = False
-    """Take evaluations on as many images from the kendall.json of a run; the rest is computed."""
+    """Take evaluations on as many images, with this --removal, from the kendall.json of a run; the rest is
+    computed."""
     device: str = "auto"
     """auto, cpu or cuda."""
     threads: int | None = None
@@ -113,6 +117,7 @@ def analyse(request: Command) -> None:
                 images=request.images,
                 every=request.every,
                 reuse=request.reuse,
+                removal=request.removal,
                 device=request.device,
                 progress=progress,
             )
@@ -130,6 +135,7 @@ def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: 
     content = {
         "seed": run.config.seed,
         "images": run.images,
+        "removal": run.removal,
         "column": column,
         "snapshots": [
             {
@@ -163,7 +169,7 @@ def write_all(
         "true_ranks": ranks.tolist(),
         "runs": [
             {"folder": str(run.folder), "seed": run.config.seed, "images": run.images,
-             "signals": [verdict_to_json(verdict) for verdict in verdicts]}
+             "removal": run.removal, "signals": [verdict_to_json(verdict) for verdict in verdicts]}
             for run, verdicts in evaluated
         ],
         "summary": [_summary_to_json(summary) for summary in summaries],
@@ -234,7 +240,7 @@ def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun
         truth.add_row(edge_name(edge), *(f"{rank:.2f}" for rank in row))
     console.print(truth)
     seeds = ", ".join(str(run.config.seed) for run in runs)
-    about = f"seeds {seeds}; {min(run.images for run in runs)} images"
+    about = f"seeds {seeds}; {min(run.images for run in runs)} images; removal {runs[0].removal}"
     for title, name in (("Kendall's tau, mean over edges", ""), (f"{column} of the selected cell", column)):
         rows = {
             str(epoch + 1): {s.signal: _value(s, name) for s in summaries if s.epoch == epoch}

@@ -47,6 +47,7 @@ class Epoch:
 
     Attributes:
         alpha: [6, 5], after the epoch.
+        decay: What the alphas of all ops but the chosen ones were multiplied with, at its beginning.
         importance: At the beginning of the epoch.
         genotype: What the evaluation at the beginning of the epoch chose, if there was one.
         benchmark: Accuracies of `genotype` by column of the benchmark table, empty without a table.
@@ -59,6 +60,7 @@ class Epoch:
     alpha_loss: float
     alpha_accuracy: float
     alpha: Array
+    decay: float
     importance: Importance | None
     genotype: Genotype | None
     benchmark: Mapping[str, float]
@@ -143,8 +145,7 @@ def parse_epoch(entry: Mapping[str, Any]) -> Epoch:
     if entry["phase"] not in PHASES:
         raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {shown(entry['phase'])}")
     numbers_by_name(entry["seconds"], "seconds", 0)
-    for name in ("learning_rate", "decay"):
-        _number(entry[name], name)
+    _number(entry["learning_rate"], "learning_rate")
     return Epoch(
         number=whole(entry["epoch"], "epoch"),
         phase=entry["phase"],
@@ -153,6 +154,7 @@ def parse_epoch(entry: Mapping[str, Any]) -> Epoch:
         alpha_loss=_number(entry["alpha_loss"], "alpha_loss"),
         alpha_accuracy=_number(entry["alpha_accuracy"], "alpha_accuracy"),
         alpha=_table(entry["alpha"], "alpha"),
+        decay=_number(entry["decay"], "decay"),
         importance=_parse_importance(entry["importance"]),
         genotype=_parse_genotype(entry["genotype"], entry["index"])
         if entry["genotype"] is not None

@@ -240,6 +240,18 @@ def _settings_5(settings: Content) -> Content:
     return {**settings, "evaluation": "full", "race_confidence": 0.95}
 
 
+def _settings_6(settings: Content) -> Content:
+    """Choices that the paper leaves open. All runs made the same ones."""
+    choices = {
+        "alpha_noise": 0.0,
+        "removal": "zero",
+        "nesterov": True,
+        "alpha_rate_scaling": False,
+        "step_order": "weights-first",
+    }
+    return {**settings, **choices}
+
+
 def _without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -294,10 +306,15 @@ def _kendall_3(analysis: Content) -> Content:
     return {**analysis, "snapshots": snapshots}
 
 
+def _kendall_4(analysis: Content) -> Content:
+    """How ops were removed."""
+    return {**analysis, "removal": "zero"}
+
+
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
-    (_settings_2, _settings_3, _settings_4, _settings_5),
+    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
@@ -328,5 +345,9 @@ FINALISTS = Format("progress of finalists", "remove it, and --resume the run to 
 SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same, _without_members), True)
 """A file of snapshots."""
 
-KENDALL = Format("analysis of snapshots", "leave out --reuse to have it written anew", (_same, _kendall_3))
+KENDALL = Format(
+    "analysis of snapshots",
+    "leave out --reuse to have it written anew",
+    (_same, _kendall_3, _kendall_4),
+)
 """kendall.json of a run."""

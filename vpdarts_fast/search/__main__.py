@@ -324,6 +324,8 @@ def header_lines(search: Search, data: ImageData) -> list[str]:
         backend_line(config, data.image_size),
         f"run folder: {search.run_folder.path}",
     ]
+    if config.alpha_rate_scaling:
+        lines.insert(-1, f"alpha's learning rate, scaled: {search.members[0].config.alpha_learning_rate:.3g}")
     return lines if search.environment_change is None else [*lines, search.environment_change]
 
 

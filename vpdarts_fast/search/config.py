@@ -14,7 +14,7 @@ from vpdarts_fast.backends import BACKENDS
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import BatchNorm
+from vpdarts_fast.leave_one_out import BatchNorm, Removal
 from vpdarts_fast.precision import Precision
 from vpdarts_fast.runs.formats import SETTINGS, shown
 
@@ -30,6 +30,7 @@ Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
 Criterion = Literal["accuracy", "loss", "alpha"]
 Evaluation = Literal["full", "racing"]
+StepOrder = Literal["weights-first", "alpha-first"]
 
 
 def flag(name: str) -> str:
@@ -64,6 +65,8 @@ class SearchConfig:
     """Probability of the dropout behind every skip connection while training."""
     alpha_start: float = 0.2
     """Where every alpha starts; 1/O."""
+    alpha_noise: float = 0.0
+    """Standard deviation of normal noise around that start, drawn for each alpha."""
 
     # Search
     warmup_epochs: int = 20
@@ -85,6 +88,9 @@ class SearchConfig:
     """Of racing: how surely each edge's choice is that of a full evaluation."""
     batch_norm: BatchNorm = "variant"
     """Batch norm's statistics during leave-one-out evaluation."""
+    removal: Removal = "zero"
+    """Leaving an op out: zero (its alpha is 0, no other changes) or renormalised (the others of its edge are
+    scaled up, so that the edge carries as much as before)."""
 
     committee: int = 1
     """Supernets that are trained side by side. Ops are ranked by their mean importance to all of them, and
@@ -111,21 +117,28 @@ class SearchConfig:
     evaluation_batch_size: int = 256
     """Images in an evaluation batch, at most."""
     learning_rate: float = 0.025
-    """Of the weights (SGD, Nesterov), at the start of a cosine schedule."""
+    """Of the weights (SGD), at the start of a cosine schedule."""
     learning_rate_end: float = 0.001
     """Of the weights, at its end."""
     momentum: float = 0.9
     """Of the weights' optimiser."""
+    nesterov: bool = True
+    """Nesterov's form of that momentum, or the plain one."""
     weight_decay: float = 5e-4
     """Of the weights (SGD's L2 penalty)."""
     gradient_clip: float = 5.0
     """Largest norm of the weights' gradient."""
     alpha_learning_rate: float = 3e-4
     """Of alpha (Adam)."""
+    alpha_rate_scaling: bool = False
+    """Scale alpha's learning rate with the number of its steps, so that rate times steps is that of the
+    paper's search: the fewer steps than its 11,730, the higher the rate."""
     alpha_betas: tuple[float, float] = (0.5, 0.999)
     """Adam's betas for alpha."""
     alpha_weight_decay: float = 1e-3
     """Of alpha (Adam's L2 penalty)."""
+    step_order: StepOrder = "weights-first"
+    """Which of the two steps comes first, every time, in a pruning epoch."""
 
     # Execution
     fused: bool = True

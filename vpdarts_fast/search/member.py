@@ -15,7 +15,8 @@ from vpdarts_fast.graphs import Captured, recorder_for
 from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.racing import Racing
 from vpdarts_fast.search.config import SearchConfig
-from vpdarts_fast.search.preflight import images_evaluated, last_batch_is_too_small
+from vpdarts_fast.search.optimizers import alpha_rate
+from vpdarts_fast.search.preflight import images_evaluated, last_batch_is_too_small, steps_of_epoch
 from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
@@ -46,6 +47,7 @@ class Member:
         validation: the half that trains alpha and evaluates.
 
     Attributes:
+        config: these settings with its own seed, and the rate at which alpha learns in so many steps.
         state: what it has learned so far, and its position.
     """
 
@@ -59,7 +61,11 @@ class Member:
         validation: ImageSet,
     ) -> None:
         seed = config.seed if number == 0 else seed_for(config.seed, "member", number)
-        self.config, self.device = dataclasses.replace(config, seed=seed), device
+        height, width = training.images.shape[1:3]
+        steps = steps_of_epoch(len(training), config.batch_size, (height, width))
+        rate = alpha_rate(config, steps)
+        self.config = dataclasses.replace(config, seed=seed, alpha_learning_rate=rate)
+        self.device = device
         self.training, self.validation = training, validation
         self.state = SearchState(self.config, num_classes, device)
         recorder = recorder_for(device) if config.cuda_graphs else None
@@ -70,22 +76,24 @@ class Member:
         """Alternates a weight step on a training batch with an alpha step on a validation batch."""
         state, config = self.state, self.config
         pruning = state.epoch >= config.warmup_epochs
-        training = self._draws(self.training, "training")
-        validation = self._draws(self.validation, "validation") if pruning else []
+        steps = [(self._weights_step, self._draws(self.training, "training"), state.record.weights)]
+        count = len(steps[0][1])
+        if pruning:
+            steps.append((self._alpha_step, self._draws(self.validation, "validation"), state.record.alpha))
+        if config.step_order == "alpha-first":
+            steps.reverse()
         state.publish_learning_rate()
-        watch.begins("pruning" if pruning else "warm-up", len(training), state.step)
-        while state.step < len(training):
+        watch.begins("pruning" if pruning else "warm-up", count, state.step)
+        while state.step < count:
             watch.stop_if_asked()
             started = time.perf_counter()
             torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
-            draw = training[state.step]
-            state.record.weights.add(self._weights_step(draw), draw.shape[1])
-            if pruning:
-                draw = validation[state.step]
-                state.record.alpha.add(self._alpha_step(draw), draw.shape[1])
+            for step, draws, mean in steps:
+                draw = draws[state.step]
+                mean.add(step(draw), draw.shape[1])
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
-            watch.done(state.step, len(training))
+            watch.done(state.step, count)
 
     def end_epoch(self) -> None:
         """Goes on to the next epoch."""
@@ -114,6 +122,7 @@ class Member:
             map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
             state.alpha,
             batch_norm=config.batch_norm,
+            removal=config.removal,
             fused=config.fused,
             memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
             on_batch=on_batch,

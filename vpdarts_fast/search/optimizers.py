@@ -47,8 +47,23 @@ def weights_optimizer(
         lr=config.learning_rate,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        nesterov=config.momentum > 0,
+        nesterov=config.nesterov and config.momentum > 0,
     )
+
+
+PAPER_ALPHA_STEPS = 30 * 391
+"""Of alpha in the paper's search: pruning epochs, and batches of 64 in 25,000 images."""
+
+
+def alpha_rate(config: SearchConfig, steps: int) -> float:
+    """Alpha's learning rate in a search whose epochs have so many training steps.
+
+    A step of Adam moves an alpha by about the rate, whatever the gradient: scaled, rate times steps, how far
+    it can get from where it starts, is that of a search with `PAPER_ALPHA_STEPS`.
+    """
+    count = steps * config.pruning_epochs
+    factor = PAPER_ALPHA_STEPS / count if config.alpha_rate_scaling and count else 1.0
+    return config.alpha_learning_rate * factor
 
 
 def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torch.optim.Adam:

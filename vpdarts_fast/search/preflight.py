@@ -63,6 +63,11 @@ def last_batch_is_too_small(count: int, batch_size: int, image_size: tuple[int, 
     return rest > 0 and rest * pixels_of_last_stage(image_size) < 2
 
 
+def steps_of_epoch(count: int, batch_size: int, image_size: tuple[int, int]) -> int:
+    """How many batches an epoch has of so many images."""
+    return math.ceil(count / batch_size) - last_batch_is_too_small(count, batch_size, image_size)
+
+
 def check_data(config: SearchConfig, data: ImageData) -> None:
     """Raises `UserError` for a data set that no search can learn from."""
     count = len(data.train_images)

@@ -17,7 +17,7 @@ from vpdarts_fast.runs.formats import shown
 from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
-from vpdarts_fast.search.streams import seed_for
+from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -127,7 +127,8 @@ class SearchState:
                 backend=config.backend,
             )
         self.supernet = supernet.to(device).train()
-        self.alpha = torch.full_like(self.supernet.new_alpha(), config.alpha_start).requires_grad_()
+        weight = self.supernet.classifier.weight
+        self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
         self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
         captured = config.cuda_graphs and captures(device)
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
@@ -210,6 +211,15 @@ class SearchState:
             "_last_lr": [number(rate, "_last_lr", 0)],
         }
         self.schedule.load_state_dict({**self.schedule.state_dict(), **position})
+
+
+def first_alpha(config: SearchConfig) -> Tensor:
+    """[E, O] float64 on the CPU: where alpha starts, each supernet's by its own seed."""
+    alpha = torch.full((len(EDGES), len(OPS)), config.alpha_start, dtype=torch.float64, device="cpu")
+    if config.alpha_noise:
+        noise = torch.empty_like(alpha).normal_(generator=stream(config.seed, "alpha noise"))
+        alpha += config.alpha_noise * noise
+    return alpha
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vpdarts_fast.data import ImageSet, epoch_order
 from vpdarts_fast.runs.values import number, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.rounds import Score
-from vpdarts_fast.search.optimizers import adapted
+from vpdarts_fast.search.optimizers import adapted, weights_optimizer
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.state import Mean, step_sums
 from vpdarts_fast.search.step import weights_step
@@ -66,13 +66,7 @@ class CellTraining:
         self.supernet = supernet.to(device).train()
         self.alpha = one_hot(genotype).to(device)
         self.parameters = without_unused(self.supernet, genotype)
-        self.optimizer = torch.optim.SGD(
-            self.parameters,
-            lr=LEARNING_RATE,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
-            nesterov=config.momentum > 0,
-        )
+        self.optimizer = weights_optimizer(self.parameters, config, captured=False)  # `train` sets the rate
         self.step, self.last_epoch, self.seconds = 0, Mean(), 0.0
 
     def train(self, batch: tuple[Tensor, Tensor], *, counts: bool) -> None:

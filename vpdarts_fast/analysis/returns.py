@@ -1,0 +1,71 @@
+"""`python -m vpdarts_fast.analysis.returns RUN...`: how often ops that were decayed are chosen again.
+
+Soft pruning decays ops instead of deleting them, so that each may come back. Here is whether they do.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+import tyro
+
+from vpdarts_fast.analysis.evaluation import run_folders
+from vpdarts_fast.command_line import command
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.report.run_files import Run, read_run
+from vpdarts_fast.spaces.genotype import EDGES, OPS
+
+
+@dataclass(frozen=True)
+class Command:
+    """Counts how often an op that soft pruning had decayed became the most important one of its edge."""
+
+    runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
+    """Folders that searches have written; one of several seeds stands for all of them."""
+
+    def __post_init__(self) -> None:
+        if not self.runs:
+            raise UserError("name at least one RUN")
+
+
+def returns(run: Run) -> tuple[int, list[int]]:
+    """How many decisions a run's evaluations made, one an edge each, and which of them brought an op back.
+
+    Of each of these, in their order, by how many evaluations in a row the op had been decayed before.
+    """
+    decisions = [(epoch.genotype, epoch.decay) for epoch in run.epochs if epoch.genotype]
+    if run.result:
+        last = run.result.finalists.search if run.result.finalists else run.result.genotype
+        decisions.append((last, 1.0))
+    edges = np.arange(len(EDGES))
+    decayed = np.zeros((len(EDGES), len(OPS)), dtype=np.int64)
+    epochs: list[int] = []
+    for genotype, decay in decisions:
+        chosen = edges, np.array(genotype.choices)
+        epochs += filter(None, decayed[chosen].tolist())
+        decayed += decay < 1  # not where it is NaN: nothing was decayed
+        decayed[chosen] = 0
+    return len(decisions) * len(EDGES), epochs
+
+
+@command
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status."""
+    request = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.returns")
+    for folder in run_folders(request.runs):
+        decisions, epochs = returns(read_run(folder))
+        text = f"{folder}: {decisions} decisions, {len(epochs)} of them for an op that had been decayed"
+        if epochs:
+            text += f", {min(epochs)} to {max(epochs)} times (median {statistics.median(epochs):g})"
+        print(text)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
