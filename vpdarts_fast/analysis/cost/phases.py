@@ -90,7 +90,7 @@ def _state(setting: Setting, fused: bool) -> SearchState:
         for module in state.supernet.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.to(setting.dtype)
-        state.supernet.stem.register_forward_pre_hook(lambda _, inputs: inputs[0].to(setting.dtype))
+        state.supernet.stem[0].register_forward_pre_hook(lambda _, inputs: inputs[0].to(setting.dtype))
         state.supernet.classifier.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
     return state
 
