@@ -13,9 +13,10 @@ from pathlib import Path
 
 import fresh_process
 import pytest
+import torch
 
 import vpdarts_fast
-from vpdarts_fast import native
+from vpdarts_fast import native, ops
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -142,6 +143,18 @@ except UserError as error:
 """
     _, output = run_text(code, VPDARTS_CPU_ISA="sse9")
     assert output.startswith("UserError: VPDARTS_CPU_ISA must be one of baseline")
+
+
+@needs_extension
+@pytest.mark.parametrize("channels", [1, 4, 5, 8, 9, 16, 17])
+def test_channels_are_padded_to_vectors_that_they_fill_where_these_are_narrower(channels: int) -> None:
+    widest = {"baseline": 4, "avx2": 8, "avx512": 16}[native.cpu_isa()]
+    lanes = min(8, widest) if channels <= 8 else widest
+    assert native.cpu_lanes(channels) == lanes
+    x = torch.randn(1, 2, channels, 5, 5)
+    weights = torch.randn(1, channels, channels, 1, 1), torch.randn(1, channels, channels, 3, 3)
+    node, _, _ = ops.mixed_cell(x, *weights, torch.full((1, 1, 5), 0.2), backend="cpu")
+    assert node.stride()[2:] == (1, 5 * (pixel := -(-channels // lanes) * lanes), pixel)
 
 
 @needs_extension

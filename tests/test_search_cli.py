@@ -119,7 +119,7 @@ def test_presets() -> None:
         30,
     )
     assert (cpu.committee, cpu.batch_norm, cpu.criterion) == (16, "variant", "loss")
-    assert (cpu.channels, cpu.cells_per_stage, cpu.warmup_epochs, cpu.pruning_epochs) == (8, 5, 4, 0)
+    assert (cpu.channels, cpu.cells_per_stage, cpu.warmup_epochs, cpu.pruning_epochs) == (8, 5, 2, 0)
     assert PRESETS["quick"].dataset == "digits" and cpu.dataset == paper.dataset == "cifar10"
 
 
