@@ -27,8 +27,9 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
   // x [1 or V, N, C, H, W], alpha [V, O]; of O branches their kinds (0 none, 1 skip, 2 average pool, 3
   // maximum pool, 4 separable convolution, 5 given) and how many batch norms each has, M in all; of S stages
   // depthwise [C, 1, k, k], pointwise [C, C, 1, 1] and dilation; given terms [1 or V, N, C, H', W']; gamma
-  // and beta [M, C], eps [M]; statistics [M, 2, C] or none -> [V, N, C, H', W'], channels last; mean and
-  // variance [V, M, C]; and, for the backward pass, raw [1 or V as x, S, N, H', W', padded].
+  // and beta [M, C], eps [M]; statistics [M, 2, C], [V, M, 2, C] (of x with V) or none -> [V, N, C, H', W'],
+  // channels last; mean and variance [V, M, C]; and, for the backward pass, raw [1 or V as x, S, N, H', W',
+  // padded].
   m.def(
       "mixed_op(Tensor x, Tensor alpha, int[] kinds, int[] norms, Tensor[] depthwise, Tensor[] pointwise, "
       "int[] dilation, Tensor[] given, Tensor gamma, Tensor beta, float[] eps, Tensor? statistics, "

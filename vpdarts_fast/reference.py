@@ -328,7 +328,8 @@ def mixed_op(
         alpha: [V, O].
         branches: O candidate operations, with M batch norms.
         stride: 1 or 2, of pools and of first stages.
-        statistics: [M, 2, C], mean and variance to normalise with, constants; or none: the batch's own.
+        statistics: [M, 2, C], mean and variance to normalise with, constants, or [V, M, 2, C] where each
+            variant has its own; or none: the batch's own.
 
     Returns:
         [V, N, C, H', W'], H' = ceil(H / stride); mean and variance [V, M, C] that normalised, the batch's own
@@ -338,7 +339,9 @@ def mixed_op(
     for v, row in enumerate(wide(alpha)):
         own = wide(x[v if len(x) > 1 else 0])
         out = torch.zeros_like(own[:, :, ::stride, ::stride])
-        normalise = _Normalise(statistics)
+        normalise = _Normalise(
+            statistics[v] if statistics is not None and statistics.dim() == 4 else statistics
+        )
         for branch, factor in zip(branches, row, strict=True):
             out = out + factor * _term(own, branch, v, stride, normalise)
         outputs.append(out)

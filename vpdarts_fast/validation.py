@@ -180,7 +180,7 @@ def evaluation_mode(
         What has to be called before a variant is evaluated; without `variant` it changes nothing.
     """
     modes = [(module, module.training) for module in model.modules()]
-    norms = [module for module in model.modules() if isinstance(module, NORMS)]
+    norms = batch_norms(model)
     changing = ("running_mean", "running_var", "num_batches_tracked", "momentum", "track_running_stats")
     saved = [(norm, {name: getattr(norm, name) for name in changing}) for norm in norms]
     if batch_norm == "running" and any(norm.running_mean is None for norm in norms):
@@ -199,10 +199,10 @@ def evaluation_mode(
             for norm in norms:  # a batch norm without buffers uses the batch's own statistics
                 norm.running_mean = norm.running_var = None
         elif batch_norm == "recalibrated":
-            _recalibrate(model, norms, calibration, forwards[0])
+            recalibrate(model, norms, calibration, forwards[0])
         elif batch_norm == "variant":
             for forward in forwards:
-                _recalibrate(model, norms, calibration, forward)
+                recalibrate(model, norms, calibration, forward)
                 estimated.append([(norm.running_mean, norm.running_var) for norm in norms])
         yield use_statistics_of
     finally:
@@ -213,19 +213,33 @@ def evaluation_mode(
             module.training = mode
 
 
-def _recalibrate(
+def batch_norms(model: nn.Module) -> list[Norm]:
+    """All that an evaluation gives other statistics."""
+    return [module for module in model.modules() if isinstance(module, NORMS)]
+
+
+def recalibrate(
     model: nn.Module,
     norms: Sequence[Norm],
     calibration: Sequence[Batch],
     forward: Callable[[Tensor], object],
+    running_mean: Callable[[Tensor, Tensor], Tensor] = lambda mean, variance: mean,
 ) -> None:
-    """Gives the batch norms new buffers, with the average of the statistics of the calibration batches."""
+    """Gives the batch norms new buffers, with the average of the statistics of the calibration batches.
+
+    Args:
+        model: whose batch norms they are.
+        norms: the batch norms.
+        calibration: batches.
+        forward: runs the model on images.
+        running_mean: the buffer of this name, made of the mean and the variance [C] that it starts with.
+    """
     default = wide(next(model.parameters())[:0])
     for norm in norms:
         template = norm.running_mean if norm.running_mean is not None else norm.weight
         template = default if template is None else template
-        norm.running_mean = template.new_zeros(norm.num_features)
         norm.running_var = template.new_ones(norm.num_features)
+        norm.running_mean = running_mean(template.new_zeros(norm.num_features), norm.running_var)
         norm.num_batches_tracked = torch.zeros((), dtype=torch.int64, device=template.device)
         norm.track_running_stats = True
         norm.train()

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch._compile import _disable_dynamo
 
+from vpdarts_fast.acceleration.estimates import Estimate
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
@@ -31,7 +32,7 @@ from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import ORIGINAL, STATE, Snapshot, is_simple, original_class, snapshot
-from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.acceleration.variants import STATISTICS, batch_norms, batched_statistics, of_variants
 from vpdarts_fast.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
@@ -208,12 +209,16 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
 
 
 def _runs_in_vmap(module: nn.Module) -> bool:
-    """Whether the transform around the call is one that `of_variants` knows, and batch norms keep nothing."""
-    keeps = (
-        isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.training and norm.running_mean is not None
-        for norm in module.modules()
-    )
-    return not any(keeps) and in_plain_vmap((*module.parameters(), *module.buffers()))
+    """Whether the transform around the call is one that `of_variants` knows, and batch norms keep nothing.
+
+    But for estimates, and what is kept of a variant may be what it is normalised with.
+    """
+    norms = list(batch_norms(module))
+    if any(norm.training and not isinstance(norm.running_mean, Estimate | None) for norm in norms):
+        return False
+    statistics = {id(getattr(norm, name)) for norm in norms for name in STATISTICS}
+    others = (buffer for buffer in module.buffers() if id(buffer) not in statistics)
+    return in_plain_vmap((*module.parameters(), *others))
 
 
 def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:
@@ -235,7 +240,8 @@ def _mixed_op(
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
         return Mixture(module, plan.mixture, x, rows, backend)(x)
 
-    mixed = of_variants(mixed_op, x, row_of(weights, plan.mixture, x))
+    row = row_of(weights, plan.mixture, x)
+    mixed = of_variants(mixed_op, x, row, batched=batched_statistics(module))
     if not plan.adds:
         return mixed
     rest: Tensor = getattr(without_ops(module, plan.mixture), method)(x, weights)
@@ -261,4 +267,4 @@ def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: s
         return nodes[max(nodes)]
 
     rows = [row_of(weights[edge.row], edge.mixture, x) for edge in plan.edges]
-    return of_variants(cell, x, torch.stack(rows))
+    return of_variants(cell, x, torch.stack(rows), batched=batched_statistics(module))

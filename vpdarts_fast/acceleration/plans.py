@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpdarts_fast.acceleration.estimates import of_each_variant
 from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 Path = tuple[str, ...]
@@ -167,7 +168,9 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
             size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
-            values = list(_of_each_variant(op, x))
+            values = [
+                torch.as_tensor(value, dtype=x.dtype, device=x.device) for value in of_each_variant(op, x)
+            ]
             if any(not _expands(value.shape, size) for value in values):
                 raise OwnMethod("has operations that change the number of channels or the size")
             return Given(torch.stack([value.expand(size) for value in values]))
@@ -177,15 +180,6 @@ def _expands(shape: Sequence[int], size: Sequence[int]) -> bool:
     """Whether `Tensor.expand` makes the size of the shape."""
     sides = zip(reversed(shape), reversed(size), strict=False)
     return len(shape) <= len(size) and all(side in (1, wanted) for side, wanted in sides)
-
-
-def _of_each_variant(op: nn.Module, x: Tensor) -> Iterator[Tensor]:
-    """The op's values, of x's dtype; it draws the same random numbers for all variants."""
-    *others, last = x
-    for images in others:
-        with torch.random.fork_rng([x.device] if x.is_cuda else []):
-            yield torch.as_tensor(op(images), dtype=x.dtype, device=x.device)
-    yield torch.as_tensor(op(last), dtype=x.dtype, device=x.device)
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import operator
 from collections import Counter
-from functools import partial
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,7 +16,7 @@ from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.tracing import trace
-from vpdarts_fast.acceleration.variants import of_variants
+from vpdarts_fast.acceleration.variants import batched_statistics, of_variants
 from vpdarts_fast.derivatives import with_statistics
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
@@ -121,24 +121,38 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
 
     def with_fixed_statistics(x: Tensor) -> Tensor:
         """x [V, N, C, H, W], as the output."""
-        mean, variance = fixed_statistics(norms, (None, None)).unbind(1)
+        mean, variance = fixed_statistics(norms, (None, None)).unbind(-2)
         scale = gamma / torch.sqrt(variance + norms[0].eps)
-        images, shift = x.flatten(0, 1), beta - mean * scale
-        out = ops.residual_block(images, first, second, shortcut, scale, shift, backend=chosen)
-        return out.view(*x.shape[:2], *out.shape[1:])
+        shift = beta - mean * scale
+        if scale.dim() == 2:
+            out = ops.residual_block(x.flatten(0, 1), first, second, shortcut, scale, shift, backend=chosen)
+            return out.view(*x.shape[:2], *out.shape[1:])
+        variants = zip(x.expand(len(scale), *x.shape[1:]), scale, shift, strict=True)
+        outs = [ops.residual_block(images, first, second, shortcut, *fold, backend=chosen)
+                for images, *fold in variants]  # fmt: skip
+        return torch.stack(outs)
 
     def with_batch_statistics(x: Tensor) -> Tensor:
-        """x [V, N, C, H, W], as the output."""
+        """x [1 or V, N, C, H, W], as the output."""
 
         def block(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return ops.trained_residual_block(
                 images, first, second, shortcut, gamma, beta, norms[0].eps, backend=chosen
             )
 
+        def blocks() -> tuple[Tensor, Tensor, Tensor]:
+            out, mean, variance = zip(*map(block, x), strict=True)
+            return _stacked(out), _stacked(mean), _stacked(variance)
+
         def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
-            update(norms, (None, None), mean, variance, out)
+            update(norms, (None, None), mean, variance, out[0])
 
-        outs = [with_statistics(partial(block, images), keep) for images in x]
-        return outs[0].unsqueeze(0) if len(outs) == 1 else torch.stack(outs)
+        return with_statistics(blocks, keep)
 
-    return of_variants(with_fixed_statistics if fixed else with_batch_statistics, x)
+    function = with_fixed_statistics if fixed else with_batch_statistics
+    return of_variants(function, x, batched=batched_statistics(block))
+
+
+def _stacked(tensors: Sequence[Tensor]) -> Tensor:
+    """Of one tensor a view."""
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tuple(tensors))

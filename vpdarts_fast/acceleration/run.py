@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
+from vpdarts_fast.acceleration.estimates import Estimate, update_estimates
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     ChainPlan,
@@ -26,6 +27,7 @@ from vpdarts_fast.acceleration.plans import (
 from vpdarts_fast.acceleration.probing import partial_channels
 from vpdarts_fast.acceleration.shapes import CHANGES, fits
 from vpdarts_fast.backends import BACKENDS, preferred
+from vpdarts_fast.branches import Given
 from vpdarts_fast.derivatives import with_statistics
 from vpdarts_fast.nn import update_running_statistics
 from vpdarts_fast.precision import product_dtype
@@ -113,7 +115,9 @@ class Mixture:
 
         def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
             if not self._fixed:
-                update(norms, offsets, mean[0], variance[0], out[0])
+                shared = len(x) == 1 and not any(isinstance(b, Given) and len(b.raw) > 1 for b in branches)
+                found = (mean[:1], variance[:1]) if shared else (mean, variance)
+                update(norms, offsets, *found, out[0])
 
         return with_statistics(
             lambda: ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend), keep
@@ -161,7 +165,7 @@ def whole_cell(module: nn.Module, plan: CellPlan, x: Tensor, alpha: Tensor, back
     table, eps = with_zero_gradients(alpha, offsets), norms[0].eps
 
     def keep(_: Tensor, mean: Tensor, variance: Tensor) -> None:
-        update(norms, offsets, mean[0].flatten(0, 1), variance[0].flatten(0, 1), x[0])
+        update(norms, offsets, mean.flatten(1, 2), variance.flatten(1, 2), x[0])
 
     return with_statistics(
         lambda: ops.mixed_cell(x, weight_1x1, weight_3x3, table, eps=eps, backend=backend), keep
@@ -191,18 +195,20 @@ def _masked_cell(
     gamma (W r - m) / s + beta = ((gamma W) r - (gamma m - beta s)) / s
     """
     backend = backend_for("masked_cell", x, alpha, backend)
-    mean, variance = fixed_statistics(norms, [conv.bias for conv in convolutions]).unbind(1)
+    mean, variance = fixed_statistics(norms, [conv.bias for conv in convolutions]).unbind(-2)
     weights = [conv.weight for conv in convolutions]
     eps = norms[0].eps
     variance = variance + torch.stack([variance.new_tensor(norm.eps - eps) for norm in norms])[:, None]
     if any(norm.weight is not None for norm in norms):
         gamma = torch.stack(
-            [torch.ones_like(mean[0]) if norm.weight is None else norm.weight for norm in norms]
+            [mean.new_ones(mean.shape[-1]) if norm.weight is None else norm.weight for norm in norms]
         )
-        beta = torch.stack([torch.zeros_like(mean[0]) if norm.bias is None else norm.bias for norm in norms])
+        beta = torch.stack(
+            [mean.new_zeros(mean.shape[-1]) if norm.bias is None else norm.bias for norm in norms]
+        )
         weights = [weight * scale[:, None, None, None] for weight, scale in zip(weights, gamma, strict=True)]
         mean = gamma * mean - beta * torch.sqrt(variance + eps)
-    shape = len(norms) // 2, 2, -1
+    shape = *mean.shape[:-2], len(norms) // 2, 2, -1
     return ops.masked_cell(
         x,
         torch.stack(weights[0::2]),
@@ -302,13 +308,17 @@ def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: n
 
 
 def fixed_statistics(norms: Sequence[nn.BatchNorm2d], offsets: Sequence[Tensor | None]) -> Tensor:
-    """[M, 2, C], as of the values before the offsets (convolutions' biases) are added."""
+    """[M, 2, C], as of the values before the offsets (convolutions' biases) are added.
+
+    [V, M, 2, C] where variants have statistics of their own.
+    """
     pairs = []
     for norm, offset in zip(norms, offsets, strict=True):
         mean, variance = norm.running_mean, norm.running_var
         assert mean is not None and variance is not None
-        pairs.append(torch.stack([mean if offset is None else mean - offset, variance]))
-    return torch.stack(pairs)
+        pairs.append(torch.stack([mean if offset is None else mean - offset, variance], -2))
+    largest = max(pairs, key=Tensor.dim)
+    return torch.stack([pair.expand_as(largest) for pair in pairs], -3)
 
 
 def update(
@@ -318,16 +328,28 @@ def update(
     variance: Tensor,
     out: Tensor,
 ) -> None:
-    """The running statistics; mean and biased variance [M, C] of values before the offsets are added."""
+    """The running statistics.
+
+    Args:
+        norms: M batch norms.
+        offsets: what is added in front of each, [C], or none.
+        mean: [V, M, C], of the values before the offsets are added; V is 1 but for estimates.
+        variance: [V, M, C], biased.
+        out: a tensor of one variant, of the size of what they normalise.
+    """
     tracking = [m for m, norm in enumerate(norms) if norm.training and norm.track_running_stats]
     if not tracking:
         return
     if any(offset is not None for offset in offsets):
-        added = [mean.new_zeros(mean.shape[1]) if offset is None else offset.detach() for offset in offsets]
+        added = [mean.new_zeros(mean.shape[2]) if offset is None else offset.detach() for offset in offsets]
         mean = mean + torch.stack(added)
+    estimates = [m for m in tracking if isinstance(norms[m].running_mean, Estimate)]
+    if estimates:
+        update_estimates([norms[m] for m in estimates], mean[:, estimates], variance[:, estimates], out)
+        return
     if len(tracking) < len(norms):
-        mean, variance = mean[tracking], variance[tracking]
-    update_running_statistics([norms[m] for m in tracking], mean, variance, out)
+        mean, variance = mean[:, tracking], variance[:, tracking]
+    update_running_statistics([norms[m] for m in tracking], mean[0], variance[0], out)
 
 
 def with_zero_gradients(weights: Tensor, offsets: Sequence[Tensor | None]) -> Tensor:

@@ -33,6 +33,8 @@ def mixed_op(
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
         # The backward pass goes through every variant.
         x, *given = (tensor.expand(variants, *tensor.shape[1:]) for tensor in (x, *given))
+    elif statistics is not None and statistics.dim() == 4:
+        x = x.expand(variants, *x.shape[1:])
     out, mean, variance, _ = _forward(
         x,
         alpha,

@@ -54,7 +54,8 @@ def mixed_op(
         alpha: [V, O].
         branches: O candidate operations of `vpdarts_fast.branches`, with M batch norms in all.
         stride: 1 or 2, of pools and of first stages.
-        statistics: [M, 2, C], mean and variance to normalise with; or none: the batch's own.
+        statistics: [M, 2, C], mean and variance to normalise with, or [V, M, 2, C] where each variant has its
+            own; or none: the batch's own.
         backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
 
     Returns:
@@ -75,7 +76,8 @@ def mixed_op(
     count = len(norms(branches))
     if statistics is not None:
         check_small(OP, x, statistics=statistics)
-        check_shape(OP, "statistics", statistics, (count, 2, x.shape[2]))
+        of_each = (len(alpha),) if statistics.dim() == 4 else ()
+        check_shape(OP, "statistics", statistics, (*of_each, count, 2, x.shape[2]))
     elif count > 0 and prod(size) < 2:
         raise UserError(f"{OP}: the output must hold two values per channel; got x of {list(x.shape)}")
     inputs, cast = [x], branches

@@ -109,13 +109,16 @@ def leave_one_out_of_model(
     calibration = calibration_batches(stream, batch_norm)
     counts: Counts | None = None
     images = 0
+    stored: BatchNorm = "recalibrated" if batch_norm == "variant" else batch_norm
     with (
         _kept_buffers(model),
         weights.intercepted(),
-        evaluation_mode(model, batch_norm, calibration, evaluation.forwards()) as use_statistics_of,
+        evaluation_mode(model, stored, calibration, [evaluation.base]),
     ):
+        if batch_norm == "variant" and calibration:
+            evaluation.estimate_statistics(calibration)
         for inputs, labels in chain(calibration, stream):
-            for variants, piece, outputs in evaluation(inputs, use_statistics_of):
+            for variants, piece, outputs in evaluation(inputs):
                 if counts is None:
                     counts = Counts(evaluation.variants, outputs.shape[2], outputs.device)
                 counts.add(variants, outputs, labels[piece])

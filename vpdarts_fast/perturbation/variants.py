@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import Need, cell_need, cell_op, few_images, whole_batches
+from vpdarts_fast.memory_budget import Need, cell_need, cell_op, few_images, few_variants, whole_batches
 from vpdarts_fast.perturbation.cells import CellTypes, Place
+from vpdarts_fast.perturbation.statistics import Statistics, estimated, joined, kept
 from vpdarts_fast.perturbation.weights import Change, Weights
-from vpdarts_fast.validation import BatchNorm, StatisticsOf
+from vpdarts_fast.validation import Batch, BatchNorm, batch_norms, recalibrate
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes, on the CPU (benchmarks/test_leave_one_out.py)."""
@@ -76,41 +77,54 @@ class Evaluation:
         memory_budget: int | None,
     ) -> None:
         self._model, self._weights, self._groups, self._logits = model, weights, groups, logits
-        self._batch_statistics, self._memory_budget = batch_norm == "batch", memory_budget
+        self._batch_norm, self._memory_budget = batch_norm, memory_budget
+        self._base, self._statistics = Statistics(), [Statistics() for _ in groups]
         self.variants = 1 + sum(len(group.pairs) for group in groups)
         self.batched, self.remark = batched, "" if batched else "batched=False"
         slow = [place.name for place in weights.places() if not isinstance(place.module, Fused)]
         if batched and slow:
             self.batched, self.remark = False, f"{slow[0]} is not accelerated"
-        elif batched and batch_norm == "variant":
-            self.batched, self.remark = False, "batch_norm='variant': each variant has its own statistics"
 
-    def forwards(self) -> list[Callable[[Tensor], Tensor]]:
-        """What runs the unmodified model, and then each variant."""
-        return [self.base, *(partial(self._one, group, v) for group in self._groups
-                             for v in range(len(group.pairs)))]  # fmt: skip
+    def estimate_statistics(self, calibration: Sequence[Batch]) -> None:
+        """Estimates running statistics of each variant; those of the unmodified model are kept already."""
+        self._base = kept(batch_norms(self._model))
+        self._weights.check_calls()
+        self._statistics = [self._estimated(group, calibration) for group in self._groups]
 
-    def base(self, images: Tensor) -> Tensor:
-        """Logits [N, classes] of the unmodified model."""
-        with _same_random_numbers(images.device):
-            return self._run(images, None)
+    def _estimated(self, group: Group, calibration: Sequence[Batch]) -> Statistics:
+        """Of all variants of a group."""
+        model, norms = self._model, self._base.norms
+        largest = max((images for images, _ in calibration), key=len)
+        parts, sizes = [], []
+        for variants, _ in self._pieces(group, largest, "mixed_cell"):
+            count = variants.stop - variants.start
+            if self.batched:
+                part = estimated(model, norms, calibration, partial(self._together, group, variants))
+            if self.batched:  # still
+                parts, sizes = [*parts, part], [*sizes, count]
+                continue
+            for v in range(variants.start, variants.stop):
+                recalibrate(model, norms, calibration, partial(self._one, group, v))
+                parts.append(kept(norms))
+            sizes += [1] * count
+        return joined(parts, sizes)
 
-    def __call__(
-        self, images: Tensor, use_statistics_of: StatisticsOf
-    ) -> Iterator[tuple[slice, slice, Tensor]]:
+    def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Which variants, which images, and their logits [variants, images, classes], piece by piece."""
         everything = slice(0, len(images))
-        use_statistics_of(0)
+        self._base.use()
         yield slice(0, 1), everything, self.base(images).unsqueeze(0)
         self._weights.check_calls()
-        for group in self._groups:
-            for variants, piece in self._pieces(group, images):
-                outputs = self._together(group, variants, images[piece]) if self.batched else None
+        for group, statistics in zip(self._groups, self._statistics, strict=True):
+            for variants, piece in self._pieces(group, images, cell_op(self._batch_norm == "batch")):
+                outputs = None
+                if self.batched:
+                    outputs = self._together(group, variants, images[piece], statistics.some(variants))
                 if outputs is not None:
                     yield slice(group.first + variants.start, group.first + variants.stop), piece, outputs
                     continue
                 for v in range(variants.start, variants.stop):
-                    use_statistics_of(group.first + v)
+                    statistics.some(v).use()
                     outputs = self._one(group, v, images[piece]).unsqueeze(0)
                     yield slice(group.first + v, group.first + v + 1), piece, outputs
 
@@ -126,17 +140,23 @@ class Evaluation:
         finally:
             self._weights.change = None
 
-    def _together(self, group: Group, variants: slice, images: Tensor) -> Tensor | None:
+    def _together(
+        self, group: Group, variants: slice, images: Tensor, statistics: Statistics | None = None
+    ) -> Tensor | None:
         """Logits [variants, N, classes]; none where the model cannot be run so."""
+        statistics = statistics or Statistics()
 
-        def run(factor: Tensor, share: Tensor | None) -> Tensor:
-            return self._run(images, Change(group.cells, change.edges, factor, share))
+        def run(factor: Tensor, share: Tensor | None, own: Sequence[Tensor]) -> Tensor:
+            with statistics.used(own):
+                return self._run(images, Change(group.cells, change.edges, factor, share))
 
         change = group.change(variants)
-        in_dims = 0, None if change.share is None else 0
+        in_dims = 0, None if change.share is None else 0, 0
+        args = change.factor, change.share, statistics.own()
+        statistics.use()
         try:
             with _same_random_numbers(images.device):
-                logits: Tensor = torch.vmap(run, in_dims, randomness="same")(change.factor, change.share)
+                logits: Tensor = torch.vmap(run, in_dims, randomness="same")(*args)
         except UserError:
             raise
         except Exception as error:  # their code may raise anything
@@ -145,7 +165,7 @@ class Evaluation:
             return None
         return logits
 
-    def _need(self, images: Tensor, places: Sequence[Place]) -> Need:
+    def _need(self, images: Tensor, places: Sequence[Place], op: str) -> Need:
         """Of a cell: what its op holds at once; of mixed operations the inputs of all of them, which is more
         than nodes and one edge."""
         inputs = [self._weights.image[place.name] for place in places]
@@ -153,21 +173,24 @@ class Evaluation:
         if places[0].edge is not None:
             return Need(size)
         activations = images.new_empty(0, dtype=inputs[0].dtype)
-        return cell_need(cell_op(self._batch_statistics), backend_of(places[0].module), activations, size)
+        return cell_need(op, backend_of(places[0].module), activations, size)
 
-    def _pieces(self, group: Group, images: Tensor) -> Iterator[tuple[slice, slice]]:
-        """Variants of the group and images, so many as fit the budget."""
+    def _pieces(self, group: Group, images: Tensor, op: str) -> Iterator[tuple[slice, slice]]:
+        """Variants of the group and images, so many as fit the budget; op: see `cell_op`."""
         count, total = len(images), len(group.pairs)
         if not self.batched:
             yield slice(0, total), slice(0, count)
             return
-        needs = [self._need(images, places) for places in self._weights.cells()]
+        needs = [self._need(images, places, op) for places in self._weights.cells()]
         need = max(needs, key=lambda need: need.total(1, 1))
         limits = self._memory_budget, GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
-        if self._batch_statistics:
-            variants_together, images_together = whole_batches(need, total, count, *limits, "batch")
+        if op == "mixed_cell":
+            variants_together, images_together = whole_batches(need, total, count, *limits, self._batch_norm)
         else:
-            variants_together, images_together = few_images(need, total, count, *limits)
+            # A whole cell folds statistics of each variant into weights once a piece.
+            folds = self._batch_norm == "variant" and any(p.edge is None for p in self._weights.places())
+            cut = few_variants if folds else few_images
+            variants_together, images_together = cut(need, total, count, *limits)
         for i in range(0, count, images_together):
             for v in range(0, total, variants_together):
                 piece = slice(i, min(count, i + images_together))

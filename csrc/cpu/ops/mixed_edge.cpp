@@ -142,8 +142,9 @@ void MixedEdge::forward(const EdgeState& state, float* out) const {
     first_pass(state, unit / images, unit % images, of(unit), memory);
   });
   if (fixed()) {
-    for (int64_t i = 0; i < args_.variants * norms() * args_.channels; ++i) {
-      const int64_t c = args_.channels, norm = i / c % norms();
+    const int64_t c = args_.channels, given = (args_.own_statistics ? args_.variants : 1) * norms();
+    for (int64_t i = 0; i < args_.variants * norms() * c; ++i) {
+      const int64_t norm = i / c % given;
       state.mean[i] = args_.statistics[norm * 2 * c + i % c];
       state.variance[i] = args_.statistics[(norm * 2 + 1) * c + i % c];
     }

@@ -41,7 +41,8 @@ struct EdgeArguments {
   std::vector<EdgeImages> given;
   std::vector<double> eps;    // [M]
   const float *gamma, *beta;  // [M][C]
-  const float* statistics;    // [M][2][C], or null for the batch's own
+  const float* statistics;    // [M][2][C], or [V][M][2][C], or null for the batch's own
+  bool own_statistics;        // of each variant
 };
 
 // What a forward pass leaves behind.

@@ -84,7 +84,13 @@ void check_sizes(const Inputs& in) {
   check_tensor(kName, "gamma", in.gamma, {norms, c});
   check_tensor(kName, "beta", in.beta, {norms, c});
   if (in.statistics.has_value()) {
-    check_tensor(kName, "statistics", *in.statistics, {norms, 2, c});
+    if (in.statistics->dim() == 4) {
+      check_tensor(kName, "statistics", *in.statistics, {in.variants(), norms, 2, c});
+      STD_TORCH_CHECK(in.x.size(0) == in.variants(), kName, ": x must hold V = ", in.variants(),
+                      " variants where each has its own statistics; got ", in.x.size(0));
+    } else {
+      check_tensor(kName, "statistics", *in.statistics, {norms, 2, c});
+    }
   } else {
     STD_TORCH_CHECK(norms == 0 || in.x.size(1) * in.out_height() * in.out_width() >= 2, kName,
                     ": the output must hold two values per channel; got x of ",
@@ -171,7 +177,10 @@ class Arguments {
     edge.eps = in.eps;
     edge.gamma = hold(torch::stable::contiguous(in.gamma));
     edge.beta = hold(torch::stable::contiguous(in.beta));
-    edge.statistics = in.statistics.has_value() ? hold(torch::stable::contiguous(*in.statistics)) : nullptr;
+    if (in.statistics.has_value()) {
+      edge.statistics = hold(torch::stable::contiguous(*in.statistics));
+      edge.own_statistics = in.statistics->dim() == 4;
+    }
   }
 
   MixedEdge run() const { return {active_kernels(channels).mixed_op, edge}; }

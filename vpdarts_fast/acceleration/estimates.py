@@ -1,0 +1,133 @@
+"""Running statistics of each variant, estimated for all variants of a `torch.vmap` at once.
+
+`torch.vmap` updates no buffer in place that variants share. So a batch norm gets an `Estimate` for its
+running mean, which keeps what has been found: once where all variants have the same input, as in front of
+what differs between them, and else of each variant.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration.variants import STATISTICS, BatchNorm, batch_norms, of_variants, replaced
+
+
+class Estimate(Tensor):
+    """In place of the running mean of a batch norm in training mode, in `torch.vmap` without gradients.
+
+    Attributes:
+        statistics: running mean and variance: [C] as long as all variants have the same, or [V, C].
+    """
+
+    statistics: tuple[Tensor, Tensor]
+
+    @classmethod
+    def starting_from(cls, mean: Tensor, variance: Tensor) -> Estimate:
+        """Of running statistics [C]."""
+        estimate: Estimate = mean.as_subclass(cls)
+        estimate.statistics = mean, variance
+        return estimate
+
+    def include(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
+        """Mean and unbiased variance of one more batch: [1, C] if all variants have the same, or [V, C]."""
+        found = zip(self.statistics, (mean, variance), strict=True)
+        self.keep(*(torch.lerp(before, now.to(before), momentum) for before, now in found))
+
+    def keep(self, mean: Tensor, variance: Tensor) -> None:
+        """Running mean and variance [1 or V, C]."""
+        self.statistics = (mean[0], variance[0]) if len(mean) == 1 else (mean, variance)
+
+    @classmethod
+    def __torch_function__(
+        cls, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """`torch.nn.functional.batch_norm` includes the batch of each variant."""
+        if function is F.batch_norm:
+            return _batch_norm(*args, **(kwargs or {}))
+        with torch._C.DisableTorchFunctionSubclass():  # what comes out is no estimate
+            return function(*args, **(kwargs or {}))
+
+
+def _batch_norm(
+    x: Tensor,
+    estimate: Estimate,
+    running_var: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    training: bool = False,
+    momentum: float = 0.1,
+    eps: float = 1e-5,
+) -> Tensor:
+    """As `torch.nn.functional.batch_norm`."""
+    if not training:
+        fixed_mean, fixed_variance = estimate.statistics
+        return F.batch_norm(x, fixed_mean, fixed_variance, weight, bias, False, momentum, eps)
+
+    def normalise(x: Tensor) -> Tensor:
+        """x [1 or V, N, C, ...] -> the same shape."""
+        mean = estimate.statistics[0].new_zeros(len(x), x.shape[2])
+        variance = torch.ones_like(mean)
+        out = [F.batch_norm(images, *of_variant, weight, bias, True, 1.0, eps)  # type: ignore[call-arg]
+               for images, *of_variant in zip(x, mean, variance, strict=True)]  # fmt: skip
+        estimate.include(mean, variance, momentum)
+        return torch.stack(out)
+
+    return of_variants(normalise, x)
+
+
+def update_estimates(norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor, x: Tensor) -> None:
+    """With mean and biased variance [1 or V, M, C] of a batch, of the size of x [N, C, H, W]."""
+    count = x.numel() // x.shape[1]
+    unbiased = variance * (count / max(count - 1, 1))
+    for norm, of_mean, of_variance in zip(norms, mean.unbind(1), unbiased.unbind(1), strict=True):
+        assert isinstance(norm.running_mean, Estimate) and norm.momentum is not None
+        norm.running_mean.include(of_mean, of_variance, norm.momentum)
+
+
+def of_each_variant(op: nn.Module, x: Tensor) -> list[Tensor]:
+    """What a module makes of x [1 or V, N, C, H, W], variant by variant: one value, or V.
+
+    Its batch norms have the running statistics of the variant, of which estimates are kept. It draws the same
+    random numbers for all variants.
+    """
+    norms = [norm for norm in batch_norms(op) if norm.running_mean is not None and _differ(norm.running_mean)]
+    before = [_statistics(norm) for norm in norms]
+    count = max([len(x), *(len(mean) for mean, _ in before if mean.dim() > 1)])
+    values, after = [], []
+    for v in range(count):
+        own = [(_of_variant(mean, v).clone(), _of_variant(variance, v).clone()) for mean, variance in before]
+        with (
+            torch.random.fork_rng([x.device] if x.is_cuda else [], enabled=v < count - 1),
+            replaced([(norm, name) for norm in norms for name in STATISTICS], [*chain(*own)]),
+        ):
+            values.append(op(x[v if len(x) > 1 else 0]))
+        after.append(own)
+    for norm, *pairs in zip(norms, *after, strict=True):
+        if isinstance(norm.running_mean, Estimate):
+            norm.running_mean.keep(*map(torch.stack, zip(*pairs, strict=True)))
+    return values
+
+
+def _differ(running_mean: Tensor) -> bool:
+    """Whether variants may have running statistics of their own."""
+    return isinstance(running_mean, Estimate) or running_mean.dim() > 1
+
+
+def _statistics(norm: BatchNorm) -> tuple[Tensor, Tensor]:
+    """Mean and variance, [C] or [V, C]."""
+    mean, variance = norm.running_mean, norm.running_var
+    if isinstance(mean, Estimate):
+        return mean.statistics
+    assert mean is not None and variance is not None
+    return mean, variance
+
+
+def _of_variant(statistics: Tensor, v: int) -> Tensor:
+    """[C], of [C] or [V, C]."""
+    return statistics if statistics.dim() == 1 else statistics[v]

@@ -1,0 +1,84 @@
+"""Running statistics of a model's batch norms, of each variant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.acceleration.estimates import Estimate
+from vpdarts_fast.acceleration.variants import STATISTICS, replaced
+from vpdarts_fast.validation import Batch, Norm, recalibrate
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What batch norms normalise some variants with.
+
+    Attributes:
+        norms: the batch norms.
+        pairs: running mean and variance of each: [C] where all variants have the same, or [V, C].
+    """
+
+    norms: Sequence[Norm] = ()
+    pairs: Sequence[tuple[Tensor, Tensor]] = ()
+
+    def some(self, variants: slice | int) -> Statistics:
+        """Of some of the variants, or of one."""
+        pairs = [(mean, variance) if mean.dim() == 1 else (mean[variants], variance[variants])
+                 for mean, variance in self.pairs]  # fmt: skip
+        return Statistics(self.norms, pairs)
+
+    def use(self) -> None:
+        """Gives the batch norms what all variants have in common."""
+        for norm, (mean, variance) in zip(self.norms, self.pairs, strict=True):
+            if mean.dim() == 1:
+                norm.running_mean, norm.running_var = mean, variance
+
+    def own(self) -> list[Tensor]:
+        """What each variant has of its own, [V, C] each."""
+        return [values for pair in self.pairs for values in pair if values.dim() == 2]
+
+    @contextmanager
+    def used(self, own: Sequence[Tensor]) -> Iterator[None]:
+        """Within, the batch norms have what is in `own`, as `own` gives it but [C], in its place."""
+        norms = [norm for norm, (mean, _) in zip(self.norms, self.pairs, strict=True) if mean.dim() == 2]
+        with replaced([(norm, name) for norm in norms for name in STATISTICS], own):
+            yield
+
+
+def kept(norms: Sequence[Norm]) -> Statistics:
+    """What batch norms keep now."""
+    pairs = []
+    for norm in norms:
+        mean, variance = norm.running_mean, norm.running_var
+        assert mean is not None and variance is not None
+        pairs.append(mean.statistics if isinstance(mean, Estimate) else (mean, variance))
+    return Statistics(norms, pairs)
+
+
+def estimated(
+    model: nn.Module, norms: Sequence[Norm], calibration: Sequence[Batch], forward: Callable[[Tensor], object]
+) -> Statistics:
+    """What batch norms find in calibration batches, in a forward pass that is a `torch.vmap` over variants."""
+    recalibrate(model, norms, calibration, forward, Estimate.starting_from)
+    return kept(norms)
+
+
+def joined(parts: Sequence[Statistics], sizes: Sequence[int]) -> Statistics:
+    """Of all variants, from parts of as many variants as `sizes` says.
+
+    Of a part with one variant it cannot be told what others have in common with it.
+    """
+    if len(parts) == 1:
+        return parts[0]
+    pairs = []
+    for each in zip(*(part.pairs for part in parts), strict=True):
+        common = [pair for pair, size in zip(each, sizes, strict=True) if size > 1 and pair[0].dim() == 1]
+        mean, variance = (torch.cat([values.view(-1, values.shape[-1]) for values in some])
+                          for some in zip(*each, strict=True)) if not common else common[0]  # fmt: skip
+        pairs.append((mean, variance))
+    return Statistics(parts[0].norms, pairs)
