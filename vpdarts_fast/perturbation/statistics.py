@@ -63,7 +63,7 @@ def kept(norms: Sequence[Norm]) -> Statistics:
 def estimated(
     model: nn.Module, norms: Sequence[Norm], calibration: Sequence[Batch], forward: Callable[[Tensor], object]
 ) -> Statistics:
-    """What batch norms find in calibration batches, in a forward pass that is a `torch.vmap` over variants."""
+    """What batch norms find in calibration batches, in a forward pass by `torch.vmap` over variants."""
     recalibrate(model, norms, calibration, forward, Estimate.starting_from)
     return kept(norms)
 

@@ -95,19 +95,26 @@ class Evaluation:
         """Of all variants of a group."""
         model, norms = self._model, self._base.norms
         largest = max((images for images, _ in calibration), key=len)
-        parts, sizes = [], []
+        parts: list[Statistics] = []
+        sizes: list[int] = []
         for variants, _ in self._pieces(group, largest, "mixed_cell"):
             count = variants.stop - variants.start
             if self.batched:
                 part = estimated(model, norms, calibration, partial(self._together, group, variants))
             if self.batched:  # still
-                parts, sizes = [*parts, part], [*sizes, count]
+                parts.append(part)
+                sizes.append(count)
                 continue
             for v in range(variants.start, variants.stop):
                 recalibrate(model, norms, calibration, partial(self._one, group, v))
                 parts.append(kept(norms))
             sizes += [1] * count
         return joined(parts, sizes)
+
+    def base(self, images: Tensor) -> Tensor:
+        """Logits [N, classes] of the unmodified model."""
+        with _same_random_numbers(images.device):
+            return self._run(images, None)
 
     def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Which variants, which images, and their logits [variants, images, classes], piece by piece."""
