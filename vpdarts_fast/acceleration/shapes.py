@@ -88,5 +88,7 @@ def _behind(layers: list[nn.Module], channels: int, size: Size) -> tuple[int, Si
 def _has(norm: nn.Module, channels: int) -> bool:
     """Whether a batch norm is of so many channels; its settings may be older than its tensors."""
     assert isinstance(norm, nn.BatchNorm2d)
-    tensors = [norm.weight, norm.bias, norm.running_mean, norm.running_var]
-    return all(tensor is None or tensor.shape == (channels,) for tensor in tensors)
+    parameters, statistics = [norm.weight, norm.bias], [norm.running_mean, norm.running_var]
+    fitting = [tensor is None or tensor.shape == (channels,) for tensor in parameters]
+    # Of each variant where they differ, [V, C].
+    return all(fitting) and all(tensor is None or tensor.shape[-1:] == (channels,) for tensor in statistics)
