@@ -173,10 +173,11 @@ def right_mixed_op_calls(rng: Random, layouts: bool = True, tiny: bool = False) 
     stages, m = sum(count for kind, count in zip(kinds, norms, strict=True) if kind == 4), sum(norms)
     kernels = [rng.choice([3, 5, 7]) for _ in range(stages)]
     size = -(-height // stride), -(-width // stride)
-    statistics = torch.stack([torch.randn(m, c, generator=generator)] * 2, dim=1)
-    statistics[:, 1] = statistics[:, 1].abs() + 0.5
+    of_each = rng.choice([(), (v,)])
+    statistics = torch.stack([torch.randn(*of_each, m, c, generator=generator)] * 2, dim=-2)
+    statistics[..., 1, :] = statistics[..., 1, :].abs() + 0.5
     return {
-        "x": normal(rng.choice([1, v]), images, c, height, width),
+        "x": normal(v if fixed and of_each else rng.choice([1, v]), images, c, height, width),
         "alpha": normal(v, len(kinds)),
         "kinds": kinds,
         "norms": norms,

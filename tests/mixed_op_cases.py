@@ -80,15 +80,17 @@ def mixed_op_args(
     shared: bool = False,
     branches: Callable[..., list[Branch]] = darts,
     fixed: bool = False,
+    of_each: bool = False,
     **settings: Any,
 ) -> list[Any]:
+    """Statistics that are fixed are those of all variants, or of each."""
     x, some = (
         normal(1 if shared else v, n, c, *size),
         branches(1 if shared else v, n, c, size, stride, **settings),
     )
-    m = len(norms(some))
+    shape = (*([v] if of_each else []), len(norms(some)), c)
     statistics = (
-        torch.stack([normal(m, c, seed=5), normal(m, c, seed=6).abs() + 0.5], dim=1) if fixed else None
+        torch.stack([normal(*shape, seed=5), normal(*shape, seed=6).abs() + 0.5], dim=-2) if fixed else None
     )
     args = [x, normal(v, len(some), seed=7), some, stride, statistics]
     return with_tensors(args, lambda tensor: tensor.to(dtype))  # type: ignore[no-any-return]

@@ -113,6 +113,7 @@ BAD: list[tuple[int, Any, str]] = [
     (9, torch.zeros(9, 5, dtype=torch.int64), "beta must be float32"),
     (10, [1e-3] * 8, r"gamma must have shape \[8, 5\]"),
     (11, torch.zeros(9, 5, 2), r"statistics must have shape \[9, 2, 5\]"),
+    (11, torch.zeros(2, 9, 2, 5), r"statistics must have shape \[1, 9, 2, 5\]"),
     (12, 0, "stride must be 1 or 2; got 0"),
     (12, 3, "stride must be 1 or 2; got 3"),
 ]
@@ -125,6 +126,13 @@ def test_hostile_arguments_of_mixed_op_are_refused_by_the_native_side(
     args = native_args()
     args[position] = bad
     with pytest.raises(RuntimeError, match=f"mixed_op: .*{message}"):
+        NATIVE.mixed_op(*args)
+
+
+def test_statistics_of_each_variant_need_its_images() -> None:
+    args = native_args(v=3)
+    args[0], args[11] = args[0][:1], torch.ones(3, 9, 2, 5)
+    with pytest.raises(RuntimeError, match="x must hold V = 3 variants where each has its own statistics"):
         NATIVE.mixed_op(*args)
 
 

@@ -125,11 +125,12 @@ def test_mixed_op_gradients(
 
 @served("mixed_op", BOTH)
 @pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("of_each", [False, True], ids=["of all variants", "of each variant"])
 def test_mixed_op_with_fixed_statistics(
-    backend: str, dtype: torch.dtype, stride: int, assert_close: Close
+    backend: str, dtype: torch.dtype, of_each: bool, stride: int, assert_close: Close
 ) -> None:
     for branches, n in product((darts, others), (1, 4)):
-        args = mixed_op_args(2, n, 4, (6, 5), stride, dtype, branches=branches, fixed=True)
+        args = mixed_op_args(2, n, 4, (6, 5), stride, dtype, branches=branches, fixed=True, of_each=of_each)
         check_against_reference("mixed_op", args, backend, assert_close)
         *differentiable, statistics = args
 
@@ -145,6 +146,33 @@ def test_mixed_op_with_fixed_statistics(
         actual = gradients(output, differentiable, output_only)
         for gradient, wanted in zip(actual, expected, strict=True):
             assert_close(gradient, wanted)
+
+
+@served("mixed_op", BOTH)
+@pytest.mark.parametrize("shared", [False, True])
+@pytest.mark.parametrize("branches", [darts, others])
+def test_mixed_op_with_statistics_of_each_variant_is_one_call_for_each(
+    backend: str,
+    dtype: torch.dtype,
+    branches: Callable[..., list[Branch]],
+    shared: bool,
+    assert_close: Close,
+) -> None:
+    for c, stride in ((3, 1), (16, 2)):
+        args = mixed_op_args(3, 4, c, (5, 7), stride, dtype, shared, branches, fixed=True, of_each=True)
+        check_against_reference("mixed_op", args, backend, assert_close)
+        outputs = ops.mixed_op(*args, backend=backend)
+        x, alpha, some, _, statistics = args
+        for v in range(3):
+            own = [
+                replace(branch, raw=branch.raw[v if len(branch.raw) > 1 else 0][None])
+                if isinstance(branch, Given)
+                else branch
+                for branch in some
+            ]
+            one = [x[0 if shared else v][None], alpha[v][None], own, stride, statistics[v]]
+            for output, expected in zip(outputs, ops.mixed_op(*one, backend=backend), strict=True):
+                assert_close(output[v], expected[0])
 
 
 @served("mixed_op", BOTH)
@@ -391,6 +419,10 @@ def test_mixed_op_refuses() -> None:
         ([x, alpha, branches, 3], "stride must be 1 or 2; got 3"),
         ([x, alpha, branches, 2], r"branches\[3\] must have stride 1 as a Skip; got 2"),
         ([x, alpha, branches, 1, normal(8, 3, 2)], r"statistics must be \[8, 2, 3\]; got \[8, 3, 2\]"),
+        (
+            [x, alpha, branches, 1, normal(1, 8, 2, 3)],
+            r"statistics must be \[2, 8, 2, 3\]; got \[1, 8, 2, 3\]",
+        ),
         ([x[:, :1, :, :1, :1], alpha, branches], "the output must hold two values per channel; got x of"),
         ([x[:, :0], alpha, branches], "the output must hold two values per channel"),
         *(([x, alpha[:, :1], [bad]], message) for message, bad in of_branches.items()),

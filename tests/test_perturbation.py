@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from leave_one_out_cases import MODES, assert_same, drop_statistics, every_mode
+from leave_one_out_cases import assert_same, drop_statistics, every_mode
 from op_contract import half_of
 from perturbation_cases import (
     GumbelSupernet,
@@ -36,7 +36,6 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 OTHERS = ("edges", "affine")
 """But DARTS, of which a cell of two nodes takes longer than all the others: it has fewer settings."""
 every_family = pytest.mark.parametrize("family", ["darts", *OTHERS])
-every_batched_mode = pytest.mark.parametrize("mode", [mode for mode in MODES if mode != "variant"])
 
 
 # What is evaluated -----------------------------------------------------------------------------------------
@@ -75,6 +74,10 @@ def test_the_loop_is_what_is_specified(family: str, mode: BatchNorm, perturbatio
         ("edges", "batch", "keep"),
         ("affine", "running", "remove"),
         ("affine", "batch", "remove"),
+        ("darts", "variant", "remove"),
+        ("darts of one node", "variant", "keep"),
+        ("edges", "variant", "keep"),
+        ("affine", "variant", "remove"),
     ],
 )
 def test_batched_is_the_loop(family: str, mode: BatchNorm, perturbation: Perturbation) -> None:
@@ -92,7 +95,7 @@ def test_batched_is_the_loop(family: str, mode: BatchNorm, perturbation: Perturb
 
 
 @pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
-@every_batched_mode
+@every_mode
 @every_family
 def test_batched_on_cpu_kernels(family: str, mode: BatchNorm) -> None:
     model, some = trained(FAMILIES[family], torch.float32), batches(14, 12, dtype=torch.float32)
@@ -111,8 +114,7 @@ def test_equal_to_that_of_our_own_supernet(mode: BatchNorm) -> None:
     some = batches(14, 12, 3)
     expected = leave_one_out(ours.supernet, some, ours.alphas, batch_norm=mode)
     result = leave_one_out(accelerated(theirs), some, batch_norm=mode)
-    assert result.batched == (mode != "variant")
-    assert ("each variant has its own statistics" in result.remark) == (mode == "variant")
+    assert result.batched, result.remark
     assert_same(result.cells["normal"], expected)
 
 

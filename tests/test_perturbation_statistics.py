@@ -1,0 +1,310 @@
+"""Leave-one-out evaluation of any supernet, batched, each variant with statistics of its own."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import chain
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from perturbation_cases import accelerated, assert_all_same, batches, trained
+from supernets import (
+    AuxiliaryMixedOp,
+    Cell,
+    DropPathMixedOp,
+    MixedOp,
+    PartialCell,
+    PartialMixedOp,
+    SkippingCell,
+    SkippingMixedOp,
+    Style,
+)
+from torch import Tensor, nn
+from whole_supernets import DartsSupernet, EdgesSupernet
+
+from vpdarts_fast import Perturbed, UserError, leave_one_out, ops
+from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast.transforms import in_transform
+
+pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
+
+
+def variant(model: nn.Module, some: list[Batch], **options: Any) -> Perturbed:
+    return leave_one_out(model, some, batch_norm="variant", **options)
+
+
+def assert_batched_is_the_loop(model: nn.Module, some: list[Batch], **options: Any) -> Perturbed:
+    batched = variant(accelerated(model), some, **options)
+    assert batched.batched, batched.remark
+    assert_all_same(batched, variant(model, some, **options))
+    return batched
+
+
+def small(kind: Callable[[list[nn.Module]], nn.Module] = MixedOp, **settings: Any) -> Any:
+    return trained(lambda: DartsSupernet(mixed_op=kind, steps=1, **settings))
+
+
+# Models that are written otherwise -------------------------------------------------------------------------
+
+
+class OnItsOwn(MixedOp):
+    """Its own code runs in no transform."""
+
+    def forward(self, x: Tensor, weights: Any) -> Tensor:
+        assert not in_transform()
+        return super().forward(x, weights)
+
+
+class CellOnItsOwn(Cell):
+    """Its own code runs in no transform."""
+
+    def forward(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        assert not in_transform()
+        return super().forward(inputs, weights)
+
+
+class PartialCellOnItsOwn(PartialCell):
+    """Its own code runs in no transform."""
+
+    def forward(self, inputs: Tensor, weights: Tensor) -> Tensor:
+        assert not in_transform()
+        return super().forward(inputs, weights)
+
+
+class CellsSupernet(EdgesSupernet):
+    """With other cells."""
+
+    def __init__(self, cell: Callable[[int], nn.Module], channels: int = 4) -> None:
+        super().__init__(channels)
+        for i, own in enumerate(self.cells):
+            if isinstance(own, Cell):
+                self.cells[i] = cell(next(own.parameters()).shape[0])
+
+
+@pytest.mark.parametrize(
+    "model",
+    [
+        lambda: small(OnItsOwn),
+        lambda: trained(lambda: CellsSupernet(lambda c: CellOnItsOwn(c, Style(affine=True, bias=True)))),
+        lambda: trained(lambda: CellsSupernet(lambda c: PartialCellOnItsOwn(c, Style()))),
+    ],
+    ids=["mixed operations", "cells", "partial cells"],
+)
+def test_accelerated_modules_run_on_ops(model: Callable[[], nn.Module]) -> None:
+    batched = variant(accelerated(model()), batches(26))
+    assert batched.batched, batched.remark
+
+
+@pytest.mark.parametrize(
+    ("kind", "part"),
+    [
+        (SkippingMixedOp, 1),
+        (DropPathMixedOp, 1),
+        (lambda ops: PartialMixedOp(ops, 2), 2),
+        (lambda ops: AuxiliaryMixedOp(ops, nn.AvgPool2d(ops[0].stride, ops[0].stride)), 1),
+    ],
+    ids=["skipping", "drop_path", "partial", "auxiliary"],
+)
+def test_mixed_operations(kind: Callable[[list[nn.Module]], nn.Module], part: int) -> None:
+    assert_batched_is_the_loop(small(kind, part=part), batches(26))
+
+
+@pytest.mark.parametrize(
+    "cell",
+    [
+        lambda c: SkippingCell(c, Style()),
+        lambda c: PartialCell(c, Style()),
+        lambda c: Cell(c, Style(affine=True, bias=True, track=False)),
+    ],
+    ids=["skipping", "partial", "biased"],
+)
+def test_cells(cell: Callable[[int], nn.Module]) -> None:
+    assert_batched_is_the_loop(trained(lambda: CellsSupernet(cell)), batches(13, 14, 4))
+
+
+class Unknown(nn.Module):
+    """An operation with a batch norm within that runs as it is; with random numbers, if asked."""
+
+    def __init__(self, stride: int, noise: bool) -> None:
+        super().__init__()
+        self.norm, self.stride, self.noise = nn.BatchNorm2d(4), stride, noise
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x[:, :, :: self.stride, :: self.stride]
+        noise = torch.randn(x.shape[1:]).to(x) if self.noise else 0
+        return torch.tanh(self.norm(x + noise))
+
+
+class UnknownSupernet(DartsSupernet):
+    def __init__(self, noise: bool = False) -> None:
+        super().__init__(steps=1)
+        for module in self.modules():
+            if isinstance(module, MixedOp):
+                unknown = Unknown(module._ops[0].stride, noise)
+                unknown.norm = nn.BatchNorm2d(module._ops[3].layers[-1].num_features)
+                module._ops[0] = unknown
+
+
+@pytest.mark.parametrize("noise", [False, True])
+def test_batch_norms_in_operations_that_are_not_known(noise: bool) -> None:
+    assert_batched_is_the_loop(trained(lambda: UnknownSupernet(noise)), batches(13, 14, 4))
+
+
+class SharedSupernet(DartsSupernet):
+    """A batch norm that is called twice, in front of what differs and behind it, and one of features."""
+
+    def __init__(self) -> None:
+        super().__init__(steps=1)
+        self.twice = self.stem[1]
+        self.behind = nn.BatchNorm2d(self.classifier.in_features)
+        self.last = nn.BatchNorm1d(self.classifier.in_features)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = s1 = self.stem(images)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.weights(i in self.reductions))
+            if i == 0:
+                s0 = self.twice(s0 + s1.mean())
+        features = F.adaptive_avg_pool2d(self.behind(s1), 1).flatten(1)
+        return features, self.classifier(self.last(features))
+
+
+class Doubled(nn.BatchNorm2d):
+    """Has code of its own around what PyTorch does."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x) + self.running_mean.mean() * 0
+
+
+class WritingSupernet(DartsSupernet):
+    """With a batch norm that updates its buffers itself."""
+
+    def __init__(self, norm: Callable[[int], nn.BatchNorm2d]) -> None:
+        super().__init__(steps=1)
+        self.norm = norm(self.classifier.in_features)
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = s1 = self.stem(images)
+        for i, cell in enumerate(self.cells):
+            s0, s1 = s1, cell(s0, s1, self.weights(i in self.reductions))
+        features = F.adaptive_avg_pool2d(self.norm(s1), 1).flatten(1)
+        return features, self.classifier(features)
+
+
+class Writing(nn.BatchNorm2d):
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            variance, mean = torch.var_mean(x, (0, 2, 3))
+            with torch.no_grad():
+                self.running_mean += (mean - self.running_mean) * self.momentum
+                self.running_var += (variance - self.running_var) * self.momentum
+        else:
+            mean, variance = self.running_mean, self.running_var
+        return (x - mean[:, None, None]) / (variance[:, None, None] + self.eps).sqrt()
+
+
+class Frozen(nn.BatchNorm2d):
+    """Normalises with what it keeps, always."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+
+
+@pytest.mark.parametrize("norm", [Doubled, Frozen])
+def test_batch_norms_with_code_of_their_own(norm: type[nn.BatchNorm2d]) -> None:
+    assert_batched_is_the_loop(trained(lambda: WritingSupernet(norm)), batches(13, 14, 4))
+
+
+def test_a_batch_norm_that_updates_its_buffers_itself_runs_in_a_loop() -> None:
+    model, some = trained(lambda: WritingSupernet(Writing)), batches(13, 14, 4)
+    result = variant(accelerated(model), some)
+    assert not result.batched
+    assert result.remark.startswith("torch.vmap: RuntimeError: vmap: inplace arithmetic")
+    assert_all_same(result, variant(model, some))
+
+
+def test_batch_norms_outside_of_cells() -> None:
+    assert_batched_is_the_loop(trained(SharedSupernet), batches(13, 14, 4))
+
+
+# In a loop ------------------------------------------------------------------------------------------------
+
+
+class DecidingSupernet(DartsSupernet):
+    """What it does depends on a value that differs between variants, in one of its passes or in all."""
+
+    def __init__(self, evaluated_only: bool) -> None:
+        super().__init__(steps=1)
+        self.evaluated_only = evaluated_only
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        features, logits = super().forward(images)
+        if self.evaluated_only and self.stem[1].training:
+            return features, logits
+        return features, logits if logits[0, 0].item() > 0 else 2 * logits
+
+
+@pytest.mark.parametrize("evaluated_only", [False, True])
+def test_a_model_that_cannot_be_batched_runs_in_a_loop(evaluated_only: bool) -> None:
+    model, some = trained(lambda: DecidingSupernet(evaluated_only)), batches(13, 14, 4)
+    result = variant(accelerated(model), some)
+    assert not result.batched
+    assert result.remark.startswith("torch.vmap: RuntimeError: vmap: ")
+    assert_all_same(result, variant(model, some))
+
+
+# What is shared, and how much memory it takes --------------------------------------------------------------
+
+
+def test_what_comes_before_an_edge_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[int, int, Any]] = []
+    own = ops.mixed_op
+
+    def mixed_op(x: Tensor, alpha: Tensor, *args: Any, **options: Any) -> Any:
+        statistics = args[2]
+        calls.append((len(x), len(alpha), None if statistics is None else statistics.dim()))
+        return own(x, alpha, *args, **options)
+
+    model, stems = accelerated(small()), []
+    model.stem.register_forward_hook(lambda *_: stems.append(1))
+    monkeypatch.setattr(ops, "mixed_op", mixed_op)
+    variant(model, batches(26), cells="reduction")
+    assert len(stems) == 2 * (1 + 2)  # estimated and evaluated: the base, and the variants of two edges
+    # Three cells, of which the second and the third reduce, of two edges each.
+    # The first edge of the third leaves the first, which all variants share.
+    alone, changed, behind = (1, 1), (1, 4), (4, 4)
+    passes = [
+        [alone] * 6,
+        [alone, alone, changed, alone, changed, behind],
+        [alone, alone, alone, changed, alone, behind],
+    ]
+    estimated = [(*sizes, None) for sizes in chain(*passes)]
+    fixed = [(*sizes, 4 if sizes == behind else 3) for sizes in chain(*passes)]
+    assert calls == estimated + fixed
+
+
+def test_any_memory_budget() -> None:
+    model = accelerated(small())
+    some = batches(13, 14, 4)
+    expected = variant(model, some)
+    with pytest.raises(UserError) as raised:
+        variant(model, some, memory_budget=1)
+    message = str(raised.value)
+    assert "one variant of a batch of 14 images, which batch_norm='variant' cannot cut" in message
+    least = int(re.search(r"at least ([\d,]+) bytes", message)[1].replace(",", ""))  # type: ignore[index]
+    for memory_budget in (least, 3 * least):  # one variant at a time; three, and the fourth by itself
+        found = variant(model, some, memory_budget=memory_budget)
+        assert found.batched, found.remark
+        assert_all_same(found, expected)
+
+
+def test_any_memory_budget_of_whole_cells() -> None:
+    model, some = accelerated(trained(EdgesSupernet)), batches(26, 4)
+    expected = variant(model, some)
+    for memory_budget in (7_000_000, 20_000_000):
+        found = variant(model, some, memory_budget=memory_budget)
+        assert found.batched, found.remark
+        assert_all_same(found, expected)
