@@ -195,15 +195,25 @@ class WritingSupernet(DartsSupernet):
 
 
 class Writing(nn.BatchNorm2d):
+    @torch.no_grad()
+    def update(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean += (mean - self.running_mean) * self.momentum
+        self.running_var += (variance - self.running_var) * self.momentum
+
     def forward(self, x: Tensor) -> Tensor:
         if self.training:
             variance, mean = torch.var_mean(x, (0, 2, 3))
-            with torch.no_grad():
-                self.running_mean += (mean - self.running_mean) * self.momentum
-                self.running_var += (variance - self.running_var) * self.momentum
+            self.update(mean, variance)
         else:
             mean, variance = self.running_mean, self.running_var
         return (x - mean[:, None, None]) / (variance[:, None, None] + self.eps).sqrt()
+
+
+class Replacing(Writing):
+    @torch.no_grad()
+    def update(self, mean: Tensor, variance: Tensor) -> None:
+        self.running_mean = torch.lerp(self.running_mean, mean, self.momentum)
+        self.running_var = torch.lerp(self.running_var, variance, self.momentum)
 
 
 class Frozen(nn.BatchNorm2d):
@@ -218,11 +228,12 @@ def test_batch_norms_with_code_of_their_own(norm: type[nn.BatchNorm2d]) -> None:
     assert_batched_is_the_loop(trained(lambda: WritingSupernet(norm)), batches(13, 14, 4))
 
 
-def test_a_batch_norm_that_updates_its_buffers_itself_runs_in_a_loop() -> None:
-    model, some = trained(lambda: WritingSupernet(Writing)), batches(13, 14, 4)
+@pytest.mark.parametrize("norm", [Writing, Replacing])
+def test_a_batch_norm_that_updates_its_buffers_itself_runs_in_a_loop(norm: type[nn.BatchNorm2d]) -> None:
+    model, some = trained(lambda: WritingSupernet(norm)), batches(13, 14, 4)
     result = variant(accelerated(model), some)
     assert not result.batched
-    assert result.remark.startswith("torch.vmap: RuntimeError: vmap: inplace arithmetic")
+    assert result.remark.startswith("torch.vmap: RuntimeError: ")
     assert_all_same(result, variant(model, some))
 
 

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
+from vpdarts_fast.acceleration.variants import batched_statistics
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.memory_budget import Need, cell_need, cell_op, few_images, few_variants, whole_batches
 from vpdarts_fast.perturbation.cells import CellTypes, Place
@@ -101,6 +102,7 @@ class Evaluation:
             count = variants.stop - variants.start
             if self.batched:
                 part = estimated(model, norms, calibration, partial(self._together, group, variants))
+                self._base.use()  # what is there now may be of use within `torch.vmap` only
             if self.batched:  # still
                 parts.append(part)
                 sizes.append(count)
@@ -155,7 +157,10 @@ class Evaluation:
 
         def run(factor: Tensor, share: Tensor | None, own: Sequence[Tensor]) -> Tensor:
             with statistics.used(own):
-                return self._run(images, Change(group.cells, change.edges, factor, share))
+                outputs = self._run(images, Change(group.cells, change.edges, factor, share))
+                if len(batched_statistics(self._model)) != len(own):
+                    raise RuntimeError("a batch norm puts other running statistics in place of its own")
+            return outputs
 
         change = group.change(variants)
         in_dims = 0, None if change.share is None else 0, 0
