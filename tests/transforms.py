@@ -46,6 +46,11 @@ def two_models(module: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]
     return torch.func.stack_module_state([module, other])
 
 
+def other_statistics(module: nn.Module) -> dict[str, Tensor]:
+    """Three of all floating buffers."""
+    return {name: several(buffer) for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+
+
 def with_tangents(
     function: Callable[..., Tensor], *primals: Tensor, gradients: bool = True
 ) -> tuple[Tensor, Tensor | None]:
@@ -143,6 +148,9 @@ BATCHES: dict[str, Transform] = {
     "vmap over both": lambda m, x, a: torch.vmap(m)(several(x), several(a)),
     "vmap over alpha, one draw": lambda m, x, a: over_all(lambda a: m(x, a))(several(a)),
     "vmap over both, one draw": lambda m, x, a: over_all(m)(several(x), several(a)),
+    "vmap over running statistics": lambda m, x, a: over_all(lambda a, b: functional_call(m, b, (x, a)))(
+        several(a), other_statistics(m)
+    ),
     "vmap of vmap": lambda m, x, a: over_all(lambda x: over_all(lambda a: m(x, a))(several(a)))(several(x)),
     "ensemble": lambda m, x, a: over_all(lambda p, b: functional_call(m, (p, b), (x, a)))(*two_models(m)),
 }

@@ -80,11 +80,12 @@ def leave_one_out_of_model(
         batch_norm: of all batch norms in the model. `running` uses the stored statistics; `recalibrated`
             re-estimates them first for the unmodified model, as the average over the first batches with 250
             images or more; `batch` uses each batch's own, per variant; `variant` re-estimates them for every
-            variant, which are then evaluated one by one.
+            variant, as `recalibrated` does for the unmodified model.
         batched: evaluate many variants together where the model is accelerated, instead of in a loop; the
             same results.
         memory_budget: bytes that the activations of the variants evaluated together may take in a cell; None
-            picks what is fast.
+            picks what is fast. With `batch` and `variant`, which take statistics of every variant, a batch
+            cannot be cut, so that one variant of it is the least.
         on_batch: called with the number of images done after each batch; may raise to stop.
         logits: [N, classes] of what the model returns; None takes a tensor as it is, and the end of a tuple.
 
