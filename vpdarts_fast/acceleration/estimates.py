@@ -36,8 +36,8 @@ class Estimate(Tensor):
 
     def include(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
         """Mean and unbiased variance of one more batch: [1, C] if all variants have the same, or [V, C]."""
-        found = zip(self.statistics, (mean, variance), strict=True)
-        self.keep(*(torch.lerp(before, now.to(before), momentum) for before, now in found))
+        pairs = zip(self.statistics, (mean, variance), strict=True)
+        self.keep(*(torch.lerp(before, now.to(before), momentum) for before, now in pairs))
 
     def keep(self, mean: Tensor, variance: Tensor) -> None:
         """Running mean and variance [1 or V, C]."""
@@ -73,8 +73,8 @@ def _batch_norm(
         """x [1 or V, N, C, ...] -> the same shape."""
         mean = estimate.statistics[0].new_zeros(len(x), x.shape[2])
         variance = torch.ones_like(mean)
-        out = [F.batch_norm(images, *of_variant, weight, bias, True, 1.0, eps)  # type: ignore[call-arg]
-               for images, *of_variant in zip(x, mean, variance, strict=True)]  # fmt: skip
+        out = [F.batch_norm(images, *buffers, weight, bias, True, 1.0, eps)  # type: ignore[call-arg]
+               for images, *buffers in zip(x, mean, variance, strict=True)]  # fmt: skip
         estimate.include(mean, variance, momentum)
         return torch.stack(out)
 
@@ -85,9 +85,9 @@ def update_estimates(norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor,
     """With mean and biased variance [1 or V, M, C] of a batch, of the size of x [N, C, H, W]."""
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
-    for norm, of_mean, of_variance in zip(norms, mean.unbind(1), unbiased.unbind(1), strict=True):
+    for m, norm in enumerate(norms):
         assert isinstance(norm.running_mean, Estimate) and norm.momentum is not None
-        norm.running_mean.include(of_mean, of_variance, norm.momentum)
+        norm.running_mean.include(mean[:, m], unbiased[:, m], norm.momentum)
 
 
 def of_each_variant(op: nn.Module, x: Tensor) -> list[Tensor]:
@@ -101,13 +101,13 @@ def of_each_variant(op: nn.Module, x: Tensor) -> list[Tensor]:
     count = max([len(x), *(len(mean) for mean, _ in before if mean.dim() > 1)])
     values, after = [], []
     for v in range(count):
-        own = [(_of_variant(mean, v).clone(), _of_variant(variance, v).clone()) for mean, variance in before]
+        buffers = [tuple(_of_variant(values, v).clone() for values in pair) for pair in before]
         with (
             torch.random.fork_rng([x.device] if x.is_cuda else [], enabled=v < count - 1),
-            replaced([(norm, name) for norm in norms for name in STATISTICS], [*chain(*own)]),
+            replaced([(norm, name) for norm in norms for name in STATISTICS], [*chain(*buffers)]),
         ):
             values.append(op(x[v if len(x) > 1 else 0]))
-        after.append(own)
+        after.append(buffers)
     for norm, *pairs in zip(norms, *after, strict=True):
         if isinstance(norm.running_mean, Estimate):
             norm.running_mean.keep(*map(torch.stack, zip(*pairs, strict=True)))

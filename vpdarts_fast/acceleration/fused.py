@@ -209,9 +209,9 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
 
 
 def _runs_in_vmap(module: nn.Module) -> bool:
-    """Whether the transform around the call is one that `of_variants` knows, and batch norms keep nothing.
+    """Whether the transform around the call is one that `of_variants` knows.
 
-    But for estimates, and what is kept of a variant may be what it is normalised with.
+    That is a `torch.vmap` over inputs, weights, and running statistics, which change in estimates only.
     """
     norms = list(batch_norms(module))
     if any(norm.training and not isinstance(norm.running_mean, Estimate | None) for norm in norms):

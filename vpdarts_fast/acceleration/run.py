@@ -115,9 +115,8 @@ class Mixture:
 
         def keep(out: Tensor, mean: Tensor, variance: Tensor) -> None:
             if not self._fixed:
-                shared = len(x) == 1 and not any(isinstance(b, Given) and len(b.raw) > 1 for b in branches)
-                found = (mean[:1], variance[:1]) if shared else (mean, variance)
-                update(norms, offsets, *found, out[0])
+                different = max([len(x), *(len(b.raw) for b in branches if isinstance(b, Given))])
+                update(norms, offsets, mean[:different], variance[:different], out[0])
 
         return with_statistics(
             lambda: ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend), keep

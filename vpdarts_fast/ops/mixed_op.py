@@ -76,8 +76,8 @@ def mixed_op(
     count = len(norms(branches))
     if statistics is not None:
         check_small(OP, x, statistics=statistics)
-        of_each = (len(alpha),) if statistics.dim() == 4 else ()
-        check_shape(OP, "statistics", statistics, (*of_each, count, 2, x.shape[2]))
+        leading = (len(alpha),) if statistics.dim() == 4 else ()
+        check_shape(OP, "statistics", statistics, (*leading, count, 2, x.shape[2]))
     elif count > 0 and prod(size) < 2:
         raise UserError(f"{OP}: the output must hold two values per channel; got x of {list(x.shape)}")
     inputs, cast = [x], branches

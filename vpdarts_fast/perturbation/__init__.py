@@ -96,8 +96,8 @@ def leave_one_out_of_model(
     Raises:
         UserError: no mixed operations are recognised, or cells of a type differ; a mixed operation that is
             not called, or with other weights than one for each op; no images; labels of a wrong
-            shape or dtype, or out of range; unknown options; `running` for a model that keeps no running
-            statistics; outputs that are not finite.
+            shape or dtype, or out of range; unknown options; a `memory_budget` that is too small;
+            `running` for a model that keeps no running statistics; outputs that are not finite.
     """
     check_options(batch_norm, memory_budget)
     if perturbation not in get_args(Perturbation):

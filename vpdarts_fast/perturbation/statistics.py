@@ -26,7 +26,7 @@ class Statistics:
     norms: Sequence[Norm] = ()
     pairs: Sequence[tuple[Tensor, Tensor]] = ()
 
-    def some(self, variants: slice | int) -> Statistics:
+    def select(self, variants: slice | int) -> Statistics:
         """Of some of the variants, or of one."""
         pairs = [(mean, variance) if mean.dim() == 1 else (mean[variants], variance[variants])
                  for mean, variance in self.pairs]  # fmt: skip
@@ -38,15 +38,15 @@ class Statistics:
             if mean.dim() == 1:
                 norm.running_mean, norm.running_var = mean, variance
 
-    def own(self) -> list[Tensor]:
-        """What each variant has of its own, [V, C] each."""
+    def differing(self) -> list[Tensor]:
+        """What differs between variants, [V, C] each."""
         return [values for pair in self.pairs for values in pair if values.dim() == 2]
 
     @contextmanager
-    def used(self, own: Sequence[Tensor]) -> Iterator[None]:
-        """Within, the batch norms have what is in `own`, as `own` gives it but [C], in its place."""
+    def normalising(self, differing: Sequence[Tensor]) -> Iterator[None]:
+        """Within, batch norms have what `differing` returns, of one variant, [C] each, in its place."""
         norms = [norm for norm, (mean, _) in zip(self.norms, self.pairs, strict=True) if mean.dim() == 2]
-        with replaced([(norm, name) for norm in norms for name in STATISTICS], own):
+        with replaced([(norm, name) for norm in norms for name in STATISTICS], differing):
             yield
 
 
@@ -76,9 +76,14 @@ def joined(parts: Sequence[Statistics], sizes: Sequence[int]) -> Statistics:
     if len(parts) == 1:
         return parts[0]
     pairs = []
-    for each in zip(*(part.pairs for part in parts), strict=True):
-        common = [pair for pair, size in zip(each, sizes, strict=True) if size > 1 and pair[0].dim() == 1]
-        mean, variance = (torch.cat([values.view(-1, values.shape[-1]) for values in some])
-                          for some in zip(*each, strict=True)) if not common else common[0]  # fmt: skip
-        pairs.append((mean, variance))
+    for candidates in zip(*(part.pairs for part in parts), strict=True):
+        sized = zip(candidates, sizes, strict=True)
+        common = next((pair for pair, size in sized if size > 1 and pair[0].dim() == 1), None)
+        mean, variance = map(_concatenated, zip(*candidates, strict=True))
+        pairs.append(common or (mean, variance))
     return Statistics(parts[0].norms, pairs)
+
+
+def _concatenated(statistics: Sequence[Tensor]) -> Tensor:
+    """[V, C], of [C] or [variants, C] each."""
+    return torch.cat([values.view(-1, values.shape[-1]) for values in statistics])

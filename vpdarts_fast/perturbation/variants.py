@@ -128,12 +128,12 @@ class Evaluation:
             for variants, piece in self._pieces(group, images, cell_op(self._batch_norm == "batch")):
                 outputs = None
                 if self.batched:
-                    outputs = self._together(group, variants, images[piece], statistics.some(variants))
+                    outputs = self._together(group, variants, images[piece], statistics.select(variants))
                 if outputs is not None:
                     yield slice(group.first + variants.start, group.first + variants.stop), piece, outputs
                     continue
                 for v in range(variants.start, variants.stop):
-                    statistics.some(v).use()
+                    statistics.select(v).use()
                     outputs = self._one(group, v, images[piece]).unsqueeze(0)
                     yield slice(group.first + v, group.first + v + 1), piece, outputs
 
@@ -155,16 +155,16 @@ class Evaluation:
         """Logits [variants, N, classes]; none where the model cannot be run so."""
         statistics = statistics or Statistics()
 
-        def run(factor: Tensor, share: Tensor | None, own: Sequence[Tensor]) -> Tensor:
-            with statistics.used(own):
+        def run(factor: Tensor, share: Tensor | None, differing: Sequence[Tensor]) -> Tensor:
+            with statistics.normalising(differing):
                 outputs = self._run(images, Change(group.cells, change.edges, factor, share))
-                if len(batched_statistics(self._model)) != len(own):
+                if len(batched_statistics(self._model)) != len(differing):
                     raise RuntimeError("a batch norm puts other running statistics in place of its own")
             return outputs
 
         change = group.change(variants)
         in_dims = 0, None if change.share is None else 0, 0
-        args = change.factor, change.share, statistics.own()
+        args = change.factor, change.share, statistics.differing()
         statistics.use()
         try:
             with _same_random_numbers(images.device):

@@ -45,12 +45,12 @@ def mixed_op(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """See `vpdarts_fast.reference.mixed_op`."""
     variants, rows = len(alpha), wide(alpha)
-    own = statistics is not None and statistics.dim() == 4
+    per_variant = statistics is not None and statistics.dim() == 4
     different = max([len(x), *(len(branch.raw) for branch in branches if isinstance(branch, Given))])
-    different = variants if own else different
+    different = variants if per_variant else different
     used, outs = [], []
     for v in range(different):
-        normalise = _Normalise(statistics[v] if statistics is not None and own else statistics)
+        normalise = _Normalise(statistics[v] if statistics is not None and per_variant else statistics)
         terms = [_term(x[v if len(x) > 1 else 0], branch, v, stride, normalise) for branch in branches]
         used.append(torch.stack(normalise.used) if normalise.used else rows.new_zeros(0, 2, x.shape[2]))
         for row in rows if different == 1 else rows[v : v + 1]:

@@ -142,11 +142,11 @@ void MixedEdge::forward(const EdgeState& state, float* out) const {
     first_pass(state, unit / images, unit % images, of(unit), memory);
   });
   if (fixed()) {
-    const int64_t c = args_.channels, given = (args_.own_statistics ? args_.variants : 1) * norms();
+    const int64_t c = args_.channels, rows = (args_.per_variant ? args_.variants : 1) * norms();
     for (int64_t i = 0; i < args_.variants * norms() * c; ++i) {
-      const int64_t norm = i / c % given;
-      state.mean[i] = args_.statistics[norm * 2 * c + i % c];
-      state.variance[i] = args_.statistics[(norm * 2 + 1) * c + i % c];
+      const int64_t row = i / c % rows;
+      state.mean[i] = args_.statistics[row * 2 * c + i % c];
+      state.variance[i] = args_.statistics[(row * 2 + 1) * c + i % c];
     }
   } else {
     combine(sums, false, state);

@@ -42,7 +42,7 @@ struct EdgeArguments {
   std::vector<double> eps;    // [M]
   const float *gamma, *beta;  // [M][C]
   const float* statistics;    // [M][2][C], or [V][M][2][C], or null for the batch's own
-  bool own_statistics;        // of each variant
+  bool per_variant;           // statistics are
 };
 
 // What a forward pass leaves behind.

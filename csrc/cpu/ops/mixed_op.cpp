@@ -179,7 +179,7 @@ class Arguments {
     edge.beta = hold(torch::stable::contiguous(in.beta));
     if (in.statistics.has_value()) {
       edge.statistics = hold(torch::stable::contiguous(*in.statistics));
-      edge.own_statistics = in.statistics->dim() == 4;
+      edge.per_variant = in.statistics->dim() == 4;
     }
   }
 
