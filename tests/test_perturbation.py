@@ -74,7 +74,6 @@ def test_the_loop_is_what_is_specified(family: str, mode: BatchNorm, perturbatio
         ("edges", "batch", "keep"),
         ("affine", "running", "remove"),
         ("affine", "batch", "remove"),
-        ("darts", "variant", "remove"),
         ("darts of one node", "variant", "keep"),
         ("edges", "variant", "keep"),
         ("affine", "variant", "remove"),
