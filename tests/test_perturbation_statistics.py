@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from leave_one_out_cases import every_mode
 from perturbation_cases import accelerated, assert_all_same, batches, trained
 from supernets import (
     AuxiliaryMixedOp,
@@ -18,6 +19,7 @@ from supernets import (
     MixedOp,
     PartialCell,
     PartialMixedOp,
+    Residual,
     SkippingCell,
     SkippingMixedOp,
     Style,
@@ -25,8 +27,8 @@ from supernets import (
 from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
 
-from vpdarts_fast import Perturbed, UserError, leave_one_out, ops
-from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast import Perturbed, UserError, leave_one_out, native, ops
+from vpdarts_fast.leave_one_out import Batch, BatchNorm
 from vpdarts_fast.transforms import in_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
@@ -96,6 +98,29 @@ class CellsSupernet(EdgesSupernet):
 def test_accelerated_modules_run_on_ops(model: Callable[[], nn.Module]) -> None:
     batched = variant(accelerated(model()), batches(26))
     assert batched.batched, batched.remark
+
+
+class ResidualOnItsOwn(Residual):
+    """Its own code runs in no transform."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert not in_transform()
+        return super().forward(x)
+
+
+class ResidualSupernet(EdgesSupernet):
+    def __init__(self) -> None:
+        super().__init__()
+        for i in (1, 3):
+            self.cells[i] = ResidualOnItsOwn(self.cells[i].conv_a[1].in_channels)
+
+
+@pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
+@every_mode
+def test_accelerated_modules_run_on_kernels_that_are_chosen(mode: BatchNorm) -> None:
+    model = accelerated(trained(ResidualSupernet, torch.float32), "auto")
+    result = leave_one_out(model, batches(26, dtype=torch.float32), batch_norm=mode)
+    assert result.batched, result.remark
 
 
 @pytest.mark.parametrize(

@@ -117,10 +117,10 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
         raise OwnMethod
     gamma, beta = (torch.stack(parts) for parts in zip(*((n.weight, n.bias) for n in norms), strict=True))
     fixed = are_fixed(norms, x, first, block)
-    chosen = backend_for("residual_block" if fixed else "trained_residual_block", x, gamma, backend)
 
     def with_fixed_statistics(x: Tensor) -> Tensor:
-        """x [V, N, C, H, W], as the output."""
+        """x [1 or V, N, C, H, W], as the output."""
+        chosen = backend_for("residual_block", x, gamma, backend)
         mean, variance = fixed_statistics(norms, (None, None)).unbind(-2)
         scale = gamma / torch.sqrt(variance + norms[0].eps)
         shift = beta - mean * scale
@@ -134,6 +134,7 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
 
     def with_batch_statistics(x: Tensor) -> Tensor:
         """x [1 or V, N, C, H, W], as the output."""
+        chosen = backend_for("trained_residual_block", x, gamma, backend)
 
         def block(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             return ops.trained_residual_block(
