@@ -32,7 +32,9 @@ pytestmark = [
 
 ROOT = Path(__file__).parent.parent
 SHARED = GPUS["h100"].shared_bytes
-SMALL = SearchConfig(channels=4, cells_per_stage=1, batch_size=8, evaluation_batch_size=256)
+SMALL = SearchConfig(
+    channels=4, cells_per_stage=1, batch_size=8, evaluation_batch_size=256, batch_norm="recalibrated"
+)
 
 
 def setting(**changes: Any) -> Setting:
@@ -221,11 +223,13 @@ def test_leave_one_out(counted: cost_model.Counted) -> None:
     assert some[2].launches - some[1].launches == 3, "two arguments copied, and a graph"
 
 
-def test_half_precision_moves_half_the_bytes() -> None:
+@pytest.mark.parametrize("batch_norm", ["recalibrated", "variant"])
+def test_half_precision_moves_half_the_bytes(batch_norm: str) -> None:
     """Of activations and weights; batch norms, alphas and the classifier stay as they are."""
-    halves = replace(setting(), dtype=torch.bfloat16)
+    floats = setting(batch_norm=batch_norm)
+    halves = replace(floats, dtype=torch.bfloat16)
     for wide, half in zip(
-        (*training_steps(setting(), True), evaluation(setting(), True)),
+        (*training_steps(floats, True), evaluation(floats, True)),
         (*training_steps(halves, True), evaluation(halves, True)),
         strict=True,
     ):
