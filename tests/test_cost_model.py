@@ -223,14 +223,13 @@ def test_leave_one_out(counted: cost_model.Counted) -> None:
     assert some[2].launches - some[1].launches == 3, "two arguments copied, and a graph"
 
 
-@pytest.mark.parametrize("batch_norm", ["recalibrated", "variant"])
-def test_half_precision_moves_half_the_bytes(batch_norm: str) -> None:
+def test_half_precision_moves_half_the_bytes() -> None:
     """Of activations and weights; batch norms, alphas and the classifier stay as they are."""
-    floats = setting(batch_norm=batch_norm)
-    halves = replace(floats, dtype=torch.bfloat16)
+    floats, own = setting(), setting(batch_norm="variant")
+    halves, own_halves = (replace(some, dtype=torch.bfloat16) for some in (floats, own))
     for wide, half in zip(
-        (*training_steps(floats, True), evaluation(floats, True)),
-        (*training_steps(halves, True), evaluation(halves, True)),
+        (*training_steps(floats, True), evaluation(floats, True), evaluation(own, True)),
+        (*training_steps(halves, True), evaluation(halves, True), evaluation(own_halves, True)),
         strict=True,
     ):
         assert 0.5 < half.bytes / wide.bytes < 0.6 and half.flops == pytest.approx(wide.flops, rel=0.02)

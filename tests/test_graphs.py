@@ -272,7 +272,7 @@ def test_a_search_of_replays_through_pytorch_is_the_same_bits(
 ) -> None:
     """Whose multi-variant ops are written around the tables."""
     monkeypatch.setattr(backends, "BACKENDS", tuple(b for b in BACKENDS if b.name == "pytorch"))
-    _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, pruning_epochs=2)
+    _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, warmup_epochs=1, pruning_epochs=1)
     assert replayed == eager
 
 
