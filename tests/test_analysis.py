@@ -35,8 +35,6 @@ from vpdarts_fast.search.pruning import Importance
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 
-REAL_TABLE = Path(__file__).parents[2] / "shared" / "data" / "nasbench201.csv.gz"
-
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
@@ -107,11 +105,10 @@ def brute_force_ranks(accuracy: NDArray[np.float64], edge: int) -> NDArray[np.fl
     return np.mean(ranks, axis=0)
 
 
-@pytest.mark.skipif(not REAL_TABLE.exists(), reason=f"there is no {REAL_TABLE.name} here")
 @pytest.mark.parametrize("edge", [0, 3])
 def test_true_ranks_of_the_benchmark(edge: int) -> None:
     """A seventh of the contexts gives nearly the ranks of all; 3x3 is the best op, pooling the worst."""
-    table = BenchmarkTable.load(REAL_TABLE)
+    table = BenchmarkTable.published()
     ranks = true_ranks(table, "cifar10_test_200ep")
     sampled = brute_force_ranks(table.column("cifar10_test_200ep"), edge)
     np.testing.assert_allclose(ranks[edge], sampled, atol=0.1)
@@ -378,10 +375,9 @@ def test_what_it_refuses(runs: Path, table: Path, tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["RUN"], "--benchmark-table"),
-        (["RUN", "--benchmark-table", "t.csv", "--images", "0"], "--images must be at least 1; got 0"),
-        (["RUN", "--benchmark-table", "t.csv", "--every", "0"], "--every must be at least 1; got 0"),
-        (["--benchmark-table", "t.csv"], "name at least one RUN"),
+        (["RUN", "--images", "0"], "--images must be at least 1; got 0"),
+        (["RUN", "--every", "0"], "--every must be at least 1; got 0"),
+        (["--every", "1"], "name at least one RUN"),
     ],
 )
 def test_bad_flags(arguments: list[str], complaint: str, capsys: pytest.CaptureFixture[str]) -> None:

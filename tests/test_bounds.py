@@ -15,7 +15,7 @@ from search_commands import error_of
 import vpdarts_fast
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
-from vpdarts_fast.benchmark_table import BenchmarkTable, official_architectures
+from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.benchmark_table.__main__ import main as benchmark_table
 from vpdarts_fast.bounds import BOUNDS, FLOAT32_MAX, check_bound
 from vpdarts_fast.data import Augmentation, epoch_order
@@ -129,17 +129,17 @@ def test_the_largest_seed_seeds() -> None:
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        (kendall.main, ["RUN", "--benchmark-table", "t.csv", "--images", DIGITS_23]),
-        (kendall.main, ["RUN", "--benchmark-table", "t.csv", "--every", DIGITS_23]),
-        (kendall.main, ["RUN", "--benchmark-table", "t.csv", "--threads", DIGITS_23]),
+        (kendall.main, ["RUN", "--images", DIGITS_23]),
+        (kendall.main, ["RUN", "--every", DIGITS_23]),
+        (kendall.main, ["RUN", "--threads", DIGITS_23]),
         (cost_model.main, ["--kernel-us", DIGITS_23]),
         (cost_model.main, ["--launch-us", "inf"]),
         (cost_model.main, ["--gap-us", "1e300"]),
         (cost_model.main, ["--bandwidth-share", DIGITS_23]),
         (cost_model.main, ["--json", "nowhere/report.json"]),
-        (benchmark_table, ["show", "TABLE", DIGITS_23]),
-        (benchmark_table, ["show", "TABLE", "9" * 5000]),
-        (benchmark_table, ["show", "TABLE", "-" + DIGITS_23]),
+        (benchmark_table, ["show", DIGITS_23]),
+        (benchmark_table, ["show", "9" * 5000]),
+        (benchmark_table, ["show", "-" + DIGITS_23]),
     ],
 )
 def test_other_programs_take_no_such_numbers_either(
@@ -150,7 +150,6 @@ def test_other_programs_take_no_such_numbers_either(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "TABLE").write_text(f"arch,cifar10_test_200ep\n{official_architectures()[0]},1\n")
     try:
         status = program(arguments)
     except SystemExit as stopped:

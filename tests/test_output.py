@@ -148,7 +148,7 @@ LONG = "x" * 5000
         ("search", ["--dataset", "npz", "--data", LONG]),
         ("report", [LONG]),
         ("kendall", [LONG, "--benchmark-table", "x"]),
-        ("benchmark table", ["show", LONG, "0"]),
+        ("benchmark table", ["show", "0", "--table", LONG]),
     ],
 )
 def test_names_that_no_file_can_have(

@@ -19,6 +19,7 @@ import torch
 from search_commands import TINY, error_of, full_disk, stop_after
 
 from vpdarts_fast import native
+from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import forgiving_output
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
@@ -50,6 +51,8 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3
     result = json.loads((folder / "result.json").read_text())
     assert f"found: {result['architecture']}\nindex: {result['index']}\n" in printed
+    assert result["benchmark"] == BenchmarkTable.published().accuracy(result["index"])
+    assert f"NAS-Bench-201 accuracy: [C10 {result['benchmark']['cifar10_test_200ep']:.2f} " in printed
     # Asked to go on with it, it says what was found; asked for another in its place, it refuses.
     assert main(["--resume", str(folder)]) == 0
     assert "this run is finished" in (again := capsys.readouterr().out) and result["architecture"] in again

@@ -58,8 +58,8 @@ class Command:
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
     """Folders that searches have written."""
-    benchmark_table: Path
-    """NAS-Bench-201 accuracies (csv or csv.gz) of all architectures."""
+    benchmark_table: Path | None = None
+    """Accuracies (csv or csv.gz) of all architectures. Default: those of NAS-Bench-201."""
     data: Path | None = None
     """The images, as for the search. Default: where the run took them from."""
     images: int = 1000
@@ -100,7 +100,8 @@ def analyse(request: Command) -> None:
     if request.threads is not None:
         torch.set_num_threads(request.threads)
     machine.reuse_memory()
-    table = BenchmarkTable.load(request.benchmark_table)
+    path = request.benchmark_table
+    table = BenchmarkTable.load(path) if path else BenchmarkTable.published()
     ranks = true_ranks(table, request.column)
     opened = open_runs(run_folders(request.runs))
     for folder, _ in opened:  # all of them, before the first is evaluated

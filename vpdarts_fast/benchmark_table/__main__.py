@@ -36,9 +36,9 @@ def convert(official: Path, target: Path, overwrite: bool) -> None:
         print(f"not in {official}: {', '.join(missing)}")
 
 
-def show(path: Path, architecture: str) -> None:
+def show(path: Path | None, architecture: str) -> None:
     """Prints an architecture's accuracies, and its rank in each column (1 is the best)."""
-    table = BenchmarkTable.load(path)
+    table = BenchmarkTable.load(path) if path else BenchmarkTable.published()
     if re.fullmatch(r"-?[0-9]+", architecture):
         if len(architecture) > 18:  # Python converts no numbers of many thousand digits
             raise UserError(
@@ -86,8 +86,8 @@ def _parser() -> argparse.ArgumentParser:
     converter.add_argument("target", type=Path, metavar="TABLE", help="a .csv or .csv.gz file to write")
     converter.add_argument("--overwrite", action="store_true", help="replace TABLE if it exists")
     shower = commands.add_parser("show", help="print the accuracies and ranks of an architecture")
-    shower.add_argument("table", type=Path, metavar="TABLE")
     shower.add_argument("architecture", metavar="ARCH_OR_INDEX", help="string or official index")
+    shower.add_argument("--table", type=Path, help="another table than the one of the package")
     return parser
 
 

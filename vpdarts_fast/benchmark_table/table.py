@@ -24,6 +24,9 @@ COLUMNS = tuple(COLUMN_SOURCES)
 """Every column a table may have; a table lacks those that its source lacks."""
 
 
+PUBLISHED = Path(__file__).with_name("nasbench201.csv.gz")
+"""The benchmark's figures, complete; nasbench201.md beside it says what they are and where they come from."""
+
 LARGEST_TABLE = 32 << 20
 """Bytes, uncompressed; the complete table of all columns takes two million."""
 
@@ -51,7 +54,7 @@ class BenchmarkTable:
     A table may hold fewer than all 15,625 architectures. Positions are official indices all the
     same: `architectures` and every `column` have 15,625 entries, and `held` tells which are known.
 
-    Made by `load` or `from_official`, which validate.
+    Made by `published`, `load` or `from_official`; the last two validate.
 
     Args:
         columns: names out of `COLUMNS`, without repetition.
@@ -89,6 +92,12 @@ class BenchmarkTable:
             f"{path} is no benchmark table: it is larger than {LARGEST_TABLE >> 20} MiB, and "
             f"{NUM_ARCHITECTURES:,} rows are not"
         )
+
+    @classmethod
+    @functools.cache
+    def published(cls) -> BenchmarkTable:
+        """The table that comes with the package: all architectures, all columns."""
+        return cls.load(PUBLISHED)
 
     @classmethod
     def from_official(cls, path: Path, progress: ProgressCallback | None = None) -> BenchmarkTable:

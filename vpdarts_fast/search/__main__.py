@@ -187,7 +187,9 @@ def run_command(command: Command, stop: StopRequest) -> int:
     native.summary()
     if config.tensorboard:
         require_tensorboard()
-    table = BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else None
+    table = (
+        BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else BenchmarkTable.published()
+    )
     data = load(config.dataset, config.data, download=config.download)
     backend_line(config, data.image_size)
     check_search(config, data, table, choose_device(config.device))
@@ -213,7 +215,7 @@ class Session:
     """
 
     data: ImageData
-    table: BenchmarkTable | None
+    table: BenchmarkTable
     root: Path
     resuming: bool
     stop: StopRequest

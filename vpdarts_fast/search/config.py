@@ -160,7 +160,7 @@ class SearchConfig:
 
     # Reporting
     benchmark_table: Path | None = None
-    """NAS-Bench-201 accuracies (csv or csv.gz): look up each epoch's cell and the final one."""
+    """Where to look the accuracies of each epoch's cell up (csv or csv.gz). Default: the package's table."""
     tensorboard: bool = False
     """Write TensorBoard events into the run folder too."""
     snapshots: bool = False
