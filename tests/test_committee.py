@@ -150,18 +150,21 @@ def test_snapshots_of_a_committee_are_evaluated_as_it_was(digits: ImageData, tmp
     assert torch.equal(both.alpha, alphas.mean(0))
 
 
-def test_the_preset_cpu_is_a_committee_that_is_evaluated_once(tmp_path: Path) -> None:
+def test_the_preset_cpu_is_a_committee_that_is_evaluated_once_and_finalists(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     small = ["--dataset", "digits", "--channels", "2", "--cells-per-stage", "1", "--committee", "3"]
     size = ["--max-images", "64", "--batch-size", "16", "--warmup-epochs", "1", "--threads", "1"]
-    assert main(["--preset", "cpu", *small, *size, "--out", str(folder)]) == 0
+    short = ["--finalist-channels", "1", "--finalist-cells-per-stage", "1", "--finalist-steps", "2"]
+    assert main(["--preset", "cpu", *small, *size, *short, "--out", str(folder)]) == 0
     (line,) = (json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines())
     assert line["phase"] == "warm-up" and line["importance"] is None
     result = json.loads((folder / "result.json").read_text())
     evaluations = [evaluation_from_json(member["importance"]) for member in result["members"]]
     assert len(evaluations) == 3 and result["importance"]["batch_norm"] == "variant"
     mean = torch.stack([evaluation.loss for evaluation in evaluations]).mean(0)
-    assert result["architecture"] == str(Genotype.from_choices(mean.argmax(1).tolist()))
+    finalists = result["finalists"]
+    assert finalists["search"]["architecture"] == str(Genotype.from_choices(mean.argmax(1).tolist()))
+    assert len(finalists["rounds"][0]["rungs"][0]["cells"]) == 12
     assert {"cell.png", "cell.svg", "curves.png"} <= {path.name for path in folder.iterdir()}
 
 

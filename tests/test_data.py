@@ -311,6 +311,16 @@ def test_epoch_order_visits_each_image_once(count: int, batch_size: int, drop_la
     assert seen.max() < count
 
 
+@pytest.mark.parametrize(("visited", "sizes"), [(10, [4, 4, 2]), (8, [4, 4]), (1, [1]), (30, [4] * 5)])
+def test_an_epoch_of_a_part_of_the_images(visited: int, sizes: list[int]) -> None:
+    """The first of those that the whole epoch visits in this order."""
+    whole, part = (
+        data.epoch_order(20, 4, torch.Generator().manual_seed(0), False, count) for count in (None, visited)
+    )
+    assert list(map(len, part)) == sizes
+    assert torch.equal(torch.cat(part), torch.cat(whole)[:visited])
+
+
 def test_epoch_order_shuffles_anew_and_reproducibly() -> None:
     first, second = torch.Generator().manual_seed(5), torch.Generator().manual_seed(5)
     epochs = [data.epoch_order(40, 40, first, False)[0] for _ in range(2)]

@@ -302,6 +302,7 @@ def test_both_answers_where_they_differ() -> None:
         ({"finalists": 1}, "--finalists must be 0, for none, or at least 2"),
         ({"finalists": -1}, "--finalists must be at least 0"),
         ({"finalists": 3, "finalist_budget": 599}, "--finalist-budget must be at least 600"),
+        ({"finalists": 9, "finalist_budget": 1_299}, "--finalist-budget must be at least 1,300"),
         ({"finalist_steps": 0}, "--finalist-steps must be at least 1"),
         ({"finalist_margin": -0.5}, "--finalist-margin must be at least 0"),
         ({"finalist_channels": 0}, "--finalist-channels must be at least 1"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import zlib
 from collections.abc import Callable
@@ -79,6 +80,34 @@ def test_the_tie_break_orders_equal_calls_and_a_removed_op_is_no_neighbour() -> 
     assert len(neighbours) == 2 * 4 + 4 * 1
 
 
+@pytest.mark.parametrize("seed", range(3))
+def test_the_closest_cells_are_all_cells_by_lag(seed: int) -> None:
+    """Against a sorted list of all; importances of few values, so that many cells lag alike."""
+    generator = torch.Generator().manual_seed(seed)
+    score, tie_break = (
+        torch.randint(3, (len(EDGES), len(OPS)), generator=generator).double() for _ in range(2)
+    )
+    alive = torch.rand(score.shape, generator=generator) < 0.7
+    alive[:, SKIP] = True
+    found = Calls(Importance(score, tie_break), alive)
+    rows = [[op for op in range(len(OPS)) if alive[edge, op]] for edge in range(len(EDGES))]
+
+    def key(genotype: Genotype) -> tuple[tuple[float, float], int]:
+        exchanged = sum(a != b for a, b in zip(genotype.choices, found.chosen.choices, strict=True))
+        return found.lag(genotype), exchanged
+
+    closest = list(found.closest())
+    every = {cell(*choices) for choices in itertools.product(*rows)}
+    assert closest[0] == found.chosen and len(closest) == len(every) and set(closest) == every
+    assert list(map(key, closest)) == sorted(map(key, every))
+
+
+def test_calls_that_say_nothing_put_neighbours_first() -> None:
+    flat = calls(*[{op: 1.0} for op in PAPER.choices])
+    closest = list(itertools.islice(flat.closest(), 25))
+    assert closest[0] == PAPER and set(closest[1:]) == set(flat.neighbours(PAPER))
+
+
 def test_cells_of_two_lists_take_turns() -> None:
     a, b, c, d = (cell(op, *[CONV_3] * 5) for op in (NONE, SKIP, CONV_1, POOL))
     assert alternating([a, b], [c, d, a]) == [a, c, b, d]
@@ -152,16 +181,20 @@ def measured(genotype: Genotype, steps: int, repetition: int) -> float:
 @pytest.mark.parametrize("cells", [2, 4, 12, 25])
 @pytest.mark.parametrize("budget", [12_000, 60_000])
 def test_the_papers_cell_wins_against_six_convolutions_and_stays(cells: int, budget: int) -> None:
-    """More skips lead in the next round's short rungs, by 3 points after 400 steps, and may not win."""
+    """Or one of its equals, which is a 1x1 convolution away and 0.2 points better after 4,700 steps.
+
+    More skips lead in the next round's short rungs, by 3 points after 400 steps, and may not win.
+    """
     train = Simulated(measured)
     decision = Tournament(CLOSE_ON_THE_FOURTH, train, rules(cells, budget=budget)).play([])
-    assert (decision.search, decision.winner) == (SIX, PAPER)
-    assert decision.rounds[0].winner == PAPER and SIX not in decision.rounds[0].tied
-    assert [played.incumbent for played in decision.rounds] == [SIX, PAPER][: len(decision.rounds)]
+    found = decision.winner
+    assert decision.search == SIX and found in (PAPER, cell(*[CONV_3] * 3, SKIP, CONV_1, CONV_3))
+    assert decision.rounds[0].winner == found and SIX not in decision.rounds[0].tied
+    assert [played.incumbent for played in decision.rounds] == [SIX, found][: len(decision.rounds)]
     assert train.steps == decision.steps <= budget and decision.seconds == decision.steps
     assert len(train.asked) == len(set(train.asked)), "nothing is trained twice"
     begun = [set(played.rungs[0].scores) for played in decision.rounds]
-    assert begun[0].isdisjoint(begun[-1] - {PAPER}) or len(begun) == 1, "whoever lost is not asked again"
+    assert begun[0].isdisjoint(begun[-1] - {found}) or len(begun) == 1, "whoever lost is not asked again"
 
 
 def test_a_longer_training_of_all_neighbours_finds_it_without_the_evaluation() -> None:
@@ -200,35 +233,58 @@ def test_a_lead_that_is_clear_for_its_length_wins(rung: int) -> None:
     assert [one.steps for one in first.rungs] == [steps for steps in (100, 400, 1600) if steps <= rung]
 
 
-def test_a_tie_of_challengers_is_decided_by_importance() -> None:
-    """The incumbent is clearly worse than both, of which the better lags further behind."""
+def test_a_tie_of_challengers_is_decided_by_the_accuracy() -> None:
+    """The incumbent is clearly worse than both; how close a call each was tells nothing any more."""
     nearer, further = PAPER, cell(CONV_3, CONV_3, CONV_3, POOL, CONV_3, CONV_3)
     value = {SIX: 20.0, nearer: 60.0, further: 60.1}
     train = Simulated(lambda genotype, steps, seed: value.get(genotype, 10.0))
     decision = Tournament(CLOSE_ON_THE_FOURTH, train, rules(4, first_steps=400, budget=6_000)).play([])
-    assert set(decision.rounds[0].tied) == {nearer, further}
-    assert decision.rounds[0].winner == nearer
+    assert decision.rounds[0].tied == [further, nearer]
+    assert decision.rounds[0].winner == further
+
+
+def test_where_a_longer_rung_is_too_dear_the_last_few_get_a_second_seed() -> None:
+    """Chance made the fourth the first; both seeds together put it back."""
+    _, *closest = itertools.islice(CLOSE_ON_THE_FOURTH.closest(), 8)
+    order = [SIX, *closest]
+
+    def lucky(genotype: Genotype, steps: int, repetition: int) -> float:
+        rank = order.index(genotype)
+        return 50 + 5 * (rank > 0) - rank + (3.5 if rank == 4 and repetition == 0 else 0)
+
+    rungs: list[Rung] = []
+    train = Simulated(lucky)
+    allowed = rules(8, first_steps=1600, budget=8 * 1600 + 4 * 1600, margin=40)
+    decision = Tournament(CLOSE_ON_THE_FOURTH, train, allowed, rungs.append).play([])
+    assert [(rung.steps, len(rung.scores)) for rung in rungs] == [(1600, 8), (1600, 4)]
+    assert rungs[0].close[0] == order[4] and rungs[1].close[0] == order[1]
+    assert set(rungs[1].scores) == {SIX, *(order[rank] for rank in (4, 1, 2))}
+    assert {len(both) for both in rungs[1].scores.values()} == {2}
+    assert decision.steps == train.steps == allowed.budget
+    assert decision.winner == SIX, "still close"
+    decided = Tournament(CLOSE_ON_THE_FOURTH, Simulated(lucky), rules(8, 1600, allowed.budget, 4)).play([])
+    assert decided.winner == order[1]
 
 
 def test_the_best_half_goes_on_and_the_incumbent_with_it() -> None:
     """One point between two cells, in the order of the calls; the incumbent last: no one is clearly worse."""
-    neighbours = CLOSE_ON_THE_FOURTH.neighbours(SIX)
-    value = {genotype: 40 - 0.5 * rank for rank, genotype in enumerate(neighbours)} | {SIX: 30.0}
+    _, *closest = itertools.islice(CLOSE_ON_THE_FOURTH.closest(), 12)
+    value = {genotype: 40 - 0.5 * rank for rank, genotype in enumerate(closest)} | {SIX: 30.0}
     rungs: list[Rung] = []
     train = Simulated(lambda genotype, steps, seed: value[genotype])
     Tournament(CLOSE_ON_THE_FOURTH, train, rules(12, budget=14_000, margin=50), rungs.append).play([])
     began = [list(rung.scores) for rung in rungs]
     assert [len(cells) for cells in began] == [12, 6, 3]
-    assert began[1] == [SIX, *neighbours[:5]] and began[2] == [SIX, *neighbours[:2]]
+    assert began[1] == [SIX, *closest[:5]] and began[2] == [SIX, *closest[:2]]
     assert [len(next(iter(rung.scores.values()))) for rung in rungs] == [1, 1, 2], "seeds of the last few"
 
 
-def test_earlier_cells_take_turns_with_neighbours() -> None:
+def test_earlier_cells_take_turns_with_the_closest() -> None:
     earlier = [cell(*[op] * 6) for op in (SKIP, CONV_1, POOL)]
     train = Simulated(lambda genotype, steps, seed: 50.0)
     Tournament(CLOSE_ON_THE_FOURTH, train, rules(6, budget=1_200)).play([SIX, *earlier])
-    closest = CLOSE_ON_THE_FOURTH.neighbours(SIX)
-    assert [genotype for genotype, steps, _ in train.asked if steps == 100] == [
+    closest = CLOSE_ON_THE_FOURTH.neighbours(SIX)  # of which two are closer than any two exchanges
+    assert [genotype for genotype, steps, seed in train.asked if seed == 0] == [
         SIX, closest[0], earlier[0], closest[1], earlier[1], closest[2]
     ]  # fmt: skip
 

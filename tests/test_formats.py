@@ -144,7 +144,9 @@ def test_the_settings_of_the_present_version() -> None:
         f"finalist_{name}" for name in ("channels", "cells_per_stage", "steps", "budget", "margin")
     }
     choices = {"alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"}
-    names = {6: first | finalists | {"committee", "evaluation", "race_confidence"} | choices}
+    names = {
+        7: first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
+    }
     assert set(get_type_hints(SearchConfig)) == names[SETTINGS.version]
 
 
@@ -160,7 +162,8 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
         assert main([*TINY, "--out", str(older)]) == 130
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
     settings = SETTINGS.read_json(older / "config.json")
-    for name in ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"):
+    later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch")
+    for name in later:
         del settings[name]
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")
     saved = checkpoint.load(older / "checkpoint.pt")

@@ -157,7 +157,11 @@ def test_what_comes_first_sees_the_other_as_it_was(halves: tuple[ImageSet, Image
 )
 def test_steps_of_an_epoch(images: int, batch: int, size: int, steps: int) -> None:
     """As many as it has batches, less a last one that has nothing to normalise with."""
-    assert steps_of_epoch(images, batch, (size, size)) == steps
+    config = SearchConfig(batch_size=batch)
+    assert steps_of_epoch(config, images, (size, size)) == steps
+    if images > 1:
+        part = dataclasses.replace(config, images_per_epoch=images)
+        assert steps_of_epoch(part, 3 * images, (size, size)) == steps
 
 
 def test_a_scaled_rate_times_its_steps_is_that_of_the_paper() -> None:
@@ -216,6 +220,31 @@ def test_noise_changes_nothing_else(halves: tuple[ImageSet, ImageSet]) -> None:
         assert torch.equal(value, state[name])
     for ours, theirs in zip(*(m._draws(halves[0], "training") for m in (without, noisy)), strict=True):
         assert torch.equal(ours, theirs)
+
+
+# Epochs of a part of the images ----------------------------------------------------------------------------
+
+
+def test_an_epoch_visits_so_many_images_of_each_half(
+    digits: ImageData, tmp_path: Path, halves: tuple[ImageSet, ImageSet]
+) -> None:
+    """Others in every epoch; to the last bit the same after a stop."""
+    config = dataclasses.replace(SHORT, images_per_epoch=24)
+    one = member(config, halves)
+    visited = []
+    for epoch in range(3):
+        one.state.epoch = epoch
+        for half in halves:
+            draws = one._draws(half, "training")
+            assert [draw.shape[1] for draw in draws] == [16, 8]
+            visited.append(frozenset(torch.cat(draws, dim=1)[0].tolist()))
+            assert len(visited[-1]) == 24
+    assert len(set(visited)) == 3, "the same of both halves, others in each epoch"
+    run(config, digits, tmp_path / "whole")
+    with pytest.raises(Interrupted):
+        run(config, digits, tmp_path / "stopped", stop_at(7))
+    run(config, digits, tmp_path / "stopped")
+    assert outcome(tmp_path / "stopped") == outcome(tmp_path / "whole")
 
 
 # The command line ------------------------------------------------------------------------------------------

@@ -45,7 +45,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "\x1b" not in printed and "\r" not in printed, "plain lines where there is no terminal"
     assert printed == (folder / "log.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
-    assert config.pop("format") == "vpdarts_fast search settings, version 6" and config.pop("digest")
+    assert config.pop("format") == "vpdarts_fast search settings, version 7" and config.pop("digest")
     for name, value in config.items():
         assert f"{name}={tuple(value) if isinstance(value, list) else value}" in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3
@@ -122,7 +122,13 @@ def test_presets() -> None:
         30,
     )
     assert (cpu.committee, cpu.batch_norm, cpu.criterion) == (16, "variant", "loss")
-    assert (cpu.channels, cpu.cells_per_stage, cpu.warmup_epochs, cpu.pruning_epochs) == (8, 5, 2, 0)
+    assert (cpu.channels, cpu.cells_per_stage, cpu.warmup_epochs, cpu.pruning_epochs) == (8, 5, 4, 0)
+    assert (cpu.images_per_epoch, cpu.finalists, paper.images_per_epoch, paper.finalists) == (
+        5_000,
+        12,
+        None,
+        0,
+    )
     assert PRESETS["quick"].dataset == "digits" and cpu.dataset == paper.dataset == "cifar10"
 
 

@@ -72,6 +72,7 @@ BOUNDS = {
     "batch_size": _BATCH,
     "evaluation_batch_size": _BATCH,
     "max_images": Bound(LEAST_IMAGES, 1_000_000_000),
+    "images_per_epoch": Bound(2, 1_000_000_000),
     "validation_proportion": _SHARE,
     "race_confidence": Bound(0.5, 1, above=True, below=True, whole=False),
     "race_images": _COUNT,

@@ -190,20 +190,24 @@ def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
     return training, validation
 
 
-def epoch_order(count: int, batch_size: int, generator: torch.Generator, drop_last: bool) -> list[Tensor]:
+def epoch_order(
+    count: int, batch_size: int, generator: torch.Generator, drop_last: bool, visited: int | None = None
+) -> list[Tensor]:
     """Shuffles 0..count-1 into index batches, int64 [batch_size], that visit every image once.
 
     Args:
         drop_last: leave out the last batch if it is smaller than the others, rather than return it.
+        visited: of so many images only, at most; None: of all.
 
     Raises:
-        UserError: count or batch_size below 1, or no batch is left.
+        UserError: count, batch_size or visited below 1, or no batch is left.
     """
-    if count < 1 or batch_size < 1:
-        raise UserError(f"an epoch needs count >= 1 and batch_size >= 1; got {count} and {batch_size}")
-    if drop_last and batch_size > count:
-        raise UserError(f"batch_size must be at most {count}, the number of images; got {batch_size}")
-    order = torch.randperm(count, generator=generator, device="cpu")
+    visited = count if visited is None else min(visited, count)
+    if visited < 1 or batch_size < 1:
+        raise UserError(f"an epoch needs count >= 1 and batch_size >= 1; got {visited} and {batch_size}")
+    if drop_last and batch_size > visited:
+        raise UserError(f"batch_size must be at most {visited}, the number of images; got {batch_size}")
+    order = torch.randperm(count, generator=generator, device="cpu")[:visited]
     if drop_last:
-        order = order[: count - count % batch_size]
+        order = order[: visited - visited % batch_size]
     return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]

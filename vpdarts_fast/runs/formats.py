@@ -252,6 +252,11 @@ def _settings_6(settings: Content) -> Content:
     return {**settings, **choices}
 
 
+def _settings_7(settings: Content) -> Content:
+    """Epochs of a part of the images. Every epoch visited all."""
+    return {**settings, "images_per_epoch": None}
+
+
 def _without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -314,7 +319,7 @@ def _kendall_4(analysis: Content) -> Content:
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
-    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6),
+    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6, _settings_7),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 

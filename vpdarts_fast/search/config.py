@@ -56,6 +56,9 @@ class SearchConfig:
     max_images: int | None = None
     """Use only so many training images, drawn at random and then split in halves."""
 
+    images_per_epoch: int | None = None
+    """Visit only so many images of each half in an epoch, drawn anew for every one. Default: all."""
+
     # Supernet
     channels: int = 16
     """C, the channels of the first stage."""
@@ -174,11 +177,12 @@ class SearchConfig:
             raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
         if self.finalists == 1:
             raise UserError("--finalists must be 0, for none, or at least 2: one has nothing to compare with")
-        if self.finalists and self.finalist_budget < (least := 2 * self.finalists * self.finalist_steps):
+        trainings = self.finalists + min(self.finalists, SEEDED_TWICE)
+        if self.finalists and self.finalist_budget < (least := trainings * self.finalist_steps):
             raise UserError(
-                f"--finalist-budget must be at least {least:,}, twice what the first rung of --finalists "
-                f"{self.finalists:,} takes with --finalist-steps {self.finalist_steps:,}; got "
-                f"{self.finalist_budget:,}"
+                f"--finalist-budget must be at least {least:,}, {trainings} times --finalist-steps "
+                f"{self.finalist_steps:,}: each of the {self.finalists} --finalists once and "
+                f"{trainings - self.finalists} of them with a second seed; got {self.finalist_budget:,}"
             )
         if self.evaluation == "racing":
             self._check_racing()
@@ -292,6 +296,9 @@ def _described(hint: Any) -> str:
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
 
 
+SEEDED_TWICE = 4
+"""So few finalists are trained with a second seed, and none of them is left out for its rank alone."""
+
 FREE_ON_RESUME = frozenset({
     "data", "download", "benchmark_table",  # where things lie
     "device", "backend", "threads", "memory_budget_mib", "cuda_graphs",  # what they run on
@@ -314,12 +321,17 @@ PRESETS: dict[str, SearchConfig] = {
     ),
     "cpu": SearchConfig(
         preset="cpu",
+        images_per_epoch=5_000,
         channels=8,
-        warmup_epochs=2,
+        warmup_epochs=4,
         pruning_epochs=0,
         criterion="loss",
         validation_proportion=0.05,
         committee=16,
+        finalists=12,
+        finalist_steps=1_600,
+        finalist_budget=25_600,
+        finalist_margin=2.0,
     ),
     "paper": SearchConfig(),
 }

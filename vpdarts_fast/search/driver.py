@@ -22,7 +22,7 @@ from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
 from vpdarts_fast.search.member import Member
-from vpdarts_fast.search.preflight import check_search
+from vpdarts_fast.search.preflight import check_search, images_of_epoch
 from vpdarts_fast.search.pruning import Importance, make_criterion, make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
@@ -137,7 +137,7 @@ class Search:
     @property
     def _steps(self) -> int:
         """Of an epoch, at most."""
-        return math.ceil(len(self.training) / self.config.batch_size)
+        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.batch_size)
 
     @property
     def position(self) -> str:

@@ -16,7 +16,12 @@ from vpdarts_fast.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.racing import Racing
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import alpha_rate
-from vpdarts_fast.search.preflight import images_evaluated, last_batch_is_too_small, steps_of_epoch
+from vpdarts_fast.search.preflight import (
+    images_evaluated,
+    images_of_epoch,
+    last_batch_is_too_small,
+    steps_of_epoch,
+)
 from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
@@ -62,7 +67,7 @@ class Member:
     ) -> None:
         seed = config.seed if number == 0 else seed_for(config.seed, "member", number)
         height, width = training.images.shape[1:3]
-        steps = steps_of_epoch(len(training), config.batch_size, (height, width))
+        steps = steps_of_epoch(config, len(training), (height, width))
         rate = alpha_rate(config, steps)
         self.config = dataclasses.replace(config, seed=seed, alpha_learning_rate=rate)
         self.device = device
@@ -156,8 +161,9 @@ class Member:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
         seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
         height, width = images.images.shape[1:3]
-        drop_last = last_batch_is_too_small(len(images), size, (height, width))
-        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last)
+        visited = images_of_epoch(self.config, len(images))
+        drop_last = last_batch_is_too_small(visited, size, (height, width))
+        order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last, visited)
         draws = [
             images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
             for step, indices in enumerate(order)

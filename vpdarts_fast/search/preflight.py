@@ -54,6 +54,11 @@ def images_evaluated(config: SearchConfig, validation: int) -> int:
     return max(1, round(validation * config.validation_proportion))
 
 
+def images_of_epoch(config: SearchConfig, count: int) -> int:
+    """How many images an epoch visits of a half that has so many."""
+    return count if config.images_per_epoch is None else min(config.images_per_epoch, count)
+
+
 def last_batch_is_too_small(count: int, batch_size: int, image_size: tuple[int, int]) -> bool:
     """Whether the rest of so many images that fills no batch has no variance to normalise with.
 
@@ -63,9 +68,10 @@ def last_batch_is_too_small(count: int, batch_size: int, image_size: tuple[int, 
     return rest > 0 and rest * pixels_of_last_stage(image_size) < 2
 
 
-def steps_of_epoch(count: int, batch_size: int, image_size: tuple[int, int]) -> int:
-    """How many batches an epoch has of so many images."""
-    return math.ceil(count / batch_size) - last_batch_is_too_small(count, batch_size, image_size)
+def steps_of_epoch(config: SearchConfig, count: int, image_size: tuple[int, int]) -> int:
+    """How many batches an epoch has of a half that has so many images."""
+    count, size = images_of_epoch(config, count), config.batch_size
+    return math.ceil(count / size) - last_batch_is_too_small(count, size, image_size)
 
 
 def check_data(config: SearchConfig, data: ImageData) -> None:

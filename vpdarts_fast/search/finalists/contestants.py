@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,6 +44,29 @@ class Calls:
             for table in (self.importance.score, self.importance.tie_break)
         )
         return score, tie_break
+
+    def closest(self) -> Iterator[Genotype]:
+        """All cells without a removed op: `chosen`, then by `lag`, equals by how many edges are exchanged.
+
+        Best first: every other cell is one step down the ranking of an edge from a cell before it.
+        """
+        ranking = self.importance.ranking(self.alive)
+        down = [edge.tolist()[: int(alive.sum())] for edge, alive in zip(ranking, self.alive, strict=True)]
+
+        def candidate(positions: tuple[int, ...], edge: int) -> tuple[Any, ...]:
+            genotype = Genotype.from_choices([ops[place] for ops, place in zip(down, positions, strict=True)])
+            exchanged = sum(place > 0 for place in positions)
+            return *self.lag(genotype), exchanged, genotype.choices, positions, edge
+
+        first = candidate((0,) * len(down), 0)
+        waiting = [first]
+        while waiting:
+            *_, choices, positions, last = heapq.heappop(waiting)
+            yield Genotype.from_choices(choices)
+            for edge in range(last, len(down)):  # each cell from one other only: edges in order
+                if positions[edge] + 1 < len(down[edge]):
+                    worse = (*positions[:edge], positions[edge] + 1, *positions[edge + 1 :])
+                    heapq.heappush(waiting, candidate(worse, edge))
 
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
         """The cells that differ from it on one edge, the closest calls first."""

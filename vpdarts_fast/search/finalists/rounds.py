@@ -1,26 +1,26 @@
 """Successive halving of cells trained from scratch, by rules that know what a short training can tell.
 
 Short trainings favour cells with skip connections, and each has a chance of its own. So a rung of a round
-decides only what is clear at its length, what is close goes on to a longer one, and what is still close when
-the steps are spent stays as the search has it. Nothing is trained here: a callback gives the scores.
+decides only what is clear at its length, and what is close goes on to a longer one. Where the steps do not
+reach for that, the last few are trained as long again with a second seed, and if the search's cell is still
+close it stays. Nothing is trained here: a callback gives the scores.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
+from vpdarts_fast.search.config import SEEDED_TWICE
 from vpdarts_fast.search.finalists.contestants import Calls, alternating
 from vpdarts_fast.spaces.genotype import Genotype
 
 GROWTH = 4
 """A rung is so many times as long as the one before."""
-
-FINALISTS = 4
-"""So few cells are trained with a second seed, and none of them is left out for its rank alone."""
 
 SIGNIFICANCE = 0.01
 """Two cells differ if chance alone parts them on the same images by as much in fewer cases than this."""
@@ -98,7 +98,7 @@ class Round:
 
     Attributes:
         rungs: from the shortest to the longest.
-        winner: the incumbent unless it was clearly worse than another cell.
+        winner: the incumbent unless it was clearly worse than another cell, then the best.
         tied: what could not be told apart from the best in the last rung, the winner among it.
     """
 
@@ -131,7 +131,7 @@ class Tournament:
     """Rounds of cells until an incumbent stays, or the budget does not reach for another rung.
 
     Args:
-        calls: the last evaluation, which orders neighbours and decides ties.
+        calls: the last evaluation, which says what is compared with the search's cell.
         train: what gives the scores; asked for the same training once.
         rules: see there.
         on_rung: hears of each rung.
@@ -144,9 +144,10 @@ class Tournament:
         self._scores: dict[tuple[Genotype, int, int], Score] = {}
 
     def play(self, earlier: Sequence[Genotype]) -> Decision:
-        """Begins with the search's cell, and with `earlier` ones and its neighbours in turn against it."""
+        """Begins with the search's cell, and in turn `earlier` ones and the closest calls against it."""
         incumbent = self._calls.chosen
-        challengers = alternating(earlier, self._calls.neighbours(incumbent))
+        closest = list(itertools.islice(self._calls.closest(), 1, self._rules.cells))
+        challengers = alternating(earlier, closest)
         rounds: list[Round] = []
         while True:
             tried = {cell for cell, _, _ in self._scores} | {incumbent}
@@ -169,11 +170,15 @@ class Tournament:
         while len(contestants := self._affordable(contestants, steps)) > 1:
             rungs.append(self._rung(contestants, steps))
             self._on_rung(rungs[-1])
-            close = rungs[-1].close
-            contestants = self._go_on(close, len(contestants), incumbent)
-            steps *= GROWTH
-        winner = incumbent if incumbent in close else min(close, key=self._calls.lag)
-        return Round(incumbent, rungs, winner, close)
+            close, begun = rungs[-1].close, len(contestants)
+            contestants = self._go_on(close, begun, incumbent)
+            if self._affordable(contestants, GROWTH * steps):
+                steps *= GROWTH
+            elif begun > SEEDED_TWICE:
+                contestants = contestants[:SEEDED_TWICE]  # as long again, with a second seed
+            else:
+                break
+        return Round(incumbent, rungs, incumbent if incumbent in close else close[0], close)
 
     def _rung(self, contestants: Sequence[Genotype], steps: int) -> Rung:
         repetitions = range(_repetitions(len(contestants)))
@@ -188,7 +193,7 @@ class Tournament:
     def _go_on(self, close: Sequence[Genotype], contestants: int, incumbent: Genotype) -> list[Genotype]:
         """The best half of the contestants, if so many are close, and the incumbent always, first."""
         kept = list(close)
-        if contestants > FINALISTS:
+        if contestants > SEEDED_TWICE:
             kept = kept[: math.ceil(contestants / 2)]
             if incumbent in close and incumbent not in kept:
                 kept[-1] = incumbent
@@ -219,7 +224,7 @@ class Tournament:
 
 def _repetitions(contestants: int) -> int:
     """How many seeds each of so many cells is trained with."""
-    return 2 if contestants <= FINALISTS else 1
+    return 2 if contestants <= SEEDED_TWICE else 1
 
 
 def _mean_accuracy(scores: Sequence[Score]) -> float:
