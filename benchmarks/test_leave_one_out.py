@@ -17,7 +17,7 @@ from contenders import EAGER, OURS, Contender, Form, new_alpha, new_batch, relat
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, leave_one_out
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, evaluation_mode, removals
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, evaluation_mode, removals
 
 N5 = pytest.param(5, marks=pytest.mark.full)
 IMAGES = 256

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
-from vpdarts_fast.leave_one_out import distinct_variants, removals
+from vpdarts_fast.evaluation.leave_one_out import distinct_variants, removals
 from vpdarts_fast.nn import ResidualBlock
 
 pytestmark = pytest.mark.full

@@ -13,7 +13,7 @@ from example_step import example
 from torch import Tensor, nn
 
 from vpdarts_fast import Perturbed, accelerate, leave_one_out
-from vpdarts_fast.leave_one_out import Batch, BatchNorm
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm
 
 pytestmark = pytest.mark.full
 

@@ -15,7 +15,7 @@ from contenders import CLASSES, OURS, SIZE, Contender, Form
 from torch import Tensor
 
 from vpdarts_fast.data import Augmentation, ImageData
-from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast.evaluation.leave_one_out import Batch
 from vpdarts_fast.search import RunFolder, Search, SearchConfig
 from vpdarts_fast.search.state import SearchState
 

@@ -19,8 +19,9 @@ import torch
 from skip_policy import pytest_make_collect_report, pytest_runtest_makereport  # noqa: F401  as plugins
 from torch import Tensor
 
-from vpdarts_fast import ops, validation
+from vpdarts_fast import ops
 from vpdarts_fast.acceleration import comparison
+from vpdarts_fast.evaluation import validation
 from vpdarts_fast.triton.availability import interpreted
 
 TOLERANCES = {

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.fused_evaluation import Normalisation, own_statistics
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut
+from vpdarts_fast.evaluation.fused_evaluation import Normalisation, own_statistics
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)

@@ -15,8 +15,8 @@ from whole_supernets import DartsSupernet
 
 from vpdarts_fast import Perturbed
 from vpdarts_fast.acceleration import accelerate
-from vpdarts_fast.leave_one_out import Batch, LeaveOneOut
-from vpdarts_fast.perturbation import Perturbation
+from vpdarts_fast.evaluation.leave_one_out import Batch, LeaveOneOut
+from vpdarts_fast.evaluation.perturbation import Perturbation
 
 every_perturbation = pytest.mark.parametrize("perturbation", ["remove", "keep"])
 

@@ -25,7 +25,7 @@ from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verd
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder

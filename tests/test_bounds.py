@@ -20,13 +20,13 @@ from vpdarts_fast.benchmark_table.__main__ import main as benchmark_table
 from vpdarts_fast.bounds import BOUNDS, FLOAT32_MAX, check_bound
 from vpdarts_fast.data import Augmentation, epoch_order
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.validation import check_options
 from vpdarts_fast.search import PRESETS, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.config import flag
 from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES, Genotype
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
-from vpdarts_fast.validation import check_options
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

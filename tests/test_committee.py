@@ -15,6 +15,7 @@ from test_search import SHORT, TINY, Watcher, outcome, run, stop_at
 from vpdarts_fast.analysis.evaluation import evaluate_run
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SNAPSHOT
 from vpdarts_fast.search import Interrupted, RunFolder, preflight
@@ -22,7 +23,6 @@ from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.pruning import AccuracyCriterion
 from vpdarts_fast.search.state import evaluation_from_json
 from vpdarts_fast.spaces.genotype import Genotype
-from vpdarts_fast.validation import mean_of
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

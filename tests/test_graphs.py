@@ -18,12 +18,13 @@ from leave_one_out_cases import MODES, every_mode
 from test_search import Watcher, outcome, run
 from torch import Tensor
 
-from vpdarts_fast import backends, graphs, nn, racing
+from vpdarts_fast import backends, graphs, nn
 from vpdarts_fast.backends import BACKENDS, Backend
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.data.batches import DeviceImageSet
+from vpdarts_fast.evaluation import racing
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm, Counts, leave_one_out
 from vpdarts_fast.graphs import Captured
-from vpdarts_fast.leave_one_out import BatchNorm, Counts, leave_one_out
 from vpdarts_fast.search import RunFolder, Search, SearchConfig, step
 from vpdarts_fast.search.optimizers import CapturableSGD, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.state import SearchState
@@ -38,7 +39,7 @@ CONFIG = SearchConfig(
 )  # fmt: skip
 """Batches of 12, 12 and 8 images, evaluations of four batches: more of a shape than are run as they are."""
 
-evaluation = importlib.import_module("vpdarts_fast.leave_one_out")  # the package has a function of this name
+evaluation = importlib.import_module("vpdarts_fast.evaluation.leave_one_out")  # no name of a function
 state_module = importlib.import_module("vpdarts_fast.search.state")
 nn_module = importlib.import_module("vpdarts_fast.nn")
 driver = importlib.import_module("vpdarts_fast.search.driver")

@@ -298,7 +298,7 @@ IMAGES, LABELS = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
 def test_batches_that_are_no_pairs(batch: Any, got: str, public: bool) -> None:
     with pytest.raises(UserError, match=f"must be pairs of tensors, images and labels; got {got}"):
         if public:
-            from vpdarts_fast.perturbation import _checked
+            from vpdarts_fast.evaluation.perturbation import _checked
 
             _checked(batch)
         else:

@@ -22,7 +22,7 @@ from leave_one_out_cases import (
 from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import (
+from vpdarts_fast.evaluation.leave_one_out import (
     Batch,
     BatchNorm,
     LeaveOneOut,
@@ -30,8 +30,8 @@ from vpdarts_fast.leave_one_out import (
     leave_one_out,
     removals,
 )
+from vpdarts_fast.evaluation.validation import CALIBRATION_IMAGES
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
-from vpdarts_fast.validation import CALIBRATION_IMAGES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

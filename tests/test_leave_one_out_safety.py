@@ -11,7 +11,7 @@ from leave_one_out_cases import both_ways, every_mode, make_alpha, make_batches,
 from torch import Tensor
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, leave_one_out
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

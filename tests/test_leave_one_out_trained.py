@@ -11,8 +11,8 @@ import torch
 from leave_one_out_cases import MODES, normalisation_of
 
 from vpdarts_fast.data import ImageData, load
-from vpdarts_fast.fused_evaluation import variant_logits
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, evaluation_mode, removals
+from vpdarts_fast.evaluation.fused_evaluation import variant_logits
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, evaluation_mode, removals
 from vpdarts_fast.search import RunFolder, Search
 from vpdarts_fast.search.config import PRESETS, SearchConfig
 

@@ -16,8 +16,8 @@ from leave_one_out_cases import make_alpha, make_batches, make_supernet
 from vpdarts_fast import native
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import leave_one_out
-from vpdarts_fast.memory_budget import Need, few_images, few_variants, whole_batches
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.memory_budget import Need, few_images, few_variants, whole_batches
 from vpdarts_fast.search import PRESETS, preflight
 
 MIB = 1 << 20
@@ -115,7 +115,7 @@ PROGRAM = """
 import re, sys
 from pathlib import Path
 import torch
-from vpdarts_fast.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 torch.set_num_threads(1)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageData, ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search import member as member_module

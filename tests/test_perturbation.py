@@ -22,8 +22,8 @@ from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
 
 from vpdarts_fast import Supernet, UserError, leave_one_out, native
-from vpdarts_fast.leave_one_out import BatchNorm
-from vpdarts_fast.perturbation import Perturbation
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm
+from vpdarts_fast.evaluation.perturbation import Perturbation
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
 

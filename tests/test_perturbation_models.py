@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from whole_supernets import DartsSupernet
 
 from vpdarts_fast import UserError, leave_one_out
-from vpdarts_fast.perturbation import Perturbation
+from vpdarts_fast.evaluation.perturbation import Perturbation
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
 

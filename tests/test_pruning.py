@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from vpdarts_fast.leave_one_out import LeaveOneOut
+from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.pruning import (
     AccuracyCriterion,
     AdjustableDecay,

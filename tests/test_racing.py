@@ -22,12 +22,12 @@ from search_commands import TINY as FLAGS
 from test_search import SHORT, outcome, run, stop_at
 from torch import Tensor
 
-from vpdarts_fast import racing
 from vpdarts_fast.analysis.ranking import levels
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import BatchNorm, leave_one_out
-from vpdarts_fast.racing import Race, RaceCriterion, Racing
+from vpdarts_fast.evaluation import racing
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm, leave_one_out
+from vpdarts_fast.evaluation.racing import Race, RaceCriterion, Racing
 from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.pruning import AccuracyCriterion, LossCriterion

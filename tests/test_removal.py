@@ -17,10 +17,17 @@ from leave_one_out_cases import (
 )
 from torch import Tensor
 
-from vpdarts_fast import racing, reference
+from vpdarts_fast import reference
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import BatchNorm, LeaveOneOut, distinct_variants, leave_one_out, removals
-from vpdarts_fast.racing import Racing
+from vpdarts_fast.evaluation import racing
+from vpdarts_fast.evaluation.leave_one_out import (
+    BatchNorm,
+    LeaveOneOut,
+    distinct_variants,
+    leave_one_out,
+    removals,
+)
+from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS
 
 pytestmark = pytest.mark.usefixtures("one_thread")

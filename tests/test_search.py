@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig
 from vpdarts_fast.search.pruning import AccuracyCriterion

@@ -23,7 +23,7 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import forgiving_output
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import PRESETS, RunFolder, Search, SearchConfig
 from vpdarts_fast.search import __main__ as command_line

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
+from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
@@ -26,7 +27,6 @@ from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
-from vpdarts_fast.validation import mean_of
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
 RUN_FILE = "kendall.json"

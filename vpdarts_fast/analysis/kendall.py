@@ -38,7 +38,7 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import Removal
+from vpdarts_fast.evaluation.leave_one_out import Removal
 from vpdarts_fast.report.style import edge_name, save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.formats import KENDALL

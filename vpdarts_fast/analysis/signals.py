@@ -12,7 +12,7 @@ import numpy as np
 from vpdarts_fast.analysis.evaluation import MODES, EvaluatedRun, Snapshot
 from vpdarts_fast.analysis.ranking import Array, kendall_tau
 from vpdarts_fast.benchmark_table import BenchmarkTable
-from vpdarts_fast.leave_one_out import BatchNorm
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm
 from vpdarts_fast.search.pruning import AccuracyCriterion, AlphaCriterion, Criterion, LossCriterion
 from vpdarts_fast.spaces.genotype import Genotype
 

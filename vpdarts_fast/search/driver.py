@@ -13,7 +13,8 @@ from torch import Tensor
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageData, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.leave_one_out import LeaveOneOut
+from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
+from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
@@ -34,7 +35,6 @@ from vpdarts_fast.search.state import (
 )
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.genotype import Genotype
-from vpdarts_fast.validation import mean_of
 
 
 class Interrupted(Exception):

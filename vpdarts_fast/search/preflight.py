@@ -12,7 +12,7 @@ from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
 from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import cell_need, cell_op
+from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.precision import activation_dtype
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.pruning import make_criterion

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vpdarts_fast.leave_one_out import LeaveOneOut
+from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.config import SearchConfig
 
 

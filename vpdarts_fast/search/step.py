@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.leave_one_out import Batch
+from vpdarts_fast.evaluation.leave_one_out import Batch
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 

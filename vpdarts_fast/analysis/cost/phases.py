@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.evaluation.leave_one_out import Batch, leave_one_out
 from vpdarts_fast.graphs import WARM_UP, Captured, recorder_for
-from vpdarts_fast.leave_one_out import Batch, leave_one_out
 from vpdarts_fast.nn import MixedOp, SkipConnect
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from vpdarts_fast.acceleration.fused import subclass
 from vpdarts_fast.acceleration.snapshot import CALL
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.perturbation.cells import CellType, CellTypes, Place
+from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, Place
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.estimates import Estimate
 from vpdarts_fast.acceleration.variants import STATISTICS, replaced
-from vpdarts_fast.validation import Batch, Norm, recalibrate
+from vpdarts_fast.evaluation.validation import Batch, Norm, recalibrate
 
 
 @dataclass(frozen=True)

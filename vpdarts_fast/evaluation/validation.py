@@ -39,7 +39,7 @@ class LeaveOneOut:
         base_loss: likewise.
         images: how many the unmodified supernet was evaluated on.
         op_images: [E, O] int64, how many each removal was evaluated on, where they differ
-            (`vpdarts_fast.racing`); None: all of them.
+            (`vpdarts_fast.evaluation.racing`); None: all of them.
     """
 
     accuracy: Tensor

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
-from vpdarts_fast.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
+from vpdarts_fast.evaluation.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
 from vpdarts_fast.nn import Fixed, ResidualBlock, SearchCell
 from vpdarts_fast.precision import autocast, wide
 from vpdarts_fast.sharing import some_tables

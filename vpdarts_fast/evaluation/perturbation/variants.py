@@ -20,11 +20,18 @@ from torch import Tensor, nn
 from vpdarts_fast.acceleration.fused import Fused, backend_of
 from vpdarts_fast.acceleration.variants import batched_statistics
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.memory_budget import Need, cell_need, cell_op, few_images, few_variants, whole_batches
-from vpdarts_fast.perturbation.cells import CellTypes, Place
-from vpdarts_fast.perturbation.statistics import Statistics, estimated, joined, kept
-from vpdarts_fast.perturbation.weights import Change, Weights
-from vpdarts_fast.validation import Batch, BatchNorm, batch_norms, recalibrate
+from vpdarts_fast.evaluation.memory_budget import (
+    Need,
+    cell_need,
+    cell_op,
+    few_images,
+    few_variants,
+    whole_batches,
+)
+from vpdarts_fast.evaluation.perturbation.cells import CellTypes, Place
+from vpdarts_fast.evaluation.perturbation.statistics import Statistics, estimated, joined, kept
+from vpdarts_fast.evaluation.perturbation.weights import Change, Weights
+from vpdarts_fast.evaluation.validation import Batch, BatchNorm, batch_norms, recalibrate
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes, on the CPU (benchmarks/test_leave_one_out.py)."""

@@ -15,15 +15,17 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast import validation
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.fused_evaluation import Normalisation, OwnStatistics, own_statistics, variant_logits
-from vpdarts_fast.graphs import Captured, Recorder, recorder_for
-from vpdarts_fast.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
-from vpdarts_fast.racing import Race, Racing
-from vpdarts_fast.sharing import index, tables_on
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
-from vpdarts_fast.validation import (
+from vpdarts_fast.evaluation import validation
+from vpdarts_fast.evaluation.fused_evaluation import (
+    Normalisation,
+    OwnStatistics,
+    own_statistics,
+    variant_logits,
+)
+from vpdarts_fast.evaluation.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
+from vpdarts_fast.evaluation.racing import Race, Racing
+from vpdarts_fast.evaluation.validation import (
     Batch,
     BatchNorm,
     Counts,
@@ -34,6 +36,9 @@ from vpdarts_fast.validation import (
     check_options,
     checked_pair,
 )
+from vpdarts_fast.graphs import Captured, Recorder, recorder_for
+from vpdarts_fast.sharing import index, tables_on
+from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 
 __all__ = [
     "Batch",
@@ -118,8 +123,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
 
     A `Supernet` of this package takes its alphas: `leave_one_out(supernet, batches, alpha)`. Any other model
     whose mixed operations are recognised (`vpdarts_fast.acceleration`) holds them itself:
-    `leave_one_out(model, batches)`, of which `vpdarts_fast.perturbation.leave_one_out_of_model` documents
-    arguments, result and errors.
+    `leave_one_out(model, batches)`, of which `vpdarts_fast.evaluation.perturbation.leave_one_out_of_model`
+    documents arguments, result and errors.
 
     Args:
         supernet: any mode; dropout is off while it is evaluated.

@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.perturbation.cells import CellType, CellTypes, cell_types
-from vpdarts_fast.perturbation.variants import Evaluation, Group
-from vpdarts_fast.perturbation.weights import Weights, keeps, removals
-from vpdarts_fast.validation import (
+from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
+from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group
+from vpdarts_fast.evaluation.perturbation.weights import Weights, keeps, removals
+from vpdarts_fast.evaluation.validation import (
     Batch,
     BatchNorm,
     Counts,
