@@ -15,7 +15,7 @@ import torch._dynamo
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, backends
-from vpdarts_fast.nn import MixedOp, ResidualBlock, SearchCell
+from vpdarts_fast.spaces.blocks import MixedOp, ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import OPS
 
 CHANNELS, CLASSES, SIZE, SKIP_DROPOUT = 16, 10, 32, 0.2

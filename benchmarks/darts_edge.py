@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 
 def separable(channels: int, kernel: int, stride: int, dilation: int = 1) -> list[nn.Module]:

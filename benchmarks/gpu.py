@@ -36,8 +36,8 @@ from vpdarts_fast.analysis.cost.roofline import (
     reported_gpu,
 )
 from vpdarts_fast.analysis.cost.work import Tally
-from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step

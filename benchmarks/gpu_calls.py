@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.contract import reference
 
 TRAINING = ("mixed_cell", "mixed_sum", "relu_conv", "trained_residual_block")
 """Ops that are timed with their backward pass."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
 from vpdarts_fast.evaluation.leave_one_out import distinct_variants, removals
-from vpdarts_fast.nn import ResidualBlock
+from vpdarts_fast.spaces.blocks import ResidualBlock
 
 pytestmark = pytest.mark.full
 

@@ -34,7 +34,8 @@ from op_contract import double, flat
 from torch import Tensor
 
 import vpdarts_fast.cpu  # noqa: F401  the fakes and the autograd of the ops
-from vpdarts_fast import native, ops, reference
+from vpdarts_fast import native, ops
+from vpdarts_fast.contract import reference
 
 LOG = os.environ.get("FUZZ_LOG")
 

@@ -24,8 +24,9 @@ from fuzz_checks import (
 from op_contract import channels_last, double, flat, sliced, transposed, with_tensors
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 DIFFERENTIABLE = ("x", "alpha", "depthwise", "pointwise", "given", "gamma", "beta")
 SAVED = ("mean", "variance", "raw")

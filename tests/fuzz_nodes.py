@@ -22,7 +22,7 @@ from fuzz_checks import (
 from op_contract import channels_last, double, flat
 from torch import Tensor
 
-from vpdarts_fast import reference
+from vpdarts_fast.contract import reference
 
 
 def node_outputs(op: str, outputs: Any) -> list[Tensor]:

@@ -100,7 +100,7 @@ RECORDS: dict[str, Any] = {
     "a list": [],
     "a class": dict,
 }
-"""In place of one of the data classes of `vpdarts_fast.branches`."""
+"""In place of one of the data classes of `vpdarts_fast.contract.branches`."""
 
 
 def places(value: Any, name: str = "") -> Iterator[tuple[str, Any, Callable[[Any], Any]]]:

@@ -15,8 +15,9 @@ from op_contract import (
 )
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, norms
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, norms
 
 CHANNELS = (1, 3, 4, 16, 20)
 EPS = 0.5

@@ -13,9 +13,10 @@ from closeness import clear_of_jumps
 from hypothesis import strategies as st
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
-from vpdarts_fast.branches import Given, Norm, Pool, SepConv, Skip, Stage, Zero
+from vpdarts_fast.contract import reference
+from vpdarts_fast.contract.branches import Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 Close = Callable[[Tensor, Tensor], None]
 

@@ -8,10 +8,11 @@ import pytest
 import torch
 from op_contract import ON_THE_CPU
 
-from vpdarts_fast import Supernet, backends, leave_one_out, ops, reference
+from vpdarts_fast import Supernet, backends, leave_one_out, ops
 from vpdarts_fast.backends import BACKENDS, Backend, preferred, select
 from vpdarts_fast.backends.__main__ import main as show_table
 from vpdarts_fast.backends.report import report
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import memory_budget
 

@@ -1,4 +1,4 @@
-"""`vpdarts_fast.graphs.Captured` itself, and that what watches a recording finds what waits."""
+"""`vpdarts_fast.runtime.graphs.Captured` itself, and that what watches a recording finds what waits."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import torch
 from capture import META, WAITS, Tape, Watch
 from torch import Tensor
 
-from vpdarts_fast import graphs
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.graphs import Captured
+from vpdarts_fast.runtime import graphs
+from vpdarts_fast.runtime.graphs import Captured
 
 
 def test_a_function_is_recorded_once_a_shape() -> None:

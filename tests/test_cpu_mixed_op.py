@@ -13,7 +13,7 @@ from test_cpu_ops import CHECKS, all_equal, thread_count
 from torch import Tensor
 
 from vpdarts_fast import native, ops
-from vpdarts_fast.branches import Branch, Given, norms
+from vpdarts_fast.contract.branches import Branch, Given, norms
 
 pytestmark = [
     pytest.mark.float32,

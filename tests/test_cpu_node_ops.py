@@ -11,7 +11,8 @@ from op_contract import Close, double, flat, gradients, normal, weighted_sum
 from test_cpu_ops import CHECKS, all_equal, thread_count
 from torch import Tensor
 
-from vpdarts_fast import native, ops, reference
+from vpdarts_fast import native, ops
+from vpdarts_fast.contract import reference
 
 pytestmark = [
     pytest.mark.float32,

@@ -14,8 +14,9 @@ from fresh_process import run_python
 from op_contract import Close, normal, true_derivatives, weighted_sum
 from torch import Tensor
 
-from vpdarts_fast import native, ops, reference
+from vpdarts_fast import native, ops
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.contract import reference
 
 pytestmark = [
     pytest.mark.float32,

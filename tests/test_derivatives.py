@@ -11,8 +11,9 @@ import torch
 from op_contract import BOTH, ON_THE_CPU, double, example, flat, second_derivative_blocks
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
 from vpdarts_fast.backends import EVALUATION_OPS, OPS
+from vpdarts_fast.contract import reference
 
 DIFFERENTIABLE = [op for op in OPS if op not in EVALUATION_OPS]
 SERVED = [

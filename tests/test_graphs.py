@@ -18,17 +18,19 @@ from leave_one_out_cases import MODES, every_mode
 from test_search import Watcher, outcome, run
 from torch import Tensor
 
-from vpdarts_fast import backends, graphs, nn
+from vpdarts_fast import backends
 from vpdarts_fast.backends import BACKENDS, Backend
+from vpdarts_fast.contract.sharing import alpha_rows, some_tables, tables_on
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.data.batches import DeviceImageSet
 from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, Counts, leave_one_out
-from vpdarts_fast.graphs import Captured
+from vpdarts_fast.runtime import graphs
+from vpdarts_fast.runtime.graphs import Captured
 from vpdarts_fast.search import RunFolder, Search, SearchConfig, step
 from vpdarts_fast.search.optimizers import CapturableSGD, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.state import SearchState
-from vpdarts_fast.sharing import alpha_rows, some_tables, tables_on
+from vpdarts_fast.spaces import blocks
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -41,7 +43,6 @@ CONFIG = SearchConfig(
 
 evaluation = importlib.import_module("vpdarts_fast.evaluation.leave_one_out")  # no name of a function
 state_module = importlib.import_module("vpdarts_fast.search.state")
-nn_module = importlib.import_module("vpdarts_fast.nn")
 driver = importlib.import_module("vpdarts_fast.search.driver")
 member = importlib.import_module("vpdarts_fast.search.member")
 
@@ -54,7 +55,7 @@ def digits() -> ImageData:
 def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU, or `meta`, in place of a GPU."""
     monkeypatch.setattr(state_module, "captures", lambda device: True)
-    monkeypatch.setattr(nn_module, "can_be_read", lambda alpha: False)
+    monkeypatch.setattr(blocks, "can_be_read", lambda alpha: False)
     for module in (evaluation, member):
         monkeypatch.setattr(module, "recorder_for", lambda device: recorder)
 
@@ -299,7 +300,7 @@ def test_state_outside_of_tensors_is_found(
         monkeypatch.setattr(CapturableSGD, "step", torch.optim.SGD.step)
     else:
         monkeypatch.setattr(
-            nn, "draw_seeds", lambda count, device: torch.arange(count) + torch.initial_seed() // 2
+            blocks, "draw_seeds", lambda count, device: torch.arange(count) + torch.initial_seed() // 2
         )
     _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, pruning_epochs=1)
     assert replayed != eager
@@ -402,13 +403,13 @@ on_a_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="PyTorch fin
 @on_a_gpu
 def test_replays_on_a_gpu_follow_the_seed() -> None:
     device = torch.device("cuda")
-    captured = Captured(lambda x: x + nn.draw_seeds(4, x.device), graphs.recorder_for(device))
+    captured = Captured(lambda x: x + blocks.draw_seeds(4, x.device), graphs.recorder_for(device))
     zero = torch.zeros(4, dtype=torch.int64, device=device)
     for seed in (1, 2, 3, 4, 1, 5):
         torch.manual_seed(seed)
         found = captured(zero).clone()
         torch.manual_seed(seed)
-        assert torch.equal(found, nn.draw_seeds(4, device))
+        assert torch.equal(found, blocks.draw_seeds(4, device))
 
 
 @on_a_gpu

@@ -16,7 +16,8 @@ from test_mixed_sum import mixed_sum_args
 from test_residual_block import residual_block_args
 from test_trained_residual_block import trained_residual_block_args
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 
 HALVES = (torch.bfloat16, torch.float16)

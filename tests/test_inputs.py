@@ -14,10 +14,10 @@ from search_commands import TINY, error_of
 from torch import Tensor
 
 import vpdarts_fast
-from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table import COLUMNS, BenchmarkTable, official_architectures
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime import machine
 from vpdarts_fast.search import PRESETS, RunFolder, Search, preflight
 from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage

@@ -28,7 +28,7 @@ from vpdarts_fast import data, ops
 from vpdarts_fast.backends import serving
 from vpdarts_fast.evaluation.fused_evaluation import variant_logits
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
-from vpdarts_fast.precision import bfloat16_products
+from vpdarts_fast.runtime.precision import bfloat16_products
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

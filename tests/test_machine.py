@@ -12,7 +12,7 @@ from fresh_process import run_python
 PROGRAM = """
 import json, resource
 import torch
-from vpdarts_fast import machine
+from vpdarts_fast.runtime import machine
 
 def faults():
     torch.ones(1 << 24)  # 64 MiB, 16,384 pages

@@ -31,7 +31,8 @@ from op_contract import (
 )
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 
 SIZES = ((1, 6), (2, 2), (4, 4), (5, 7), (9, 3), (16, 16))

@@ -45,8 +45,9 @@ from op_contract import (
 )
 from torch import Tensor, nn
 
-from vpdarts_fast import ops, reference
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 from vpdarts_fast.errors import UserError
 
 

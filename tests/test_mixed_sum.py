@@ -29,7 +29,8 @@ from op_contract import (
 )
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 
 

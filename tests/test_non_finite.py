@@ -13,8 +13,9 @@ from hostile_arguments import Arguments, all_places
 from op_contract import ON_THE_CPU, differentiable, double, example, flat, weighted_sum
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
 from vpdarts_fast.backends import EVALUATION_OPS, OPS
+from vpdarts_fast.contract import reference
 
 BACKENDS = [b for b in ON_THE_CPU if b.missing is None and b.name not in ("reference", "triton")]
 every_implementation = pytest.mark.parametrize(

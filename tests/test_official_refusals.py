@@ -26,7 +26,6 @@ from official_files import (
     write_pbz2,
 )
 
-from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table import (
     BenchmarkTable,
     diagnosis,
@@ -34,6 +33,7 @@ from vpdarts_fast.benchmark_table import (
 )
 from vpdarts_fast.benchmark_table.__main__ import main
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime import machine
 
 
 @pytest.fixture

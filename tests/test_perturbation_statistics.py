@@ -28,8 +28,8 @@ from torch import Tensor, nn
 from whole_supernets import DartsSupernet, EdgesSupernet
 
 from vpdarts_fast import Perturbed, UserError, leave_one_out, native, ops
+from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm
-from vpdarts_fast.transforms import in_transform
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
 

@@ -17,8 +17,8 @@ from torch import Tensor
 from vpdarts_fast import Supernet, build_network, leave_one_out
 from vpdarts_fast.data import ImageData, load, split_halves
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.precision import Precision, computing_in
 from vpdarts_fast.runs import checkpoint
+from vpdarts_fast.runtime.precision import Precision, computing_in
 from vpdarts_fast.search import Interrupted, RunFolder
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.step import alpha_step, weights_step

@@ -17,7 +17,7 @@ from leave_one_out_cases import (
 )
 from torch import Tensor
 
-from vpdarts_fast import reference
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import (

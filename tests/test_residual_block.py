@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.nn import ResidualBlock
+from vpdarts_fast.spaces.blocks import ResidualBlock
 
 CHANNELS = ((1, 2), (3, 5), (8, 16), (16, 32), (24, 8), (32, 64))
 

@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import vpdarts_fast
-from vpdarts_fast import backends, ops, pytorch, reference
+from vpdarts_fast import backends, ops, pytorch
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.contract import reference
 
 PACKAGE = Path(vpdarts_fast.__file__).parent
 TESTS = Path(__file__).parent

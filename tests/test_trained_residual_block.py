@@ -29,9 +29,10 @@ from op_contract import (
 )
 from torch import Tensor
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
+from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.nn import ResidualBlock
+from vpdarts_fast.spaces.blocks import ResidualBlock
 
 CHANNELS = ((1, 2), (3, 5), (8, 16), (16, 32), (24, 8), (32, 64))
 SIZES = ((1, 1), (1, 6), (2, 2), (5, 7), (16, 16), (32, 9))

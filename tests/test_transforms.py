@@ -29,11 +29,12 @@ from transforms import (
     with_tangents,
 )
 
-from vpdarts_fast import ops, sharing
+from vpdarts_fast import ops
 from vpdarts_fast.acceleration import accelerate
-from vpdarts_fast.branches import Norm, Pool, SepConv, Skip, Stage
+from vpdarts_fast.contract import sharing
+from vpdarts_fast.contract.branches import Norm, Pool, SepConv, Skip, Stage
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.nn import ResidualBlock, SearchCell
+from vpdarts_fast.spaces.blocks import ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import OPS, Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -26,8 +26,9 @@ from test_mixed_sum import mixed_sum_args
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-from vpdarts_fast import ops, reference
+from vpdarts_fast import ops
 from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.contract import reference
 from vpdarts_fast.triton.blocks import ELEMENTS
 from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.layout import pixel_rows

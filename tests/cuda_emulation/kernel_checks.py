@@ -14,9 +14,9 @@ from test_masked_cell import leave_one_out_tables, masked_cell_args
 from test_mixed_sum import mixed_sum_args
 from torch import Tensor
 
-from vpdarts_fast import reference
 from vpdarts_fast.analysis.cost.kernels import cuda_masked_cell, cuda_masked_cell_fits
 from vpdarts_fast.analysis.cost.roofline import GPUS
+from vpdarts_fast.contract import reference
 
 HALVES = (torch.bfloat16, torch.float16)
 SCHEDULES = ("forward", "reverse", "random:1", "random:2", "random:3")

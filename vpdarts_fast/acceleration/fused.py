@@ -33,7 +33,7 @@ from vpdarts_fast.acceleration.residual import residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import ORIGINAL, STATE, Snapshot, is_simple, original_class, snapshot
 from vpdarts_fast.acceleration.variants import STATISTICS, batch_norms, batched_statistics, of_variants
-from vpdarts_fast.transforms import in_plain_vmap, in_transform
+from vpdarts_fast.contract.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
 """How often a module that changes is looked at again before its own method runs for good."""

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.estimates import of_each_variant
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 Path = tuple[str, ...]
 """From a module down to one of its submodules."""
@@ -129,7 +129,7 @@ OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | FactorisedRe
 
 
 def norm_paths(plan: OpPlan) -> Iterator[Path]:
-    """Of its batch norms, in the order of `vpdarts_fast.branches.norms`."""
+    """Of its batch norms, in the order of `vpdarts_fast.contract.branches.norms`."""
     if isinstance(plan, SepConvPlan):
         yield from (stage.norm for stage in plan.stages)
     elif isinstance(plan, (PoolPlan, ChainPlan, FactorisedReducePlan)) and plan.norm is not None:

@@ -17,7 +17,7 @@ from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statisti
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.tracing import trace
 from vpdarts_fast.acceleration.variants import batched_statistics, of_variants
-from vpdarts_fast.derivatives import with_statistics
+from vpdarts_fast.contract.derivatives import with_statistics
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}
 """Of a residual block."""

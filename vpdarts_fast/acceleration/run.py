@@ -27,10 +27,10 @@ from vpdarts_fast.acceleration.plans import (
 from vpdarts_fast.acceleration.probing import partial_channels
 from vpdarts_fast.acceleration.shapes import CHANGES, fits
 from vpdarts_fast.backends import BACKENDS, preferred
-from vpdarts_fast.branches import Given
-from vpdarts_fast.derivatives import with_statistics
-from vpdarts_fast.nn import update_running_statistics
-from vpdarts_fast.precision import product_dtype
+from vpdarts_fast.contract.branches import Given
+from vpdarts_fast.contract.derivatives import with_statistics
+from vpdarts_fast.runtime.precision import product_dtype
+from vpdarts_fast.spaces.blocks import update_running_statistics
 
 MAX_NODES = 6
 """Of a cell that `mixed_cell` takes."""

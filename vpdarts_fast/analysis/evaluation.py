@@ -16,10 +16,10 @@ from vpdarts_fast.data import ImageSet, load, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
 from vpdarts_fast.evaluation.validation import mean_of
-from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
 from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
+from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import choose_device, limited

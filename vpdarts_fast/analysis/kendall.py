@@ -20,7 +20,6 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vpdarts_fast import machine
 from vpdarts_fast.analysis.evaluation import (
     RUN_FILE,
     Evaluated,
@@ -42,6 +41,7 @@ from vpdarts_fast.evaluation.leave_one_out import Removal
 from vpdarts_fast.report.style import edge_name, save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.formats import KENDALL
+from vpdarts_fast.runtime import machine
 from vpdarts_fast.spaces.genotype import EDGES, OPS
 
 FILE_WIDTH = 130

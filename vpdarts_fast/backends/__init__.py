@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import cpu, cuda, native, pytorch, reference, triton
+from vpdarts_fast import cpu, cuda, native, pytorch, triton
+from vpdarts_fast.contract import reference
+from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.transforms import in_transform
 
 OPS = (
     "relu_conv",
@@ -40,7 +41,7 @@ class Backend:
 
     Attributes:
         name: as the user writes it.
-        implementations: op -> function with the signature of `vpdarts_fast.reference`.
+        implementations: op -> function with the signature of `vpdarts_fast.contract.reference`.
         device_types: torch device types it runs on; empty means any.
         dtypes: it computes in.
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the

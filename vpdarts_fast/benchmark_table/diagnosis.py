@@ -13,9 +13,9 @@ import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 
-from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table.restricted_pickle import TooLarge
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime import machine
 
 EXPECTED = (
     "expected an unpacked directory NATS-tss-v1_0-*-simple, a file NATS-tss-v1_0-*.pickle.pbz2 or a file "

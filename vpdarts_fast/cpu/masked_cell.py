@@ -8,7 +8,7 @@ from torch import Tensor
 from vpdarts_fast import native
 
 masked_cell = torch.ops.vpdarts_fast.masked_cell
-"""See `vpdarts_fast.reference.masked_cell`."""
+"""See `vpdarts_fast.contract.reference.masked_cell`."""
 
 
 @torch.library.register_fake("vpdarts_fast::masked_cell")  # type: ignore[untyped-decorator]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_cell
@@ -26,7 +27,7 @@ def mixed_cell(
     eps: float = 1e-5,
     skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_cell`."""
+    """See `vpdarts_fast.contract.reference.mixed_cell`."""
     weights, rest = (weight_1x1, weight_3x3), (skip_seed, skip_dropout, eps, skip_zeros)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in (x, *weights, alpha))):
         node, mean, variance = _variants(x, *weights, alpha, *rest)

@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, native, pytorch
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, affine
-from vpdarts_fast.branches import norms as norms_of
+from vpdarts_fast import native, pytorch
+from vpdarts_fast.contract import derivatives
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, affine
+from vpdarts_fast.contract.branches import norms as norms_of
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_op
@@ -25,7 +26,7 @@ def mixed_op(
     stride: int = 1,
     statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_op`."""
+    """See `vpdarts_fast.contract.reference.mixed_op`."""
     stages = [stage for branch in branches if isinstance(branch, SepConv) for stage in branch.stages]
     given = [branch.raw for branch in branches if isinstance(branch, Given)]
     of, weights = norms_of(branches), [(stage.depthwise, stage.pointwise) for stage in stages]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_sum
@@ -23,7 +24,7 @@ def mixed_sum(
     skip_scale: Sequence[Tensor] = (),
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_sum`."""
+    """See `vpdarts_fast.contract.reference.mixed_sum`."""
     node, mean, variance = _forward(list(xs), list(raw_1x1), list(raw_3x3), alpha, list(skip_scale), eps)
     return node, mean, variance
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.relu_conv
@@ -16,7 +17,7 @@ _backward = torch.ops.vpdarts_fast.relu_conv_backward
 
 
 def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """See `vpdarts_fast.reference.relu_conv`."""
+    """See `vpdarts_fast.contract.reference.relu_conv`."""
     raw_1x1, raw_3x3 = _forward(x, weight_1x1, weight_3x3)
     return raw_1x1, raw_3x3
 

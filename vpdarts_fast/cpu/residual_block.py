@@ -9,7 +9,7 @@ from vpdarts_fast import native
 from vpdarts_fast.cpu.masked_cell import padded_channels_last
 
 residual_block = torch.ops.vpdarts_fast.residual_block
-"""See `vpdarts_fast.reference.residual_block`."""
+"""See `vpdarts_fast.contract.reference.residual_block`."""
 
 
 @torch.library.register_fake("vpdarts_fast::residual_block")  # type: ignore[untyped-decorator]

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import derivatives, native, pytorch
+from vpdarts_fast import native, pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.trained_residual_block
@@ -24,7 +25,7 @@ def trained_residual_block(
     beta: Tensor,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.trained_residual_block`."""
+    """See `vpdarts_fast.contract.reference.trained_residual_block`."""
     out, mean, variance, _ = _forward(x, weight_a, weight_b, weight_shortcut, gamma, beta, eps)
     return out, mean, variance
 

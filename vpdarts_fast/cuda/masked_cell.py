@@ -20,7 +20,7 @@ def masked_cell(
     alpha: Tensor,
     eps: float = 1e-5,
 ) -> Tensor:
-    """See `vpdarts_fast.reference.masked_cell`. float32 becomes TF32 where it does in PyTorch's products."""
+    """See `vpdarts_fast.contract.reference.masked_cell`. float32 becomes TF32 where PyTorch's products do."""
     rounds = x.dtype == torch.float32 and torch.backends.cuda.matmul.fp32_precision == "tf32"
     op = _rounded if rounds else _strict
     output: Tensor = op(x, weight_1x1, weight_3x3, mean, variance, alpha, eps)

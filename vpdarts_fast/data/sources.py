@@ -15,10 +15,10 @@ import numpy.typing as npt
 import torch
 from torch.nn import functional as F
 
-from vpdarts_fast import machine
 from vpdarts_fast.data.imagenet16 import load_imagenet16_120
 from vpdarts_fast.data.images import Augmentation, ImageData, not_found
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime import machine
 
 DEFAULT_ROOT = Path("data")
 """Where downloaded data sets live unless told otherwise."""

@@ -1,7 +1,7 @@
 """Logits of many variants of a supernet at once, through the fused ops.
 
 The variants are stacked in front of the batch. The stem runs once for all of them, the first cell
-shares what they share (`vpdarts_fast.sharing`), and the stack is cut into pieces that fit a memory
+shares what they share (`vpdarts_fast.contract.sharing`), and the stack is cut into pieces that fit a memory
 budget: by images where all variants use the same fixed statistics (they stay together and share most), by
 variants where each has its own, fixed or the batch's.
 """
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
+from vpdarts_fast.contract.sharing import some_tables
 from vpdarts_fast.evaluation.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
-from vpdarts_fast.nn import Fixed, ResidualBlock, SearchCell
-from vpdarts_fast.precision import autocast, wide
-from vpdarts_fast.sharing import some_tables
+from vpdarts_fast.runtime.precision import autocast, wide
+from vpdarts_fast.spaces.blocks import Fixed, ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}

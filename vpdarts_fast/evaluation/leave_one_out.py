@@ -15,6 +15,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast.contract.sharing import index, tables_on
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import validation
 from vpdarts_fast.evaluation.fused_evaluation import (
@@ -36,8 +37,7 @@ from vpdarts_fast.evaluation.validation import (
     check_options,
     checked_pair,
 )
-from vpdarts_fast.graphs import Captured, Recorder, recorder_for
-from vpdarts_fast.sharing import index, tables_on
+from vpdarts_fast.runtime.graphs import Captured, Recorder, recorder_for
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
 
 __all__ = [

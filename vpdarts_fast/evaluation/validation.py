@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.precision import wide
+from vpdarts_fast.runtime.precision import wide
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, 3, H, W], floating, and labels [N], int64."""

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.precision import product_dtype
+from vpdarts_fast.runtime.precision import product_dtype
 
 HALVES = frozenset({torch.bfloat16, torch.float16})
 FLOATING = frozenset({torch.float32, torch.float64}) | HALVES

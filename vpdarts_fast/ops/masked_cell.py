@@ -7,7 +7,7 @@ from torch import Tensor
 from vpdarts_fast import backends
 from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_cell, check_shape
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.runtime.precision import autocast, without_autocast
 
 
 def masked_cell(

@@ -17,7 +17,7 @@ from vpdarts_fast.ops.arguments import (
     checked_skip_dropout,
 )
 from vpdarts_fast.ops.shapes import check_cell, check_shape
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.runtime.precision import autocast, without_autocast
 
 
 def mixed_cell(

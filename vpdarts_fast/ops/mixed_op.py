@@ -8,7 +8,7 @@ from math import prod
 from torch import Tensor
 
 from vpdarts_fast import backends
-from vpdarts_fast.branches import (
+from vpdarts_fast.contract.branches import (
     Branch,
     Given,
     Norm,
@@ -33,7 +33,7 @@ from vpdarts_fast.ops.arguments import (
     checked_eps,
 )
 from vpdarts_fast.ops.shapes import check_shape
-from vpdarts_fast.precision import autocast, autocasts, without_autocast
+from vpdarts_fast.runtime.precision import autocast, autocasts, without_autocast
 
 OP = "mixed_op"
 
@@ -52,7 +52,7 @@ def mixed_op(
     Args:
         x: [1 or V, N, C, H, W], the node that the edge leaves.
         alpha: [V, O].
-        branches: O candidate operations of `vpdarts_fast.branches`, with M batch norms in all.
+        branches: O candidate operations of `vpdarts_fast.contract.branches`, with M batch norms in all.
         stride: 1 or 2, of pools and of first stages.
         statistics: [M, 2, C], mean and variance to normalise with, or [V, M, 2, C] where each variant has its
             own; or none: the batch's own.

@@ -17,7 +17,7 @@ from vpdarts_fast.ops.arguments import (
     check_tensor,
     checked_eps,
 )
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.runtime.precision import autocast, without_autocast
 
 
 def mixed_sum(

@@ -7,7 +7,7 @@ from torch import Tensor
 from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import check_count, check_like, check_tensor
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.runtime.precision import autocast, without_autocast
 
 
 def relu_conv(

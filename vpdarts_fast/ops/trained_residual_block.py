@@ -8,7 +8,7 @@ from vpdarts_fast import backends
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_residual, check_shape
-from vpdarts_fast.precision import autocast, without_autocast
+from vpdarts_fast.runtime.precision import autocast, without_autocast
 
 
 def trained_residual_block(

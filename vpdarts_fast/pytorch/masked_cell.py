@@ -21,9 +21,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.precision import wide
+from vpdarts_fast.contract.sharing import Row, alpha_rows, combinations, pick, some_tables
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
-from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick, some_tables
+from vpdarts_fast.runtime.precision import wide
 
 
 @dataclass
@@ -71,7 +71,7 @@ def masked_cell(
     alpha: Tensor,
     eps: float = 1e-5,
 ) -> Tensor:
-    """See `vpdarts_fast.reference.masked_cell`."""
+    """See `vpdarts_fast.contract.reference.masked_cell`."""
     if mean.dim() == 4:  # variants with statistics of their own have no weights in common
         cells = []
         for v, images in enumerate(x.expand(len(alpha), *x.shape[1:])):

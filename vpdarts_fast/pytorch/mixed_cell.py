@@ -1,6 +1,6 @@
 """`mixed_cell` in PyTorch: `relu_conv` and `mixed_sum` node by node.
 
-Variants that share a node's value share its convolutions (`vpdarts_fast.sharing`).
+Variants that share a node's value share its convolutions (`vpdarts_fast.contract.sharing`).
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from vpdarts_fast.contract.sharing import alpha_rows, combinations, index, pick
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout
 from vpdarts_fast.pytorch.relu_conv import relu_conv
-from vpdarts_fast.sharing import alpha_rows, combinations, index, pick
 
 ReluConv = Callable[[Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]
 MixedSum = Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]]
@@ -30,7 +30,7 @@ def mixed_cell(
     eps: float = 1e-5,
     skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_cell`. Everything is computed."""
+    """See `vpdarts_fast.contract.reference.mixed_cell`. Everything is computed."""
     seeds = skip_seed.to(x.device) if skip_seed is not None and skip_dropout > 0 else None
 
     def sum_with_dropout(

@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, norms
-from vpdarts_fast.precision import wide
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, norms
 from vpdarts_fast.pytorch.norm import batch_norm
+from vpdarts_fast.runtime.precision import wide
 
 
 class _Normalise:
@@ -43,7 +43,7 @@ def mixed_op(
     stride: int = 1,
     statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_op`."""
+    """See `vpdarts_fast.contract.reference.mixed_op`."""
     variants, rows = len(alpha), wide(alpha)
     per_variant = statistics is not None and statistics.dim() == 4
     different = max([len(x), *(len(branch.raw) for branch in branches if isinstance(branch, Given))])

@@ -13,10 +13,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.pytorch.norm import batch_norm
 from vpdarts_fast.pytorch.pool import avg_pool_3x3
+from vpdarts_fast.runtime.precision import wide
 
 
 def mixed_sum(
@@ -27,7 +27,7 @@ def mixed_sum(
     skip_scale: Sequence[Tensor] = (),
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_sum`."""
+    """See `vpdarts_fast.contract.reference.mixed_sum`."""
     nodes, statistics = [], []
     by_variant = zip(*(zip(*map(_slabs, some), strict=True) for some in (xs, raw_1x1, raw_3x3)), strict=True)
     scales = list(zip(*map(_slabs, skip_scale), strict=True)) or [()] * len(alpha)

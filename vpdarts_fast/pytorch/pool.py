@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 def avg_pool_3x3(x: Tensor) -> Tensor:
-    """As `vpdarts_fast.reference.avg_pool_3x3`: box sums over the number of pixels in each box.
+    """As `vpdarts_fast.contract.reference.avg_pool_3x3`: box sums over the number of pixels in each box.
 
     x [N, C, H, W] -> the same shape.
     """

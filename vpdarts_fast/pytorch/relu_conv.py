@@ -6,6 +6,6 @@ faster, and every output is a tensor of its own.
 
 from __future__ import annotations
 
-from vpdarts_fast.reference import relu_conv
+from vpdarts_fast.contract.reference import relu_conv
 
 __all__ = ["relu_conv"]

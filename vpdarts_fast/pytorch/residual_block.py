@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.precision import wide
+from vpdarts_fast.runtime.precision import wide
 
 CACHE_BYTES = 2 << 20
 """Of the input that a CPU works on at once, so that what lies between the convolutions stays in its cache."""
@@ -18,7 +18,7 @@ CACHE_BYTES = 2 << 20
 def residual_block(
     x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor, scale: Tensor, shift: Tensor
 ) -> Tensor:
-    """See `vpdarts_fast.reference.residual_block`."""
+    """See `vpdarts_fast.contract.reference.residual_block`."""
     weight_a, weight_b = (
         (weight * factor[:, None, None, None]).to(x.dtype).contiguous(memory_format=torch.channels_last)
         for weight, factor in zip((weight_a, weight_b), wide(scale), strict=True)

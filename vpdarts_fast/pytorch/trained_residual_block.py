@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.precision import wide
 from vpdarts_fast.pytorch.norm import batch_norm
+from vpdarts_fast.runtime.precision import wide
 
 
 def trained_residual_block(
@@ -19,7 +19,7 @@ def trained_residual_block(
     beta: Tensor,
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.trained_residual_block`."""
+    """See `vpdarts_fast.contract.reference.trained_residual_block`."""
     raw_a = F.conv2d(F.relu(x), weight_a, stride=2, padding=1)
     a, mean_a, variance_a = batch_norm(wide(raw_a), wide(gamma[0]), wide(beta[0]), eps)
     raw_b = F.conv2d(F.relu(a).to(x.dtype), weight_b, padding=1)

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from vpdarts_fast import machine, native
+from vpdarts_fast import native
 from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
@@ -29,11 +29,12 @@ from vpdarts_fast.command_line import described, forgiving_output, warn
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.precision import activation_dtype, check_precision
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
+from vpdarts_fast.runtime import machine
+from vpdarts_fast.runtime.precision import activation_dtype, check_precision
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device

@@ -15,8 +15,8 @@ from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, Removal
-from vpdarts_fast.precision import Precision
 from vpdarts_fast.runs.formats import SETTINGS, shown
+from vpdarts_fast.runtime.precision import Precision
 
 if TYPE_CHECKING:
     Dataset = str

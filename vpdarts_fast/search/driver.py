@@ -15,11 +15,11 @@ from vpdarts_fast.data import ImageData, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.evaluation.validation import mean_of
-from vpdarts_fast.precision import computing_in
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.values import mapping
+from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
 from vpdarts_fast.search.member import Member

@@ -13,7 +13,7 @@ from torch import Tensor
 from vpdarts_fast.data import ImageSet, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.evaluation.racing import Racing
-from vpdarts_fast.graphs import Captured, recorder_for
+from vpdarts_fast.runtime.graphs import Captured, recorder_for
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import alpha_rate
 from vpdarts_fast.search.preflight import (

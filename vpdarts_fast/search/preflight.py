@@ -7,13 +7,13 @@ import math
 
 import torch
 
-from vpdarts_fast import machine
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
 from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
-from vpdarts_fast.precision import activation_dtype
+from vpdarts_fast.runtime import machine
+from vpdarts_fast.runtime.precision import activation_dtype
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES

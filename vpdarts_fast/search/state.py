@@ -12,9 +12,9 @@ from torch import Tensor
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
-from vpdarts_fast.graphs import captures
 from vpdarts_fast.runs.formats import shown
 from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, whole
+from vpdarts_fast.runtime.graphs import captures
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.streams import seed_for, stream

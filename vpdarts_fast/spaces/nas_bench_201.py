@@ -15,8 +15,8 @@ from torch import Tensor, nn
 
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.nn import OPERATIONS, ResidualBlock, SearchCell
-from vpdarts_fast.precision import wide, without_autocast
+from vpdarts_fast.runtime.precision import wide, without_autocast
+from vpdarts_fast.spaces.blocks import OPERATIONS, ResidualBlock, SearchCell
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES, OPS, Genotype, all_genotypes
 
 __all__ = [

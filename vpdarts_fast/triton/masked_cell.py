@@ -1,8 +1,8 @@
 """`masked_cell` in Triton: weights folded once for each alpha row of an edge, then one implicit GEMM a node.
 
-Values of a node that several variants share are computed once (`vpdarts_fast.sharing`). Which these are is
-the `Plan`, which depends on where alphas differ, not on their values; it is made on the host, once for all
-cells.
+Values of a node that several variants share are computed once (`vpdarts_fast.contract.sharing`). Which these
+are is the `Plan`, which depends on where alphas differ, not on their values; it is made on the host, once for
+all cells.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from vpdarts_fast.sharing import Row, alpha_rows, combinations, pick
+from vpdarts_fast.contract.sharing import Row, alpha_rows, combinations, pick
 from vpdarts_fast.triton.availability import interpreted
 from vpdarts_fast.triton.kernels.masked_cell import cell_node, fold_weights
 from vpdarts_fast.triton.layout import channels_last, device_of, empty_channels_last
@@ -90,7 +90,10 @@ def masked_cell(
     alpha: Tensor,
     eps: float = 1e-5,
 ) -> Tensor:
-    """See `vpdarts_fast.reference.masked_cell`; statistics and alpha may be float32 beside half precision."""
+    """See `vpdarts_fast.contract.reference.masked_cell`.
+
+    Statistics and alpha may be float32 beside half precision.
+    """
     tables = tuple(map(tuple, alpha_rows(alpha)))
     some = plan(tables, len(x) == 1, mean.dim() == 4, x.device)
     return planned_cell(some, x, weight_1x1, weight_3x3, mean, variance, alpha, eps)

@@ -21,7 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.pytorch.mixed_cell import node_by_node, without_zeros
 from vpdarts_fast.triton.kernels import raw_sum
 from vpdarts_fast.triton.kernels.cell_gradient import differentiate_node
@@ -48,7 +49,10 @@ def mixed_cell(
     eps: float = 1e-5,
     skip_zeros: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_cell`; mean and variance have alpha's dtype. All is computed."""
+    """See `vpdarts_fast.contract.reference.mixed_cell`. Mean and variance have alpha's dtype.
+
+    All is computed.
+    """
     seeds = skip_seed.to(x.device) if skip_seed is not None and skip_dropout > 0 else None
     tensors = x, weight_1x1, weight_3x3, alpha
     if len(alpha) == 1 and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors):

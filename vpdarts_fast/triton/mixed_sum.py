@@ -16,7 +16,8 @@ import torch
 import triton
 from torch import Tensor
 
-from vpdarts_fast import derivatives, pytorch
+from vpdarts_fast import pytorch
+from vpdarts_fast.contract import derivatives
 from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout as pytorch_with_dropout
 from vpdarts_fast.triton.blocks import block_sizes
 from vpdarts_fast.triton.kernels import raw_sum
@@ -33,7 +34,7 @@ def mixed_sum(
     skip_scale: Sequence[Tensor] = (),
     eps: float = 1e-5,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """See `vpdarts_fast.reference.mixed_sum`; mean and variance have alpha's dtype."""
+    """See `vpdarts_fast.contract.reference.mixed_sum`; mean and variance have alpha's dtype."""
     node, mean, variance = _forward(
         list(xs), list(raw_1x1), list(raw_3x3), alpha, list(skip_scale), None, 0.0, eps
     )

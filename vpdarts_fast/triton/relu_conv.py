@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-    """See `vpdarts_fast.reference.relu_conv`; the outputs of one size are slices of one tensor."""
+    """See `vpdarts_fast.contract.reference.relu_conv`; the outputs of one size are slices of one tensor."""
     if len(weight_1x1) == 0:
         return [], []
     rectified = F.relu(x.contiguous(memory_format=torch.channels_last))

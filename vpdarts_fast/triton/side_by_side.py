@@ -12,7 +12,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from vpdarts_fast.sharing import index
+from vpdarts_fast.contract.sharing import index
 
 
 def source_count(edges: int) -> int:

@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vpdarts_fast import backends, native, sharing
+from vpdarts_fast import backends, native
 from vpdarts_fast.analysis.cost import aten
 from vpdarts_fast.analysis.cost.kernels import cuda_masked_cell, cuda_masked_cell_fits, triton_launch
 from vpdarts_fast.analysis.cost.work import Tally, Uncountable, Work
+from vpdarts_fast.contract import sharing
 from vpdarts_fast.errors import UserError
 
 DEVICE = torch.device("cuda", 0)
@@ -174,7 +175,7 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 class CountedGraphs:
-    """A `vpdarts_fast.graphs.Recorder` that counts: a replay is one launch of all kernels recorded."""
+    """A `vpdarts_fast.runtime.graphs.Recorder` that counts: a replay launches all that it recorded once."""
 
     def __init__(self, count: Count) -> None:
         self._count = count
@@ -229,7 +230,7 @@ def counting(shared_bytes: int, graphs: bool = True) -> Iterator[Count]:
         stack.enter_context(_tensors_as_on_a_gpu(count))
         stack.enter_context(_triton_launches(count))
         recorder = CountedGraphs(count) if graphs else None
-        stack.enter_context(mock.patch("vpdarts_fast.graphs.CudaGraphs", lambda device: recorder))
+        stack.enter_context(mock.patch("vpdarts_fast.runtime.graphs.CudaGraphs", lambda device: recorder))
         stack.enter_context(_backends_of_a_gpu())
         stack.enter_context(_no_kept_tensors())
         stack.enter_context(_Hollow())

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.evaluation.leave_one_out import Batch, leave_one_out
-from vpdarts_fast.graphs import WARM_UP, Captured, recorder_for
-from vpdarts_fast.nn import MixedOp, SkipConnect
+from vpdarts_fast.runtime.graphs import WARM_UP, Captured, recorder_for
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step
+from vpdarts_fast.spaces.blocks import MixedOp, SkipConnect
 from vpdarts_fast.spaces.genotype import EDGES, OPS
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from vpdarts_fast.transforms import in_transform
+from vpdarts_fast.contract.transforms import in_transform
 
 Row = tuple[float, ...]
 """Alphas of one edge."""

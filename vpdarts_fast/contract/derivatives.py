@@ -3,7 +3,7 @@
 Gradients come from that backward pass. Where they may be differentiated in turn (`create_graph=True`, as for
 products with the Hessian), come in batches (`is_grads_batched`) or have tangents, they come from the same
 function in PyTorch. Within the transforms of `torch.func` and the like, no op with a backward pass of its own
-is called at all (`vpdarts_fast.transforms`).
+is called at all (`vpdarts_fast.contract.transforms`).
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import _StopRecomputationError
 
-from vpdarts_fast.precision import without_autocast
-from vpdarts_fast.transforms import transforms_gradients
+from vpdarts_fast.contract.transforms import transforms_gradients
+from vpdarts_fast.runtime.precision import without_autocast
 
 Backward = Callable[[Sequence[Any], Sequence[Tensor], Sequence[Any], Sequence[Any]], Sequence[Any]]
 """Of the op's arguments, its outputs that are kept, the gradients of the others, and which arguments'

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends import preferred
-from vpdarts_fast.derivatives import with_statistics
+from vpdarts_fast.contract.derivatives import with_statistics
+from vpdarts_fast.contract.sharing import can_be_read
+from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.pytorch.dropout import skip_scale
-from vpdarts_fast.sharing import can_be_read
-from vpdarts_fast.transforms import in_transform
 
 
 class ReLUConvBN(nn.Module):
@@ -57,7 +57,7 @@ class SkipConnect(nn.Module):
     """The identity, with dropout behind it while training (paper, section 4.2).
 
     The draw is a function of a seed, which comes from PyTorch's generator, and of an element's place
-    (`vpdarts_fast.reference.keep_bits`), so that fused cells draw the same and need not store it.
+    (`vpdarts_fast.contract.reference.keep_bits`), so that fused cells draw the same and need not store it.
     """
 
     def __init__(self, dropout: float) -> None:

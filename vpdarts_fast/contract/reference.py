@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage
-from vpdarts_fast.precision import wide
+from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage
+from vpdarts_fast.runtime.precision import wide
 
 
 def without_op(alpha: Tensor, edge: int, op: int, renormalised: bool = False) -> Tensor:
