@@ -14,7 +14,8 @@ import torch
 import torch._dynamo
 from torch import Tensor, nn
 
-from vpdarts_fast import Supernet, backends
+from vpdarts_fast import Supernet
+from vpdarts_fast.backends import registry
 from vpdarts_fast.spaces.blocks import MixedOp, ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import OPS
 
@@ -140,12 +141,12 @@ def compile_seconds() -> float:
 @contextmanager
 def no_native_backend() -> Iterator[None]:
     """Only the backends written in PyTorch serve calls of the fused ops."""
-    everything = backends.BACKENDS
-    backends.BACKENDS = tuple(b for b in everything if b.name in ("pytorch", "reference"))
+    everything = registry.BACKENDS
+    registry.BACKENDS = tuple(b for b in everything if b.name in ("pytorch", "reference"))
     try:
         yield
     finally:
-        backends.BACKENDS = everything
+        registry.BACKENDS = everything
 
 
 @dataclass

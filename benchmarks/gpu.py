@@ -25,7 +25,7 @@ from gpu_calls import arguments, call_again, call_of, counted, error_of, placed
 from torch import Tensor
 
 import vpdarts_fast
-from vpdarts_fast import backends, leave_one_out, native
+from vpdarts_fast import leave_one_out, native
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
 from vpdarts_fast.analysis.cost.roofline import (
     DTYPES,
@@ -36,6 +36,7 @@ from vpdarts_fast.analysis.cost.roofline import (
     reported_gpu,
 )
 from vpdarts_fast.analysis.cost.work import Tally
+from vpdarts_fast.backends import registry
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig
@@ -148,13 +149,13 @@ def op_rows(
     precision: Precision, device: torch.device, scale: Scale, roofline: Roofline | None, shared_bytes: int
 ) -> Iterator[Row]:
     """A row for each op, shape and backend, in the precision that is set."""
-    for op in backends.OPS:
+    for op in registry.OPS:
         if op == "mixed_op":
             continue  # of DARTS cells, which these searches have none of; on a GPU it is PyTorch's ops
         for channels, size in scale.stages:
             images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
             args = placed(arguments(op, channels, images, size), device, DTYPES[precision])
-            for backend in (b.name for b in backends.BACKENDS if b.name != "reference"):
+            for backend in (b.name for b in registry.BACKENDS if b.name != "reference"):
                 row = {
                     "op": op,
                     "backend": backend,
@@ -265,7 +266,7 @@ def facts(device: torch.device) -> dict[str, Any]:
             "torch": torch.__version__,
             "cuda": torch.version.cuda,
         },
-        "backends": {b.name: b.missing or "there" for b in backends.BACKENDS},
+        "backends": {b.name: b.missing or "there" for b in registry.BACKENDS},
     }
     if device.type == "cuda":
         query = ["nvidia-smi", "--query-gpu=name,driver_version,clocks.max.sm", "--format=csv,noheader"]

@@ -21,7 +21,7 @@ from darts_edge import DartsEdge
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.evaluation.leave_one_out import distinct_variants, removals
 from vpdarts_fast.spaces.blocks import ResidualBlock
 

@@ -21,8 +21,8 @@ from torch import Tensor
 
 from vpdarts_fast import ops
 from vpdarts_fast.acceleration import comparison
+from vpdarts_fast.backends.triton.availability import interpreted
 from vpdarts_fast.evaluation import validation
-from vpdarts_fast.triton.availability import interpreted
 
 TOLERANCES = {
     torch.float64: 1e-12,

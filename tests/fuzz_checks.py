@@ -33,7 +33,7 @@ from fuzz_calls import Arguments
 from op_contract import double, flat
 from torch import Tensor
 
-import vpdarts_fast.cpu  # noqa: F401  the fakes and the autograd of the ops
+import vpdarts_fast.backends.cpu  # noqa: F401  the fakes and the autograd of the ops
 from vpdarts_fast import native, ops
 from vpdarts_fast.contract import reference
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.contract import reference
 from vpdarts_fast.contract.branches import Given, Norm, Pool, SepConv, Skip, Stage, Zero
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import OPS
+from vpdarts_fast.backends.registry import OPS
 from vpdarts_fast.errors import UserError
 
 # Of PyTorch: kinds of tensors that it has not settled yet.

@@ -8,9 +8,10 @@ import pytest
 import torch
 from op_contract import ON_THE_CPU
 
-from vpdarts_fast import Supernet, backends, leave_one_out, ops
-from vpdarts_fast.backends import BACKENDS, Backend, preferred, select
+from vpdarts_fast import Supernet, leave_one_out, ops
+from vpdarts_fast.backends import registry
 from vpdarts_fast.backends.__main__ import main as show_table
+from vpdarts_fast.backends.registry import BACKENDS, Backend, preferred, select
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
@@ -29,7 +30,7 @@ def backend(name: str, **changes: Any) -> Backend:
     return Backend(name, **(fields | changes))
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", registry.OPS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_auto_takes_the_first_that_can_serve(op: str, dtype: torch.dtype) -> None:
     tensors = [torch.zeros(1, dtype=dtype)]
@@ -53,7 +54,7 @@ def test_auto_passes_over_a_backend_that_cannot(monkeypatch: pytest.MonkeyPatch)
         """Only float32."""
 
     first = backend("fast", implementations={"relu_conv": fast})
-    monkeypatch.setattr(backends, "BACKENDS", (first, *BACKENDS))
+    monkeypatch.setattr(registry, "BACKENDS", (first, *BACKENDS))
     assert select("relu_conv", [torch.zeros(1)]) is fast
     assert select("relu_conv", [torch.zeros(1, dtype=torch.float64)]) is not fast
     assert select("mixed_sum", [torch.zeros(1)]) is not fast
@@ -137,7 +138,7 @@ def test_ops_pass_the_choice_on() -> None:
 
 # A whole search -------------------------------------------------------------------------------------------
 
-PHASES = {"training": backends.TRAINING_OPS, "leave-one-out": backends.EVALUATION_OPS}
+PHASES = {"training": registry.TRAINING_OPS, "leave-one-out": registry.EVALUATION_OPS}
 STAGES = [(16, 32, 32), (32, 16, 16), (64, 8, 8)]
 CPU = torch.device("cpu")
 
@@ -153,7 +154,7 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     no_room = "a block's shared memory has no room. Try a smaller cell"
     unbuilt = backend("unbuilt", missing="it is not built. Build it")
     elsewhere = backend(
-        "elsewhere", device_types=frozenset({"cuda"}), implementations=implemented(*backends.OPS)
+        "elsewhere", device_types=frozenset({"cuda"}), implementations=implemented(*registry.OPS)
     )
     small = backend(
         "small",
@@ -162,11 +163,11 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     whole = backend(
         "whole",
-        implementations=implemented(*backends.OPS),
+        implementations=implemented(*registry.OPS),
         dtypes=frozenset({torch.float32, torch.bfloat16}),
         device_types=frozenset(),
     )
-    monkeypatch.setattr(backends, "BACKENDS", (unbuilt, elsewhere, small, whole))
+    monkeypatch.setattr(registry, "BACKENDS", (unbuilt, elsewhere, small, whole))
 
 
 @pytest.mark.usefixtures("four")
@@ -214,27 +215,27 @@ def test_an_explicit_choice_that_cannot_serve_a_search(
 @pytest.mark.parametrize("name", ["pytorch", "reference"])
 def test_a_supernet_runs_on_the_backend_it_is_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = set()
-    serve = backends.serving
+    serve = registry.serving
 
     def spy(op: str, tensors: Any, backend: str = "auto", small: Any = ()) -> Backend:
         asked.add((op, backend))
         return serve(op, tensors, backend, small)
 
-    for module in (backends, memory_budget):
+    for module in (registry, memory_budget):
         monkeypatch.setattr(module, "serving", spy)
     supernet = Supernet(2, 1, fused=True, backend=name)
     images, labels = torch.randn(4, 3, 8, 8), torch.arange(4)
     supernet(images, supernet.new_alpha())
     leave_one_out(supernet, [(images, labels)], supernet.new_alpha(), batch_norm="running")
     leave_one_out(supernet, [(images, labels)], supernet.new_alpha(), batch_norm="batch")
-    assert asked == {(op, name) for op in (*backends.TRAINING_OPS, *backends.EVALUATION_OPS)}
+    assert asked == {(op, name) for op in (*registry.TRAINING_OPS, *registry.EVALUATION_OPS)}
 
 
 def test_the_table_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     show_table([])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["on", "cpu", *(b.name for b in BACKENDS)]
-    for op, line in zip(backends.OPS, lines, strict=False):
+    for op, line in zip(registry.OPS, lines, strict=False):
         assert line.split()[0] == op
         for precision, dtype in (("fp32*", torch.float32), ("bf16*", torch.bfloat16)):
             first = next(b for b in BACKENDS if not b.unsupported(op, [torch.zeros(1, dtype=dtype)]))

@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from fresh_process import run_python
 from torch.utils.flop_counter import FlopCounterMode
 
-from vpdarts_fast import cuda, ops
+from vpdarts_fast import ops
 from vpdarts_fast.analysis import cost_model
 from vpdarts_fast.analysis.cost.counting import DEVICE, counting
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
 from vpdarts_fast.analysis.cost.roofline import GPUS, Assumptions, Roofline, reported_gpu
 from vpdarts_fast.analysis.cost.work import Tally, Uncountable, Work
+from vpdarts_fast.backends import cuda
 from vpdarts_fast.contract import reference
 from vpdarts_fast.search.config import SearchConfig
 

@@ -15,7 +15,7 @@ from op_contract import Close, normal, true_derivatives, weighted_sum
 from torch import Tensor
 
 from vpdarts_fast import native, ops
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.contract import reference
 
 pytestmark = [

@@ -11,7 +11,8 @@ from test_masked_cell import leave_one_out_tables, masked_cell_args
 from test_mixed_sum import mixed_sum_args
 from torch import Tensor
 
-from vpdarts_fast import cuda, ops
+from vpdarts_fast import ops
+from vpdarts_fast.backends import cuda
 from vpdarts_fast.contract import reference
 
 DEVICE = "cuda"

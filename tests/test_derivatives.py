@@ -12,7 +12,7 @@ from op_contract import BOTH, ON_THE_CPU, double, example, flat, second_derivati
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import EVALUATION_OPS, OPS
+from vpdarts_fast.backends.registry import EVALUATION_OPS, OPS
 from vpdarts_fast.contract import reference
 
 DIFFERENTIABLE = [op for op in OPS if op not in EVALUATION_OPS]

@@ -18,8 +18,8 @@ from leave_one_out_cases import MODES, every_mode
 from test_search import Watcher, outcome, run
 from torch import Tensor
 
-from vpdarts_fast import backends
-from vpdarts_fast.backends import BACKENDS, Backend
+from vpdarts_fast.backends import registry
+from vpdarts_fast.backends.registry import BACKENDS, Backend
 from vpdarts_fast.contract.sharing import alpha_rows, some_tables, tables_on
 from vpdarts_fast.data import ImageData, ImageSet, load
 from vpdarts_fast.data.batches import DeviceImageSet
@@ -67,15 +67,18 @@ def serve_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Backend `name`, and PyTorch's for what it has not, serve the device `meta` as they would a GPU."""
     if name == "triton":
         pytest.importorskip("triton")
-        ops = {op: getattr(importlib.import_module(f"vpdarts_fast.triton.{op}"), op) for op in TRITON_OPS}
-        masked_cell = importlib.import_module("vpdarts_fast.triton.masked_cell")
+        ops = {
+            op: getattr(importlib.import_module(f"vpdarts_fast.backends.triton.{op}"), op)
+            for op in TRITON_OPS
+        }
+        masked_cell = importlib.import_module("vpdarts_fast.backends.triton.masked_cell")
         for kernel in ("fold_weights", "cell_node"):
             monkeypatch.setattr(masked_cell, kernel, NoKernel())
     elif name == "cuda":
-        if not backends.native.available():
-            pytest.skip(str(backends.native.why_not()))
-        from vpdarts_fast.cpu.mixed_sum import mixed_sum
-        from vpdarts_fast.cuda.masked_cell import masked_cell as native_cell
+        if not registry.native.available():
+            pytest.skip(str(registry.native.why_not()))
+        from vpdarts_fast.backends.cpu.mixed_sum import mixed_sum
+        from vpdarts_fast.backends.cuda.masked_cell import masked_cell as native_cell
 
         ops = {"masked_cell": native_cell, "mixed_sum": mixed_sum}
     else:
@@ -83,7 +86,7 @@ def serve_meta(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     values = {"masked_cell": 5, "mixed_cell": 17}
     first = Backend(name, ops, frozenset({"meta"}), frozenset({torch.float32}), values)
     rest = tuple(b for b in BACKENDS if b.name == "pytorch")
-    monkeypatch.setattr(backends, "BACKENDS", (first, *rest))
+    monkeypatch.setattr(registry, "BACKENDS", (first, *rest))
 
 
 TRITON_OPS = ("relu_conv", "mixed_sum", "mixed_cell", "masked_cell")
@@ -273,7 +276,7 @@ def test_a_search_of_replays_through_pytorch_is_the_same_bits(
     digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whose multi-variant ops are written around the tables."""
-    monkeypatch.setattr(backends, "BACKENDS", tuple(b for b in BACKENDS if b.name == "pytorch"))
+    monkeypatch.setattr(registry, "BACKENDS", tuple(b for b in BACKENDS if b.name == "pytorch"))
     _, replayed, eager = search_both_ways(digits, tmp_path, monkeypatch, warmup_epochs=1, pruning_epochs=1)
     assert replayed == eager
 

@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from vpdarts_fast import data, ops
-from vpdarts_fast.backends import serving
+from vpdarts_fast.backends.registry import serving
 from vpdarts_fast.evaluation.fused_evaluation import variant_logits
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
 from vpdarts_fast.runtime.precision import bfloat16_products

@@ -14,7 +14,7 @@ from op_contract import ON_THE_CPU, differentiable, double, example, flat, weigh
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import EVALUATION_OPS, OPS
+from vpdarts_fast.backends.registry import EVALUATION_OPS, OPS
 from vpdarts_fast.contract import reference
 
 BACKENDS = [b for b in ON_THE_CPU if b.missing is None and b.name not in ("reference", "triton")]

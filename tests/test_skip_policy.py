@@ -54,7 +54,7 @@ def test_a_missing_extension_is_no_allowed_reason() -> None:
 def test_every_allowed_reason_is_given_by_some_test() -> None:
     sources = "".join(
         path.read_text()
-        for folder in ("tests", "vpdarts_fast/cuda")
+        for folder in ("tests", "vpdarts_fast/backends/cuda")
         for path in (ROOT / folder).glob("*.py")
         if path.name not in ("skip_policy.py", "test_skip_policy.py")
     )

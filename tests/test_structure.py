@@ -13,8 +13,9 @@ import pytest
 import torch
 
 import vpdarts_fast
-from vpdarts_fast import backends, ops, pytorch
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast import ops
+from vpdarts_fast.backends import pytorch, registry
+from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.contract import reference
 
 PACKAGE = Path(vpdarts_fast.__file__).parent
@@ -27,9 +28,9 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_ops_are_those_of_the_registry() -> None:
-    assert set(ops.__all__) == set(pytorch.__all__) == set(backends.OPS)
+    assert set(ops.__all__) == set(pytorch.__all__) == set(registry.OPS)
     assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {
-        *backends.OPS,
+        *registry.OPS,
         "__init__",
         "arguments",
         "shapes",
@@ -42,8 +43,8 @@ def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
     assert subprocess.run([sys.executable, "-c", command], cwd=PACKAGE.parent, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("op", backends.OPS)
-@pytest.mark.parametrize("layer", ["ops", "pytorch"])
+@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("layer", ["ops", "backends.pytorch"])
 def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
     module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
     assert isinstance(module, ModuleType)
@@ -54,11 +55,11 @@ def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
 @pytest.mark.parametrize("op", ["relu_conv", "mixed_sum", "mixed_cell", "masked_cell"])
 def test_the_triton_backend_has_a_file_for_its_ops(op: str) -> None:
     """Also where it cannot run, and so is not registered."""
-    module = importlib.import_module(f"vpdarts_fast.triton.{op}")
+    module = importlib.import_module(f"vpdarts_fast.backends.triton.{op}")
     assert parameters(getattr(module, op)) == parameters(getattr(reference, op))
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", registry.OPS)
 def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) -> None:
     expected = parameters(getattr(reference, op))
     assert parameters(getattr(ops, op)) == [*expected, "backend"]
@@ -71,7 +72,7 @@ def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) ->
             assert parameters(implementation) == expected, backend.name
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", registry.OPS)
 @pytest.mark.parametrize("module", [ops, reference], ids=lambda module: module.__name__)
 def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleType) -> None:
     function = getattr(module, op)
@@ -89,7 +90,7 @@ def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleTyp
         assert "Raises:" in text and "UserError" in text
 
 
-@pytest.mark.parametrize("op", backends.OPS)
+@pytest.mark.parametrize("op", registry.OPS)
 def test_every_op_has_its_tests(op: str) -> None:
     assert f"def test_{op}_values" in (TESTS / f"test_{op}.py").read_text()
 
@@ -98,4 +99,4 @@ def test_every_backend_has_the_reference_to_fall_back_on() -> None:
     assert BACKENDS[-1].name == "reference"
     assert {b.name for b in BACKENDS} == {b.name.lower() for b in BACKENDS}
     assert len({b.name for b in BACKENDS}) == len(BACKENDS)
-    assert set(BACKENDS[-1].implementations) == set(backends.OPS)
+    assert set(BACKENDS[-1].implementations) == set(registry.OPS)

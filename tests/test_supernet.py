@@ -15,9 +15,9 @@ import torch.nn.functional as F
 from leave_one_out_cases import drop_statistics
 from torch import Tensor
 
+from vpdarts_fast.backends.pytorch.dropout import skip_scale
 from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.pytorch.dropout import skip_scale
 from vpdarts_fast.spaces.blocks import ResidualBlock, SearchCell, SkipConnect, edge_index
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, DiscreteCell, Genotype, Supernet, build_network
 

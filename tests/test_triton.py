@@ -95,7 +95,7 @@ def test_a_broken_kernel_is_caught(fault: str, tmp_path: Path) -> None:
     shutil.copytree(Path(vpdarts_fast.__file__).parent, tmp_path / "vpdarts_fast", ignore=skipped)
     shutil.copytree(ROOT / "tests", tmp_path / "tests", ignore=skipped)
     shutil.copy(ROOT / "pyproject.toml", tmp_path)
-    kernels = tmp_path / "vpdarts_fast/triton/kernels" / file
+    kernels = tmp_path / "vpdarts_fast/backends/triton/kernels" / file
     source = kernels.read_text()
     assert text in source
     kernels.write_text(source.replace(text, replacement))

@@ -18,10 +18,10 @@ triton = pytest.importorskip("triton")
 
 from triton_compiler import Launch, compiled_launches  # noqa: E402
 
-from vpdarts_fast.triton.availability import interpreted  # noqa: E402
-from vpdarts_fast.triton.masked_cell import masked_cell  # noqa: E402
-from vpdarts_fast.triton.mixed_cell import mixed_cell  # noqa: E402
-from vpdarts_fast.triton.mixed_sum import mixed_sum_with_dropout  # noqa: E402
+from vpdarts_fast.backends.triton.availability import interpreted  # noqa: E402
+from vpdarts_fast.backends.triton.masked_cell import masked_cell  # noqa: E402
+from vpdarts_fast.backends.triton.mixed_cell import mixed_cell  # noqa: E402
+from vpdarts_fast.backends.triton.mixed_sum import mixed_sum_with_dropout  # noqa: E402
 
 pytestmark = pytest.mark.skipif(interpreted(), reason="the interpreter compiles nothing")
 

@@ -27,13 +27,13 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS
+from vpdarts_fast.backends.triton.blocks import ELEMENTS
+from vpdarts_fast.backends.triton.kernels import raw_sum
+from vpdarts_fast.backends.triton.layout import pixel_rows
+from vpdarts_fast.backends.triton.masked_cell import float32_precision, plan, planned_cell
+from vpdarts_fast.backends.triton.mixed_sum import mixed_sum_with_dropout
 from vpdarts_fast.contract import reference
-from vpdarts_fast.triton.blocks import ELEMENTS
-from vpdarts_fast.triton.kernels import raw_sum
-from vpdarts_fast.triton.layout import pixel_rows
-from vpdarts_fast.triton.masked_cell import float32_precision, plan, planned_cell
-from vpdarts_fast.triton.mixed_sum import mixed_sum_with_dropout
 
 
 def test_the_interpreter_serves_the_cpu() -> None:
@@ -160,7 +160,7 @@ class NoKernel:
 def test_the_host_code_of_a_cell_can_be_captured(
     wants: tuple[bool, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell = importlib.import_module("vpdarts_fast.triton.mixed_cell")
+    cell = importlib.import_module("vpdarts_fast.backends.triton.mixed_cell")
     monkeypatch.setattr(cell, "differentiate_node", NoKernel())
     for kernel in (
         "block_statistics",

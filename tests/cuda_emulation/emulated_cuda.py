@@ -16,16 +16,16 @@ def register() -> None:
     """To be called before anything else imports vpdarts_fast."""
     sys.modules["vpdarts_fast._C"] = None  # type: ignore[assignment]
     torch.ops.load_library(os.environ["VPDARTS_EMULATED_LIBRARY"])
-    backends = importlib.import_module("vpdarts_fast.backends")
+    registry = importlib.import_module("vpdarts_fast.backends.registry")
     ops = ("mixed_sum", "masked_cell")
-    emulated = backends.Backend(
+    emulated = registry.Backend(
         "cuda",
-        {op: getattr(importlib.import_module(f"vpdarts_fast.cpu.{op}"), op) for op in ops},
+        {op: getattr(importlib.import_module(f"vpdarts_fast.backends.cpu.{op}"), op) for op in ops},
         frozenset({"cpu"}),
         frozenset({torch.float32, torch.bfloat16, torch.float16}),
         {},
     )
-    backends.BACKENDS = (emulated, *(b for b in backends.BACKENDS if b.name != "cuda"))
+    registry.BACKENDS = (emulated, *(b for b in registry.BACKENDS if b.name != "cuda"))
 
 
 register()

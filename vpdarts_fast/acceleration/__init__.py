@@ -32,7 +32,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
 from vpdarts_fast.acceleration.report import AccelerationReport, Entry
 from vpdarts_fast.acceleration.residual import recognise_residual
 from vpdarts_fast.acceleration.run import is_served, trains_natively
-from vpdarts_fast.backends import named
+from vpdarts_fast.backends.registry import named
 from vpdarts_fast.errors import UserError
 
 __all__ = ["AccelerationReport", "Entry", "accelerate", "restore"]
@@ -59,8 +59,8 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
 
     Args:
         model: changed in place.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`; auto leaves calls that no kernel serves (by
-            dtype or device) to the module's own code.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`; auto leaves calls that no kernel serves
+            (by dtype or device) to the module's own code.
 
     Returns:
         What has been fused, and what has been left, and why.

@@ -26,7 +26,7 @@ from vpdarts_fast.acceleration.plans import (
 )
 from vpdarts_fast.acceleration.probing import partial_channels
 from vpdarts_fast.acceleration.shapes import CHANGES, fits
-from vpdarts_fast.backends import BACKENDS, preferred
+from vpdarts_fast.backends.registry import BACKENDS, preferred
 from vpdarts_fast.contract.branches import Given
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.runtime.precision import product_dtype

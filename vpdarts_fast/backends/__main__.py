@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vpdarts_fast.backends import BACKENDS, OPS
+from vpdarts_fast.backends.registry import BACKENDS, OPS
 from vpdarts_fast.backends.report import probe
 from vpdarts_fast.command_line import command
 

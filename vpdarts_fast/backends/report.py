@@ -8,8 +8,8 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from vpdarts_fast import backends
-from vpdarts_fast.backends import Backend, named, preferred, serving
+from vpdarts_fast.backends import registry
+from vpdarts_fast.backends.registry import Backend, named, preferred, serving
 from vpdarts_fast.errors import UserError
 
 Stage = tuple[int, int, int]
@@ -80,7 +80,7 @@ def _passed_over(
     chosen: Backend, op: str, tensors: list[Tensor], small: list[Tensor], device: torch.device
 ) -> list[str]:
     """Why backends before `chosen` do not serve a call that they are there for, in a sentence each."""
-    better = backends.BACKENDS[: backends.BACKENDS.index(chosen)]
+    better = registry.BACKENDS[: registry.BACKENDS.index(chosen)]
     return [
         f"not {b.name}: {b.unsupported(op, tensors, small)[0].partition('. ')[0]}"
         for b in better

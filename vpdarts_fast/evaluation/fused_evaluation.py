@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import preferred
+from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.sharing import some_tables
 from vpdarts_fast.evaluation.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
 from vpdarts_fast.runtime.precision import autocast, wide

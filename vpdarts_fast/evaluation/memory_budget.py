@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from vpdarts_fast.backends import preferred, serving
+from vpdarts_fast.backends.registry import preferred, serving
 from vpdarts_fast.errors import UserError
 
 

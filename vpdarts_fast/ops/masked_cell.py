@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_cell, check_shape
 from vpdarts_fast.runtime.precision import autocast, without_autocast
@@ -34,7 +34,7 @@ def masked_cell(
         alpha: [V, E, 5], columns none, skip, 1x1, 3x3, pool. What has alpha 0 need not be computed: a NaN
             that its weights would bring does not show.
         eps: batch norm's epsilon, from 0 to float32's largest.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         [V, N, C, H, W].
@@ -53,5 +53,5 @@ def masked_cell(
         check_shape("masked_cell", name, tensor, (*of_each, edges, 2, x.shape[2]))
     tensors, small = autocast(x, weight_1x1, weight_3x3), (mean, variance, alpha)
     with without_autocast(x):
-        output: Tensor = backends.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)
+        output: Tensor = registry.select("masked_cell", tensors, backend, small)(*tensors, *small, eps)
     return output

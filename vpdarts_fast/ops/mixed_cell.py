@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import (
     check_flag,
@@ -44,7 +44,7 @@ def mixed_cell(
         eps: batch norm's epsilon, from 0 to float32's largest.
         skip_zeros: convolutions whose alpha is 0 need not be computed, and their mean and variance are 0,
             unless a gradient of alpha is wanted.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         The last node [V, N, C, H, W]; mean and biased variance [V, E, 2, C] of the convolutions' outputs,
@@ -66,7 +66,7 @@ def mixed_cell(
         check_shape("mixed_cell", "skip_seed", skip_seed, (alpha.shape[1],))
     skip_zeros = skip_zeros and not (torch.is_grad_enabled() and alpha.requires_grad)
     tensors = autocast(x, weight_1x1, weight_3x3)
-    implementation = backends.select("mixed_cell", tensors, backend, (alpha,))
+    implementation = registry.select("mixed_cell", tensors, backend, (alpha,))
     with without_autocast(x):
         node, mean, variance = implementation(*tensors, alpha, skip_seed, skip_dropout, eps, skip_zeros)
     return node, mean, variance

@@ -7,7 +7,7 @@ from math import prod
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.contract.branches import (
     Branch,
     Given,
@@ -56,7 +56,7 @@ def mixed_op(
         stride: 1 or 2, of pools and of first stages.
         statistics: [M, 2, C], mean and variance to normalise with, or [V, M, 2, C] where each variant has its
             own; or none: the batch's own.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         [V, N, C, H', W'], H' = ceil(H / stride); mean and variance [V, M, C] that normalised, the batch's own
@@ -84,7 +84,7 @@ def mixed_op(
     if autocasts(x):
         inputs, cast = autocast(x), [with_terms(branch, _autocast) for branch in branches]
     small = [alpha, *affine(branches), *([] if statistics is None else [statistics])]
-    implementation = backends.select(OP, inputs + terms(cast), backend, small)
+    implementation = registry.select(OP, inputs + terms(cast), backend, small)
     with without_autocast(x):
         out, mean, variance = implementation(*inputs, alpha, cast, stride, statistics)
     return out, mean, variance

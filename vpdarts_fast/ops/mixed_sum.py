@@ -7,7 +7,7 @@ from itertools import chain
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import (
     check_count,
@@ -39,7 +39,7 @@ def mixed_sum(
         alpha: [V, k, 5], columns none, skip, 1x1, 3x3, pool.
         skip_scale: none, or k factors on the skip connections (dropout), each [V, N, C, H, W].
         eps: batch norm's epsilon, from 0 to float32's largest.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         node [V, N, C, H, W]; mean and biased variance [V, k, 2, C] of the raw outputs, 1x1 first.
@@ -72,7 +72,7 @@ def mixed_sum(
         raise UserError(f"mixed_sum: alpha must be [V, k, 5] = {[shape[0], k, 5]}; got {list(alpha.shape)}")
     check_count("mixed_sum", "alpha", "variants", shape[0])
     terms = [autocast(*tensors) for tensors in (xs, raw_1x1, raw_3x3, skip_scale)]
-    implementation = backends.select("mixed_sum", list(chain(*terms)), backend, (alpha,))
+    implementation = registry.select("mixed_sum", list(chain(*terms)), backend, (alpha,))
     with without_autocast(xs[0]):
         node, mean, variance = implementation(*terms[:3], alpha, terms[3], eps)
     return node, mean, variance

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import check_count, check_like, check_tensor
 from vpdarts_fast.runtime.precision import autocast, without_autocast
@@ -19,7 +19,7 @@ def relu_conv(
         x: [N, C, H, W].
         weight_1x1: [k, C, C, 1, 1].
         weight_3x3: [k, C, C, 3, 3].
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         The raw outputs of the k 1x1 and of the k 3x3 convolutions, each [N, C, H, W].
@@ -40,5 +40,5 @@ def relu_conv(
     check_count("relu_conv", "weight_1x1", "edges", len(weight_1x1))
     tensors = autocast(x, weight_1x1, weight_3x3)
     with without_autocast(x):
-        raw_1x1, raw_3x3 = backends.select("relu_conv", tensors, backend)(*tensors)
+        raw_1x1, raw_3x3 = registry.select("relu_conv", tensors, backend)(*tensors)
     return raw_1x1, raw_3x3

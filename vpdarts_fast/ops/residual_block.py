@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor
 from vpdarts_fast.ops.shapes import check_residual, check_shape
 from vpdarts_fast.runtime.precision import autocast, without_autocast
@@ -31,7 +31,7 @@ def residual_block(
         weight_shortcut: [C_out, C, 1, 1], behind a 2x2 average pool.
         scale: [2, C_out], what the batch norms behind a and b multiply with: weight / sqrt(variance + eps).
         shift: [2, C_out], what they add: bias - mean * scale.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         [N, C_out, ceil(H/2), ceil(W/2)].
@@ -47,5 +47,5 @@ def residual_block(
     check_shape("residual_block", "shift", shift, (2, out_channels))
     tensors, small = autocast(x, weight_a, weight_b, weight_shortcut), (scale, shift)
     with without_autocast(x):
-        output: Tensor = backends.select("residual_block", tensors, backend, small)(*tensors, *small)
+        output: Tensor = registry.select("residual_block", tensors, backend, small)(*tensors, *small)
     return output

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from vpdarts_fast import backends
+from vpdarts_fast.backends import registry
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.ops.arguments import check_like, check_small, check_tensor, checked_eps
 from vpdarts_fast.ops.shapes import check_residual, check_shape
@@ -32,7 +32,7 @@ def trained_residual_block(
         gamma: [2, C_out], what the batch norms behind a and b multiply the normalised values with.
         beta: [2, C_out], what they add.
         eps: batch norm's epsilon, from 0 to float32's largest.
-        backend: a name of `vpdarts_fast.backends.BACKENDS`, or auto.
+        backend: a name of `vpdarts_fast.backends.registry.BACKENDS`, or auto.
 
     Returns:
         [N, C_out, ceil(H/2), ceil(W/2)]; mean and biased variance [2, C_out] of the outputs of the
@@ -53,5 +53,5 @@ def trained_residual_block(
         raise UserError(f"{op}: the output must hold two values per channel; got x of {list(x.shape)}")
     tensors, small = autocast(x, weight_a, weight_b, weight_shortcut), (gamma, beta)
     with without_autocast(x):
-        out, mean, variance = backends.select(op, tensors, backend, small)(*tensors, *small, eps)
+        out, mean, variance = registry.select(op, tensors, backend, small)(*tensors, *small, eps)
     return out, mean, variance

@@ -21,7 +21,7 @@ import torch
 import tyro
 
 from vpdarts_fast import native
-from vpdarts_fast.backends import EVALUATION_OPS, TRAINING_OPS
+from vpdarts_fast.backends.registry import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import check_bound

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin,
 
 import tyro
 
-from vpdarts_fast.backends import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends import preferred
+from vpdarts_fast.backends.pytorch.dropout import skip_scale
+from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.contract.sharing import can_be_read
 from vpdarts_fast.contract.transforms import in_transform
-from vpdarts_fast.pytorch.dropout import skip_scale
 
 
 class ReLUConvBN(nn.Module):
@@ -105,7 +105,7 @@ class SearchCell(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
-        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.registry.preferred`), or auto.
     """
 
     def __init__(self, channels: int, op_names: Sequence[str], num_nodes: int, skip_dropout: float) -> None:
@@ -279,7 +279,7 @@ class ResidualBlock(nn.Module):
     Attributes:
         fused: run through `vpdarts_fast.ops` instead of module by module where the batch norms use the
             batch's own statistics; the same function.
-        backend: what serves the ops that it has (`vpdarts_fast.backends.preferred`), or auto.
+        backend: what serves the ops that it has (`vpdarts_fast.backends.registry.preferred`), or auto.
     """
 
     def __init__(self, channels_in: int, channels_out: int) -> None:

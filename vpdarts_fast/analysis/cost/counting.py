@@ -24,10 +24,11 @@ from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_mod
 from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.weak import WeakIdKeyDictionary
 
-from vpdarts_fast import backends, native
+from vpdarts_fast import native
 from vpdarts_fast.analysis.cost import aten
 from vpdarts_fast.analysis.cost.kernels import cuda_masked_cell, cuda_masked_cell_fits, triton_launch
 from vpdarts_fast.analysis.cost.work import Tally, Uncountable, Work
+from vpdarts_fast.backends import registry
 from vpdarts_fast.contract import sharing
 from vpdarts_fast.errors import UserError
 
@@ -203,7 +204,9 @@ def _on_the_cpu(kwargs: dict[str, Any]) -> dict[str, Any]:
 
 def _triton_host_code(func: Any) -> Callable[..., Any]:
     """What the op runs on a GPU."""
-    modules = [importlib.import_module(f"vpdarts_fast.triton.{op}") for op in ("mixed_sum", "mixed_cell")]
+    modules = [
+        importlib.import_module(f"vpdarts_fast.backends.triton.{op}") for op in ("mixed_sum", "mixed_cell")
+    ]
     found = [op for module in modules for op in vars(module).values() if hasattr(op, "_init_fn")]
     ops = {op._qualname: op._init_fn for op in found}
     host: Callable[..., Any] = ops[func._schema.name]
@@ -305,7 +308,7 @@ def _no_kept_tensors() -> Iterator[None]:
 
     def clear_caches() -> None:
         sharing.kept_index.cache_clear()
-        importlib.import_module("vpdarts_fast.triton.masked_cell").plan.cache_clear()
+        importlib.import_module("vpdarts_fast.backends.triton.masked_cell").plan.cache_clear()
 
     try:
         clear_caches()
@@ -319,14 +322,14 @@ def _backends_of_a_gpu() -> Iterator[None]:
     """The registry as it is on a GPU: with Triton and, if the native extension is there, our CUDA kernels."""
     ops = {"cuda": ("masked_cell",), "triton": ("masked_cell", "mixed_cell", "mixed_sum", "relu_conv")}
 
-    def there(backend: backends.Backend) -> backends.Backend:
+    def there(backend: registry.Backend) -> registry.Backend:
         if backend.name not in ops or (backend.name == "cuda" and not native.available()):
             return backend
         found = {
-            op: getattr(importlib.import_module(f"vpdarts_fast.{backend.name}.{op}"), op)
+            op: getattr(importlib.import_module(f"vpdarts_fast.backends.{backend.name}.{op}"), op)
             for op in ops[backend.name]
         }
         return replace(backend, implementations=found, device_types=frozenset({"cuda"}), missing=None)
 
-    with mock.patch.object(backends, "BACKENDS", tuple(map(there, backends.BACKENDS))):
+    with mock.patch.object(registry, "BACKENDS", tuple(map(there, registry.BACKENDS))):
         yield

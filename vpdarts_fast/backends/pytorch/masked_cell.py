@@ -21,8 +21,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vpdarts_fast.backends.pytorch.pool import avg_pool_3x3
 from vpdarts_fast.contract.sharing import Row, alpha_rows, combinations, pick, some_tables
-from vpdarts_fast.pytorch.pool import avg_pool_3x3
 from vpdarts_fast.runtime.precision import wide
 
 

@@ -10,8 +10,8 @@ is added up in float32.
 import triton
 import triton.language as tl
 
-from vpdarts_fast.triton.availability import interpreted
-from vpdarts_fast.triton.kernels.pixels import box_share, inside, load_tile, place, skip_scale
+from vpdarts_fast.backends.triton.availability import interpreted
+from vpdarts_fast.backends.triton.kernels.pixels import box_share, inside, load_tile, place, skip_scale
 
 SIZES = (4096,) if interpreted() else (1024, 512)
 CONFIGS = [triton.Config({"ELEMENTS": elements}, num_warps=4) for elements in SIZES]

@@ -6,8 +6,8 @@ from typing import Any
 import triton
 import triton.language as tl
 
-from vpdarts_fast.triton.availability import interpreted
-from vpdarts_fast.triton.kernels.pixels import box_share, inside, place
+from vpdarts_fast.backends.triton.availability import interpreted
+from vpdarts_fast.backends.triton.kernels.pixels import box_share, inside, place
 
 
 @triton.jit

@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import native, pytorch
+from vpdarts_fast import native
+from vpdarts_fast.backends import pytorch
+from vpdarts_fast.backends.cpu.masked_cell import padded, padded_channels_last
 from vpdarts_fast.contract import derivatives
-from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.trained_residual_block
 _backward = torch.ops.vpdarts_fast.trained_residual_block_backward

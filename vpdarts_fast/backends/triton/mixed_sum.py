@@ -16,12 +16,12 @@ import torch
 import triton
 from torch import Tensor
 
-from vpdarts_fast import pytorch
+from vpdarts_fast.backends import pytorch
+from vpdarts_fast.backends.pytorch.mixed_sum import mixed_sum_with_dropout as pytorch_with_dropout
+from vpdarts_fast.backends.triton.blocks import block_sizes
+from vpdarts_fast.backends.triton.kernels import raw_sum
+from vpdarts_fast.backends.triton.layout import device_of, empty_channels_last, pixel_rows
 from vpdarts_fast.contract import derivatives
-from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout as pytorch_with_dropout
-from vpdarts_fast.triton.blocks import block_sizes
-from vpdarts_fast.triton.kernels import raw_sum
-from vpdarts_fast.triton.layout import device_of, empty_channels_last, pixel_rows
 
 _T = TypeVar("_T")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import triton
 
-from vpdarts_fast.triton.availability import interpreted
+from vpdarts_fast.backends.triton.availability import interpreted
 
 ELEMENTS = 4096 if interpreted() else 1024  # the interpreter's time is a program's, not an element's
 """Of a block: 8 a thread of 4 warps, two loads of 16 bytes in float32."""

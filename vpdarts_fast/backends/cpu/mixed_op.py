@@ -9,11 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast import native, pytorch
+from vpdarts_fast import native
+from vpdarts_fast.backends import pytorch
+from vpdarts_fast.backends.cpu.masked_cell import padded, padded_channels_last
 from vpdarts_fast.contract import derivatives
 from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, affine
 from vpdarts_fast.contract.branches import norms as norms_of
-from vpdarts_fast.cpu.masked_cell import padded, padded_channels_last
 
 _forward = torch.ops.vpdarts_fast.mixed_op
 _backward = torch.ops.vpdarts_fast.mixed_op_backward

@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vpdarts_fast.pytorch.dropout import skip_scale
-from vpdarts_fast.pytorch.norm import batch_norm
-from vpdarts_fast.pytorch.pool import avg_pool_3x3
+from vpdarts_fast.backends.pytorch.dropout import skip_scale
+from vpdarts_fast.backends.pytorch.norm import batch_norm
+from vpdarts_fast.backends.pytorch.pool import avg_pool_3x3
 from vpdarts_fast.runtime.precision import wide
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast import native
-from vpdarts_fast.cpu.masked_cell import padded_channels_last
+from vpdarts_fast.backends.cpu.masked_cell import padded_channels_last
 
 residual_block = torch.ops.vpdarts_fast.residual_block
 """See `vpdarts_fast.contract.reference.residual_block`."""

@@ -11,9 +11,9 @@ from math import isqrt
 import torch
 from torch import Tensor
 
+from vpdarts_fast.backends.pytorch.mixed_sum import mixed_sum_with_dropout
+from vpdarts_fast.backends.pytorch.relu_conv import relu_conv
 from vpdarts_fast.contract.sharing import alpha_rows, combinations, index, pick
-from vpdarts_fast.pytorch.mixed_sum import mixed_sum_with_dropout
-from vpdarts_fast.pytorch.relu_conv import relu_conv
 
 ReluConv = Callable[[Tensor, Tensor, Tensor], tuple[list[Tensor], list[Tensor]]]
 MixedSum = Callable[[list[Tensor], list[Tensor], list[Tensor], Tensor, range], tuple[Tensor, Tensor, Tensor]]

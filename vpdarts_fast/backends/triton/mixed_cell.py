@@ -21,15 +21,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast import pytorch
-from vpdarts_fast.contract import derivatives
-from vpdarts_fast.pytorch.mixed_cell import node_by_node, without_zeros
-from vpdarts_fast.triton.kernels import raw_sum
-from vpdarts_fast.triton.kernels.cell_gradient import differentiate_node
-from vpdarts_fast.triton.layout import channels_last, device_of, empty_channels_last
-from vpdarts_fast.triton.mixed_sum import Terms, in_turn, launch_forward, mixed_sum_with_dropout, rows_of
-from vpdarts_fast.triton.relu_conv import relu_conv
-from vpdarts_fast.triton.side_by_side import (
+from vpdarts_fast.backends import pytorch
+from vpdarts_fast.backends.pytorch.mixed_cell import node_by_node, without_zeros
+from vpdarts_fast.backends.triton.kernels import raw_sum
+from vpdarts_fast.backends.triton.kernels.cell_gradient import differentiate_node
+from vpdarts_fast.backends.triton.layout import channels_last, device_of, empty_channels_last
+from vpdarts_fast.backends.triton.mixed_sum import (
+    Terms,
+    in_turn,
+    launch_forward,
+    mixed_sum_with_dropout,
+    rows_of,
+)
+from vpdarts_fast.backends.triton.relu_conv import relu_conv
+from vpdarts_fast.backends.triton.side_by_side import (
     incoming,
     into,
     of_each_source,
@@ -37,6 +42,7 @@ from vpdarts_fast.triton.side_by_side import (
     weights_by_edge,
     weights_by_source,
 )
+from vpdarts_fast.contract import derivatives
 
 
 def mixed_cell(

@@ -38,7 +38,9 @@ def refusal(op: str, tensors: Sequence[Tensor]) -> str | None:
 
 __all__ = []
 if why_not() is None:
-    from vpdarts_fast.cpu.mixed_sum import mixed_sum  # one op, whose kernels follow its tensors' device
-    from vpdarts_fast.cuda.masked_cell import masked_cell
+    from vpdarts_fast.backends.cpu.mixed_sum import (
+        mixed_sum,  # one op, whose kernels follow its tensors' device
+    )
+    from vpdarts_fast.backends.cuda.masked_cell import masked_cell
 
     __all__ = ["masked_cell", "mixed_sum"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vpdarts_fast.cpu.masked_cell import padded_channels_last
+from vpdarts_fast.backends.cpu.masked_cell import padded_channels_last
 
 _strict = torch.ops.vpdarts_fast.masked_cell
 _rounded = torch.ops.vpdarts_fast.masked_cell_tf32

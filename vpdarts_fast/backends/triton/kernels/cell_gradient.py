@@ -3,7 +3,7 @@
 import triton
 import triton.language as tl
 
-from vpdarts_fast.triton.kernels.pixels import box_share, inside, load_tile, place, skip_scale
+from vpdarts_fast.backends.triton.kernels.pixels import box_share, inside, load_tile, place, skip_scale
 
 
 @triton.jit

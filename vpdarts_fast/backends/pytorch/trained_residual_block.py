@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.pytorch.norm import batch_norm
+from vpdarts_fast.backends.pytorch.norm import batch_norm
 from vpdarts_fast.runtime.precision import wide
 
 

@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from vpdarts_fast.backends.triton.availability import interpreted
+from vpdarts_fast.backends.triton.kernels.masked_cell import cell_node, fold_weights
+from vpdarts_fast.backends.triton.layout import channels_last, device_of, empty_channels_last
 from vpdarts_fast.contract.sharing import Row, alpha_rows, combinations, pick
-from vpdarts_fast.triton.availability import interpreted
-from vpdarts_fast.triton.kernels.masked_cell import cell_node, fold_weights
-from vpdarts_fast.triton.layout import channels_last, device_of, empty_channels_last
 
 
 @dataclass(frozen=True)
