@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
+import re
 import subprocess
 import sys
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
@@ -100,3 +103,60 @@ def test_every_backend_has_the_reference_to_fall_back_on() -> None:
     assert {b.name for b in BACKENDS} == {b.name.lower() for b in BACKENDS}
     assert len({b.name for b in BACKENDS}) == len(BACKENDS)
     assert set(BACKENDS[-1].implementations) == set(registry.OPS)
+
+
+# Rooms ------------------------------------------------------------------------------------------------------
+
+
+def rooms_of_the_documentation() -> list[str]:
+    """Of docs/architecture.md, from the lowest to the highest."""
+    text = (PACKAGE.parent / "docs" / "architecture.md").read_text()
+    table = re.findall(r"^\| (`[^|]*) \|", text.partition("## Words")[0], re.MULTILINE)
+    return [name for cell in table for name in re.findall(r"`([\w.]+)`", cell)]
+
+
+def module_of(path: Path) -> str:
+    """`search.driver`; a package has the name of its folder."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(path: Path, modules: Collection[str]) -> set[str]:
+    """Those of the package's modules, as `module_of` names them, that a file imports, anywhere in it."""
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            for alias in node.names:
+                module = f"{node.module}.{alias.name}"
+                names.add(module if module.removeprefix("vpdarts_fast.") in modules else node.module)
+    return {name.removeprefix("vpdarts_fast.") for name in names} & set(modules)
+
+
+def test_rooms_import_only_what_stands_above_them_in_the_documentation() -> None:
+    rooms = rooms_of_the_documentation()
+    modules = {module_of(path): path for path in PACKAGE.rglob("*.py")}
+
+    def room(module: str) -> str | None:
+        """The innermost room that it is in; `backends.cpu` and not `backends`."""
+        return max((r for r in rooms if f"{module}.".startswith(f"{r}.")), key=len, default=None)
+
+    homeless = sorted(module for module in modules if module and room(module) is None)
+    assert not homeless, "every module is in a room of docs/architecture.md"
+    upward = [
+        f"{module} imports {other}"
+        for module, path in modules.items()
+        if module
+        for other in imported(path, modules)
+        if rooms.index(str(room(other))) > rooms.index(str(room(module)))
+    ]
+    assert not upward, "a room imports from rooms above it in the table"
+
+
+def test_an_import_is_found_wherever_it_stands(tmp_path: Path) -> None:
+    file = tmp_path / "module.py"
+    inner = "    from vpdarts_fast.search import driver, Search"
+    file.write_text(f"import os, vpdarts_fast.ops.mixed_op\ndef f():\n{inner}\n")
+    modules = {module_of(path) for path in PACKAGE.rglob("*.py")}
+    assert imported(file, modules) == {"search", "search.driver", "ops.mixed_op"}
