@@ -30,8 +30,8 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main as search
+from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.search.driver import Search
-from vpdarts_fast.search.pruning import Importance
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 

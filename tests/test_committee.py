@@ -20,7 +20,7 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SNAPSHOT
 from vpdarts_fast.search import Interrupted, RunFolder, preflight
 from vpdarts_fast.search.__main__ import main
-from vpdarts_fast.search.pruning import AccuracyCriterion
+from vpdarts_fast.search.criteria import AccuracyCriterion
 from vpdarts_fast.search.state import evaluation_from_json
 from vpdarts_fast.spaces.genotype import Genotype
 

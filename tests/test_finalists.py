@@ -11,6 +11,7 @@ import pytest
 import torch
 from finalist_cases import CLOSE_ON_THE_FOURTH, CONV_1, CONV_3, NONE, PAPER, POOL, SIX, SKIP, calls, cell
 
+from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.search.finalists.contestants import Calls, alternating
 from vpdarts_fast.search.finalists.rounds import (
     Rules,
@@ -20,7 +21,6 @@ from vpdarts_fast.search.finalists.rounds import (
     is_clearly_better,
     sign_test,
 )
-from vpdarts_fast.search.pruning import Importance
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -7,14 +7,12 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
+from vpdarts_fast.search.criteria import AccuracyCriterion, AlphaCriterion, LossCriterion
 from vpdarts_fast.search.pruning import (
-    AccuracyCriterion,
     AdjustableDecay,
-    AlphaCriterion,
     Decay,
     FixedDecay,
     HardPruning,
-    LossCriterion,
     ProgressivePruning,
     SoftPruning,
 )

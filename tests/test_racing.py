@@ -27,10 +27,10 @@ from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, leave_one_out
-from vpdarts_fast.evaluation.racing import Race, RaceCriterion, Racing
+from vpdarts_fast.evaluation.racing import Race, Racing
 from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
-from vpdarts_fast.search.pruning import AccuracyCriterion, LossCriterion
+from vpdarts_fast.search.criteria import AccuracyCriterion, LossCriterion
 from vpdarts_fast.search.state import evaluation_from_json
 from vpdarts_fast.spaces.genotype import Genotype
 
@@ -147,9 +147,7 @@ def test_losses_that_are_not_finite_part_nobody() -> None:
         ((10, "loss", 0.5), r"race_confidence must be in \(0.5, 1\); got 0.5"),
     ],
 )
-def test_rules_that_make_no_sense_are_refused(
-    arguments: tuple[int, RaceCriterion, float], complaint: str
-) -> None:
+def test_rules_that_make_no_sense_are_refused(arguments: tuple[int, str, float], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         Racing(*arguments)
 
@@ -175,7 +173,7 @@ def test_a_race_to_the_end_is_the_full_evaluation(mode: BatchNorm, fused: bool) 
     ("mode", "criterion"), [*((mode, "loss") for mode in MODES), ("running", "accuracy")]
 )
 @pytest.mark.usefixtures("early_looks", "calibrate_on_few")
-def test_who_has_left_keeps_what_it_had(mode: BatchNorm, criterion: RaceCriterion) -> None:
+def test_who_has_left_keeps_what_it_had(mode: BatchNorm, criterion: str) -> None:
     """Fused and plain agree; ops that stay to the end have what a full evaluation of all images has."""
     supernet, batches, alpha = make_supernet(), make_batches(25, 9, 9, 9, 9), make_alpha()
     rules = Racing(61, criterion, 0.55)
@@ -263,7 +261,7 @@ def test_a_search_races_and_is_continued_bit_for_bit(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
-        ({"criterion": "alpha"}, "--criterion alpha evaluates none"),
+        ({"criterion": "alpha"}, "--criterion alpha has none"),
         ({"pruning": "progressive"}, "--pruning progressive needs the order of all: use --evaluation full"),
         ({"committee": 2}, "not for the mean of --committee 2; use --evaluation full"),
         ({"race_confidence": 1.0}, r"--race-confidence must be in \(0.5, 1\); got 1.0"),

@@ -20,7 +20,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig
-from vpdarts_fast.search.pruning import AccuracyCriterion
+from vpdarts_fast.search.criteria import AccuracyCriterion
 from vpdarts_fast.search.seeds import summarise
 from vpdarts_fast.search.step import weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Genotype, Supernet

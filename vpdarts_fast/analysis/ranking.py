@@ -11,7 +11,7 @@ from scipy.stats import kendalltau, rankdata
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.pruning import Importance
+from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.spaces.genotype import EDGES, OPS, all_genotypes
 
 Array = NDArray[np.float64]

@@ -13,7 +13,7 @@ from vpdarts_fast.analysis.evaluation import MODES, EvaluatedRun, Snapshot
 from vpdarts_fast.analysis.ranking import Array, kendall_tau
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm
-from vpdarts_fast.search.pruning import AccuracyCriterion, AlphaCriterion, Criterion, LossCriterion
+from vpdarts_fast.search.criteria import CRITERIA
 from vpdarts_fast.spaces.genotype import Genotype
 
 
@@ -28,13 +28,11 @@ class Signal:
         return f"{self.batch_norm}, {self.criterion}" if self.batch_norm else self.criterion
 
 
-CRITERIA: dict[str, Criterion] = {
-    "accuracy": AccuracyCriterion(),
-    "loss": LossCriterion(),
-    "alpha": AlphaCriterion(),
-}
-
-SIGNALS = (*(Signal(name, mode) for name in ("accuracy", "loss") for mode in MODES), Signal("alpha"))
+SIGNALS = tuple(
+    Signal(name, mode)
+    for name, criterion in CRITERIA.items()
+    for mode in (MODES if criterion.needs_evaluation else (None,))
+)
 
 
 @dataclass(frozen=True)

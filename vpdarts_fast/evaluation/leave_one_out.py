@@ -282,7 +282,7 @@ class Part:
     ) -> None:
         device = supernet.classifier.weight.device
         self.variants, self.images = list(variants), 0
-        self._logits, self._criterion = logits_of(variants), racing and racing.criterion
+        self._logits, self._scores_of = logits_of(variants), racing.scores if racing else None
         self._counts = Counts(len(variants), supernet.num_classes, device)
         self._products = torch.zeros(len(variants), len(variants), dtype=torch.float64, device=device)
         self._evaluate_captured = Captured(self._evaluate, recorder)
@@ -296,9 +296,9 @@ class Part:
         scores = self._products.new_zeros(len(self.variants), len(labels))
         for variants, piece, logits in self._logits(inputs):
             right, losses = self._counts.add(variants, logits, labels[piece])
-            if self._criterion:
-                scores[variants, piece] = losses if self._criterion == "loss" else -right.double()
-        if self._criterion:
+            if self._scores_of:
+                scores[variants, piece] = self._scores_of(losses, right)
+        if self._scores_of:
             self._products.add_(scores @ scores.T)
 
     def sums(self) -> Tensor:
@@ -309,7 +309,8 @@ class Part:
     def moments(self) -> tuple[Tensor, Tensor]:
         """What `Race.look` is told of the scores."""
         correct, losses = self.sums()
-        return losses if self._criterion == "loss" else -correct, self._products.cpu()
+        assert self._scores_of is not None
+        return self._scores_of(losses, correct), self._products.cpu()
 
 
 class Totals:

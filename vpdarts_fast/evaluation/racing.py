@@ -15,9 +15,9 @@ confidence, for each edge. Looks are far apart, so that few are paid for.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,14 @@ from torch import Tensor
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 
-RaceCriterion = Literal["accuracy", "loss"]
+ImageScores = Callable[[Tensor, Tensor], Tensor]
+"""Of images or of their sum: losses and right predictions without an op -> how important it is, float64."""
+
+IMAGE_SCORES: Mapping[str, ImageScores] = {
+    "accuracy": lambda losses, right: -right.double(),
+    "loss": lambda losses, right: losses,
+}
+"""What ops can race by."""
 
 FIRST_LOOK = 500
 """Images before an op may leave; the normal quantile says little about fewer losses."""
@@ -40,7 +47,8 @@ class Racing:
 
     Attributes:
         images: N, how many images are to be evaluated; the batches together hold as many.
-        criterion: what makes an op important: that the accuracy without it is low, or the loss high.
+        criterion: what makes an op important, of `IMAGE_SCORES`: that the accuracy without it is low, or the
+            loss high.
         confidence: the probability, for each edge, that its most important op is that of all N images.
 
     Raises:
@@ -48,14 +56,20 @@ class Racing:
     """
 
     images: int
-    criterion: RaceCriterion
+    criterion: str
     confidence: float = 0.95
 
     def __post_init__(self) -> None:
         check_bound("race_images", self.images)
         check_bound("race_confidence", self.confidence)
-        if self.criterion not in ("accuracy", "loss"):
-            raise UserError(f"the criterion of a race must be accuracy or loss; got {self.criterion!r}")
+        if self.criterion not in IMAGE_SCORES:
+            known = " or ".join(IMAGE_SCORES)
+            raise UserError(f"the criterion of a race must be {known}; got {self.criterion!r}")
+
+    @property
+    def scores(self) -> ImageScores:
+        """Of the criterion."""
+        return IMAGE_SCORES[self.criterion]
 
     def looks(self) -> list[int]:
         """After how many images ops may leave, at the earliest."""

@@ -37,9 +37,9 @@ from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype, check_precision
 from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
+from vpdarts_fast.search.criteria import CRITERIA
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device
 from vpdarts_fast.search.preflight import check_search
-from vpdarts_fast.search.pruning import make_criterion
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
     SEEDS_FILE,
@@ -341,7 +341,7 @@ def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
     if not config.fused:
         return "backends: none, the plain PyTorch modules"
     phases = {"training": TRAINING_OPS}
-    if make_criterion(config).needs_evaluation:
+    if CRITERIA[config.criterion].needs_evaluation:
         phases["leave-one-out"] = TRAINING_OPS if config.batch_norm == "batch" else EVALUATION_OPS
     sizes = [tuple(-(-size // 2**stage) for size in image_size) for stage in range(3)]
     stages = [(config.channels * 2**stage, *size) for stage, size in enumerate(sizes)]

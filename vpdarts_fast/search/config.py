@@ -15,20 +15,23 @@ from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, Removal
+from vpdarts_fast.evaluation.racing import IMAGE_SCORES
 from vpdarts_fast.runs.formats import SETTINGS, shown
 from vpdarts_fast.runtime.precision import Precision
+from vpdarts_fast.search.criteria import CRITERIA
 
 if TYPE_CHECKING:
     Dataset = str
     BackendName = str
-else:  # what `load` knows is only known at run time, and so are the backends
+    CriterionName = str
+else:  # what `load` knows is only known at run time, and so are backends and criteria
     Dataset = Literal[DATASETS]
     BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
+    CriterionName = Literal[tuple(CRITERIA)]
 
 Preset = Literal["quick", "cpu", "paper"]
 Pruning = Literal["soft", "hard", "progressive"]
 Decay = Literal["adjustable", "fixed"]
-Criterion = Literal["accuracy", "loss", "alpha"]
 Evaluation = Literal["full", "racing"]
 StepOrder = Literal["weights-first", "alpha-first"]
 
@@ -80,7 +83,7 @@ class SearchConfig:
     """soft (the paper), hard (once, at the end) or progressive (5, 3, 2, 1 ops in stages; hard)."""
     decay: Decay = "adjustable"
     """Soft pruning's K: adjustable (the pruning epoch) or fixed (pruned alphas become 0)."""
-    criterion: Criterion = "accuracy"
+    criterion: CriterionName = "accuracy"
     """What makes an op important: the accuracy or loss without it, or the magnitude of its alpha."""
     validation_proportion: float = 0.5
     """Share of the validation images drawn for each evaluation."""
@@ -192,8 +195,8 @@ class SearchConfig:
     def _check_racing(self) -> None:
         """A race tells the most important op of each edge and a single supernet, and no more."""
         racing = "--evaluation racing finds the most important op of each edge"
-        if self.criterion == "alpha":
-            raise UserError(f"{racing} without evaluating all ops; --criterion alpha evaluates none")
+        if self.criterion not in IMAGE_SCORES:
+            raise UserError(f"{racing} by the scores of images; --criterion {self.criterion} has none")
         if self.pruning == "progressive":
             raise UserError(f"{racing}; --pruning progressive needs the order of all: use --evaluation full")
         if self.committee > 1:

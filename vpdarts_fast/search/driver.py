@@ -21,10 +21,11 @@ from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig, contradictions
+from vpdarts_fast.search.criteria import CRITERIA, Importance
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.preflight import check_search, images_of_epoch
-from vpdarts_fast.search.pruning import Importance, make_criterion, make_pruning
+from vpdarts_fast.search.pruning import make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
     Mean,
@@ -92,7 +93,7 @@ class Search:
         self._images_digest = images_digest(images)
         halves = split_halves(images, config.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
-        self.criterion, self.pruning = make_criterion(config), make_pruning(config)
+        self.criterion, self.pruning = CRITERIA[config.criterion], make_pruning(config)
         self.members = [
             Member(config, number, data.num_classes, self.device, self.training, self.validation)
             for number in range(config.committee)

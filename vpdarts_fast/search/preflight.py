@@ -15,7 +15,7 @@ from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype
 from vpdarts_fast.search.config import SearchConfig
-from vpdarts_fast.search.pruning import make_criterion
+from vpdarts_fast.search.criteria import CRITERIA
 from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
 
@@ -104,7 +104,7 @@ def check_batches(config: SearchConfig, data: ImageData) -> None:
     why = f"batch norm has nothing to normalise with in a single image of {height}x{width} pixels"
     if config.batch_size < needed:
         raise UserError(f"--batch-size must be at least {needed}: {why}; got {config.batch_size}")
-    if not make_criterion(config).needs_evaluation or config.batch_norm == "running":
+    if not CRITERIA[config.criterion].needs_evaluation or config.batch_norm == "running":
         return
     validation = validation_images(config, data)
     count = images_evaluated(config, validation)
@@ -135,7 +135,7 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     weights = 4 * parameters(config, data.num_classes) * copies
     batch = min(config.batch_size, images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
-    if make_criterion(config).needs_evaluation:
+    if CRITERIA[config.criterion].needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
     available = memory_of(device)
     if weights + activations > available:
@@ -153,7 +153,11 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
 
 def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.device) -> None:
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
-    if config.memory_budget_mib is None or not config.fused or not make_criterion(config).needs_evaluation:
+    if (
+        config.memory_budget_mib is None
+        or not config.fused
+        or not CRITERIA[config.criterion].needs_evaluation
+    ):
         return
     whole_batches = config.batch_norm in ("batch", "variant")  # take statistics of every variant
     activations = torch.empty(0, dtype=activation_dtype(config.precision), device=device)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 
 from vpdarts_fast.analysis.cost.work import Tally, Work
-
-Precision = Literal["fp32", "tf32", "bf16"]
+from vpdarts_fast.runtime.precision import Precision
 
 DTYPES: Mapping[Precision, torch.dtype] = {
     "fp32": torch.float32,

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast.search.pruning import Importance
+from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
 
 
