@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.table import Table
 
 from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_steps
-from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Precision, Roofline
+from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runtime.precision import Precision
 from vpdarts_fast.search.config import PRESETS, Preset, flag
 
 FILE_WIDTH = 110
