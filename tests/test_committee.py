@@ -155,6 +155,7 @@ def test_the_preset_cpu_is_a_committee_that_is_evaluated_once_and_finalists(tmp_
     small = ["--dataset", "digits", "--channels", "2", "--cells-per-stage", "1", "--committee", "3"]
     size = ["--max-images", "64", "--batch-size", "16", "--warmup-epochs", "1", "--threads", "1"]
     short = ["--finalist-channels", "1", "--finalist-cells-per-stage", "1", "--finalist-steps", "2"]
+    short += ["--finalist-budget", "32"]
     assert main(["--preset", "cpu", *small, *size, *short, "--out", str(folder)]) == 0
     (line,) = (json.loads(text) for text in (folder / "metrics.jsonl").read_text().splitlines())
     assert line["phase"] == "warm-up" and line["importance"] is None
