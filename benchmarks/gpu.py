@@ -230,7 +230,7 @@ def leave_one_out_stage(device: torch.device, scale: Scale, name: str) -> Iterat
         state = state_of(scale, device, fused)
 
         def evaluate(state: SearchState = state, fused: bool = fused) -> vpdarts_fast.LeaveOneOut:
-            return leave_one_out(state.supernet, batches, state.alpha, fused=fused)
+            return leave_one_out(state.supernet, batches, state.alpha, batched=fused)
 
         loss = evaluate().loss
         expected = loss if expected is None else expected

@@ -84,7 +84,7 @@ def verify(forms: Iterable[Form], cells: int, batch: Batch, mode: BatchNorm) -> 
     images, labels = batch[0][:CHECKED], batch[1][:CHECKED]
     double = copy.deepcopy(supernet).double()
     alpha = new_alpha().double()
-    exact = leave_one_out(double, [(images.double(), labels)], alpha, batch_norm=mode, fused=False)
+    exact = leave_one_out(double, [(images.double(), labels)], alpha, batch_norm=mode, batched=False)
     for form in forms:
         if form.fused:
             found = evaluation(form, supernet, (images, labels), mode)()
@@ -129,7 +129,7 @@ def test_statistics_of_each_variant(cells: int, compare: Callable[..., None]) ->
         [(few[0].double(), few[1])],
         alpha.double(),
         batch_norm="variant",
-        fused=False,
+        batched=False,
     )
     found = leave_one_out(supernet, [few], alpha, batch_norm="variant")
     assert relative_error(found.loss, exact.loss) < 1e-5

@@ -218,7 +218,7 @@ def test_a_snapshot_evaluates_as_its_supernet_did(runs: Path, table: Path) -> No
     batches = [whole.validation.batch(drawn)]
     for mode, found in run.snapshots[-1].evaluations.items():
         expected = leave_one_out(
-            whole.state.supernet, batches, whole.state.alpha, batch_norm=mode, fused=False
+            whole.state.supernet, batches, whole.state.alpha, batch_norm=mode, batched=False
         )
         torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-4)
         assert found.images == expected.images == 20

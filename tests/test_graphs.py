@@ -180,7 +180,9 @@ def evaluate_on_meta(mode: BatchNorm, monkeypatch: pytest.MonkeyPatch, fused: bo
         alpha[e, o] = 0.2
     batch = torch.empty(5, 3, 6, 6, device=META), torch.empty(5, dtype=torch.int64, device=META)
     node = 2 * 6 * 6 * 4
-    leave_one_out(supernet, [batch] * 2, alpha, batch_norm=mode, fused=fused, memory_budget=node * 17 * 5 * 4)
+    leave_one_out(
+        supernet, [batch] * 2, alpha, batch_norm=mode, batched=fused, memory_budget=node * 17 * 5 * 4
+    )
     return watched
 
 

@@ -63,14 +63,14 @@ def specified(network: nn.Module, batches: Sequence[Batch], alpha: Tensor) -> Le
 @both_ways
 def test_running_is_eval_mode(fused: bool) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(7, 7, 3), make_alpha()
-    result = leave_one_out(supernet, batches, alpha, batch_norm="running", fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batch_norm="running", batched=fused)
     assert_same(result, specified(supernet, batches, alpha))
 
 
 @both_ways
 def test_batch_uses_the_statistics_of_each_batch(fused: bool) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(7, 7, 3), make_alpha()
-    result = leave_one_out(supernet, batches, alpha, batch_norm="batch", fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batch_norm="batch", batched=fused)
     drop_statistics(supernet)
     assert_same(result, specified(supernet, batches, alpha))
 
@@ -129,7 +129,7 @@ def calibrated(supernet: Supernet, batches: Sequence[Batch], alpha: Tensor) -> S
 def test_recalibrated_averages_over_the_first_batches(fused: bool) -> None:
     supernet, alpha = make_supernet(), make_alpha()
     batches = make_batches(10, 10, 10, 10, 3)  # the first three hold 25 images
-    result = leave_one_out(supernet, batches, alpha, fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batched=fused)
     assert_same(result, specified(calibrated(supernet, batches[:3], alpha), batches, alpha))
 
 
@@ -139,7 +139,7 @@ def test_variant_averages_for_each_variant(fused: bool) -> None:
     supernet, alpha = make_supernet(), make_alpha(zeros=[(1, 2)])
     batches = make_batches(10, 10, 10, 10, 3)  # the first three hold 25 images
     before = copy.deepcopy(supernet.state_dict())
-    result = leave_one_out(supernet, batches, alpha, batch_norm="variant", fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batch_norm="variant", batched=fused)
     for e, o in [(0, 0), (0, 1), (1, 2), (2, 2), (3, 3), (4, 4), (5, 3)]:
         table = alpha.clone()
         table[e, o] = 0
@@ -155,7 +155,7 @@ def test_variant_averages_for_each_variant(fused: bool) -> None:
 
 @both_ways
 def test_recalibrated_does_with_what_there_is(fused: bool) -> None:
-    few = leave_one_out(make_supernet(), make_batches(8, 7), make_alpha(), fused=fused)
+    few = leave_one_out(make_supernet(), make_batches(8, 7), make_alpha(), batched=fused)
     assert few.images == 15 < CALIBRATION_IMAGES
     assert few.loss.isfinite().all()
 
@@ -177,9 +177,9 @@ def test_a_supernet_that_keeps_no_statistics(mode: BatchNorm, fused: bool) -> No
             module.track_running_stats = False
     if expected is None:
         with pytest.raises(UserError, match="needs running statistics, and this supernet keeps none"):
-            leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused)
+            leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=fused)
     else:
-        assert_same(leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused), expected)
+        assert_same(leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=fused), expected)
     assert not [name for name, _ in supernet.named_buffers()]
 
 
@@ -213,7 +213,7 @@ def test_distinct_variants_leave_out_what_is_the_base() -> None:
 def test_removing_nothing_is_the_base_exactly(mode: BatchNorm, fused: bool) -> None:
     zeros = [(0, 1), (2, 3), (5, 2), (5, 4)]
     result = leave_one_out(
-        make_supernet(), make_batches(9, 5), make_alpha(zeros), batch_norm=mode, fused=fused
+        make_supernet(), make_batches(9, 5), make_alpha(zeros), batch_norm=mode, batched=fused
     )
     for e, o in [*zeros, *((e, 0) for e in range(6))]:
         assert float(result.accuracy[e, o]) == result.base_accuracy
@@ -237,11 +237,11 @@ def test_batches_may_be_an_iterator(mode: BatchNorm, fused: bool) -> None:
             yield batch
 
     done: list[int] = []
-    result = leave_one_out(supernet, once(), alpha, batch_norm=mode, fused=fused, on_batch=done.append)
+    result = leave_one_out(supernet, once(), alpha, batch_norm=mode, batched=fused, on_batch=done.append)
     assert taken == [15, 15, 2]
     assert done == [15, 30, 32]
     assert result.images == 32
-    assert_same(result, leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused))
+    assert_same(result, leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=fused))
 
 
 @both_ways
@@ -249,18 +249,18 @@ def test_batches_may_be_an_iterator(mode: BatchNorm, fused: bool) -> None:
 def test_empty_batches_count_for_nothing(mode: BatchNorm, fused: bool) -> None:
     supernet, alpha = make_supernet(), make_alpha()
     batches = make_batches(0, 9, 0, 5)
-    result = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=fused)
     assert_same(
-        result, leave_one_out(supernet, [batches[1], batches[3]], alpha, batch_norm=mode, fused=fused)
+        result, leave_one_out(supernet, [batches[1], batches[3]], alpha, batch_norm=mode, batched=fused)
     )
 
 
 @both_ways
 def test_the_split_into_batches_is_irrelevant_with_fixed_statistics(fused: bool) -> None:
     supernet, alpha, ((images, labels),) = make_supernet(), make_alpha(), make_batches(17)
-    whole = leave_one_out(supernet, [(images, labels)], alpha, batch_norm="running", fused=fused)
+    whole = leave_one_out(supernet, [(images, labels)], alpha, batch_norm="running", batched=fused)
     parts = zip(images.tensor_split((5, 10)), labels.tensor_split((5, 10)), strict=True)
-    assert_same(leave_one_out(supernet, parts, alpha, batch_norm="running", fused=fused), whole)
+    assert_same(leave_one_out(supernet, parts, alpha, batch_norm="running", batched=fused), whole)
 
 
 @every_mode
@@ -280,8 +280,8 @@ def test_layouts_of_the_images(mode: BatchNorm) -> None:
 def test_alpha_may_have_another_dtype(fused: bool) -> None:
     supernet, alpha = make_supernet(torch.float32), make_alpha()
     batches = make_batches(9, 4, dtype=torch.float32)
-    expected = leave_one_out(supernet, batches, alpha.float(), fused=fused)
-    assert_same(leave_one_out(supernet, batches, alpha, fused=fused), expected)
+    expected = leave_one_out(supernet, batches, alpha.float(), batched=fused)
+    assert_same(leave_one_out(supernet, batches, alpha, batched=fused), expected)
 
 
 def test_the_result() -> None:

@@ -65,7 +65,7 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
     supernet, alpha, batches = trained
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
     truth, exact = copy.deepcopy(supernet).double(), [(images.double(), labels) for images, labels in batches]
-    plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, fused=False)
+    plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, batched=False)
     assert plain.base_accuracy > 20, "the supernet has learned too little for this test to say much"
     assert float(plain.loss.max() - plain.loss.min()) > 0.05, "the ops should matter"
     assert_same(fused, plain, rtol=1e-5, turned=2)
@@ -113,7 +113,7 @@ def test_every_image_is_predicted_alike(
 def test_special_alphas(mode: BatchNorm, alpha: Tensor) -> None:
     supernet, batches = make_supernet(), make_batches(20, 7)
     fused, plain = (
-        leave_one_out(supernet, batches, alpha.double(), batch_norm=mode, fused=fused)
+        leave_one_out(supernet, batches, alpha.double(), batch_norm=mode, batched=fused)
         for fused in (True, False)
     )
     assert_same(fused, plain)
@@ -124,7 +124,7 @@ def test_special_alphas(mode: BatchNorm, alpha: Tensor) -> None:
 def test_image_sizes(mode: BatchNorm, image: tuple[int, int]) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(8, 5, image=image), make_alpha()
     fused, plain = (
-        leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=fused) for fused in (True, False)
+        leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=fused) for fused in (True, False)
     )
     # statistics of a few values each (1x1 images) blow rounding errors up
     assert_same(fused, plain, rtol=1e-6)
@@ -143,7 +143,7 @@ NODE_VALUES = {
 @every_mode
 def test_any_memory_budget_gives_the_same(mode: BatchNorm) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(4, 3), make_alpha()
-    expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, fused=False)
+    expected = leave_one_out(supernet, batches, alpha, batch_norm=mode, batched=False)
     estimates = mode in ("batch", "variant")  # statistics of every variant
     per_image = NODE_VALUES["batch" if estimates else "fixed"] * 2 * 6 * 6 * 8
     least = per_image * (4 if estimates else 1)  # one variant, of a whole batch or of an image

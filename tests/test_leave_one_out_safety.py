@@ -61,7 +61,7 @@ def test_the_supernet_is_left_as_it_was(mode: BatchNorm, fused: bool, event: str
 
     def run() -> None:
         on_batch = stop if event == "on_batch raises" else None
-        leave_one_out(supernet, given(), make_alpha(), batch_norm=mode, fused=fused, on_batch=on_batch)
+        leave_one_out(supernet, given(), make_alpha(), batch_norm=mode, batched=fused, on_batch=on_batch)
 
     if event == "nothing":
         run()
@@ -76,7 +76,7 @@ def test_the_supernet_is_left_as_it_was(mode: BatchNorm, fused: bool, event: str
 def test_the_random_state_is_left_as_it_was(mode: BatchNorm, fused: bool) -> None:
     supernet, batches = make_supernet().train(), make_batches(5)
     before = torch.get_rng_state()
-    leave_one_out(supernet, batches, make_alpha(), batch_norm=mode, fused=fused)
+    leave_one_out(supernet, batches, make_alpha(), batch_norm=mode, batched=fused)
     assert torch.equal(torch.get_rng_state(), before), "no dropout draws"
 
 
@@ -107,7 +107,7 @@ IMAGES, LABELS = make_batches(4)[0]
 )  # fmt: skip
 def test_bad_batches_are_refused(fused: bool, batches: list[Batch], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        leave_one_out(make_supernet(), batches, make_alpha(), fused=fused)
+        leave_one_out(make_supernet(), batches, make_alpha(), batched=fused)
 
 
 @both_ways
@@ -129,7 +129,7 @@ def test_bad_batches_are_refused(fused: bool, batches: list[Batch], message: str
 def test_bad_arguments_are_refused(fused: bool, arguments: dict[str, Any], message: str) -> None:
     arguments.setdefault("alpha", make_alpha())
     with pytest.raises(UserError, match=message):
-        leave_one_out(make_supernet(), make_batches(4), fused=fused, **arguments)
+        leave_one_out(make_supernet(), make_batches(4), batched=fused, **arguments)
 
 
 @pytest.mark.parametrize("mode", ["batch", "recalibrated"])
@@ -142,5 +142,5 @@ def test_a_batch_without_variance_is_refused(mode: BatchNorm, fused: bool) -> No
             [(single, torch.zeros(1, dtype=torch.int64))],
             make_alpha(),
             batch_norm=mode,
-            fused=fused,
+            batched=fused,
         )

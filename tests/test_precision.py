@@ -151,7 +151,7 @@ def test_leave_one_out_in_bfloat16(digits: ImageData, mode: str, fused: bool) ->
     before = {name: value.clone() for name, value in supernet.state_dict().items()}
     expected = leave_one_out(supernet, batches, supernet.new_alpha(), batch_norm=mode)  # type: ignore[arg-type]
     with computing_in("bf16", CPU):
-        found = leave_one_out(supernet, batches, supernet.new_alpha(), batch_norm=mode, fused=fused)  # type: ignore[arg-type]
+        found = leave_one_out(supernet, batches, supernet.new_alpha(), batch_norm=mode, batched=fused)  # type: ignore[arg-type]
     changed = float(expected.loss.max() - expected.loss.min())  # of which a fiftieth is rounded away
     assert float((found.loss - expected.loss).abs().max()) < 0.1 * changed
     assert not torch.equal(found.loss, expected.loss)

@@ -133,7 +133,7 @@ def test_leave_one_out_of_a_supernet(default: str, fused: bool, batch_norm: Any)
     found = []
     for context in (DEFAULTS[default], lambda: default_dtype(torch.float32)):
         with context():
-            found.append(leave_one_out(supernet, [batch], alpha, fused=fused, batch_norm=batch_norm))
+            found.append(leave_one_out(supernet, [batch], alpha, batched=fused, batch_norm=batch_norm))
     torch.testing.assert_close(found[0].loss, found[1].loss, rtol=1e-5, atol=1e-6)
 
 

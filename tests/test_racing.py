@@ -161,7 +161,7 @@ def test_rules_that_make_no_sense_are_refused(arguments: tuple[int, str, float],
 def test_a_race_to_the_end_is_the_full_evaluation(mode: BatchNorm, fused: bool) -> None:
     """With a confidence that nothing reaches, looks change nothing."""
     supernet, batches, alpha = make_supernet(), make_batches(9, 9, 9, 9), make_alpha([(1, 2)])
-    options = {"batch_norm": mode, "fused": fused}
+    options = {"batch_norm": mode, "batched": fused}
     full = leave_one_out(supernet, batches, alpha, **options)
     patient = leave_one_out(supernet, batches, alpha, **options, racing=Racing(36, "loss", 1 - 1e-15))
     assert full.op_images is None
@@ -178,7 +178,7 @@ def test_who_has_left_keeps_what_it_had(mode: BatchNorm, criterion: str) -> None
     supernet, batches, alpha = make_supernet(), make_batches(25, 9, 9, 9, 9), make_alpha()
     rules = Racing(61, criterion, 0.55)
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode, racing=rules)
-    plain = leave_one_out(supernet, batches, alpha, batch_norm=mode, racing=rules, fused=False)
+    plain = leave_one_out(supernet, batches, alpha, batch_norm=mode, racing=rules, batched=False)
     assert_same(fused, plain)
     assert torch.equal(fused.op_images, plain.op_images)
     counts = set(fused.op_images.flatten().tolist())

@@ -119,7 +119,7 @@ def test_none_is_no_part_of_what_an_edge_carries(removal: str) -> None:
 @pytest.mark.parametrize("mode", ["running", "batch"])
 def test_every_op_is_left_out_as_the_reference_says(mode: BatchNorm, fused: bool) -> None:
     supernet, batches, alpha = make_supernet().eval(), make_batches(7, 3), make_alpha(zeros=[(1, 2), (3, 3)])
-    result = leave_one_out(supernet, batches, alpha, batch_norm=mode, removal="renormalised", fused=fused)
+    result = leave_one_out(supernet, batches, alpha, batch_norm=mode, removal="renormalised", batched=fused)
     if mode == "batch":
         drop_statistics(supernet)
     accuracy, loss = torch.zeros(2, 6, 5, dtype=torch.float64)
@@ -131,7 +131,7 @@ def test_every_op_is_left_out_as_the_reference_says(mode: BatchNorm, fused: bool
         accuracy[e, o] = 100 * (logits.argmax(1) == labels).double().mean()
         loss[e, o] = torch.nn.functional.cross_entropy(logits, labels)
     assert_same(result, LeaveOneOut(accuracy, loss, result.base_accuracy, result.base_loss, 10))
-    zeroed = leave_one_out(make_supernet(), batches, alpha, batch_norm=mode, fused=fused)
+    zeroed = leave_one_out(make_supernet(), batches, alpha, batch_norm=mode, batched=fused)
     assert float((zeroed.loss - result.loss).abs().max()) > 1e-3
     assert zeroed.base_loss == result.base_loss
 
@@ -141,7 +141,7 @@ def test_every_op_is_left_out_as_the_reference_says(mode: BatchNorm, fused: bool
 def test_each_variant_has_the_statistics_of_its_own_table(fused: bool) -> None:
     supernet, batches, alpha = make_supernet(), make_batches(15, 15, 4), make_alpha()
     result = leave_one_out(
-        supernet, batches, alpha, batch_norm="variant", removal="renormalised", fused=fused
+        supernet, batches, alpha, batch_norm="variant", removal="renormalised", batched=fused
     )
     for e, o in [(0, 0), (1, 2), (3, 3), (5, 4)]:
         table = reference.without_op(alpha, e, o, renormalised=True)
@@ -159,7 +159,7 @@ def test_the_kernels_compute_what_the_plain_modules_do(mode: BatchNorm) -> None:
     exact = [(images.double(), labels) for images, labels in batches]
     truth = leave_one_out(
         copy.deepcopy(supernet).double(), exact, alpha.double(),
-        batch_norm=mode, removal="renormalised", fused=False,
+        batch_norm=mode, removal="renormalised", batched=False,
     )  # fmt: skip
     assert_same(result, truth, rtol=1e-4, turned=2)
 
@@ -170,7 +170,7 @@ def test_removing_nothing_is_the_base_exactly(mode: BatchNorm, fused: bool) -> N
     zeros = [(0, 1), (2, 3), (5, 2), (5, 4)]
     result = leave_one_out(
         make_supernet(), make_batches(9, 5), make_alpha(zeros),
-        batch_norm=mode, removal="renormalised", fused=fused,
+        batch_norm=mode, removal="renormalised", batched=fused,
     )  # fmt: skip
     for e, o in [*zeros, *((e, 0) for e in range(6))]:
         assert float(result.accuracy[e, o]) == result.base_accuracy
@@ -184,9 +184,9 @@ def test_renormalised_ops_race(fused: bool, monkeypatch: pytest.MonkeyPatch) -> 
     """An op that stays to the end has what a full evaluation has."""
     monkeypatch.setattr(racing, "FIRST_LOOK", 12)
     supernet, batches, alpha = make_supernet(), make_batches(*[9] * 6), make_alpha()
-    full = leave_one_out(supernet, batches, alpha, removal="renormalised", fused=fused)
+    full = leave_one_out(supernet, batches, alpha, removal="renormalised", batched=fused)
     raced = leave_one_out(
-        supernet, batches, alpha, removal="renormalised", fused=fused, racing=Racing(54, "loss", 0.6)
+        supernet, batches, alpha, removal="renormalised", batched=fused, racing=Racing(54, "loss", 0.6)
     )
     assert raced.op_images is not None
     stayed = raced.op_images == raced.op_images.max()

@@ -70,7 +70,7 @@ def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.Monk
     search.resume()
     batch = search.validation.batch(torch.arange(len(search.validation)))
     state, found = search.state, run.result()
-    expected = leave_one_out(state.supernet, [batch], state.alpha, batch_norm="variant", fused=False)
+    expected = leave_one_out(state.supernet, [batch], state.alpha, batch_norm="variant", batched=False)
     assert found and found["importance"]["batch_norm"] == "variant"
     torch.testing.assert_close(
         torch.tensor(found["importance"]["loss"]), expected.loss.float(), rtol=1e-4, atol=1e-4

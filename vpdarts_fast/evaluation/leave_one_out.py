@@ -95,7 +95,7 @@ def leave_one_out(
     *,
     batch_norm: BatchNorm = ...,
     removal: Removal = ...,
-    fused: bool = ...,
+    batched: bool = ...,
     memory_budget: int | None = ...,
     on_batch: Callable[[int], None] | None = ...,
     cuda_graphs: bool = ...,
@@ -139,7 +139,7 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
             the others as they are, so that the edge carries less; `renormalised` scales the others up, until
             the magnitudes of the edge's alphas, `none` aside, have the sum that they had with the op. Where
             the others are 0, or so close to it that the factor is not finite, they stay as they are.
-        fused: evaluate all variants together instead of in a loop over the plain modules; the same results.
+        batched: evaluate all variants together instead of in a loop over the plain modules; the same results.
         memory_budget: bytes that the activations of the variants evaluated together may take; None
             picks what is fast. With `batch` and `variant`, which take statistics of every variant, a batch
             cannot be cut, so that one variant of it is the least. The supernet's weights in the kernels'
@@ -167,7 +167,7 @@ def _of_supernet(
     *,
     batch_norm: BatchNorm = "recalibrated",
     removal: Removal = "zero",
-    fused: bool = True,
+    batched: bool = True,
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     cuda_graphs: bool = True,
@@ -179,7 +179,7 @@ def _of_supernet(
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    tables, number = (distinct_variants if fused else _all_variants)(alpha, removals(alpha, removal))
+    tables, number = (distinct_variants if batched else _all_variants)(alpha, removals(alpha, removal))
     race = Race(racing, number.view(alpha.shape)) if racing else None
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))
@@ -187,8 +187,8 @@ def _of_supernet(
     recorder = recorder_for(weight.device) if cuda_graphs else None
     totals = Totals(len(tables))
     with (
-        nullcontext() if fused else supernet.plain(),
-        _logits(supernet, tables, calibration, batch_norm, fused, memory_budget) as logits_of,
+        nullcontext() if batched else supernet.plain(),
+        _logits(supernet, tables, calibration, batch_norm, batched, memory_budget) as logits_of,
     ):
         part = Part(range(len(tables)), logits_of, supernet, racing, recorder)
         for inputs, labels in chain(calibration, stream):
@@ -231,13 +231,13 @@ def _logits(
     tables: Tensor,
     calibration: Sequence[Batch],
     batch_norm: BatchNorm,
-    fused: bool,
+    batched: bool,
     memory_budget: int | None,
 ) -> Iterator[LogitsOf]:
     """Logits of the variants with alpha tables [V, E, O], the base first, in evaluation mode."""
     device = supernet.classifier.weight.device
     everywhere = tables_on(device, tables)
-    own = fused and batch_norm == "variant"
+    own = batched and batch_norm == "variant"
     # Of statistics of their own the variants share those of the stem, which are the unmodified supernet's.
     stored: BatchNorm = "recalibrated" if own else batch_norm
     with evaluation_mode(supernet, stored, calibration, everywhere) as use_statistics_of:
@@ -261,7 +261,7 @@ def _logits(
 
             return logits
 
-        yield together if fused else one_by_one
+        yield together if batched else one_by_one
 
 
 class Part:

@@ -128,7 +128,7 @@ class Member:
             state.alpha,
             batch_norm=config.batch_norm,
             removal=config.removal,
-            fused=config.fused,
+            batched=config.fused,
             memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
             on_batch=on_batch,
             cuda_graphs=config.cuda_graphs,

@@ -140,7 +140,7 @@ def evaluation(setting: Setting, fused: bool) -> Tally:
                 [batch] * run,
                 alpha,
                 batch_norm=setting.config.batch_norm,
-                fused=fused,
+                batched=fused,
                 on_batch=lambda _: marks.append(count.tally.copy()),
             )
         ran = count.tally - start
