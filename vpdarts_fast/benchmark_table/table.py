@@ -54,7 +54,7 @@ class BenchmarkTable:
     A table may hold fewer than all 15,625 architectures. Positions are official indices all the
     same: `architectures` and every `column` have 15,625 entries, and `held` tells which are known.
 
-    Made by `published`, `load` or `from_official`; the last two validate.
+    Made by `published`, `load` or `from_official`, which validate.
 
     Args:
         columns: names out of `COLUMNS`, without repetition.
