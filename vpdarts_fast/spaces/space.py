@@ -1,0 +1,222 @@
+"""What a search has to know of a space: the base class `Space`, and the words that it is described in.
+
+A space is a frozen dataclass whose fields are its settings, as the channels of its supernet. Its alphas stand
+in one table [E, O]: the rows of all cell types, one type below the other, a row for each edge. An edge with
+fewer than O operations has entries that are not `present`; alpha and the weights of the ops are 0 there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.bounds import BOUNDS, check_bound
+from vpdarts_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class AlphaTable:
+    """The rows of alpha that belong to one type of cells.
+
+    Attributes:
+        name: of the cell type, as `normal`; a word.
+        edges: the names of the edges, `0->1` from node 0 to node 1.
+        ops: of each edge, the names of its candidate operations; words.
+    """
+
+    name: str
+    edges: tuple[str, ...]
+    ops: tuple[tuple[str, ...], ...]
+
+    @classmethod
+    def uniform(cls, name: str, edges: Sequence[str], ops: Sequence[str]) -> AlphaTable:
+        """A table whose edges all have the same operations."""
+        return cls(name, tuple(edges), (tuple(ops),) * len(edges))
+
+
+@dataclass(frozen=True)
+class CellDrawing:
+    """What a picture shows of a cell.
+
+    Attributes:
+        name: of the cell type.
+        nodes: the names of the nodes, in the order in which they are computed: inputs first, outputs last.
+        edges: (source, target, operation) of each arrow, by the numbers of the nodes.
+    """
+
+    name: str
+    nodes: tuple[str, ...]
+    edges: tuple[tuple[int, int, str], ...]
+
+
+Genotype = TypeVar("Genotype", bound=Any)
+"""What a space writes a choice of operations down as: hashable, `str` of it is what `Space.parse` reads."""
+
+
+class Space(ABC, Generic[Genotype]):
+    """What can be searched: cell types, their edges and operations, supernet and found networks.
+
+    A subclass has a `name` and defines `tables`, `supernet` and `network`. What else there is fits spaces in
+    which one operation is chosen for each edge, whose genotypes are then `OpPerEdge`.
+
+    Attributes:
+        name: as --space has it.
+        fused: whether `supernet` runs on the fused ops by itself; others are accelerated by the search.
+        reduction: how many times smaller an image's height and width are behind the last reduction.
+    """
+
+    name: ClassVar[str]
+    fused: ClassVar[bool] = False
+    reduction: ClassVar[int] = 4
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            check_setting(field.name, getattr(self, field.name))
+
+    @property
+    @abstractmethod
+    def tables(self) -> tuple[AlphaTable, ...]:
+        """The rows of alpha, one table for each cell type."""
+
+    @abstractmethod
+    def supernet(self, num_classes: int, *, fused: bool = False, backend: str = "auto") -> nn.Module:
+        """A new supernet, called with images [N, 3, H, W] and weights of the ops [E, O]; returns logits.
+
+        Args:
+            num_classes: of the classifier.
+            fused: run on the fused ops, where the space has `fused`.
+            backend: what serves them.
+        """
+
+    @abstractmethod
+    def network(self, genotype: Genotype, num_classes: int) -> nn.Module:
+        """The network of a found choice, as large as its paper trains it; called with images [N, 3, H, W]."""
+
+    def finalist_network(
+        self, genotype: Genotype, num_classes: int, *, fused: bool = False, backend: str = "auto"
+    ) -> nn.Module:
+        """A smaller network of the choice, in which finalists are compared.
+
+        With the same random numbers, networks of choices that share an operation should begin alike in it.
+        """
+        return self.network(genotype, num_classes)
+
+    def select(self, order: Tensor) -> Genotype:
+        """The choice of the strongest operations.
+
+        Args:
+            order: [E, O] int64, different numbers that grow with the importance of an operation, over all
+                edges; -1 where there is none to choose.
+        """
+        return self._from_choices(order.argmax(1).tolist())
+
+    def chosen(self, genotype: Genotype) -> Tensor:
+        """[E, O] bool: which operations a choice consists of; as many for every choice."""
+        mask = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
+        ops = (op for table in genotype.ops for op in table)
+        for row, (names, op) in enumerate(zip(self._rows(), ops, strict=True)):
+            mask[row, names.index(op)] = True
+        return mask
+
+    def neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
+        """All choices that differ in one operation."""
+        choices = self.chosen(genotype).int().argmax(1).tolist()
+        for row, names in enumerate(self._rows()):
+            for op in range(len(names)):
+                if op != choices[row]:
+                    yield self._from_choices([*choices[:row], op, *choices[row + 1 :]])
+
+    def parse(self, text: str) -> Genotype:
+        """The inverse of `str`; `UserError` for anything else."""
+        found: list[tuple[str, ...]] = []
+        parts = re.findall(r"(\w+)\(([^()]*)\)", text)
+        for table, (name, inside) in zip(self.tables, parts, strict=False):
+            pairs = [pair.split(" ") for pair in inside.split(", ")]
+            edges = [pair[0] for pair in pairs]
+            ops = tuple(pair[-1] for pair in pairs)
+            if name != table.name or edges != list(table.edges) or any(len(pair) != 2 for pair in pairs):
+                break
+            if not all(op in names for op, names in zip(ops, table.ops, strict=True)):
+                break
+            found.append(ops)
+        genotype = OpPerEdge(self.tables, tuple(found)) if len(found) == len(self.tables) else None
+        if genotype is None or str(genotype) != text:
+            raise UserError(f"{text[:200]!r} is no choice in the space {self.name}; one is {self._first()}")
+        return genotype  # type: ignore[return-value]
+
+    def drawings(self, genotype: Genotype) -> tuple[CellDrawing, ...]:
+        """What pictures show of the choice, one for each cell type."""
+        drawings = []
+        for table, ops in zip(self.tables, genotype.ops, strict=True):
+            pairs = [tuple(map(int, edge.split("->"))) for edge in table.edges]
+            nodes = tuple(str(node) for node in range(1 + max(target for _, target in pairs)))
+            edges = tuple((source, target, op) for (source, target), op in zip(pairs, ops, strict=True))
+            drawings.append(CellDrawing(table.name, nodes, edges))
+        return tuple(drawings)
+
+    @cached_property
+    def shape(self) -> tuple[int, int]:
+        """(E, O) of alpha."""
+        rows = self._rows()
+        return len(rows), max(len(names) for names in rows)
+
+    @cached_property
+    def present(self) -> Tensor:
+        """[E, O] bool, on the CPU: where an edge has an operation."""
+        edges, ops = self.shape
+        mask = torch.zeros(edges, ops, dtype=torch.bool, device="cpu")
+        for row, names in enumerate(self._rows()):
+            mask[row, : len(names)] = True
+        return mask
+
+    def split(self, table: Tensor) -> dict[str, Tensor]:
+        """The rows of a table [E, ...] by the names of the cell types."""
+        parts = torch.split(table, [len(each.edges) for each in self.tables])
+        return {each.name: part for each, part in zip(self.tables, parts, strict=True)}
+
+    def _rows(self) -> list[tuple[str, ...]]:
+        """The operations of each row of alpha."""
+        return [names for table in self.tables for names in table.ops]
+
+    def _from_choices(self, choices: Sequence[int]) -> Genotype:
+        ops = iter(names[choice] for names, choice in zip(self._rows(), choices, strict=True))
+        found = tuple(tuple(next(ops) for _ in table.edges) for table in self.tables)
+        return OpPerEdge(self.tables, found)  # type: ignore[return-value]
+
+    def _first(self) -> Genotype:
+        return self._from_choices([0] * self.shape[0])
+
+
+@dataclass(frozen=True)
+class OpPerEdge:
+    """One operation for each edge of each cell type.
+
+    Attributes:
+        tables: of the space.
+        ops: of each table, the names of the chosen operations, in the order of its edges.
+    """
+
+    tables: tuple[AlphaTable, ...]
+    ops: tuple[tuple[str, ...], ...]
+
+    def __str__(self) -> str:
+        """As in ``normal(0->1 conv, 0->2 skip) reduction(0->1 pool, 0->2 conv)``."""
+        parts = []
+        for table, ops in zip(self.tables, self.ops, strict=True):
+            pairs = ", ".join(f"{edge} {op}" for edge, op in zip(table.edges, ops, strict=True))
+            parts.append(f"{table.name}({pairs})")
+        return " ".join(parts)
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Holds a setting of a space to `vpdarts_fast.bounds`, where it has a bound there."""
+    if name in BOUNDS:
+        check_bound(name, value, "--" + name.replace("_", "-"))
