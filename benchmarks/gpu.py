@@ -179,7 +179,7 @@ def op_rows(
 
 def state_of(scale: Scale, device: torch.device, fused: bool) -> SearchState:
     """A search's beginning; skip connections have no weight, so that their dropout changes no result."""
-    state = SearchState(replace(scale.config, fused=fused), 10, device)
+    state = SearchState(scale.config.replaced(fused=fused), 10, device)
     with torch.no_grad():
         state.alpha[:, 1] = 0
     return state
@@ -197,15 +197,19 @@ def setting_of(scale: Scale, images: int, name: str) -> Setting:
 
 def training_stage(device: torch.device, scale: Scale, name: str) -> Iterator[Row]:
     """A step of each phase, plain and fused, in float32."""
-    batch = batch_of(scale, device, scale.config.batch_size)
+    batch = batch_of(scale, device, scale.config.optimisers.batch_size)
     losses: dict[tuple[str, bool], float] = {}
     for fused in (False, True):
         state = state_of(scale, device, fused)
-        tallies = training_steps(setting_of(scale, scale.config.batch_size, name), fused)
+        tallies = training_steps(setting_of(scale, scale.config.optimisers.batch_size, name), fused)
 
         def weights(state: SearchState = state) -> Any:
             return weights_step(
-                state.supernet, state.alpha, batch, state.weights_optimizer, scale.config.gradient_clip
+                state.supernet,
+                state.alpha,
+                batch,
+                state.weights_optimizer,
+                scale.config.optimisers.gradient_clip,
             )
 
         def alpha(state: SearchState = state) -> Any:
@@ -237,7 +241,7 @@ def leave_one_out_stage(device: torch.device, scale: Scale, name: str) -> Iterat
         error = float(((loss - expected) / expected).abs().max())
         row = {"fused": fused, "images": 2 * scale.images, "error": error, "correct": error < 1e-3}
         if row["correct"]:
-            config = replace(scale.config, evaluation_batch_size=scale.images, validation_proportion=1.0)
+            config = scale.config.replaced(evaluation_batch_size=scale.images, validation_proportion=1.0)
             tally = evaluation(setting_of(replace(scale, config=config), 2 * scale.images, name), fused)
             rounds = max(1, scale.rounds // 5)
             row |= result(measure(evaluate, device, rounds), tally, roofline_of(name, "fp32"))

@@ -22,8 +22,8 @@ class Step:
     def __init__(
         self, form: Form, phase: str, cells: int, batch: int = BATCH, channels: int = CHANNELS
     ) -> None:
-        config = SearchConfig(cells_per_stage=cells)
-        self.form, self.phase, self.clip = form, phase, config.gradient_clip
+        config = SearchConfig().replaced(cells_per_stage=cells)
+        self.form, self.phase, self.clip = form, phase, config.optimisers.gradient_clip
         self.supernet = form.supernet(cells, channels)
         self.supernet.requires_grad_(not (form.compiled and phase == "alpha"))
         self.network = form.forward(self.supernet)
@@ -33,16 +33,16 @@ class Step:
         self.batch = form.images(images), labels
         self.weights_optimizer = torch.optim.SGD(
             self.supernet.parameters(),
-            lr=config.learning_rate,
-            momentum=config.momentum,
-            weight_decay=config.weight_decay,
+            lr=config.optimisers.learning_rate,
+            momentum=config.optimisers.momentum,
+            weight_decay=config.optimisers.weight_decay,
             nesterov=True,
         )
         self.alpha_optimizer = torch.optim.Adam(
             [self.alpha],
-            lr=config.alpha_learning_rate,
-            betas=config.alpha_betas,
-            weight_decay=config.alpha_weight_decay,
+            lr=config.optimisers.alpha_learning_rate,
+            betas=config.optimisers.alpha_betas,
+            weight_decay=config.optimisers.alpha_weight_decay,
         )
 
     def __call__(self) -> float:

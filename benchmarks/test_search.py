@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from vpdarts_fast.evaluation.leave_one_out import Batch
 from vpdarts_fast.search import RunFolder, Search, SearchConfig
 from vpdarts_fast.search.state import SearchState
 
-CONFIG = SearchConfig(cells_per_stage=1, warmup_epochs=1, pruning_epochs=1, device="cpu")
+CONFIG = SearchConfig().replaced(cells_per_stage=1, warmup_epochs=1, pruning_epochs=1, device="cpu")
 
 
 class Losses:
@@ -47,7 +46,7 @@ class FormSearch(Search):
     """A search whose supernet and batches are in a form."""
 
     def __init__(self, form: Form, config: SearchConfig, data: ImageData, folder: Path) -> None:
-        config = dataclasses.replace(config, fused=form.fused)
+        config = config.replaced(fused=form.fused)
         self.observed = Losses()
         super().__init__(config, data, RunFolder(folder), self.observed)
         self.form, self.classes = form, data.num_classes
@@ -84,7 +83,7 @@ def verify(forms: Iterable[Form], folder: Path) -> None:
     Alpha would say less: Adam's first steps are of one size, and where a gradient is nearly zero rounding
     decides their direction, in two eager forms as well.
     """
-    config = dataclasses.replace(CONFIG, skip_dropout=0.0, batch_size=32)
+    config = CONFIG.replaced(skip_dropout=0.0, batch_size=32)
     expected = None
     for form in forms:
         if not form.compiled:

@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.search.finalists.contestants import Calls
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 NONE, SKIP, CONV_1, CONV_3, POOL = range(5)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
-from vpdarts_fast.spaces.genotype import EDGES, all_genotypes
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, all_genotypes
 
 COLUMNS = ("cifar10_test_200ep", "cifar100_test_200ep", "imagenet16_120_test_200ep")
 

@@ -30,10 +30,10 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main as search
-from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.search.driver import Search
+from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.streams import stream
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -214,7 +214,7 @@ def test_a_snapshot_evaluates_as_its_supernet_did(runs: Path, table: Path) -> No
     assert [snapshot.epoch for snapshot in run.snapshots] == [1, 2, 3] and run.images == 20
     whole = Search(config, load("digits"), RunFolder(runs / "seed-3"), observer=None)  # type: ignore[arg-type]
     whole.resume()
-    drawn = torch.randperm(32, generator=stream(config.seed, "analysis images"))[:20]
+    drawn = torch.randperm(32, generator=stream(config.search.seed, "analysis images"))[:20]
     batches = [whole.validation.batch(drawn)]
     for mode, found in run.snapshots[-1].evaluations.items():
         expected = leave_one_out(

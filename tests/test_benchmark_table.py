@@ -14,7 +14,7 @@ from vpdarts_fast.benchmark_table import COLUMNS, BenchmarkTable, official_archi
 from vpdarts_fast.benchmark_table.__main__ import main
 from vpdarts_fast.benchmark_table.table import PUBLISHED
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES, Genotype, all_genotypes
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES, Genotype, all_genotypes
 
 ALL_SKIP = "|skip_connect~0|+|skip_connect~0|skip_connect~1|+|skip_connect~0|skip_connect~1|skip_connect~2|"
 PAPER_CELL = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"

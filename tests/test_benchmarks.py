@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import dataclasses
 import importlib.util
 import os
 import signal
@@ -161,7 +160,7 @@ def test_a_search_of_forms_is_a_search(tmp_path: Path, monkeypatch: pytest.Monke
     assert spec is not None and spec.loader is not None
     rows = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(rows)
-    config = dataclasses.replace(rows.CONFIG, channels=2, batch_size=8, pruning_epochs=0)
+    config = rows.CONFIG.replaced(channels=2, batch_size=8, pruning_epochs=0)
     search = rows.FormSearch(OURS, config, rows.random_data(32), tmp_path)
     for _ in range(2):  # each time from the beginning
         search.epochs()

@@ -25,8 +25,8 @@ from vpdarts_fast.search import PRESETS, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.config import flag
-from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES, Genotype
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -81,7 +81,7 @@ def test_whole_numbers_of_any_kind_are_whole_and_fractions_are_not() -> None:
 
 def test_numbers_too_long_to_print_are_described() -> None:
     for call in (
-        lambda: SearchConfig(channels=10**5000),
+        lambda: SearchConfig().replaced(channels=10**5000),
         lambda: Genotype.from_index(10**5000),
         lambda: Genotype.from_choices([10**5000] * 6),
         lambda: BenchmarkTable(("cifar10_test_200ep",), np.zeros((NUM_ARCHITECTURES, 1))).accuracy(10**5000),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -20,13 +19,13 @@ from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SNAPSHOT
 from vpdarts_fast.search import Interrupted, RunFolder, preflight
 from vpdarts_fast.search.__main__ import main
-from vpdarts_fast.search.criteria import AccuracyCriterion
+from vpdarts_fast.search.methods.criteria import AccuracyCriterion
 from vpdarts_fast.search.state import evaluation_from_json
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TWO = dataclasses.replace(SHORT, committee=2)
+TWO = SHORT.replaced(committee=2)
 
 
 @pytest.fixture(scope="module")
@@ -78,7 +77,7 @@ def test_importance_is_the_mean_of_the_members(two: dict[str, Any]) -> None:
 
 def test_the_decision_prunes_the_same_ops_of_all(digits: ImageData, tmp_path: Path) -> None:
     """Progressive pruning leaves them at 0."""
-    config = dataclasses.replace(TWO, pruning="progressive", pruning_epochs=3)
+    config = TWO.replaced(pruning="progressive", pruning_epochs=3)
     run(config, digits, tmp_path / "run")
     saved = checkpoint.load(tmp_path / "run" / "checkpoint.pt")
     (other,) = saved["members"]
@@ -93,7 +92,7 @@ STOPS = 2 * (2 * 2 + 1) + 2 * 2 * 2
 
 def test_an_interrupted_committee_ends_the_same(digits: ImageData, tmp_path: Path) -> None:
     """Stopped at every call: of each member in the warm-up, an evaluation, a pruning epoch and at the end."""
-    config = dataclasses.replace(TWO, pruning_epochs=1)
+    config = TWO.replaced(pruning_epochs=1)
     run(config, digits, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
     for call in range(STOPS):
@@ -132,7 +131,7 @@ def test_progress_names_the_supernet(digits: ImageData, tmp_path: Path) -> None:
 
 def test_snapshots_of_a_committee_are_evaluated_as_it_was(digits: ImageData, tmp_path: Path) -> None:
     """The mean of what each member's weights give alone."""
-    config = dataclasses.replace(TWO, snapshots=True)
+    config = TWO.replaced(snapshots=True)
     run(config, digits, tmp_path / "both")
     both = evaluate_run(tmp_path / "both", config, data=None, images=20, every=9, reuse=False).snapshots[-1]
     path = tmp_path / "both" / "snapshots" / "epoch-03.pt"
@@ -185,7 +184,7 @@ def test_several_supernets_need_more_memory(digits: ImageData, monkeypatch: pyte
     """On a machine that has room for twenty, whatever this one has."""
     one = 4 * 3 * preflight.parameters(TINY, 10)
     monkeypatch.setattr(preflight, "memory_of", lambda device: 20 * one)
-    preflight.check_memory(dataclasses.replace(TINY, batch_size=2), digits, torch.device("cpu"))
-    many = dataclasses.replace(TINY, batch_size=2, committee=21)
+    preflight.check_memory(TINY.replaced(batch_size=2), digits, torch.device("cpu"))
+    many = TINY.replaced(batch_size=2, committee=21)
     with pytest.raises(UserError, match=r"choose a smaller --committee \(21\)"):
         preflight.check_memory(many, digits, torch.device("cpu"))

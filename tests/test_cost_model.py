@@ -34,13 +34,13 @@ pytestmark = [
 
 ROOT = Path(__file__).parent.parent
 SHARED = GPUS["h100"].shared_bytes
-SMALL = SearchConfig(
+SMALL = SearchConfig().replaced(
     channels=4, cells_per_stage=1, batch_size=8, evaluation_batch_size=256, batch_norm="recalibrated"
 )
 
 
 def setting(**changes: Any) -> Setting:
-    return Setting(replace(SMALL, **changes), 2048, 8, 10, torch.float32, SHARED)
+    return Setting(SMALL.replaced(**changes), 2048, 8, 10, torch.float32, SHARED)
 
 
 def tally_of(run: Callable[[], object]) -> Tally:

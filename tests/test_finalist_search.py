@@ -27,11 +27,11 @@ from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, me
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.finalists.rounds import Rung
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = SearchConfig(
+CONFIG = SearchConfig().replaced(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=1,
     pruning_epochs=2, batch_size=16, evaluation_batch_size=8, device="cpu", finalists=3, finalist_channels=2,
     finalist_cells_per_stage=1, finalist_steps=2, finalist_budget=60, finalist_margin=0.01,
@@ -127,20 +127,20 @@ def test_the_result_has_all_finalists_and_both_answers(finished: tuple[Path, Wat
         for cell in rung["cells"]
         for seed in range(len(cell["accuracy"]))
     }
-    assert entry["steps"] == sum(steps for _, steps, _ in trainings) <= CONFIG.finalist_budget
+    assert entry["steps"] == sum(steps for _, steps, _ in trainings) <= CONFIG.search.finalist_budget
     assert {architecture for architecture, _, _ in trainings} == set(entry["benchmark"])
     for architecture, benchmark in entry["benchmark"].items():
         assert benchmark == table.accuracy(Genotype.from_string(architecture))
     first = entry["rounds"][0]
     assert first["incumbent"] == str(search) == first["rungs"][0]["cells"][0]["architecture"]
-    assert first["rungs"][0]["images"] == 16 and len(first["rungs"][0]["cells"]) == CONFIG.finalists
+    assert first["rungs"][0]["images"] == 16 and len(first["rungs"][0]["cells"]) == CONFIG.search.finalists
     earlier = [epoch["genotype"] for epoch in RunFolder(folder).metrics() if epoch["genotype"]]
     others = [cell for cell in reversed(earlier) if cell != str(search)]
     assert others and first["rungs"][0]["cells"][1]["architecture"] == others[0]
     assert result["seconds"]["finalists"] > 0 and result["seconds"].keys() >= {"train", "leave_one_out"}
     rungs = [rung for played in entry["rounds"] for rung in played["rungs"]]
     assert [rung.steps for rung in watcher.rungs] == [rung["steps"] for rung in rungs]
-    assert watcher.phases[-1] == ("finalists", CONFIG.finalist_budget)
+    assert watcher.phases[-1] == ("finalists", CONFIG.search.finalist_budget)
     heard = watcher.done[-entry["steps"] :]
     assert heard == sorted(heard) and heard[-1] == entry["steps"], "the last is the batch that judges"
 
@@ -148,7 +148,7 @@ def test_the_result_has_all_finalists_and_both_answers(finished: tuple[Path, Wat
 def test_without_finalists_the_search_comes_to_the_same_cell(
     finished: tuple[Path, Watcher], digits: ImageData, tmp_path: Path
 ) -> None:
-    result = run(dataclasses.replace(CONFIG, finalists=0), digits, tmp_path / "run")
+    result = run(CONFIG.replaced(finalists=0), digits, tmp_path / "run")
     with_them = RunFolder(finished[0]).result()
     assert with_them is not None and result["finalists"] is None and "finalists" not in result["seconds"]
     assert result["architecture"] == with_them["finalists"]["search"]["architecture"]
@@ -236,9 +236,9 @@ def test_a_search_that_is_killed_among_its_finalists_goes_on_bit_for_bit(
     ids=str,
 )
 def test_any_search_can_have_them(settings: dict[str, Any], digits: ImageData, tmp_path: Path) -> None:
-    result = run(dataclasses.replace(CONFIG, finalist_budget=14, **settings), digits, tmp_path / "run")
+    result = run(CONFIG.replaced(finalist_budget=14, **settings), digits, tmp_path / "run")
     (first, *_) = result["finalists"]["rounds"]
-    assert len(first["rungs"][0]["cells"]) == CONFIG.finalists
+    assert len(first["rungs"][0]["cells"]) == CONFIG.search.finalists
     assert RunFolder(tmp_path / "run").result() is not None
 
 
@@ -312,23 +312,23 @@ def test_both_answers_where_they_differ() -> None:
 )
 def test_settings_that_are_refused(settings: dict[str, Any], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        SearchConfig(**settings)
+        SearchConfig().replaced(**settings)
 
 
 def test_a_budget_that_is_not_used_is_not_looked_at() -> None:
-    assert SearchConfig(finalist_steps=1_000_000).finalists == 0
-    assert SearchConfig(finalists=3, finalist_budget=600).finalist_steps == 100
+    assert SearchConfig().replaced(finalist_steps=1_000_000).finalists == 0
+    assert SearchConfig().replaced(finalists=3, finalist_budget=600).finalist_steps == 100
 
 
 def test_a_finalist_too_large_for_the_machine(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(CONFIG, finalist_channels=512, finalist_cells_per_stage=5)
+    config = CONFIG.replaced(finalist_channels=512, finalist_cells_per_stage=5)
     cpu = torch.device("cpu")
-    network = dataclasses.replace(config, channels=512, cells_per_stage=5)
+    network = config.replaced(channels=512, cells_per_stage=5)
     needs = 4 * preflight.parameters(network, 10)
     monkeypatch.setattr(preflight, "memory_of", lambda device: needs)
     with pytest.raises(UserError, match=r"a finalist needs at least .* smaller --finalist-channels"):
         preflight.check_search(config, digits, None, cpu)
-    preflight.check_search(dataclasses.replace(config, finalists=0), digits, None, cpu)
+    preflight.check_search(config.replaced(finalists=0), digits, None, cpu)
     monkeypatch.setattr(preflight, "memory_of", lambda device: 2 * needs)
     preflight.check_search(config, digits, None, cpu)
 
@@ -352,7 +352,7 @@ def test_older_runs_had_none(finished: tuple[Path, Watcher]) -> None:
     old = {name: value for name, value in values.items() if "finalist" not in name and name != "digest"}
     old["format"] = "vpdarts_fast search settings, version 2"
     config = SearchConfig.from_json(old, "config.json")
-    assert config == dataclasses.replace(config, finalists=0) and config.finalist_budget == 12_000
+    assert config == config.replaced(finalists=0) and config.search.finalist_budget == 12_000
     result = json.loads((finished[0] / "result.json").read_text())
     result = {name: value for name, value in result.items() if name not in ("finalists", "digest")}
     result["format"] = "vpdarts_fast search result, version 2"

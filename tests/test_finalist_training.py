@@ -26,14 +26,14 @@ from vpdarts_fast.search.finalists.rounds import (
     Score,
 )
 from vpdarts_fast.search.finalists.training import CellTraining, Images, finish
-from vpdarts_fast.spaces.genotype import Genotype
 from vpdarts_fast.spaces.nas_bench_201 import DiscreteNetwork, build_network
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 # --- training
 
-TINY = SearchConfig(
+TINY = SearchConfig().replaced(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=1,
     pruning_epochs=1, batch_size=8, evaluation_batch_size=8, device="cpu", finalists=3, finalist_channels=2,
     finalist_cells_per_stage=1, finalist_steps=2, finalist_budget=60,
@@ -54,7 +54,7 @@ def images(digits: ImageData) -> Images:
 
 
 def training(genotype: Genotype, steps: int = 3, repetition: int = 0, **settings: object) -> CellTraining:
-    return CellTraining(genotype, steps, repetition, dataclasses.replace(TINY, **settings), 10, CPU)
+    return CellTraining(genotype, steps, repetition, TINY.replaced(**settings), 10, CPU)
 
 
 MIXED = cell(SKIP, CONV_3, CONV_1, POOL, NONE, CONV_3)
@@ -78,7 +78,7 @@ def test_a_cell_is_trained_as_its_own_network_is(genotype: Genotype) -> None:
         optimizer.zero_grad()
         loss = F.cross_entropy(network(x), y)
         loss.backward()  # type: ignore[no-untyped-call]
-        torch.nn.utils.clip_grad_norm_(network.parameters(), TINY.gradient_clip)
+        torch.nn.utils.clip_grad_norm_(network.parameters(), TINY.optimisers.gradient_clip)
         optimizer.step()
         ours.train((x, y), counts=step == 2)
     assert ours.last_epoch.summary()[0] == pytest.approx(loss.item(), rel=1e-9)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from finalist_cases import CLOSE_ON_THE_FOURTH, CONV_1, CONV_3, NONE, PAPER, POOL, SIX, SKIP, calls, cell
 
-from vpdarts_fast.search.criteria import Importance
 from vpdarts_fast.search.finalists.contestants import Calls, alternating
 from vpdarts_fast.search.finalists.rounds import (
     Rules,
@@ -21,7 +20,8 @@ from vpdarts_fast.search.finalists.rounds import (
     is_clearly_better,
     sign_test,
 )
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from vpdarts_fast.benchmark_table.table import PUBLISHED
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, OPS, Genotype, all_genotypes
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_ARCHITECTURES, OPS, Genotype, all_genotypes
 
 PAPER = "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 

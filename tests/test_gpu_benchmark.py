@@ -36,7 +36,7 @@ def gpu() -> Any:
 
 @pytest.fixture
 def tiny(gpu: Any) -> Any:
-    config = SearchConfig(channels=4, cells_per_stage=1, batch_size=8)
+    config = SearchConfig().replaced(channels=4, cells_per_stage=1, batch_size=8)
     return gpu.Scale(config, images=25, size=8, stages=((4, 8),), rounds=2)
 
 

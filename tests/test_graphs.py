@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import dataclasses
 import importlib
 import sys
 from collections.abc import Callable, Iterator
@@ -35,7 +34,7 @@ from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-CONFIG = SearchConfig(
+CONFIG = SearchConfig().replaced(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=2,
     pruning_epochs=3, batch_size=12, evaluation_batch_size=4, device="cpu",
 )  # fmt: skip
@@ -116,7 +115,7 @@ def search_on_meta(
     watched = Watched()
     record_with(watched, monkeypatch)
     monkeypatch.setattr(driver, "choose_device", lambda name: META)
-    return Search(dataclasses.replace(CONFIG, **settings), digits, RunFolder(folder), Watcher()), watched
+    return Search(CONFIG.replaced(**settings), digits, RunFolder(folder), Watcher()), watched
 
 
 def take_steps(search: Search) -> None:
@@ -240,7 +239,7 @@ def search_with(
     """The outcome of a search as on a GPU, but on the CPU."""
     monkeypatch.setattr(ImageSet, "to", lambda self, device: DeviceImageSet(self, device))
     record_with(recorder, monkeypatch)
-    run(dataclasses.replace(CONFIG, **settings), digits, folder)
+    run(CONFIG.replaced(**settings), digits, folder)
     return outcome(folder)
 
 
@@ -337,7 +336,7 @@ def float64_by_default() -> Iterator[None]:
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_optimisers_of_captured_steps_step_alike(momentum: float) -> None:
     """As those of other steps, but for rounding; the schedule counts once it is published."""
-    config = dataclasses.replace(CONFIG, momentum=momentum)
+    config = CONFIG.replaced(momentum=momentum)
     torch.manual_seed(0)
     start = torch.randn(7, 5)
     ends = []
@@ -422,8 +421,8 @@ def test_replays_on_a_gpu_follow_the_seed() -> None:
 def test_a_search_on_a_gpu_is_the_same_captured_or_not(
     settings: dict[str, Any], digits: ImageData, tmp_path: Path
 ) -> None:
-    config = dataclasses.replace(CONFIG, device="cuda", **settings)
+    config = CONFIG.replaced(device="cuda", **settings)
     captured = run(config, digits, tmp_path / "captured")
-    eager = run(dataclasses.replace(config, cuda_graphs=False), digits, tmp_path / "eager")
+    eager = run(config.replaced(cuda_graphs=False), digits, tmp_path / "eager")
     found, expected = (torch.tensor(result["alpha"]) for result in (captured, eager))
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)

@@ -19,8 +19,8 @@ from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.search import PRESETS, RunFolder, Search, preflight
-from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES
 from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -88,8 +88,7 @@ def test_data_that_no_search_can_use_are_refused_before_there_is_a_folder(
 
 
 def search(data: ImageData, folder: Path, table: BenchmarkTable | None = None, **settings: Any) -> Search:
-    config = dataclasses.replace(
-        PRESETS["quick"],
+    config = PRESETS["quick"].replaced(
         finalists=0,
         dataset="npz",
         channels=2,
@@ -197,7 +196,7 @@ def test_more_memory_than_there_is_is_said_and_not_allocated(
 
 
 def test_the_least_memory_counts_weights_and_activations(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(PRESETS["quick"], channels=4, cells_per_stage=3, batch_size=8)
+    config = PRESETS["quick"].replaced(channels=4, cells_per_stage=3, batch_size=8)
     supernet = Supernet(4, 3, 2)
     count = sum(parameter.numel() for parameter in supernet.parameters())
     assert preflight.parameters(config, 2) == count
@@ -214,8 +213,8 @@ def test_the_least_memory_counts_weights_and_activations(monkeypatch: pytest.Mon
 
 
 def test_a_batch_of_leave_one_out_counts_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = dataclasses.replace(
-        PRESETS["quick"], channels=4, batch_size=1, validation_proportion=1.0, evaluation_batch_size=1000
+    config = PRESETS["quick"].replaced(
+        channels=4, batch_size=1, validation_proportion=1.0, evaluation_batch_size=1000
     )
     data = image_data(4000, 8)
     assert preflight.evaluation_bytes(config, data) == 2 * 1000 * 4 * 8 * 8 * 4
@@ -225,7 +224,7 @@ def test_a_batch_of_leave_one_out_counts_where_there_is_one(monkeypatch: pytest.
         ({"criterion": "alpha"}, True),
         ({"evaluation_batch_size": 10}, True),
     ):
-        changed = dataclasses.replace(config, **settings)
+        changed = config.replaced(**settings)
         try:
             preflight.check_memory(changed, data, torch.device("cpu"))
         except UserError as error:
@@ -237,7 +236,7 @@ def test_a_batch_of_leave_one_out_counts_where_there_is_one(monkeypatch: pytest.
 @pytest.mark.parametrize("fused", [True, False])
 def test_no_training_step_keeps_less_than_the_estimate(fused: bool) -> None:
     """Else a search that fits would be refused."""
-    config = dataclasses.replace(PRESETS["quick"], channels=8, cells_per_stage=2, fused=fused)
+    config = PRESETS["quick"].replaced(channels=8, cells_per_stage=2, fused=fused)
     supernet = Supernet(8, 2, 10, fused=fused).train()
     kept: dict[int, int] = {}
 

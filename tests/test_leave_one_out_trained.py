@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +58,7 @@ def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[i
 
 @pytest.mark.float32
 def test_a_trained_supernet_predicts_the_same(tmp_path: Path, one_thread: None) -> None:
-    config = dataclasses.replace(PRESETS["quick"], warmup_epochs=3, pruning_epochs=2, finalists=0)
+    config = PRESETS["quick"].replaced(warmup_epochs=3, pruning_epochs=2, finalists=0)
     data = load("digits")
     search = searched(config, data, tmp_path / "run")
     turned, predictions = 0, 0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import subprocess
@@ -87,8 +86,8 @@ def test_a_search_says_so_before_it_begins() -> None:
     """In the words of the flags; 40 validation images are evaluated, in batches of 16."""
     images, labels = torch.zeros(80, 32, 32, 3, dtype=torch.uint8), torch.arange(80) % 2
     data = ImageData("tiny", images, labels, images, labels, ("a", "b"), Augmentation(1, True))
-    config = dataclasses.replace(
-        PRESETS["quick"], channels=1024, evaluation_batch_size=16, validation_proportion=1.0, max_images=None
+    config = PRESETS["quick"].replaced(
+        channels=1024, evaluation_batch_size=16, validation_proportion=1.0, max_images=None
     )
     cpu = torch.device("cpu")
     for mode, what in (
@@ -96,7 +95,7 @@ def test_a_search_says_so_before_it_begins() -> None:
         ("variant", "a batch of 16 images (--evaluation-batch-size), which"),
         ("running", "an image;"),
     ):
-        asked = dataclasses.replace(config, batch_norm=mode, memory_budget_mib=1)
+        asked = config.replaced(batch_norm=mode, memory_budget_mib=1)
         with pytest.raises(UserError) as caught:
             preflight.check_memory_budget(asked, data, cpu)
         said = re.match(
@@ -104,11 +103,11 @@ def test_a_search_says_so_before_it_begins() -> None:
         )
         assert said is not None and said[2].startswith(what) and said[2].endswith("got 1")
         least = int(said[1].replace(",", ""))
-        preflight.check_memory_budget(dataclasses.replace(asked, memory_budget_mib=least), data, cpu)
+        preflight.check_memory_budget(asked.replaced(memory_budget_mib=least), data, cpu)
         with pytest.raises(UserError):
-            preflight.check_memory_budget(dataclasses.replace(asked, memory_budget_mib=least - 1), data, cpu)
-        preflight.check_memory_budget(dataclasses.replace(asked, memory_budget_mib=None), data, cpu)
-        preflight.check_memory_budget(dataclasses.replace(asked, fused=False), data, cpu)
+            preflight.check_memory_budget(asked.replaced(memory_budget_mib=least - 1), data, cpu)
+        preflight.check_memory_budget(asked.replaced(memory_budget_mib=None), data, cpu)
+        preflight.check_memory_budget(asked.replaced(fused=False), data, cpu)
 
 
 PROGRAM = """

@@ -24,7 +24,7 @@ from vpdarts_fast.search.finalists.training import CellTraining
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.optimizers import alpha_rate, weights_optimizer
 from vpdarts_fast.search.preflight import steps_of_epoch
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -69,14 +69,16 @@ def moved(optimizer: torch.optim.Optimizer, weight: Tensor, gradients: list[floa
 )
 def test_nesterov_or_plain_momentum(nesterov: bool, momentum: float, expected: float, captured: bool) -> None:
     """Two steps, written out; without momentum there is none of either kind."""
-    config = SearchConfig(learning_rate=0.1, momentum=momentum, weight_decay=0.0, nesterov=nesterov)
+    config = SearchConfig().replaced(
+        learning_rate=0.1, momentum=momentum, weight_decay=0.0, nesterov=nesterov
+    )
     weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
     assert moved(weights_optimizer([weight], config, captured), weight, [1.0, 2.0]) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("nesterov", [True, False])
 def test_finalists_train_with_the_momentum_of_the_search(nesterov: bool) -> None:
-    config = dataclasses.replace(SHORT, nesterov=nesterov, finalist_channels=1, finalist_cells_per_stage=1)
+    config = SHORT.replaced(nesterov=nesterov, finalist_channels=1, finalist_cells_per_stage=1)
     training = CellTraining(Genotype.from_index(0), 2, 0, config, 10, torch.device("cpu"))
     assert training.optimizer.param_groups[0]["nesterov"] is nesterov
 
@@ -107,7 +109,7 @@ def test_the_order_of_the_steps(
 ) -> None:
     """Alternating in every pruning epoch, with the chosen one first; the warm-up has one kind."""
     steps = Steps(monkeypatch)
-    config = dataclasses.replace(SHORT, pruning_epochs=1, step_order=f"{first}-first")  # type: ignore[arg-type]
+    config = SHORT.replaced(pruning_epochs=1, step_order=f"{first}-first")  # type: ignore[arg-type]
     run(config, digits, tmp_path / "run")
     pair = [f"{first}_step", "alpha_step" if first == "weights" else "weights_step"]
     assert steps.order == ["weights_step"] * 2 + pair * 2
@@ -115,7 +117,7 @@ def test_the_order_of_the_steps(
 
 def test_what_comes_first_sees_the_other_as_it_was(halves: tuple[ImageSet, ImageSet]) -> None:
     """The first step of alpha sees the weights of the warm-up's end, and the weights the alpha after it."""
-    config = dataclasses.replace(SHORT, warmup_epochs=0, skip_dropout=0.0, step_order="alpha-first")
+    config = SHORT.replaced(warmup_epochs=0, skip_dropout=0.0, step_order="alpha-first")
     searched, by_hand = member(config, halves), member(config, halves)
     by_hand._train_alpha(by_hand._draws(by_hand.validation, "validation")[0])
     by_hand._train_weights(by_hand._draws(by_hand.training, "training")[0])
@@ -139,7 +141,7 @@ def test_what_comes_first_sees_the_other_as_it_was(halves: tuple[ImageSet, Image
     assert torch.equal(searched.state.alpha, by_hand.state.alpha)
     for name, value in searched.state.supernet.state_dict().items():
         assert torch.equal(value, by_hand.state.supernet.state_dict()[name]), name
-    weights_first = member(dataclasses.replace(config, step_order="weights-first"), halves)
+    weights_first = member(config.replaced(step_order="weights-first"), halves)
     with pytest.raises(Interrupted):
         weights_first.train_epoch(StopAfterOneStep())
     stem = "stem.0.weight"
@@ -157,21 +159,21 @@ def test_what_comes_first_sees_the_other_as_it_was(halves: tuple[ImageSet, Image
 )
 def test_steps_of_an_epoch(images: int, batch: int, size: int, steps: int) -> None:
     """As many as it has batches, less a last one that has nothing to normalise with."""
-    config = SearchConfig(batch_size=batch)
+    config = SearchConfig().replaced(batch_size=batch)
     assert steps_of_epoch(config, images, (size, size)) == steps
     if images > 1:
-        part = dataclasses.replace(config, images_per_epoch=images)
+        part = config.replaced(images_per_epoch=images)
         assert steps_of_epoch(part, 3 * images, (size, size)) == steps
 
 
 def test_a_scaled_rate_times_its_steps_is_that_of_the_paper() -> None:
-    scaled = SearchConfig(alpha_rate_scaling=True)
+    scaled = SearchConfig().replaced(alpha_rate_scaling=True)
     assert alpha_rate(scaled, 391) == 3e-4, "the paper's own setting stays as it is"
     for steps, epochs, rate in ((156, 30, 3e-4), (391, 4, 3e-4), (1_000, 60, 1e-3)):
-        config = dataclasses.replace(scaled, pruning_epochs=epochs, alpha_learning_rate=rate)
+        config = scaled.replaced(pruning_epochs=epochs, alpha_learning_rate=rate)
         assert alpha_rate(config, steps) * steps * epochs == pytest.approx(rate * 391 * 30)
-        assert alpha_rate(dataclasses.replace(config, alpha_rate_scaling=False), steps) == rate
-    assert alpha_rate(dataclasses.replace(scaled, pruning_epochs=0), 391) == 3e-4, "alpha takes no step"
+        assert alpha_rate(config.replaced(alpha_rate_scaling=False), steps) == rate
+    assert alpha_rate(scaled.replaced(pruning_epochs=0), 391) == 3e-4, "alpha takes no step"
 
 
 @pytest.mark.parametrize("scaling", [False, True])
@@ -179,7 +181,7 @@ def test_alpha_learns_at_the_scaled_rate(
     scaling: bool, digits: ImageData, tmp_path: Path, halves: tuple[ImageSet, ImageSet]
 ) -> None:
     """Also after a stop; the run's own settings stay those that were asked for."""
-    config = dataclasses.replace(SHORT, pruning_epochs=1, alpha_rate_scaling=scaling)
+    config = SHORT.replaced(pruning_epochs=1, alpha_rate_scaling=scaling)
     rate = 3e-4 * (391 * 30 / 2 if scaling else 1)
     (group,) = member(config, halves).state.alpha_optimizer.param_groups
     assert group["lr"] == pytest.approx(rate)
@@ -196,25 +198,25 @@ def test_alpha_learns_at_the_scaled_rate(
 
 
 def test_alpha_starts_with_noise_of_its_own(halves: tuple[ImageSet, ImageSet]) -> None:
-    config = dataclasses.replace(SHORT, alpha_start=0.05, alpha_noise=1e-3, committee=3)
+    config = SHORT.replaced(alpha_start=0.05, alpha_noise=1e-3, committee=3)
     alphas = [member(config, halves, number).state.alpha.detach() for number in range(3)]
     for alpha in alphas:
         deviations = (alpha - 0.05) / 1e-3
         assert 0.6 < float(deviations.std()) < 1.4 and float(deviations.mean().abs()) < 0.6
         assert len(alpha.unique()) == len(EDGES) * len(OPS)
     assert not torch.equal(alphas[0], alphas[1]) and not torch.equal(alphas[1], alphas[2])
-    twice = dataclasses.replace(config, alpha_noise=2e-3)
+    twice = config.replaced(alpha_noise=2e-3)
     torch.testing.assert_close(member(twice, halves, 2).state.alpha - 0.05, 2 * (alphas[2] - 0.05))
     torch.manual_seed(1)
-    alone = member(dataclasses.replace(config, committee=1), halves)
+    alone = member(config.replaced(committee=1), halves)
     assert torch.equal(alone.state.alpha, alphas[0]), "that of a search without others"
-    other_seed = member(dataclasses.replace(config, seed=1), halves)
+    other_seed = member(config.replaced(seed=1), halves)
     assert not torch.equal(other_seed.state.alpha, alphas[0])
 
 
 def test_noise_changes_nothing_else(halves: tuple[ImageSet, ImageSet]) -> None:
-    without, noisy = (member(dataclasses.replace(SHORT, alpha_noise=noise), halves) for noise in (0.0, 0.1))
-    assert torch.equal(without.state.alpha, torch.full((6, 5), SHORT.alpha_start))
+    without, noisy = (member(SHORT.replaced(alpha_noise=noise), halves) for noise in (0.0, 0.1))
+    assert torch.equal(without.state.alpha, torch.full((6, 5), SHORT.method.alpha_start))
     state = noisy.state.supernet.state_dict()
     for name, value in without.state.supernet.state_dict().items():
         assert torch.equal(value, state[name])
@@ -229,7 +231,7 @@ def test_an_epoch_visits_so_many_images_of_each_half(
     digits: ImageData, tmp_path: Path, halves: tuple[ImageSet, ImageSet]
 ) -> None:
     """Others in every epoch; to the last bit the same after a stop."""
-    config = dataclasses.replace(SHORT, images_per_epoch=24)
+    config = SHORT.replaced(images_per_epoch=24)
     one = member(config, halves)
     visited = []
     for epoch in range(3):
@@ -269,8 +271,16 @@ def test_all_of_them_from_the_command_line(
     folder = tmp_path / "run"
     assert main([*FLAGS, *CHOICES, "--out", str(folder)]) == 0
     _, config = RunFolder.open(folder)
-    assert (config.removal, config.nesterov, config.step_order) == ("renormalised", False, "alpha-first")
-    assert config.alpha_rate_scaling and config.alpha_noise == 1e-3 and config.alpha_learning_rate == 3e-4
+    assert (config.search.removal, config.optimisers.nesterov, config.method.step_order) == (
+        "renormalised",
+        False,
+        "alpha-first",
+    )
+    assert (
+        config.optimisers.alpha_rate_scaling
+        and config.method.alpha_noise == 1e-3
+        and config.optimisers.alpha_learning_rate == 3e-4
+    )
     assert asked == ["renormalised"] * 3
     assert "alpha's learning rate, scaled: 0.88" in capsys.readouterr().out
     capsys.readouterr()
@@ -288,7 +298,7 @@ def test_all_of_them_from_the_command_line(
 )
 def test_bad_values_are_refused(name: str, value: Any, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        SearchConfig(**{name: value})
+        SearchConfig().replaced(**{name: value})
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,7 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
-BRIEF = dataclasses.replace(SHORT, max_images=128, warmup_epochs=1, pruning_epochs=1, channels=4)
+BRIEF = SHORT.replaced(max_images=128, warmup_epochs=1, pruning_epochs=1, channels=4)
 
 
 def settings() -> list[str]:
@@ -172,7 +171,7 @@ def test_logits_stay_float32(digits: ImageData) -> None:
 @pytest.mark.float32
 def test_a_search_in_bfloat16(digits: ImageData, tmp_path: Path) -> None:
     """Near that in float32, with a checkpoint in float32; stopped and continued, the same bits."""
-    bf16 = dataclasses.replace(BRIEF, precision="bf16")
+    bf16 = BRIEF.replaced(precision="bf16")
     run(BRIEF, digits, tmp_path / "fp32")
     run(bf16, digits, tmp_path / "bf16")
     for exact, found in zip(*(RunFolder(tmp_path / p).metrics() for p in ("fp32", "bf16")), strict=True):

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
-from vpdarts_fast.search.criteria import AccuracyCriterion, AlphaCriterion, LossCriterion
-from vpdarts_fast.search.pruning import (
+from vpdarts_fast.search.methods.criteria import AccuracyCriterion, AlphaCriterion, LossCriterion
+from vpdarts_fast.search.methods.pruning import (
     AdjustableDecay,
     Decay,
     FixedDecay,

@@ -30,9 +30,9 @@ from vpdarts_fast.evaluation.leave_one_out import BatchNorm, leave_one_out
 from vpdarts_fast.evaluation.racing import Race, Racing
 from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
-from vpdarts_fast.search.criteria import AccuracyCriterion, LossCriterion
+from vpdarts_fast.search.methods.criteria import AccuracyCriterion, LossCriterion
 from vpdarts_fast.search.state import evaluation_from_json
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -229,7 +229,7 @@ def test_who_stayed_longer_is_more_important() -> None:
 
 # The search ------------------------------------------------------------------------------------------------
 
-RACING = dataclasses.replace(SHORT, evaluation="racing", race_confidence=0.6, criterion="loss")
+RACING = SHORT.replaced(evaluation="racing", race_confidence=0.6, criterion="loss")
 
 
 @pytest.fixture
@@ -239,7 +239,7 @@ def tiny_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("tiny_looks")
 def test_a_search_races_and_is_continued_bit_for_bit(tmp_path: Path) -> None:
-    config = dataclasses.replace(RACING, evaluation_batch_size=4, validation_proportion=1.0)
+    config = RACING.replaced(evaluation_batch_size=4, validation_proportion=1.0)
     digits = load("digits")
     run(config, digits, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
@@ -269,7 +269,7 @@ def test_a_search_races_and_is_continued_bit_for_bit(tmp_path: Path) -> None:
 )
 def test_settings_that_no_race_serves_are_refused(settings: dict[str, object], complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
-        dataclasses.replace(RACING, **settings)
+        RACING.replaced(**settings)
 
 
 @pytest.mark.usefixtures("tiny_looks")

@@ -29,7 +29,7 @@ from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.report.style import OP_COLOURS, SERIES_COLOURS
 from vpdarts_fast.report.tensorboard import TensorBoardLog
-from vpdarts_fast.spaces.genotype import OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import OPS, Genotype
 
 PAPER = Genotype.from_string(
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"

@@ -11,7 +11,7 @@ from test_report import make_epoch
 
 from vpdarts_fast.analysis.returns import main, returns
 from vpdarts_fast.report.run_files import Result, Run, parse_epoch
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 ROOT = Path(__file__).parent
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import json
 import math
@@ -20,19 +19,19 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig
-from vpdarts_fast.search.criteria import AccuracyCriterion
+from vpdarts_fast.search.methods.criteria import AccuracyCriterion
 from vpdarts_fast.search.seeds import summarise
 from vpdarts_fast.search.step import weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Genotype, Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-TINY = SearchConfig(
+TINY = SearchConfig().replaced(
     preset="quick", dataset="digits", max_images=64, channels=2, cells_per_stage=1, warmup_epochs=2,
     pruning_epochs=3, batch_size=16, evaluation_batch_size=8, device="cpu",
 )  # fmt: skip
 
-SHORT = dataclasses.replace(TINY, warmup_epochs=1, pruning_epochs=2)
+SHORT = TINY.replaced(warmup_epochs=1, pruning_epochs=2)
 
 
 @pytest.fixture(scope="module")
@@ -159,7 +158,7 @@ def test_alphas_are_pruned_and_trained(finished: Path) -> None:
         best = torch.tensor(Genotype.from_string(after["genotype"]).choices)
         factors.scatter_(1, best[:, None], 1.0)
         moved = (torch.tensor(after["alpha"]) - torch.tensor(before["alpha"]) * factors).abs()
-        assert 0 < moved.max() < 2 * 4 * TINY.alpha_learning_rate
+        assert 0 < moved.max() < 2 * 4 * TINY.optimisers.alpha_learning_rate
 
 
 def test_result_is_the_choice_of_the_last_evaluation(finished: Path) -> None:
@@ -178,7 +177,7 @@ def test_same_seed_gives_the_same_bits(digits: ImageData, finished: Path, tmp_pa
 
 
 def test_another_seed_gives_another_search(digits: ImageData, finished: Path, tmp_path: Path) -> None:
-    run(dataclasses.replace(TINY, seed=1), digits, tmp_path / "other")
+    run(TINY.replaced(seed=1), digits, tmp_path / "other")
     first, other = (
         RunFolder(folder).metrics()[0]["weights_loss"] for folder in (finished, tmp_path / "other")
     )
@@ -200,7 +199,7 @@ def test_fused_and_plain_agree(
     torch.set_default_dtype(torch.float64)
     try:
         plain, fused = (
-            run(dataclasses.replace(TINY, seed=seed, fused=is_fused), digits, tmp_path / str(is_fused))
+            run(TINY.replaced(seed=seed, fused=is_fused), digits, tmp_path / str(is_fused))
             for is_fused in (False, True)
         )
     finally:
@@ -225,27 +224,27 @@ PRUNINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("criterion", ["accuracy", "loss", "alpha"])
 @pytest.mark.parametrize("pruning", PRUNINGS, ids=lambda values: "-".join(values.values()))
 def test_ablations(pruning: dict[str, Any], criterion: Any, digits: ImageData, tmp_path: Path) -> None:
-    config = dataclasses.replace(TINY, criterion=criterion, validation_proportion=0.25, **pruning)
+    config = TINY.replaced(criterion=criterion, validation_proportion=0.25, **pruning)
     watcher = Watcher()
     result = run(config, digits, tmp_path / "run", watcher=watcher)
     alpha = torch.tensor(result["alpha"])
     choices = torch.tensor(Genotype.from_string(result["architecture"]).choices)[:, None]
     evaluations = sum(description == "leave-one-out" for description, *_ in watcher.phases)
-    due = {"soft": 3, "hard": 0, "progressive": 2}[config.pruning]
+    due = {"soft": 3, "hard": 0, "progressive": 2}[config.method.pruning]
     assert evaluations == (0 if criterion == "alpha" else due + 1)
     if criterion == "alpha":
         assert result["importance"] is result["base_accuracy"] is None
         assert torch.equal(alpha.abs().gather(1, choices), alpha.abs().amax(1, keepdim=True))
     else:
         assert result["importance"]["images"] == 8, "a quarter of 32"
-    if config.pruning == "progressive":
+    if config.method.pruning == "progressive":
         assert (alpha != 0).sum(1).tolist() == [2] * len(EDGES)
         assert (alpha.gather(1, choices) != 0).all(), "a removed op is never chosen"
     else:
         # An alpha of `none` has no gradient: nothing brings it back once it is zero.
         assert (alpha[:, 1:] != 0).all(), "nothing is removed before the end; pruned alphas keep training"
     decays: dict[str, list[float]] = {"fixed": [0, 0, 0], "adjustable": [1, 2 / 3, 1 / 3]}
-    expected: list[Any] = list(decays[config.decay]) if config.pruning == "soft" else [None] * 3
+    expected: list[Any] = list(decays[config.decay]) if config.method.pruning == "soft" else [None] * 3
     if criterion == "alpha":
         expected[0] = None  # alpha was frozen until then: there is nothing to prune by
     assert [line["decay"] for line in watcher.lines[2:]] == pytest.approx(expected)
@@ -253,7 +252,7 @@ def test_ablations(pruning: dict[str, Any], criterion: Any, digits: ImageData, t
 
 def test_odd_numbers_of_images(digits: ImageData, tmp_path: Path) -> None:
     """67 images: 33 to train on, 34 to validate with, the last batches smaller than the others."""
-    config = dataclasses.replace(TINY, max_images=67, warmup_epochs=0, pruning_epochs=1)
+    config = TINY.replaced(max_images=67, warmup_epochs=0, pruning_epochs=1)
     run(config, digits, tmp_path / "run")
     assert len(RunFolder(tmp_path / "run").metrics()) == 1
 

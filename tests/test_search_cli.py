@@ -113,7 +113,7 @@ def test_every_setting_is_a_flag_with_help(
 def test_presets() -> None:
     assert {name: preset.preset for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
     assert command_line.parse([]).config == PRESETS["quick"]
-    assert command_line.parse(["--preset=cpu", "--channels", "4"]).config.channels == 4
+    assert command_line.parse(["--preset=cpu", "--channels", "4"]).config.space.channels == 4
     paper, cpu = PRESETS["paper"], PRESETS["cpu"]
     assert (paper.channels, paper.cells_per_stage, paper.warmup_epochs, paper.pruning_epochs) == (
         16,

@@ -192,12 +192,14 @@ class Road(TorchDispatchMode):  # type: ignore[no-untyped-call]
 def training_step() -> Callable[[], object]:
     """A step of each phase, fused, on four images of 8x8."""
     torch.manual_seed(0)
-    config = SearchConfig(channels=8, cells_per_stage=1, batch_size=4, fused=True)
+    config = SearchConfig().replaced(channels=8, cells_per_stage=1, batch_size=4, fused=True)
     state = SearchState(config, 10, torch.device("cpu"))
     batch = torch.randn(4, 3, 8, 8), torch.tensor([0, 1, 2, 3])
 
     def step() -> None:
-        weights_step(state.supernet, state.alpha, batch, state.weights_optimizer, config.gradient_clip)
+        weights_step(
+            state.supernet, state.alpha, batch, state.weights_optimizer, config.optimisers.gradient_clip
+        )
         alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
 
     return step

@@ -26,7 +26,7 @@ from vpdarts_fast.search.driver import choose_device, limited
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
-from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, NasBench201, Supernet
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
 RUN_FILE = "kendall.json"
@@ -82,10 +82,11 @@ def open_runs(folders: list[Path]) -> list[tuple[Path, SearchConfig]]:
     aside = {"seed", *FREE_ON_RESUME}
     first_folder, first = opened[0]
     for folder, config in opened[1:]:
+        others = config.flat()
         differ = [
-            f"{name} is {value} and {getattr(config, name)}"
-            for name, value in vars(first).items()
-            if name not in aside and getattr(config, name) != value
+            f"{name} is {value} and {others.get(name)}"
+            for name, value in first.flat().items()
+            if name not in aside and others.get(name) != value
         ]
         if differ:
             raise UserError(
@@ -93,6 +94,13 @@ def open_runs(folders: list[Path]) -> list[tuple[Path, SearchConfig]]:
                 "Analyse them one by one"
             )
     return opened
+
+
+def nas_bench_201(config: SearchConfig, folder: Path) -> NasBench201:
+    """The space of a run; `UserError` for another one, of whose cells there are no accuracies."""
+    if not isinstance(config.space, NasBench201):
+        raise UserError(f"{folder} is a search in {config.space.name}; the analysis knows NAS-Bench-201 only")
+    return config.space
 
 
 def evaluate_run(
@@ -122,12 +130,12 @@ def evaluate_run(
     paths = snapshot_paths(folder)
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
-    content = limited(load(config.dataset, data or config.data), config)
-    _, validation = split_halves(content, config.seed)
+    content = limited(load(config.images.dataset, data or config.images.data), config)
+    _, validation = split_halves(content, config.search.seed)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)
     known = known_evaluations(folder / RUN_FILE, count, removal) if reuse else {}
-    supernet = Supernet(config.channels, config.cells_per_stage, content.num_classes, fused=True).to(target)
+    supernet = nas_bench_201(config, folder).supernet(content.num_classes, fused=True).to(target)
     snapshots = []
     with computing_in("fp32", target):  # whatever the search had, so that all runs compare
         for done, path in enumerate(paths):
@@ -151,9 +159,9 @@ def validation_batches(
     validation: ImageSet, images: int, config: SearchConfig, device: torch.device
 ) -> Iterator[Batch]:
     """`images` of the validation set, drawn by the run's seed, in batches of nearly equal size."""
-    generator = stream(config.seed, "analysis images")
+    generator = stream(config.search.seed, "analysis images")
     drawn = torch.randperm(len(validation), generator=generator, device="cpu")[:images]
-    for indices in drawn.tensor_split(math.ceil(len(drawn) / config.evaluation_batch_size)):
+    for indices in drawn.tensor_split(math.ceil(len(drawn) / config.optimisers.evaluation_batch_size)):
         inputs, labels = validation.batch(indices)
         yield inputs.to(device), labels.to(device)
 
@@ -214,7 +222,7 @@ def known_evaluations(
         for entry in content["snapshots"]:
             evaluations = dict(entry["evaluations"])
             for values in evaluations.values():
-                check_evaluation(values)
+                check_evaluation(values, (len(EDGES), len(OPS)))
             if not evaluations.keys() >= set(MODES):
                 continue  # a version that knew fewer modes
             found = {mode: evaluation_from_json(evaluations[mode]) for mode in MODES}

@@ -42,7 +42,7 @@ from vpdarts_fast.report.style import edge_name, save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.formats import KENDALL
 from vpdarts_fast.runtime import machine
-from vpdarts_fast.spaces.genotype import EDGES, OPS
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
 
 FILE_WIDTH = 130
 """Columns of the printed tables where there is no terminal."""
@@ -134,7 +134,7 @@ def analyse(request: Command) -> None:
 def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: Sequence[str]) -> None:
     """kendall.json, kendall.csv and kendall.png of one run, in its folder."""
     content = {
-        "seed": run.config.seed,
+        "seed": run.config.search.seed,
         "images": run.images,
         "removal": run.removal,
         "column": column,
@@ -148,7 +148,9 @@ def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: 
     }
     write_atomically(run.folder / RUN_FILE, (KENDALL.to_json(content, indent=1) + "\n").encode())
     write_atomically(run.folder / "kendall.csv", csv_text([(run, verdicts)], columns).encode())
-    figure = kendall_figure(summarise([verdicts]), column, f"seed {run.config.seed}, {run.images} images")
+    figure = kendall_figure(
+        summarise([verdicts]), column, f"seed {run.config.search.seed}, {run.images} images"
+    )
     save_figure(figure, run.folder / "kendall.png", "Kendall's tau")
 
 
@@ -169,7 +171,7 @@ def write_all(
         "column": column,
         "true_ranks": ranks.tolist(),
         "runs": [
-            {"folder": str(run.folder), "seed": run.config.seed, "images": run.images,
+            {"folder": str(run.folder), "seed": run.config.search.seed, "images": run.images,
              "removal": run.removal, "signals": [verdict_to_json(verdict) for verdict in verdicts]}
             for run, verdicts in evaluated
         ],
@@ -177,7 +179,7 @@ def write_all(
     }  # fmt: skip
     _write_json(out / "kendall.json", content)
     write_atomically(out / "kendall.csv", csv_text(evaluated, columns).encode())
-    title = "seeds " + ", ".join(str(run.config.seed) for run, _ in evaluated)
+    title = "seeds " + ", ".join(str(run.config.search.seed) for run, _ in evaluated)
     save_figure(kendall_figure(summaries, column, title), out / "kendall.png", "Kendall's tau")
 
 
@@ -225,9 +227,9 @@ def csv_text(evaluated: list[tuple[EvaluatedRun, list[Verdict]]], columns: Seque
     writer.writerow(["seed", "epoch", "criterion", "batch_norm", "tau", *taus, "arch", *columns])
     for run, verdicts in evaluated:
         for verdict in verdicts:
-            line = verdict_to_json(verdict)
+            line, seed = verdict_to_json(verdict), run.config.search.seed
             writer.writerow(
-                [run.config.seed, verdict.epoch, line["criterion"], line["batch_norm"], line["mean_tau"],
+                [seed, verdict.epoch, line["criterion"], line["batch_norm"], line["mean_tau"],
                  *line["tau"], line["architecture"], *(verdict.benchmark[name] for name in columns)]
             )  # fmt: skip
     return text.getvalue()
@@ -240,7 +242,7 @@ def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun
     for edge, row in zip(EDGES, ranks, strict=True):
         truth.add_row(edge_name(edge), *(f"{rank:.2f}" for rank in row))
     console.print(truth)
-    seeds = ", ".join(str(run.config.seed) for run in runs)
+    seeds = ", ".join(str(run.config.search.seed) for run in runs)
     about = f"seeds {seeds}; {min(run.images for run in runs)} images; removal {runs[0].removal}"
     for title, name in (("Kendall's tau, mean over edges", ""), (f"{column} of the selected cell", column)):
         rows = {

@@ -11,8 +11,8 @@ from scipy.stats import kendalltau, rankdata
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search.criteria import Importance
-from vpdarts_fast.spaces.genotype import EDGES, OPS, all_genotypes
+from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, all_genotypes
 
 Array = NDArray[np.float64]
 

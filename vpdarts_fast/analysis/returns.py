@@ -19,7 +19,7 @@ from vpdarts_fast.analysis.evaluation import run_folders
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import Run, read_run
-from vpdarts_fast.spaces.genotype import EDGES, OPS
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
 
 
 @dataclass(frozen=True)

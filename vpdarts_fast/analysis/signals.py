@@ -13,8 +13,8 @@ from vpdarts_fast.analysis.evaluation import MODES, EvaluatedRun, Snapshot
 from vpdarts_fast.analysis.ranking import Array, kendall_tau
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm
-from vpdarts_fast.search.criteria import CRITERIA
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.search.methods.criteria import Criterion
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class Signal:
 
 SIGNALS = tuple(
     Signal(name, mode)
-    for name, criterion in CRITERIA.items()
-    for mode in (MODES if criterion.needs_evaluation else (None,))
+    for name in Criterion.names()
+    for mode in (MODES if Criterion.named(name).needs_evaluation else (None,))
 )
 
 
@@ -90,7 +90,7 @@ def judge(run: EvaluatedRun, ranks: Array, table: BenchmarkTable) -> list[Verdic
     return [
         verdict
         for snapshot in run.snapshots
-        for verdict in _verdicts(snapshot, snapshot.epoch - run.config.warmup_epochs, ranks, table)
+        for verdict in _verdicts(snapshot, snapshot.epoch - run.config.search.warmup_epochs, ranks, table)
     ]
 
 
@@ -98,11 +98,11 @@ def _verdicts(
     snapshot: Snapshot, pruning_epoch: int, ranks: Array, table: BenchmarkTable
 ) -> Iterator[Verdict]:
     for signal in SIGNALS:
-        criterion = CRITERIA[signal.criterion]
+        criterion = Criterion.named(signal.criterion)()
         if pruning_epoch < criterion.first_epoch:
             continue
         evaluation = snapshot.evaluations[signal.batch_norm] if signal.batch_norm else None
-        importance = criterion.importance(snapshot.alpha, evaluation)
+        importance = criterion.importance(snapshot.alpha.abs().double(), evaluation)
         genotype = Genotype.from_choices(importance.ranking(snapshot.alive)[:, 0].tolist())
         tau = kendall_tau(importance, ranks)
         yield Verdict(snapshot.epoch, signal, tau, genotype, table.accuracy(genotype))

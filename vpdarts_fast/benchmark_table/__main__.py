@@ -17,7 +17,7 @@ from vpdarts_fast.benchmark_table.official import ProgressCallback
 from vpdarts_fast.benchmark_table.table import COLUMNS, BenchmarkTable, check_target
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
 
 
 def convert(official: Path, target: Path, overwrite: bool) -> None:

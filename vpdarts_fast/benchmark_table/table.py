@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from vpdarts_fast.benchmark_table.official import COLUMN_SOURCES, ProgressCallback, read_official
 from vpdarts_fast.bounds import shown
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.genotype import NUM_ARCHITECTURES, Genotype, all_genotypes
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES, Genotype, all_genotypes
 
 COLUMNS = tuple(COLUMN_SOURCES)
 """Every column a table may have; a table lacks those that its source lacks."""

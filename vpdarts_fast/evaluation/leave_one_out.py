@@ -24,8 +24,10 @@ from vpdarts_fast.evaluation.fused_evaluation import (
     own_statistics,
     variant_logits,
 )
+from vpdarts_fast.evaluation.of_table import leave_one_out_of_table
 from vpdarts_fast.evaluation.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
 from vpdarts_fast.evaluation.racing import Race, Racing
+from vpdarts_fast.evaluation.removal import removals
 from vpdarts_fast.evaluation.validation import (
     Batch,
     BatchNorm,
@@ -38,7 +40,7 @@ from vpdarts_fast.evaluation.validation import (
     checked_pair,
 )
 from vpdarts_fast.runtime.graphs import Captured, Recorder, recorder_for
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, check_alpha, pixels_of_last_stage
+from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet, check_alpha, pixels_of_last_stage
 
 __all__ = [
     "Batch",
@@ -52,18 +54,8 @@ __all__ = [
 ]
 
 
-def removals(alpha: Tensor, removal: Removal = "zero") -> Tensor:
-    """Alpha [E, O] -> [E*O, E, O]: table e*O + o is that without op o on edge e (`reference.without_op`)."""
-    edges, ops = alpha.shape
-    tables = alpha.detach().repeat(edges * ops, 1, 1)
-    tables.view(edges * ops, -1).fill_diagonal_(0)
-    if removal == "renormalised":
-        changed = tables.view(edges, ops, edges, ops).diagonal(dim1=0, dim2=2)  # [removed op, op, edge]
-        contributing = changed[:, 1:]  # `none` adds nothing to the edge, so that without it all others stay
-        magnitude = contributing.abs().sum(1, keepdim=True)
-        factor = magnitude[0] / magnitude
-        contributing.mul_(factor.where(factor.isfinite(), 1.0))
-    return tables
+NONES = torch.tensor([[op == "none" for op in OPS]] * len(EDGES), device="cpu")
+"""[E, O] bool."""
 
 
 def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
@@ -107,6 +99,21 @@ def leave_one_out(
 def leave_one_out(
     supernet: nn.Module,
     batches: Iterable[Batch],
+    alpha: Tensor,
+    *,
+    batch_norm: BatchNorm = ...,
+    removal: Removal = ...,
+    batched: bool = ...,
+    memory_budget: int | None = ...,
+    on_batch: Callable[[int], None] | None = ...,
+    nones: Tensor | None = ...,
+) -> LeaveOneOut: ...
+
+
+@overload
+def leave_one_out(
+    supernet: nn.Module,
+    batches: Iterable[Batch],
     *,
     cells: CellTypes | None = ...,
     perturbation: Perturbation = ...,
@@ -121,10 +128,11 @@ def leave_one_out(
 def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **options: Any) -> Any:
     """Validates a supernet without each op in turn; its parameters, buffers and modes stay as they are.
 
-    A `Supernet` of this package takes its alphas: `leave_one_out(supernet, batches, alpha)`. Any other model
-    whose mixed operations are recognised (`vpdarts_fast.acceleration`) holds them itself:
-    `leave_one_out(model, batches)`, of which `vpdarts_fast.evaluation.perturbation.leave_one_out_of_model`
-    documents arguments, result and errors.
+    A supernet of a space of this package takes the weights of its ops: `leave_one_out(supernet, batches,
+    alpha)`; what follows is about those of NAS-Bench-201, and
+    `vpdarts_fast.evaluation.of_table.leave_one_out_of_table` about all others. Any other model whose mixed
+    operations are recognised (`vpdarts_fast.acceleration`) holds its alphas itself: `leave_one_out(model,
+    batches)`, see `vpdarts_fast.evaluation.perturbation.leave_one_out_of_model`.
 
     Args:
         supernet: any mode; dropout is off while it is evaluated.
@@ -156,6 +164,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
     """
     if isinstance(supernet, Supernet):
         return _of_supernet(supernet, batches, *args, **options)
+    if args:
+        return leave_one_out_of_table(supernet, batches, *args, **options)
     return leave_one_out_of_model(supernet, batches, *args, **options)
 
 
@@ -179,7 +189,7 @@ def _of_supernet(
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    tables, number = (distinct_variants if batched else _all_variants)(alpha, removals(alpha, removal))
+    tables, number = (distinct_variants if batched else _all_variants)(alpha, removals(alpha, removal, NONES))
     race = Race(racing, number.view(alpha.shape)) if racing else None
     checked = (_checked(batch, supernet) for batch in batches)
     stream = (batch for batch in checked if len(batch[1]))

@@ -12,7 +12,7 @@ from matplotlib.patches import Circle, FancyArrowPatch
 from matplotlib.path import Path as Curve
 
 from vpdarts_fast.report.style import INK, OP_COLOURS, new_figure, save_figure
-from vpdarts_fast.spaces.genotype import EDGES, NUM_NODES, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, Genotype
 
 # Lengths are in units of the axes, about an inch each.
 _SPACING = 2.6

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 
 from vpdarts_fast.report.run_files import Finalists, Run
 from vpdarts_fast.report.style import INK, SERIES_COLOURS, new_figure
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 
 def finalists_figure(run: Run) -> Figure | None:

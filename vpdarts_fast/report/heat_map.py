@@ -16,7 +16,7 @@ from matplotlib.patches import Rectangle
 
 from vpdarts_fast.report.run_files import Array, Run
 from vpdarts_fast.report.style import INK, OP_COLOURS, edge_name, mark_phases, new_figure
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 ROWS = len(EDGES) * len(OPS)
 

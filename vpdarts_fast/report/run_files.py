@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.formats import EPOCH, RESULT, Content, Format, parse_json, read_bytes, shown
 from vpdarts_fast.runs.values import mapping, number, numbers_by_name, whole
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 T = TypeVar("T")
 Array = NDArray[np.float64]

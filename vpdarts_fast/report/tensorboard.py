@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.cell import cell_figure
 from vpdarts_fast.report.run_files import Array, Importance, parse_epoch, parse_result
-from vpdarts_fast.spaces.genotype import EDGES, OPS
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
 
 
 def require_tensorboard() -> Any:

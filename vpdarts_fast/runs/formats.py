@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 Content = dict[str, Any]
 Upgrade = Callable[[Content], Content]
@@ -257,6 +258,43 @@ def _settings_7(settings: Content) -> Content:
     return {**settings, "images_per_epoch": None}
 
 
+_GROUPS = {
+    "search": (
+        "warmup_epochs", "pruning_epochs", "images_per_epoch", "validation_proportion", "evaluation",
+        "race_confidence", "batch_norm", "removal", "committee", "finalists", "finalist_steps",
+        "finalist_budget", "finalist_margin", "seed",
+    ),
+    "optimisers": (
+        "batch_size", "evaluation_batch_size", "learning_rate", "learning_rate_end", "momentum", "nesterov",
+        "weight_decay", "gradient_clip", "alpha_learning_rate", "alpha_rate_scaling", "alpha_betas",
+        "alpha_weight_decay",
+    ),
+    "images": ("dataset", "data", "download", "max_images"),
+    "execution": ("fused", "backend", "precision", "device", "cuda_graphs", "threads", "memory_budget_mib"),
+    "reporting": ("benchmark_table", "tensorboard", "snapshots"),
+}  # fmt: skip
+"""Of version 8, which settings of version 7 each group holds."""
+
+
+def _settings_8(settings: Content) -> Content:
+    """Settings in groups, and parts with settings of their own. All runs were VP-DARTS on NAS-Bench-201."""
+    left = dict(settings)
+    groups = {group: {name: left.pop(name) for name in names} for group, names in _GROUPS.items()}
+    sizes = ("channels", "cells_per_stage", "skip_dropout", "finalist_channels", "finalist_cells_per_stage")
+    space = {"name": "nas-bench-201", **{name: left.pop(name) for name in sizes}}
+    pruning, decay = left.pop("pruning"), left.pop("decay")
+    method = {
+        "recipe": "vp-darts",
+        "relaxation": {"name": "raw"},
+        "alpha_rule": {"name": "first-order"},
+        "regulariser": {"name": "none"},
+        "criterion": {"name": left.pop("criterion")},
+        "pruning": {"name": pruning, **({"decay": decay} if pruning == "soft" else {})},
+        **{name: left.pop(name) for name in ("alpha_start", "alpha_noise", "step_order")},
+    }
+    return {"preset": left.pop("preset"), "space": space, "method": method, **groups, **left}
+
+
 def _without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -299,6 +337,19 @@ def _checkpoint_4(checkpoint: Content) -> Content:
     return {**first, "members": others}
 
 
+def _checkpoint_5(checkpoint: Content) -> Content:
+    """The cell as text in the record of each supernet's epoch, and what parts keep. They kept nothing."""
+
+    def upgraded(state: Content) -> Content:
+        record = dict(state["record"])
+        choices = record.pop("choices")
+        cell = None if choices is None else str(Genotype.from_choices(choices))
+        return {**state, "record": {**record, "genotype": cell}, "parts": {}}
+
+    first, *others = map(upgraded, (checkpoint, *checkpoint["members"]))
+    return {**first, "members": others}
+
+
 def _kendall_3(analysis: Content) -> Content:
     """In every batch-norm mode of every snapshot."""
     snapshots = [
@@ -319,7 +370,7 @@ def _kendall_4(analysis: Content) -> Content:
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
-    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6, _settings_7),
+    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6, _settings_7, _settings_8),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
@@ -339,7 +390,7 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 CHECKPOINT = Format(
     "search checkpoint",
     "restore it from a copy, or start a new run",
-    (_checkpoint_2, _without_members, _checkpoint_4),
+    (_checkpoint_2, _without_members, _checkpoint_4, _checkpoint_5),
     True,
 )
 """checkpoint.pt."""

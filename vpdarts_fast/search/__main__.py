@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import json
 import shlex
 import signal
@@ -29,16 +28,23 @@ from vpdarts_fast.command_line import described, forgiving_output, warn
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.parts import Part
+from vpdarts_fast.plugins import load_plugins
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype, check_precision
-from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions
+from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions, flag
 from vpdarts_fast.search.console import Console
-from vpdarts_fast.search.criteria import CRITERIA
 from vpdarts_fast.search.driver import Interrupted, Search, choose_device
+from vpdarts_fast.search.methods.alpha_rules import AlphaRule
+from vpdarts_fast.search.methods.criteria import Criterion
+from vpdarts_fast.search.methods.pruning import Pruning
+from vpdarts_fast.search.methods.recipes import RECIPES
+from vpdarts_fast.search.methods.regularisers import Regulariser
+from vpdarts_fast.search.methods.relaxations import Relaxation
 from vpdarts_fast.search.preflight import check_search
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import (
@@ -52,13 +58,37 @@ from vpdarts_fast.search.seeds import (
     summary_lines,
     write_seeds,
 )
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201
+from vpdarts_fast.spaces.space import Space
+
+
+def choice(kind: type[Part]) -> Any:
+    """How a flag that takes the name of a part looks in the help."""
+    return tyro.conf.arg(metavar="{" + ",".join(kind.names()) + "}")
 
 
 @dataclass(frozen=True)
 class Command:
-    """Searches a NAS-Bench-201 cell with VP-DARTS. Without any flag: the quick preset on embedded data."""
+    """Searches a cell. Without any flag: VP-DARTS on NAS-Bench-201, the quick preset on embedded data."""
 
     config: SearchConfig
+    space: Annotated[str, choice(Space)] = NasBench201.name
+    """What is searched."""
+    method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = "vp-darts"
+    """Which parts the search is composed of, with the settings of the method's paper: vp-darts, its
+    ablations, or darts (of the first order). The flags below change single parts."""
+    relaxation: Annotated[str, choice(Relaxation)] = "raw"
+    """What alpha becomes before it multiplies the ops."""
+    alpha_rule: Annotated[str, choice(AlphaRule)] = "first-order"
+    """How a step of alpha finds its gradient."""
+    regulariser: Annotated[str, choice(Regulariser)] = "none"
+    """What an alpha step minimises besides the loss."""
+    criterion: Annotated[str, choice(Criterion)] = "accuracy"
+    """What makes an op important: the accuracy or loss without it, or its alpha."""
+    pruning: Annotated[str, choice(Pruning)] = "soft"
+    """soft (VP-DARTS), hard (once, at the end) or progressive (5, 3, 2, 1 ops in stages; hard)."""
+    plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
+    """A file or module that defines parts of your own; may be given several times, with --resume again."""
     out: Path | None = None
     """Folder of the run; it must not exist or be empty. Default: a new one under ./runs."""
     resume: Path | None = None
@@ -131,17 +161,8 @@ def _main(arguments: list[str]) -> int:
 
 
 def parse(arguments: list[str]) -> Command:
-    """Flags over the defaults of --preset or, with --resume, the run's own settings."""
-    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    early.add_argument("--preset", default="quick")
-    early.add_argument("--resume", type=Path)
-    try:
-        known, _ = early.parse_known_args(arguments)
-    except argparse.ArgumentError:  # the full parser below explains it
-        known = argparse.Namespace(preset="quick", resume=None)
-    default = Command(PRESETS.get(known.preset, PRESETS["quick"]))
-    if known.resume is not None:
-        default = resumed(known.resume)
+    """Flags over the defaults of --preset, --method and parts or, with --resume, the run's own settings."""
+    default = default_command(arguments)
     command = tyro.cli(
         Command,
         args=arguments,
@@ -154,6 +175,11 @@ def parse(arguments: list[str]) -> Command:
     check_bound("seed", command.seeds, "--seeds")
     if command.resume is not None:
         changed = contradictions(default.config, command.config)
+        changed += [
+            f"{flag(name)}: the run has {getattr(default, name)}, asked for {getattr(command, name)}"
+            for name in (*KINDS, "method")
+            if getattr(command, name) != getattr(default, name)
+        ]
         if command.seeds != default.seeds:
             changed.append(f"--seeds: the run has {default.seeds}, asked for {command.seeds}")
         if command.out is not None:
@@ -166,14 +192,52 @@ def parse(arguments: list[str]) -> Command:
     return command
 
 
+KINDS: dict[str, type[Part]] = {
+    "space": Space,
+    "relaxation": Relaxation,
+    "alpha_rule": AlphaRule,
+    "regulariser": Regulariser,
+    "criterion": Criterion,
+    "pruning": Pruning,
+}
+"""Parts that are chosen by flags of their names; which other flags there are follows from them."""
+
+
+def default_command(arguments: list[str]) -> Command:
+    """What is not said by flags: of --resume the run's command, else of --preset, --method and the parts."""
+    early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    early.add_argument("--preset", default="quick")
+    early.add_argument("--resume", type=Path)
+    early.add_argument("--method", default="vp-darts")
+    early.add_argument("--plugin", action="append", default=[])
+    for name in KINDS:
+        early.add_argument(flag(name))
+    try:
+        known, _ = early.parse_known_args(arguments)
+    except argparse.ArgumentError:  # the full parser explains it
+        return command_of(PRESETS["quick"])
+    load_plugins(known.plugin)
+    if known.resume is not None:
+        return resumed(known.resume)
+    parts = {name: getattr(known, name) for name in KINDS if getattr(known, name) is not None}
+    config = PRESETS.get(known.preset, PRESETS["quick"])
+    return command_of(config.replaced(recipe=known.method, **parts))
+
+
+def command_of(config: SearchConfig, seeds: tuple[int, ...] = (0,)) -> Command:
+    """A command with these settings."""
+    flat = config.flat()
+    return Command(config, **{name: flat[name] for name in KINDS}, method=config.method.recipe, seeds=seeds)
+
+
 def resumed(folder: Path) -> Command:
     """The command that began the run in `folder`."""
     several = read_seeds(folder)
     if several is not None:
         seeds, values = several
-        return Command(SearchConfig.from_json(values, str(folder / SEEDS_FILE), folder), seeds=seeds)
+        return command_of(SearchConfig.from_json(values, str(folder / SEEDS_FILE), folder), seeds)
     _, config = RunFolder.open(folder)
-    return Command(config, seeds=(config.seed,))
+    return command_of(config, (config.search.seed,))
 
 
 def run_command(command: Command, stop: StopRequest) -> int:
@@ -181,29 +245,39 @@ def run_command(command: Command, stop: StopRequest) -> int:
     config = command.config
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     machine.reuse_memory()
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    if config.execution.threads is not None:
+        torch.set_num_threads(config.execution.threads)
     # These complain before there is a folder.
-    check_precision(config.precision, choose_device(config.device))
+    check_precision(config.execution.precision, choose_device(config.execution.device))
     native.summary()
-    if config.tensorboard:
+    if config.reporting.tensorboard:
         require_tensorboard()
-    table = (
-        BenchmarkTable.load(config.benchmark_table) if config.benchmark_table else BenchmarkTable.published()
-    )
-    data = load(config.dataset, config.data, download=config.download)
+    table = benchmark_table(config)
+    data = load(config.images.dataset, config.images.data, download=config.images.download)
     backend_line(config, data.image_size)
-    check_search(config, data, table, choose_device(config.device))
-    if config.data is None and config.dataset != "digits":
-        config = dataclasses.replace(config, data=DEFAULT_ROOT)  # found again from another folder
+    check_search(config, data, table, choose_device(config.execution.device))
+    if config.images.data is None and config.images.dataset != "digits":
+        config = config.replaced(data=DEFAULT_ROOT)  # found again from another folder
     root = command.resume or command.out or new_folder(config)
     session = Session(data, table, root, command.resume is not None, stop)
     with claimed(root):
         if len(command.seeds) > 1:
             run_seeds(config, command.seeds, session)
         else:
-            run_seed(dataclasses.replace(config, seed=command.seeds[0]), root, session)
+            run_seed(config.replaced(seed=command.seeds[0]), root, session)
     return 0
+
+
+def benchmark_table(config: SearchConfig) -> BenchmarkTable | None:
+    """Where cells are looked up: the table that is named, or the published one of NAS-Bench-201."""
+    path = config.reporting.benchmark_table
+    if not isinstance(config.space, NasBench201):
+        if path is not None:
+            raise UserError(
+                f"--benchmark-table is of NAS-Bench-201; leave it out with --space {config.space.name}"
+            )
+        return None
+    return BenchmarkTable.load(path) if path is not None else BenchmarkTable.published()
 
 
 @dataclass(frozen=True)
@@ -216,7 +290,7 @@ class Session:
     """
 
     data: ImageData
-    table: BenchmarkTable
+    table: BenchmarkTable | None
     root: Path
     resuming: bool
     stop: StopRequest
@@ -232,7 +306,7 @@ def run_seeds(config: SearchConfig, seeds: tuple[int, ...], session: Session) ->
         for seed in seeds:
             folder = root / seed_folder(seed)
             with claimed(folder):
-                results[seed] = run_seed(dataclasses.replace(config, seed=seed), folder, session)
+                results[seed] = run_seed(config.replaced(seed=seed), folder, session)
     except BaseException:
         if not session.resuming:
             discard_seeds(root, seeds)
@@ -244,7 +318,7 @@ def run_seeds(config: SearchConfig, seeds: tuple[int, ...], session: Session) ->
 
 def new_folder(config: SearchConfig) -> Path:
     """A folder under ./runs that does not exist yet."""
-    name = time.strftime("%Y%m%d-%H%M%S") + f"-{config.preset}-{config.dataset}"
+    name = time.strftime("%Y%m%d-%H%M%S") + f"-{config.preset}-{config.images.dataset}"
     folder = Path("runs") / name
     suffix = 1
     while folder.exists():
@@ -315,11 +389,11 @@ def open_run(config: SearchConfig, folder: Path, resuming: bool) -> tuple[RunFol
 def header_lines(search: Search, data: ImageData) -> list[str]:
     """What is about to run: the resolved settings, the images and the device."""
     config = search.config
-    settings = "  ".join(f"{name}={value}" for name, value in vars(config).items())
+    settings = "  ".join(f"{name}={value}" for name, value in config.flat().items())
     position = f", continued at {search.position}" if search.begun else ""
     height, width = data.image_size
     lines = [
-        f"VP-DARTS search{position}",
+        f"{config.method.recipe} search in {config.space.name}{position}",
         *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
         f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
@@ -327,8 +401,9 @@ def header_lines(search: Search, data: ImageData) -> list[str]:
         backend_line(config, data.image_size),
         f"run folder: {search.run_folder.path}",
     ]
-    if config.alpha_rate_scaling:
-        lines.insert(-1, f"alpha's learning rate, scaled: {search.members[0].config.alpha_learning_rate:.3g}")
+    if config.optimisers.alpha_rate_scaling:
+        rate = search.members[0].config.optimisers.alpha_learning_rate
+        lines.insert(-1, f"alpha's learning rate, scaled: {rate:.3g}")
     return lines if search.environment_change is None else [*lines, search.environment_change]
 
 
@@ -338,15 +413,16 @@ def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
     Raises:
         UserError: --backend names one that cannot.
     """
-    if not config.fused:
+    if not config.execution.fused:
         return "backends: none, the plain PyTorch modules"
+    if not config.space.fused:
+        return "backends: mixed operations accelerated where they are recognised"
     phases = {"training": TRAINING_OPS}
-    if CRITERIA[config.criterion].needs_evaluation:
-        phases["leave-one-out"] = TRAINING_OPS if config.batch_norm == "batch" else EVALUATION_OPS
-    sizes = [tuple(-(-size // 2**stage) for size in image_size) for stage in range(3)]
-    stages = [(config.channels * 2**stage, *size) for stage, size in enumerate(sizes)]
-    dtype = activation_dtype(config.precision)
-    return "backends: " + report(phases, stages, dtype, choose_device(config.device), config.backend)
+    if config.method.criterion.needs_evaluation:
+        phases["leave-one-out"] = TRAINING_OPS if config.search.batch_norm == "batch" else EVALUATION_OPS
+    execution = config.execution
+    dtype, device = activation_dtype(execution.precision), choose_device(execution.device)
+    return "backends: " + report(phases, config.space.stages(image_size), dtype, device, execution.backend)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Console:
 
     def __init__(self, run: RunFolder, config: SearchConfig) -> None:
         self._run, self._epochs = run, config.epochs
-        self._wants_tensorboard = config.tensorboard
+        self._wants_tensorboard = config.reporting.tensorboard
         self._tensorboard: TensorBoardLog | None = None
         self._warned: set[str] = set()
         self._progress = Progress(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
@@ -21,11 +22,11 @@ from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig, contradictions
-from vpdarts_fast.search.criteria import CRITERIA, Importance
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
 from vpdarts_fast.search.member import Member
+from vpdarts_fast.search.methods.alpha_rules import Loss
+from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.preflight import check_search, images_of_epoch
-from vpdarts_fast.search.pruning import make_pruning
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
     Mean,
@@ -35,7 +36,6 @@ from vpdarts_fast.search.state import (
     numbers,
 )
 from vpdarts_fast.search.streams import stream
-from vpdarts_fast.spaces.genotype import Genotype
 
 
 class Interrupted(Exception):
@@ -63,12 +63,13 @@ class Search:
 
     Args:
         config: the settings.
-        data: the images; `config.max_images` of them are used.
+        data: the images; `config.images.max_images` of them are used.
         run: where metrics, checkpoints and the result go.
         observer: hears of progress.
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True saves and raises
             `Interrupted`.
+        loss: of logits and labels, what the supernet's training minimises.
 
     Raises:
         UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
@@ -82,21 +83,28 @@ class Search:
         observer: Observer,
         table: BenchmarkTable | None = None,
         stop: Callable[[], bool] = lambda: False,
+        loss: Loss = F.cross_entropy,
     ) -> None:
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop = table, stop
-        self.device = choose_device(config.device)
+        self.device = choose_device(config.execution.device)
         check_search(config, data, table, self.device)
         images = limited(data, config)
-        self.environment = environment(self.device, config.backend if config.fused else "none")
+        self.environment = environment(
+            self.device, config.execution.backend if config.execution.fused else "none"
+        )
         self.environment_change: str | None = None
-        self._images_digest = images_digest(images)
-        halves = split_halves(images, config.seed)
+        self._images_digest, self._num_classes = images_digest(images), data.num_classes
+        halves = split_halves(images, config.search.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
-        self.criterion, self.pruning = CRITERIA[config.criterion], make_pruning(config)
+        self.space, self.criterion, self.pruning = (
+            config.space,
+            config.method.criterion,
+            config.method.pruning,
+        )
         self.members = [
-            Member(config, number, data.num_classes, self.device, self.training, self.validation)
-            for number in range(config.committee)
+            Member(config, number, data.num_classes, self.device, self.training, self.validation, loss)
+            for number in range(config.search.committee)
         ]
 
     @property
@@ -114,12 +122,13 @@ class Search:
         """
         path = self.run_folder.checkpoint
         content = checkpoint.load(path)
-        if changed := contradictions(SearchConfig.from_json(content.get("config"), str(path)), self.config):
+        saved_config = SearchConfig.from_json(content.get("config"), str(path))
+        if changed := contradictions(saved_config, self.config):
             raise UserError(f"{path} contradicts config.json:\n  " + "\n  ".join(changed))
         if content.get("images") not in (None, self._images_digest):
             raise UserError(
-                f"{path} was trained on other images than those that {self.config.dataset} is now: name the "
-                "data set that the run began with by --data, or start a new run"
+                f"{path} was trained on other images than those that {self.config.images.dataset} is now: name "
+                "the data set that the run began with by --data, or start a new run"
             )
         with CHECKPOINT.reading(str(path)):
             saved = [content, *(mapping(member, "a member") for member in content["members"])]
@@ -138,13 +147,13 @@ class Search:
     @property
     def _steps(self) -> int:
         """Of an epoch, at most."""
-        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.batch_size)
+        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.optimisers.batch_size)
 
     @property
     def position(self) -> str:
         """Where the search is, for people."""
         if self.state.epoch == self.config.epochs:
-            return "the final evaluation" if self.state.record.choices is None else "the finalists"
+            return "the final evaluation" if self.state.record.genotype is None else "the finalists"
         for number, member in enumerate(self.members, start=1):
             if number == len(self.members) or member.state.step < self._steps:
                 break
@@ -158,7 +167,7 @@ class Search:
             Interrupted: `stop` said so.
             UserError: a loss is not finite, a file cannot be written, or the device lacks the precision.
         """
-        with computing_in(self.config.precision, self.device):
+        with computing_in(self.config.execution.precision, self.device):
             try:
                 while self.state.epoch < self.config.epochs:
                     self._begin_epoch()
@@ -171,14 +180,17 @@ class Search:
 
     def _begin_epoch(self) -> None:
         """Evaluates the ops and prunes, at the beginning of every pruning epoch; all members alike."""
-        pruning_epoch = self.state.epoch - self.config.warmup_epochs
+        pruning_epoch = self.state.epoch - self.config.search.warmup_epochs
         if pruning_epoch < 0 or self.state.record.began:
             return
         self._take_snapshot()
-        if self.pruning.due(pruning_epoch) and pruning_epoch >= self.criterion.first_epoch:
+        epochs = self.config.search.pruning_epochs
+        if self.pruning.due(pruning_epoch, epochs) and pruning_epoch >= self.criterion.first_epoch:
             ranking = self._rank_ops().ranking(self.state.alive.cpu()).to(self.device)
             for state in self._states:
-                state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, pruning_epoch)
+                state.record.decay = self.pruning.apply(
+                    state.alpha, state.alive, ranking, pruning_epoch, epochs
+                )
         for state in self._states:
             state.record.began = True
 
@@ -203,30 +215,30 @@ class Search:
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         self._take_snapshot()
-        calls = Calls(self._rank_ops(), self.state.alive.cpu())
+        calls = Calls(self._rank_ops(), self.state.alive.cpu(), self.space)
         genotype, decision = calls.chosen, None
         seconds = added([state.seconds for state in self._states])
         evaluating = sum(state.record.seconds["leave_one_out"] for state in self._states)
         seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + evaluating
-        if self.config.finalists:
+        if self.config.search.finalists:
             self._save()
             decision = self._compare(calls)
             genotype, seconds["finalists"] = decision.winner, decision.seconds
         evaluation = self._evaluation()
         result = {
             "architecture": str(genotype),
-            "index": genotype.index,
-            "criterion": self.config.criterion,
+            "index": index_of(genotype),
+            "criterion": self.criterion.name,
             "base_accuracy": evaluation.base_accuracy if evaluation else None,
             "benchmark": self._look_up(genotype),
-            "importance": evaluation and evaluation_to_json(evaluation, self.config.batch_norm),
+            "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
             "alpha": numbers(self._alpha),
             "members": self._members_alone(),
             "finalists": decision and decision_to_json(decision, self._look_up),
             "seconds": seconds,
-            "seed": self.config.seed,
-            "warmup_epochs": self.config.warmup_epochs,
-            "pruning_epochs": self.config.pruning_epochs,
+            "seed": self.config.search.seed,
+            "warmup_epochs": self.config.search.warmup_epochs,
+            "pruning_epochs": self.config.search.pruning_epochs,
         }
         self.run_folder.write_result(result)
         return result
@@ -234,8 +246,8 @@ class Search:
     def _compare(self, calls: Calls) -> Decision:
         """The search's cell against those of earlier epochs and its neighbours, trained from scratch."""
         epochs = reversed(self.run_folder.metrics())
-        earlier = [Genotype.from_string(epoch["genotype"]) for epoch in epochs if epoch["genotype"]]
-        self.observer.phase("finalists", self.config.finalist_budget)
+        earlier = [self.space.parse(epoch["genotype"]) for epoch in epochs if epoch["genotype"]]
+        self.observer.phase("finalists", self.config.search.finalist_budget)
 
         def on_step(steps: int) -> None:
             self._stop_if_asked()
@@ -243,7 +255,7 @@ class Search:
 
         return Finalists(
             self.config,
-            self.state.supernet.num_classes,
+            self._num_classes,
             self.training,
             self.validation,
             calls,
@@ -260,11 +272,16 @@ class Search:
             for state, evaluation in zip(self._states, evaluations, strict=True):
                 if not evaluation.loss.isfinite().all():
                     self._check_finite(math.nan, "leave-one-out")
-                state.record.evaluation = evaluation_to_json(evaluation, self.config.batch_norm)
-        importance = self.criterion.importance(self._alpha, self._evaluation())
+                state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
+        importance = self._importance(self._alpha, self._evaluation())
         for state in self._states:
-            state.record.choices = importance.ranking(state.alive.cpu())[:, 0].tolist()
+            state.record.genotype = str(self.space.select(importance.order(state.alive.cpu())))
         return importance
+
+    def _importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
+        """Of all ops, by alpha [E, O] and an evaluation."""
+        strength = self.config.method.relaxation.strength(alpha.detach(), self.state.alive)
+        return self.criterion.importance(strength.double().cpu(), evaluation)
 
     @property
     def _states(self) -> list[SearchState]:
@@ -285,17 +302,17 @@ class Search:
         """What each member of a committee has learned, and would select by itself; [] for a single one."""
         alone = []
         for state in self._states if len(self.members) > 1 else []:
-            values, choices = state.record.evaluation, None
-            if state.record.choices is not None:
+            values, genotype = state.record.evaluation, None
+            if state.record.genotype is not None:
                 evaluation = evaluation_from_json(values) if values else None
-                ranking = self.criterion.importance(state.alpha, evaluation).ranking(state.alive.cpu())
-                choices = ranking[:, 0].tolist()
+                order = self._importance(state.alpha, evaluation).order(state.alive.cpu())
+                genotype = self.space.select(order)
             alone.append(
                 {
                     **losses(state.record.weights, state.record.alpha),
                     "alpha": numbers(state.alpha),
                     "importance": values,
-                    **self._chosen(choices),
+                    **self._chosen(genotype),
                 }
             )
         return alone
@@ -305,36 +322,35 @@ class Search:
         seconds = added([state.record.seconds for state in self._states])
         return {
             "epoch": state.epoch,
-            "phase": "warm-up" if state.epoch < self.config.warmup_epochs else "pruning",
+            "phase": "warm-up" if state.epoch < self.config.search.warmup_epochs else "pruning",
             "learning_rate": state.schedule.get_last_lr()[0],
             **losses(
                 Mean.together([state.record.weights for state in self._states]),
                 Mean.together([state.record.alpha for state in self._states]),
             ),
             "alpha": numbers(self._alpha),
-            "importance": evaluation and evaluation_to_json(evaluation, self.config.batch_norm),
-            **self._chosen(record.choices),
+            "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
+            **self._chosen(self.space.parse(record.genotype) if record.genotype else None),
             "decay": record.decay,
             "members": self._members_alone(),
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "environment": self.environment,
         }
 
-    def _chosen(self, choices: list[int] | None) -> dict[str, Any]:
-        """A cell as the files have it; None without choices."""
-        genotype = Genotype.from_choices(choices) if choices else None
+    def _chosen(self, genotype: Any) -> dict[str, Any]:
+        """A cell as the files have it; None without one."""
         return {
             "genotype": str(genotype) if genotype else None,
-            "index": genotype.index if genotype else None,
+            "index": index_of(genotype),
             "benchmark": self._look_up(genotype) if genotype else None,
         }
 
-    def _look_up(self, genotype: Genotype) -> dict[str, float] | None:
+    def _look_up(self, genotype: Any) -> dict[str, float] | None:
         return self.table.accuracy(genotype) if self.table else None
 
     def _take_snapshot(self) -> None:
         """Keeps what is about to be evaluated, if asked to."""
-        if self.config.snapshots:
+        if self.config.reporting.snapshots:
             first, *others = (state.snapshot() for state in self._states)
             self.run_folder.write_snapshot(self.state.epoch, {**first, "members": others})
 
@@ -380,6 +396,12 @@ class MemberWatch:
         self._search.observer.advance(done, epochs)
 
 
+def index_of(genotype: Any) -> int | None:
+    """The number that a benchmark has for a cell, in spaces that have one."""
+    number: int | None = getattr(genotype, "index", None)
+    return number
+
+
 def added(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
     """Seconds by phase, of all together; in the order in which phases occur first."""
     phases = dict.fromkeys(phase for values in seconds for phase in values)
@@ -393,11 +415,13 @@ def losses(weights: Mean, alpha: Mean) -> dict[str, float | None]:
 
 
 def limited(data: ImageData, config: SearchConfig) -> ImageData:
-    """`config.max_images` training images, drawn at random."""
-    if config.max_images is None or config.max_images >= len(data.train_images):
+    """`config.images.max_images` training images, drawn at random."""
+    if config.images.max_images is None or config.images.max_images >= len(data.train_images):
         return data
-    generator = stream(config.seed, "images used")
-    kept = torch.randperm(len(data.train_images), generator=generator, device="cpu")[: config.max_images]
+    generator = stream(config.search.seed, "images used")
+    kept = torch.randperm(len(data.train_images), generator=generator, device="cpu")[
+        : config.images.max_images
+    ]
     return dataclasses.replace(
         data, train_images=data.train_images[kept], train_labels=data.train_labels[kept]
     )

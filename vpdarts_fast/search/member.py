@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
-from typing import Protocol
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.data import ImageSet, epoch_order
@@ -15,6 +17,7 @@ from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.runtime.graphs import Captured, recorder_for
 from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.optimizers import alpha_rate
 from vpdarts_fast.search.preflight import (
     images_evaluated,
@@ -25,6 +28,7 @@ from vpdarts_fast.search.preflight import (
 from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 
 class Watch(Protocol):
@@ -50,6 +54,7 @@ class Member:
         device: where it trains.
         training: the half that trains the weights.
         validation: the half that trains alpha and evaluates.
+        loss: of logits and labels, what both steps minimise.
 
     Attributes:
         config: these settings with its own seed, and the rate at which alpha learns in so many steps.
@@ -64,38 +69,43 @@ class Member:
         device: torch.device,
         training: ImageSet,
         validation: ImageSet,
+        loss: Loss = F.cross_entropy,
     ) -> None:
-        seed = config.seed if number == 0 else seed_for(config.seed, "member", number)
+        seed = config.search.seed if number == 0 else seed_for(config.search.seed, "member", number)
         height, width = training.images.shape[1:3]
         steps = steps_of_epoch(config, len(training), (height, width))
         rate = alpha_rate(config, steps)
-        self.config = dataclasses.replace(config, seed=seed, alpha_learning_rate=rate)
+        self.config = config.replaced(seed=seed, alpha_learning_rate=rate)
+        self._loss = loss
         self.device = device
         self.training, self.validation = training, validation
         self.state = SearchState(self.config, num_classes, device)
-        recorder = recorder_for(device) if config.cuda_graphs else None
+        recorder = recorder_for(device) if config.execution.cuda_graphs else None
         self._weights_step = Captured(self._train_weights, recorder)
         self._alpha_step = Captured(self._train_alpha, recorder)
 
     def train_epoch(self, watch: Watch) -> None:
         """Alternates a weight step on a training batch with an alpha step on a validation batch."""
         state, config = self.state, self.config
-        pruning = state.epoch >= config.warmup_epochs
-        steps = [(self._weights_step, self._draws(self.training, "training"), state.record.weights)]
-        count = len(steps[0][1])
-        if pruning:
-            steps.append((self._alpha_step, self._draws(self.validation, "validation"), state.record.alpha))
-        if config.step_order == "alpha-first":
+        pruning = state.epoch >= config.search.warmup_epochs
+        training = self._draws(self.training, "training")
+        count = len(training)
+        steps = [(self._weights_step, [training], state.record.weights)]
+        if pruning and config.method.alpha_rule.moves:
+            seen = [self._draws(self.validation, "validation")]
+            seen += [training] if config.method.alpha_rule.needs_training else []
+            steps.append((self._alpha_step, seen, state.record.alpha))
+        if config.method.step_order == "alpha-first":
             steps.reverse()
-        state.publish_learning_rate()
+        state.publish_epoch()
         watch.begins("pruning" if pruning else "warm-up", count, state.step)
         while state.step < count:
             watch.stop_if_asked()
             started = time.perf_counter()
-            torch.manual_seed(seed_for(config.seed, "dropout", state.epoch, state.step))
-            for step, draws, mean in steps:
-                draw = draws[state.step]
-                mean.add(step(draw), draw.shape[1])
+            torch.manual_seed(seed_for(config.search.seed, "dropout", state.epoch, state.step))
+            for step, seen, mean in steps:
+                draws = [images[state.step] for images in seen]
+                mean.add(step(*draws), draws[0].shape[1])
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
             watch.done(state.step, count)
@@ -112,10 +122,10 @@ class Member:
         """Leave-one-out on a fresh random share of the validation half; losses need not be finite."""
         state, config = self.state, self.config
         started = time.perf_counter()
-        generator = stream(config.seed, "evaluation images", state.epoch)
+        generator = stream(config.search.seed, "evaluation images", state.epoch)
         count = images_evaluated(config, len(self.validation))
         drawn = self.validation.draw(torch.randperm(len(self.validation), generator=generator)[:count])
-        parts = math.ceil(count / config.evaluation_batch_size)
+        parts = math.ceil(count / config.optimisers.evaluation_batch_size)
         watch.begins("leave-one-out", count, 0)
 
         def on_batch(done: int) -> None:
@@ -125,47 +135,84 @@ class Member:
         evaluation = leave_one_out(
             state.supernet,
             map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
-            state.alpha,
-            batch_norm=config.batch_norm,
-            removal=config.removal,
-            batched=config.fused,
-            memory_budget=config.memory_budget_mib and config.memory_budget_mib << 20,
+            self._evaluated_weights(),
+            batch_norm=config.search.batch_norm,
+            removal=config.search.removal,
+            batched=config.execution.fused,
+            memory_budget=config.execution.memory_budget_mib and config.execution.memory_budget_mib << 20,
             on_batch=on_batch,
-            cuda_graphs=config.cuda_graphs,
-            racing=self._racing(count),
+            **self._options_of_space(count),
         )
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
 
+    def _evaluated_weights(self) -> Tensor:
+        """The weights of the ops [E, O] in an evaluation; of random ones, one draw for all variants."""
+        seed = seed_for(self.config.search.seed, "evaluation weights", self.state.epoch)
+        with torch.no_grad(), drawing(self.config.method.relaxation.draws, seed, self.device):
+            return self.state.weights_of(self.state.alpha)
+
+    def _options_of_space(self, images: int) -> dict[str, Any]:
+        """What only the evaluation of the fused supernet can, or only that of others asks for."""
+        if isinstance(self.state.supernet, Supernet):
+            return {"cuda_graphs": self.config.execution.cuda_graphs, "racing": self._racing(images)}
+        return {"nones": self.config.space.nones}
+
     def _racing(self, images: int) -> Racing | None:
         """How ops race in an evaluation on so many images, if they do."""
-        config = self.config
-        if config.evaluation == "full" or config.criterion == "alpha":
+        search = self.config.search
+        if search.evaluation == "full":
             return None
-        return Racing(images, config.criterion, config.race_confidence)
+        return Racing(images, self.config.method.criterion.name, search.race_confidence)
 
     def _train_weights(self, draw: Tensor) -> Tensor:
         """A weight step on what is drawn from the training images; its `step_sums`."""
         state, batch = self.state, self.training.take(draw)
-        clip = self.config.gradient_clip
-        step = weights_step(state.supernet, state.alpha, batch, state.weights_optimizer, clip)
+        with torch.no_grad():
+            weights = state.weights_of(state.alpha)
+        clip = self.config.optimisers.gradient_clip
+        step = weights_step(state.supernet, weights, batch, state.weights_optimizer, clip, self._loss)
         return step_sums(*step, len(batch[1]))
 
-    def _train_alpha(self, draw: Tensor) -> Tensor:
+    def _train_alpha(self, draw: Tensor, training_draw: Tensor | None = None) -> Tensor:
         """An alpha step on what is drawn from the validation images; its `step_sums`."""
         state, batch = self.state, self.validation.take(draw)
-        step = alpha_step(state.supernet, state.alpha, state.alive, batch, state.alpha_optimizer)
+        step = alpha_step(
+            state.supernet,
+            state.alpha,
+            state.alive,
+            batch,
+            state.alpha_optimizer,
+            rule=self.config.method.alpha_rule,
+            weights_of=state.weights_of,
+            penalty=state.penalty,
+            loss_of=self._loss,
+            training=None if training_draw is None else self.training.take(training_draw),
+            weights_optimizer=state.weights_optimizer,
+        )
         return step_sums(*step, len(batch[1]))
 
     def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
-        seed, size, epoch = self.config.seed, self.config.batch_size, self.state.epoch
+        seed, size, epoch = self.config.search.seed, self.config.optimisers.batch_size, self.state.epoch
         height, width = images.images.shape[1:3]
+        smallest = self.config.space.smallest((height, width))
         visited = images_of_epoch(self.config, len(images))
-        drop_last = last_batch_is_too_small(visited, size, (height, width))
+        drop_last = last_batch_is_too_small(visited, size, smallest)
         order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last, visited)
         draws = [
             images.draw(indices, stream(seed, f"{purpose} augmentation", epoch, step))
             for step, indices in enumerate(order)
         ]
         return list(torch.split(torch.cat(draws, dim=1).to(self.device), size, dim=1))
+
+
+@contextmanager
+def drawing(draws: bool, seed: int, device: torch.device) -> Iterator[None]:
+    """Within, PyTorch draws from this seed, and goes on behind as if it had not; nothing happens without."""
+    if not draws:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield

@@ -44,10 +44,10 @@ def weights_optimizer(
     make = CapturableSGD if captured else torch.optim.SGD
     return make(
         parameters,
-        lr=config.learning_rate,
-        momentum=config.momentum,
-        weight_decay=config.weight_decay,
-        nesterov=config.nesterov and config.momentum > 0,
+        lr=config.optimisers.learning_rate,
+        momentum=config.optimisers.momentum,
+        weight_decay=config.optimisers.weight_decay,
+        nesterov=config.optimisers.nesterov and config.optimisers.momentum > 0,
     )
 
 
@@ -61,17 +61,17 @@ def alpha_rate(config: SearchConfig, steps: int) -> float:
     A step of Adam moves an alpha by about the rate, whatever the gradient: scaled, rate times steps, how far
     it can get from where it starts, is that of a search with `PAPER_ALPHA_STEPS`.
     """
-    count = steps * config.pruning_epochs
-    factor = PAPER_ALPHA_STEPS / count if config.alpha_rate_scaling and count else 1.0
-    return config.alpha_learning_rate * factor
+    count = steps * config.search.pruning_epochs
+    factor = PAPER_ALPHA_STEPS / count if config.optimisers.alpha_rate_scaling and count else 1.0
+    return config.optimisers.alpha_learning_rate * factor
 
 
 def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torch.optim.Adam:
     return torch.optim.Adam(
         [alpha],
-        lr=config.alpha_learning_rate,
-        betas=config.alpha_betas,
-        weight_decay=config.alpha_weight_decay,
+        lr=config.optimisers.alpha_learning_rate,
+        betas=config.optimisers.alpha_betas,
+        weight_decay=config.optimisers.alpha_weight_decay,
         fused=True if captured else None,
         capturable=captured and alpha.is_cuda,
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import torch
 
@@ -14,10 +15,9 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype
-from vpdarts_fast.search.config import SearchConfig
-from vpdarts_fast.search.criteria import CRITERIA
-from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
+from vpdarts_fast.search.config import SearchConfig, flag
+from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
+from vpdarts_fast.spaces.space import Space
 
 
 def check_search(
@@ -40,7 +40,7 @@ def check_search(
 def images_used(config: SearchConfig, data: ImageData) -> int:
     """How many training images of the data set both halves have together."""
     available = len(data.train_images)
-    return available if config.max_images is None else min(config.max_images, available)
+    return available if config.images.max_images is None else min(config.images.max_images, available)
 
 
 def validation_images(config: SearchConfig, data: ImageData) -> int:
@@ -51,27 +51,27 @@ def validation_images(config: SearchConfig, data: ImageData) -> int:
 
 def images_evaluated(config: SearchConfig, validation: int) -> int:
     """How many of the validation images each leave-one-out evaluation draws."""
-    return max(1, round(validation * config.validation_proportion))
+    return max(1, round(validation * config.search.validation_proportion))
 
 
 def images_of_epoch(config: SearchConfig, count: int) -> int:
     """How many images an epoch visits of a half that has so many."""
-    return count if config.images_per_epoch is None else min(config.images_per_epoch, count)
+    return count if config.search.images_per_epoch is None else min(config.search.images_per_epoch, count)
 
 
-def last_batch_is_too_small(count: int, batch_size: int, image_size: tuple[int, int]) -> bool:
+def last_batch_is_too_small(count: int, batch_size: int, smallest: int) -> bool:
     """Whether the rest of so many images that fills no batch has no variance to normalise with.
 
-    It is then left out of the epoch, as PyTorch's `drop_last` does.
+    It is then left out of the epoch, as PyTorch's `drop_last` does. smallest: see `Space.smallest`.
     """
     rest = count % batch_size
-    return rest > 0 and rest * pixels_of_last_stage(image_size) < 2
+    return rest > 0 and rest * smallest < 2
 
 
 def steps_of_epoch(config: SearchConfig, count: int, image_size: tuple[int, int]) -> int:
     """How many batches an epoch has of a half that has so many images."""
-    count, size = images_of_epoch(config, count), config.batch_size
-    return math.ceil(count / size) - last_batch_is_too_small(count, size, image_size)
+    count, size = images_of_epoch(config, count), config.optimisers.batch_size
+    return math.ceil(count / size) - last_batch_is_too_small(count, size, config.space.smallest(image_size))
 
 
 def check_data(config: SearchConfig, data: ImageData) -> None:
@@ -96,25 +96,25 @@ def check_data(config: SearchConfig, data: ImageData) -> None:
 
 def check_batches(config: SearchConfig, data: ImageData) -> None:
     """Raises `UserError` where a batch norm would meet a single value per channel."""
-    pixels = pixels_of_last_stage(data.image_size)
+    pixels = config.space.smallest(data.image_size)
     needed = math.ceil(2 / pixels)
     if needed == 1:
         return
     height, width = data.image_size
     why = f"batch norm has nothing to normalise with in a single image of {height}x{width} pixels"
-    if config.batch_size < needed:
-        raise UserError(f"--batch-size must be at least {needed}: {why}; got {config.batch_size}")
-    if not CRITERIA[config.criterion].needs_evaluation or config.batch_norm == "running":
+    if config.optimisers.batch_size < needed:
+        raise UserError(f"--batch-size must be at least {needed}: {why}; got {config.optimisers.batch_size}")
+    if not config.method.criterion.needs_evaluation or config.search.batch_norm == "running":
         return
     validation = validation_images(config, data)
     count = images_evaluated(config, validation)
-    parts = math.ceil(count / config.evaluation_batch_size)
+    parts = math.ceil(count / config.optimisers.evaluation_batch_size)
     if count // parts < needed:
         raise UserError(
             f"leave-one-out would have a batch of {count // parts} image, and {why}: it draws {count} of the "
-            f"{validation} validation images (--validation-proportion {config.validation_proportion}) "
-            f"in batches of at most {config.evaluation_batch_size} (--evaluation-batch-size). Take more "
-            "images, larger batches or --batch-norm running"
+            f"{validation} validation images (--validation-proportion "
+            f"{config.search.validation_proportion}) in batches of at most {config.optimisers.evaluation_batch_size} (--evaluation-batch-size). Take "
+            "more images, larger batches or --batch-norm running"
         )
 
 
@@ -123,7 +123,7 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
     if table is None or table.held.all():
         return
     raise UserError(
-        f"--benchmark-table {config.benchmark_table or ''}".rstrip()
+        f"--benchmark-table {config.reporting.benchmark_table or ''}".rstrip()
         + f" holds {table.held.sum():,} of {NUM_ARCHITECTURES:,} architectures, and a search may come to any "
         "of them: convert the complete benchmark, or leave the table out"
     )
@@ -131,11 +131,11 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
 
 def check_memory(config: SearchConfig, data: ImageData, device: torch.device) -> None:
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
-    copies = (3 if config.momentum > 0 else 2) * config.committee
-    weights = 4 * parameters(config, data.num_classes) * copies
-    batch = min(config.batch_size, images_used(config, data))
-    activations = batch * activation_bytes(config, data.image_size)
-    if CRITERIA[config.criterion].needs_evaluation:
+    copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
+    weights = 4 * config.space.parameters(data.num_classes) * copies
+    batch = min(config.optimisers.batch_size, images_used(config, data))
+    activations = batch * activation_bytes(config.space, config, data.image_size, edges=True)
+    if config.method.criterion.needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
     available = memory_of(device)
     if weights + activations > available:
@@ -144,93 +144,89 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
             f"({machine.readable(weights)} for weights, gradients and momentum, "
             f"{machine.readable(activations)} for the activations of a batch), and "
             f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
-            f"choose a smaller --committee ({config.committee:,}), "
-            f"--channels ({config.channels:,}), --cells-per-stage ({config.cells_per_stage:,}), "
-            f"--batch-size ({config.batch_size:,}) or "
-            f"--evaluation-batch-size ({config.evaluation_batch_size:,})"
+            f"choose a smaller --committee ({config.search.committee:,}), {sizes(config.space)}, "
+            f"--batch-size ({config.optimisers.batch_size:,}) or "
+            f"--evaluation-batch-size ({config.optimisers.evaluation_batch_size:,})"
         )
 
 
 def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.device) -> None:
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
     if (
-        config.memory_budget_mib is None
-        or not config.fused
-        or not CRITERIA[config.criterion].needs_evaluation
+        config.execution.memory_budget_mib is None
+        or not config.space.fused
+        or not config.execution.fused
+        or not config.method.criterion.needs_evaluation
     ):
         return
-    whole_batches = config.batch_norm in ("batch", "variant")  # take statistics of every variant
-    activations = torch.empty(0, dtype=activation_dtype(config.precision), device=device)
-    need = cell_need(cell_op(whole_batches), config.backend, activations, node_bytes(config, data.image_size))
+    whole_batches = config.search.batch_norm in ("batch", "variant")  # take statistics of every variant
+    activations = torch.empty(0, dtype=activation_dtype(config.execution.precision), device=device)
+    need = cell_need(
+        cell_op(whole_batches), config.execution.backend, activations, node_bytes(config, data.image_size)
+    )
     images, what = 1, "an image"
     if whole_batches:
-        images = min(config.evaluation_batch_size, images_evaluated(config, validation_images(config, data)))
+        images = min(
+            config.optimisers.evaluation_batch_size, images_evaluated(config, validation_images(config, data))
+        )
         what = (
-            f"a batch of {images} images (--evaluation-batch-size), which --batch-norm {config.batch_norm} "
-            "cannot cut"
+            f"a batch of {images} images (--evaluation-batch-size), which --batch-norm "
+            f"{config.search.batch_norm} cannot cut"
         )
     least = need.total(1, images)
-    if config.memory_budget_mib << 20 < least:
+    if config.execution.memory_budget_mib << 20 < least:
         raise UserError(
             f"--memory-budget-mib must be at least {math.ceil(least / 2**20):,}, of one variant of {what}; "
-            f"got {config.memory_budget_mib:,}"
+            f"got {config.execution.memory_budget_mib:,}"
         )
 
 
 def check_finalists(config: SearchConfig, data: ImageData, device: torch.device) -> None:
     """Raises `UserError` if a finalist needs more memory than the machine has, by a lower estimate."""
-    if not config.finalists:
+    if not config.search.finalists:
         return
-    network = dataclasses.replace(
-        config, channels=config.finalist_channels, cells_per_stage=config.finalist_cells_per_stage
-    )
-    weights = 4 * parameters(network, data.num_classes)  # what an op that is not chosen has, too
-    batch = min(config.batch_size, images_used(config, data))
-    activations = batch * activation_bytes(network, data.image_size) * NUM_NODES // (NUM_NODES + len(EDGES))
+    finalist = config.space.finalist
+    weights = 4 * finalist.parameters(data.num_classes)  # what an op that is not chosen has, too
+    batch = min(config.optimisers.batch_size, images_used(config, data))
+    activations = batch * activation_bytes(finalist, config, data.image_size, edges=False)
     available = memory_of(device)
     if weights + activations > available:
         raise UserError(
             f"a finalist needs at least {machine.readable(weights + activations)} of memory, and "
             f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
-            f"choose a smaller --finalist-channels ({config.finalist_channels:,}), "
-            f"--finalist-cells-per-stage ({config.finalist_cells_per_stage:,}) or "
-            f"--batch-size ({config.batch_size:,})"
+            f"choose a smaller {sizes(config.space, finalist=True)} or "
+            f"--batch-size ({config.optimisers.batch_size:,})"
         )
 
 
-def parameters(config: SearchConfig, num_classes: int) -> int:
-    """How many the supernet has: all cells of a stage are alike, so that two small ones tell."""
-
-    def count(cells: int) -> int:
-        with torch.device("meta"):
-            supernet = Supernet(config.channels, cells, num_classes)
-        return sum(parameter.numel() for parameter in supernet.parameters())
-
-    first = count(1)
-    return first if config.cells_per_stage == 1 else first + (config.cells_per_stage - 1) * (count(2) - first)
+def activation_bytes(
+    space: Space[Any], config: SearchConfig, image_size: tuple[int, int], edges: bool
+) -> int:
+    """What a training step keeps of an image for the backward pass, at least."""
+    return space.kept_values(image_size, edges=edges) * activation_dtype(config.execution.precision).itemsize
 
 
-def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
-    """What a training step keeps of an image for the backward pass, at least.
-
-    Of each cell its nodes, and the output of each edge's 3x3 convolution before its batch norm.
-    """
-    stages = sum(node_bytes(config, image_size, stage) for stage in range(3))
-    return stages * config.cells_per_stage * (NUM_NODES + len(EDGES))
-
-
-def node_bytes(config: SearchConfig, image_size: tuple[int, int], stage: int = 0) -> int:
-    """What a cell's node takes of an image in one of the stages."""
-    height, width = (-(-size // 2**stage) for size in image_size)
-    values: int = config.channels * 2**stage * height * width
-    return values * activation_dtype(config.precision).itemsize
+def node_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
+    """What the largest of the nodes takes of an image; 0 if that is not known."""
+    sizes = [math.prod(stage) for stage in config.space.stages(image_size)]
+    return max(sizes, default=0) * activation_dtype(config.execution.precision).itemsize
 
 
 def evaluation_bytes(config: SearchConfig, data: ImageData) -> int:
     """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
     count = images_evaluated(config, validation_images(config, data))
-    batch = math.ceil(count / math.ceil(count / config.evaluation_batch_size))
+    batch = math.ceil(count / math.ceil(count / config.optimisers.evaluation_batch_size))
     return 2 * batch * node_bytes(config, data.image_size)
+
+
+def sizes(space: Space[Any], finalist: bool = False) -> str:
+    """The flags that say how large the networks of a space are, with what they are."""
+    numbers = {
+        each.name: getattr(space, each.name)
+        for each in dataclasses.fields(space)  # type: ignore[arg-type]
+        if isinstance(getattr(space, each.name), int) and each.name.startswith("finalist_") == finalist
+    }
+    return ", ".join(f"{flag(name)} ({value:,})" for name, value in numbers.items())
 
 
 def memory_of(device: torch.device) -> int:
@@ -242,5 +238,5 @@ def memory_of(device: torch.device) -> int:
 
 
 def _named(config: SearchConfig, data: ImageData) -> str:
-    where = f" --data {config.data}" if config.data is not None else ""
-    return f"the data set of --dataset {config.dataset}{where} ({data.name})"
+    where = f" --data {config.images.data}" if config.images.data is not None else ""
+    return f"the data set of --dataset {config.images.dataset}{where} ({data.name})"

@@ -10,16 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.runs.formats import shown
 from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, whole
 from vpdarts_fast.runtime.graphs import captures
 from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.search.methods.moment import Moment
+from vpdarts_fast.search.methods.regularisers import Regulariser
+from vpdarts_fast.search.methods.relaxations import Relaxation
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
+from vpdarts_fast.search.settings import MethodSettings
 from vpdarts_fast.search.streams import seed_for, stream
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
-from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.spaces.space import Space
 
 
 class Mean:
@@ -72,31 +76,40 @@ def step_sums(loss: Tensor, correct: Tensor, images: int) -> Tensor:
 
 @dataclass
 class EpochRecord:
-    """What an epoch measured so far; part of the checkpoint, since a search can stop inside an epoch."""
+    """What an epoch measured so far; part of the checkpoint, since a search can stop inside an epoch.
+
+    Attributes:
+        weights: of the weights steps.
+        alpha: of the alpha steps.
+        began: the evaluation and the pruning that begin the epoch are done.
+        evaluation: as `evaluation_to_json` writes it.
+        decay: the factor of soft pruning.
+        genotype: what the supernet would select, as text.
+        seconds: of each phase.
+    """
 
     weights: Mean = field(default_factory=Mean)
     alpha: Mean = field(default_factory=Mean)
     began: bool = False
     evaluation: dict[str, Any] | None = None
     decay: float | None = None
-    choices: list[int] | None = None
+    genotype: str | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"leave_one_out": 0.0, "train": 0.0})
 
     def to_dict(self) -> dict[str, Any]:
         return {**vars(self), "weights": self.weights.to_dict(), "alpha": self.alpha.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> EpochRecord:
+    def from_dict(cls, values: Mapping[str, Any], space: Space[Any]) -> EpochRecord:
         """The inverse of `to_dict`; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
         if not isinstance(values["began"], bool):
             raise ValueError(f"began must be true or false; got {shown(values['began'])}")
-        choices = values["choices"]
-        if choices is not None:
-            Genotype.from_choices([whole(choice, "a choice", 0, len(OPS) - 1) for choice in choices])
+        if values["genotype"] is not None:
+            check_genotype(values["genotype"], space)
         if values["decay"] is not None:
             number(values["decay"], "decay")
         if values["evaluation"] is not None:
-            check_evaluation(values["evaluation"])
+            check_evaluation(values["evaluation"], space.shape)
         seconds = numbers_by_name(values["seconds"], "seconds", 0)
         if seconds.keys() != cls().seconds.keys():
             raise ValueError(f"seconds are of {', '.join(cls().seconds)}; got {shown(seconds)}")
@@ -109,7 +122,8 @@ class SearchState:
 
     Attributes:
         alpha: [E, O], a leaf that requires a gradient.
-        alive: [E, O] bool; False where progressive hard pruning removed the op.
+        alive: [E, O] bool; False where an edge has no such op, or progressive hard pruning removed it.
+        moments: of each part that keeps something, by its kind.
         epoch: the epoch in progress, from 0.
         step: the step of it that comes next.
         seconds: per phase, over the whole search.
@@ -117,32 +131,44 @@ class SearchState:
 
     def __init__(self, config: SearchConfig, num_classes: int, device: torch.device) -> None:
         with torch.random.fork_rng():
-            torch.manual_seed(seed_for(config.seed, "initial weights"))
-            supernet = Supernet(
-                config.channels,
-                config.cells_per_stage,
-                num_classes,
-                skip_dropout=config.skip_dropout,
-                fused=config.fused,
-                backend=config.backend,
+            torch.manual_seed(seed_for(config.search.seed, "initial weights"))
+            supernet = config.space.supernet(
+                num_classes, fused=config.execution.fused, backend=config.execution.backend
             )
+        self.space, self.method = config.space, config.method
         self.supernet = supernet.to(device).train()
-        weight = self.supernet.classifier.weight
+        if config.execution.fused and not config.space.fused:
+            accelerate(self.supernet, backend=config.execution.backend)
+        weight = next(self.supernet.parameters())
         self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
-        self.alive = torch.ones_like(self.alpha, dtype=torch.bool)
-        captured = config.cuda_graphs and captures(device)
+        self.alive = config.space.present.to(weight.device)
+        self._epoch = torch.zeros((), device=weight.device)
+        self.moments = {
+            kind: Moment(self._epoch, config.epochs, moved(part.new_state(config.space.shape), weight.device))
+            for kind, part in parts_with_state(config.method).items()
+        }
+        captured = config.execution.cuda_graphs and captures(device)
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
         self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured)
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.weights_optimizer, T_max=config.epochs, eta_min=config.learning_rate_end
+            self.weights_optimizer, T_max=config.epochs, eta_min=config.optimisers.learning_rate_end
         )
         self.epoch = 0
         self.step = 0
         self.record = EpochRecord()
         self.seconds: dict[str, float] = {}
 
-    def publish_learning_rate(self) -> None:
-        """Makes steps take what the schedule says, also those already captured."""
+    def weights_of(self, alpha: Tensor) -> Tensor:
+        """The weights of the ops [E, O] that the method's relaxation makes of alpha [E, O]."""
+        return self.method.relaxation.weights(alpha, self.alive, self.moments["relaxation"])
+
+    def penalty(self, alpha: Tensor) -> Tensor | None:
+        """What the method's regulariser adds to the loss of an alpha step."""
+        return self.method.regulariser.term(alpha, self.alive, self.moments["regulariser"])
+
+    def publish_epoch(self) -> None:
+        """Makes steps take epoch and learning rate as they are now, also those already captured."""
+        self._epoch.fill_(self.epoch)
         if isinstance(self.weights_optimizer, CapturableSGD):
             self.weights_optimizer.publish()
 
@@ -154,6 +180,7 @@ class SearchState:
             **{part: getattr(self, part).state_dict() for part in self._PARTS},
             "alpha": self.alpha.detach(),
             "alive": self.alive,
+            "parts": {kind: dict(moment.state) for kind, moment in self.moments.items()},
             "epoch": self.epoch,
             "step": self.step,
             "record": self.record.to_dict(),
@@ -166,6 +193,7 @@ class SearchState:
             "supernet": self.supernet.state_dict(),
             "alpha": self.alpha.detach(),
             "alive": self.alive,
+            "parts": {kind: dict(moment.state) for kind, moment in self.moments.items()},
             "epoch": self.epoch,
         }
 
@@ -198,7 +226,11 @@ class SearchState:
             self._load_schedule(content["schedule"])
             # Or the schedule warns where an epoch has no step left, as PyTorch wants one before it goes on.
             self.weights_optimizer._opt_called = True  # type: ignore[attr-defined]
-            self.record = EpochRecord.from_dict(content["record"])
+            self.record = EpochRecord.from_dict(content["record"], self.space)
+            for kind, moment in self.moments.items():
+                kept = tensors_like(content["parts"].get(kind, {}), moment.state, f"the state of {kind}")
+                for name, tensor in moment.state.items():
+                    tensor.copy_(kept[name])
             self.seconds = numbers_by_name(content["seconds"], "seconds", 0)
 
     def _load_schedule(self, saved: Mapping[str, Any]) -> None:
@@ -215,10 +247,13 @@ class SearchState:
 
 def first_alpha(config: SearchConfig) -> Tensor:
     """[E, O] float64 on the CPU: where alpha starts, each supernet's by its own seed."""
-    alpha = torch.full((len(EDGES), len(OPS)), config.alpha_start, dtype=torch.float64, device="cpu")
-    if config.alpha_noise:
-        noise = torch.empty_like(alpha).normal_(generator=stream(config.seed, "alpha noise"))
-        alpha += config.alpha_noise * noise
+    present = config.space.present
+    start = config.method.alpha_start
+    row = 1 / present.sum(1, dtype=torch.float64) if start is None else torch.tensor(start).double()
+    alpha = row.view(-1, 1).expand(present.shape) * present
+    if config.method.alpha_noise:
+        noise = torch.empty_like(alpha).normal_(generator=stream(config.search.seed, "alpha noise"))
+        alpha += config.method.alpha_noise * noise * present
     return alpha
 
 
@@ -235,10 +270,28 @@ def fitting(source: str) -> Iterator[None]:
         raise UserError(f"{source} does not fit the settings of its run: {error}") from error
 
 
-def check_evaluation(values: Mapping[str, Any]) -> None:
+def parts_with_state(method: MethodSettings) -> dict[str, Relaxation | Regulariser]:
+    """The parts that may keep something from one call to the next, by their kinds."""
+    return {"relaxation": method.relaxation, "regulariser": method.regulariser}
+
+
+def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
+    """The tensors on a device."""
+    return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+
+def check_genotype(text: Any, space: Space[Any]) -> None:
+    """Raises `ValueError` unless it is a choice in the space, as text."""
+    try:
+        space.parse(text if isinstance(text, str) else shown(text))
+    except UserError as error:
+        raise ValueError(str(error)) from error
+
+
+def check_evaluation(values: Mapping[str, Any], shape: tuple[int, int]) -> None:
     """Raises `ValueError`, `KeyError` or `TypeError` unless it is what `evaluation_to_json` makes."""
     for name in ("accuracy", "loss"):
-        check_table(values[name], name)
+        check_table(values[name], name, shape)
         for row in values[name]:
             for value in row:
                 number(value, name, 0)
@@ -246,7 +299,7 @@ def check_evaluation(values: Mapping[str, Any]) -> None:
     number(values["base_loss"], "base_loss", 0)
     images = whole(values["images"], "images", 1)
     if values["op_images"] is not None:
-        check_table(values["op_images"], "op_images")
+        check_table(values["op_images"], "op_images", shape)
         for row in values["op_images"]:
             for value in row:
                 whole(value, "op_images", 1, images)
@@ -254,10 +307,11 @@ def check_evaluation(values: Mapping[str, Any]) -> None:
         raise ValueError(f"batch_norm must be text; got {shown(values['batch_norm'])}")
 
 
-def check_table(table: Any, name: str) -> None:
+def check_table(table: Any, name: str, shape: tuple[int, int]) -> None:
     """Raises `ValueError` or `TypeError` unless it is [E, O]."""
-    if [len(row) for row in table] != [len(OPS)] * len(EDGES):
-        raise ValueError(f"{name} must be [{len(EDGES)}, {len(OPS)}]; got {shown(table)}")
+    edges, ops = shape
+    if [len(row) for row in table] != [ops] * edges:
+        raise ValueError(f"{name} must be [{edges}, {ops}]; got {shown(table)}")
 
 
 def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, Any]:

@@ -1,29 +1,45 @@
-"""One training step of each phase (paper, section 3; first order)."""
+"""One training step of each phase (paper, section 3)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.evaluation.leave_one_out import Batch
-from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.evaluation.validation import Batch
+from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder, Loss, Problem
 
 
 def weights_step(
-    supernet: Supernet, alpha: Tensor, batch: Batch, optimizer: torch.optim.Optimizer, gradient_clip: float
+    supernet: nn.Module,
+    weights: Tensor,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    gradient_clip: float,
+    loss_of: Loss = F.cross_entropy,
 ) -> tuple[Tensor, Tensor]:
-    """Trains the weights on a training batch, alpha fixed.
+    """Trains the supernet on a training batch, the weights of its ops [E, O] fixed.
 
     Returns the mean loss [] and how many were right []. Nothing is read back from the device, here and in
     `alpha_step`, so that it need not be waited for.
     """
+    fixed = weights.detach()
+    return training_step(lambda images: supernet(images, fixed), batch, optimizer, gradient_clip, loss_of)
+
+
+def training_step(
+    network: Callable[[Tensor], Tensor],
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    gradient_clip: float,
+    loss_of: Loss = F.cross_entropy,
+) -> tuple[Tensor, Tensor]:
+    """As `weights_step`, of a network that is called with images alone."""
     images, labels = batch
-    logits = supernet(images, alpha.detach())
-    loss = F.cross_entropy(logits, labels)
+    logits = network(images)
+    loss = loss_of(logits, labels)
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     # The optimiser's list of them: to find hundreds of parameters among the modules takes milliseconds.
@@ -33,34 +49,42 @@ def weights_step(
 
 
 def alpha_step(
-    supernet: Supernet, alpha: Tensor, alive: Tensor, batch: Batch, optimizer: torch.optim.Optimizer
+    supernet: nn.Module,
+    alpha: Tensor,
+    alive: Tensor,
+    batch: Batch,
+    optimizer: torch.optim.Optimizer,
+    *,
+    rule: AlphaRule | None = None,
+    weights_of: Callable[[Tensor], Tensor] = lambda alpha: alpha,
+    penalty: Callable[[Tensor], Tensor | None] = lambda alpha: None,
+    loss_of: Loss = F.cross_entropy,
+    training: Batch | None = None,
+    weights_optimizer: torch.optim.Optimizer | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Trains alpha [E, O] on a validation batch, the weights fixed; ops not `alive` [E, O] stay at 0.
+    """Trains alpha [E, O] on a validation batch, the supernet fixed; ops not `alive` [E, O] stay at 0.
 
-    Returns the mean loss [] and how many were right [].
+    What is left out is as in VP-DARTS: a first-order step of raw alphas.
+
+    Args:
+        supernet: called with images and weights of the ops.
+        alpha: [E, O], a leaf that requires a gradient.
+        alive: [E, O] bool.
+        batch: of validation images.
+        optimizer: of alpha.
+        rule: how the gradient is found.
+        weights_of: alpha [E, O] -> weights of the ops [E, O].
+        penalty: alpha [E, O] -> what is added to the loss [], or None.
+        loss_of: logits and labels -> loss [].
+        training: the batch of the weights step beside it, for rules that look at it.
+        weights_optimizer: of the supernet, for the same.
+
+    Returns:
+        The mean loss [] and how many were right [].
     """
-    images, labels = batch
-    with frozen(supernet):
-        logits = supernet(images, alpha)
-    loss = F.cross_entropy(logits, labels)
-    (alpha.grad,) = torch.autograd.grad(loss, alpha)
+    problem = Problem(supernet, alpha, weights_of, penalty, loss_of, training, batch, weights_optimizer)
+    alpha.grad, loss, logits = (rule or FirstOrder()).gradient(problem)
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
-    return loss.detach(), (logits.argmax(1) == labels).sum()
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside has no gradient with respect to the parameters.
-
-    Fused operations compute every gradient that a tensor may have, whether it is asked for or not.
-    """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
+    return loss, (logits.argmax(1) == batch[1]).sum()

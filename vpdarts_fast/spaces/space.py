@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.parts import Part
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ Genotype = TypeVar("Genotype", bound=Any)
 """What a space writes a choice of operations down as: hashable, `str` of it is what `Space.parse` reads."""
 
 
-class Space(ABC, Generic[Genotype]):
+class Space(Part, ABC, Generic[Genotype], kind="space"):
     """What can be searched: cell types, their edges and operations, supernet and found networks.
 
     A subclass has a `name` and defines `tables`, `supernet` and `network`. What else there is fits spaces in
@@ -108,6 +109,35 @@ class Space(ABC, Generic[Genotype]):
         With the same random numbers, networks of choices that share an operation should begin alike in it.
         """
         return self.network(genotype, num_classes)
+
+    @property
+    def finalist(self) -> Space[Genotype]:
+        """The space whose sizes are those of the networks of finalists."""
+        return self
+
+    def parameters(self, num_classes: int) -> int:
+        """How many the supernet has."""
+        with torch.device("meta"):
+            supernet = self.supernet(num_classes)
+        return sum(parameter.numel() for parameter in supernet.parameters())
+
+    def stages(self, image_size: tuple[int, int]) -> Sequence[tuple[int, int, int]]:
+        """Channels, height and width of a node in each part of the supernet where they are the same."""
+        return ()
+
+    def kept_values(self, image_size: tuple[int, int], *, edges: bool = True) -> int:
+        """How many values a training step keeps of an image for the backward pass, at least; 0 if not known.
+
+        Args:
+            image_size: height and width.
+            edges: also those of all edges of a supernet, or only the nodes of a single cell.
+        """
+        return 0
+
+    def smallest(self, image_size: tuple[int, int]) -> int:
+        """How many pixels are left of an image of that height and width behind the last reduction."""
+        height, width = image_size
+        return -(-height // self.reduction) * -(-width // self.reduction)
 
     def select(self, order: Tensor) -> Genotype:
         """The choice of the strongest operations.
@@ -175,6 +205,15 @@ class Space(ABC, Generic[Genotype]):
         mask = torch.zeros(edges, ops, dtype=torch.bool, device="cpu")
         for row, names in enumerate(self._rows()):
             mask[row, : len(names)] = True
+        return mask
+
+    @cached_property
+    def nones(self) -> Tensor:
+        """[E, O] bool, on the CPU: the ops called `none`, which add nothing to their edges."""
+        edges, ops = self.shape
+        mask = torch.zeros(edges, ops, dtype=torch.bool, device="cpu")
+        for row, names in enumerate(self._rows()):
+            mask[row, : len(names)] = torch.tensor([name == "none" for name in names], device="cpu")
         return mask
 
     def split(self, table: Tensor) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from unittest import mock
 
 import torch
@@ -17,7 +17,7 @@ from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.spaces.blocks import MixedOp, SkipConnect
-from vpdarts_fast.spaces.genotype import EDGES, OPS
+from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,20 @@ class Setting:
     @property
     def steps(self) -> int:
         """Of each phase of an epoch."""
-        return math.ceil(self.images / self.config.batch_size)
+        return math.ceil(self.images / self.config.optimisers.batch_size)
 
     @property
     def evaluation_images(self) -> int:
-        return max(1, round(self.images * self.config.validation_proportion))
+        return max(1, round(self.images * self.config.search.validation_proportion))
 
     @property
     def evaluation_batches(self) -> int:
-        return math.ceil(self.evaluation_images / self.config.evaluation_batch_size)
+        return math.ceil(self.evaluation_images / self.config.optimisers.evaluation_batch_size)
 
     @property
     def evaluations(self) -> int:
         """Leave-one-out evaluations of a search: one before each pruning epoch, and the last."""
-        return self.config.pruning_epochs + 1
+        return self.config.search.pruning_epochs + 1
 
     def batch(self, images: int) -> Batch:
         """Images [N, 3, H, W] and labels [N]."""
@@ -81,7 +81,7 @@ class Dropout(nn.Module):
 
 def _state(setting: Setting, fused: bool) -> SearchState:
     with DEVICE, mock.patch.object(nn.Module, "to", lambda module, device: module):  # made there already
-        state = SearchState(replace(setting.config, fused=fused), setting.classes, DEVICE)
+        state = SearchState(setting.config.replaced(fused=fused), setting.classes, DEVICE)
     if not fused:
         for edge in (module for module in state.supernet.modules() if isinstance(module, MixedOp)):
             assert isinstance(edge[1], SkipConnect)
@@ -90,6 +90,7 @@ def _state(setting: Setting, fused: bool) -> SearchState:
         for module in state.supernet.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.data = module.weight.data.to(setting.dtype)
+        assert isinstance(state.supernet, Supernet)
         state.supernet.stem[0].register_forward_pre_hook(lambda _, inputs: inputs[0].to(setting.dtype))
         state.supernet.classifier.register_forward_pre_hook(lambda _, inputs: inputs[0].float())
     return state
@@ -99,11 +100,11 @@ def training_steps(setting: Setting, fused: bool) -> tuple[Tally, Tally]:
     """A step of each phase, weights and alpha, after those that make the optimisers' state and record it."""
     with counting(setting.shared_bytes, graphs=fused) as count:
         state, config = _state(setting, fused), setting.config
-        batch = setting.batch(config.batch_size)
+        batch = setting.batch(config.optimisers.batch_size)
 
         def weights(*batch: Tensor) -> None:
             images, labels = batch
-            clip = config.gradient_clip
+            clip = config.optimisers.gradient_clip
             weights_step(state.supernet, state.alpha, (images, labels), state.weights_optimizer, clip)
 
         def alpha(*batch: Tensor) -> None:
@@ -132,14 +133,14 @@ def evaluation(setting: Setting, fused: bool) -> Tally:
         supernet = _state(setting, fused).supernet
         run = min(batches, WARM_UP + 3 if fused else 2)
         with count:
-            alpha = torch.full((len(EDGES), len(OPS)), setting.config.alpha_start, device=DEVICE)
+            alpha = torch.full((len(EDGES), len(OPS)), 1 / len(OPS), device=DEVICE)
             batch = setting.batch(images)
             start = count.tally.copy()
             leave_one_out(
                 supernet,
                 [batch] * run,
                 alpha,
-                batch_norm=setting.config.batch_norm,
+                batch_norm=setting.config.search.batch_norm,
                 batched=fused,
                 on_batch=lambda _: marks.append(count.tally.copy()),
             )

@@ -106,6 +106,28 @@ def leave_one_out_of_model(
     groups = _groups(types, perturbation, next(model.parameters()))
     weights = Weights(types)
     evaluation = Evaluation(model, weights, groups, logits or _last, batch_norm, batched, memory_budget)
+    accuracy, loss, images = evaluated(model, weights, evaluation, batches, batch_norm, on_batch)
+    return Perturbed(
+        _results(types, groups, accuracy, loss, images),
+        {name: cells.edges for name, cells in types.items()},
+        evaluation.batched,
+        evaluation.remark,
+    )
+
+
+def evaluated(
+    model: nn.Module,
+    weights: Weights,
+    evaluation: Evaluation,
+    batches: Iterable[Batch],
+    batch_norm: BatchNorm,
+    on_batch: Callable[[int], None] | None,
+) -> tuple[Tensor, Tensor, int]:
+    """Accuracy in per cent and loss [V] float64 of all variants, the unmodified first, on how many images.
+
+    Raises:
+        UserError: as `leave_one_out_of_model`, of batches, labels and outputs.
+    """
     stream = (batch for batch in map(_checked, batches) if len(batch[1]))
     calibration = calibration_batches(stream, batch_norm)
     counts: Counts | None = None
@@ -131,12 +153,7 @@ def leave_one_out_of_model(
     correct, losses = counts.read()
     if not losses.isfinite().all():
         raise UserError("leave_one_out: the model's outputs are not finite; it has diverged")
-    return Perturbed(
-        _results(types, groups, correct.double() * (100 / images), losses / images, images),
-        {name: cells.edges for name, cells in types.items()},
-        evaluation.batched,
-        evaluation.remark,
-    )
+    return correct.double() * (100 / images), losses / images, images
 
 
 def _chosen(types: dict[CellTypes, CellType], cells: CellTypes | None) -> dict[CellTypes, CellType]:

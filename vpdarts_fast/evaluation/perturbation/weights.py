@@ -43,7 +43,13 @@ class Weights:
         image: for each place that was called without a change, an image of its input: [C, H, W], no values.
     """
 
-    def __init__(self, types: Mapping[CellTypes, CellType]) -> None:
+    def __init__(
+        self,
+        types: Mapping[CellTypes, CellType],
+        given: Callable[[Place, Any], object] = lambda place, weights: None,
+    ) -> None:
+        """`given` hears with which weights a place was called without a change."""
+        self._given = given
         self.change: Change | None = None
         self._types = types
         self.image: dict[str, Tensor] = {}
@@ -99,6 +105,7 @@ class Weights:
         if change is None:
             x = args[0] if args else kwargs[parameters[0]]
             self.image[place.name] = torch.empty_like(x[0], device="meta")
+            self._given(place, args[1] if len(args) > 1 else kwargs[parameters[1]])
             return args, kwargs
         if change.cells != name or (place.edge is not None and place.edge not in change.edges):
             return args, kwargs

@@ -12,11 +12,10 @@ from typing import Any
 
 from vpdarts_fast.data import ImageSet
 from vpdarts_fast.search.config import SearchConfig
-from vpdarts_fast.search.finalists.contestants import Calls
+from vpdarts_fast.search.finalists.contestants import Calls, Genotype
 from vpdarts_fast.search.finalists.progress import Progress
 from vpdarts_fast.search.finalists.rounds import Decision, Rules, Rung, Score, Tournament
 from vpdarts_fast.search.finalists.training import CellTraining, Images, finish
-from vpdarts_fast.spaces.genotype import Genotype
 
 __all__ = ["Calls", "Decision", "Finalists", "Rung", "decision_to_json", "rung_to_json"]
 
@@ -36,7 +35,7 @@ class Finalists:
         images: the digest of the images, for the file.
 
     Attributes:
-        steps: of all trainings so far, of at most `config.finalist_budget`.
+        steps: of all trainings so far, of at most `config.search.finalist_budget`.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class Finalists:
         self._config, self._classes, self._calls = config, classes, calls
         self._images = Images(training, validation, config)
         origin = {"images": images, "search": str(calls.chosen)}
-        self._progress = Progress(path, origin, self._images.judging)
+        self._progress = Progress(path, origin, self._images.judging, calls.space)
         self._progress.load()
         self.steps = 0
 
@@ -76,7 +75,12 @@ class Finalists:
             self.steps += steps
             return score
 
-        rules = Rules(config.finalists, config.finalist_steps, config.finalist_budget, config.finalist_margin)
+        rules = Rules(
+            config.search.finalists,
+            config.search.finalist_steps,
+            config.search.finalist_budget,
+            config.search.finalist_margin,
+        )
         return Tournament(self._calls, train, rules, on_rung).play(earlier)
 
     def _train(
@@ -119,7 +123,11 @@ def decision_to_json(decision: Decision, look_up: LookUp) -> dict[str, Any]:
 
 
 def _answer(genotype: Genotype, look_up: LookUp) -> dict[str, Any]:
-    return {"architecture": str(genotype), "index": genotype.index, "benchmark": look_up(genotype)}
+    return {
+        "architecture": str(genotype),
+        "index": getattr(genotype, "index", None),
+        "benchmark": look_up(genotype),
+    }
 
 
 def rung_to_json(rung: Rung) -> dict[str, Any]:

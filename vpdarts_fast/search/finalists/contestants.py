@@ -6,13 +6,16 @@ import heapq
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from vpdarts_fast.search.criteria import Importance
-from vpdarts_fast.spaces.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.space import Space
+
+Genotype = Any
+"""Of the space that is searched."""
 
 
 @dataclass(frozen=True)
@@ -22,62 +25,59 @@ class Calls:
     Attributes:
         importance: of every op on its edge.
         alive: [E, O] bool, on the CPU; an op that is not can be chosen on no edge.
+        space: what cells are of.
     """
 
     importance: Importance
     alive: Tensor
+    space: Space[Genotype]
 
-    @property
+    @cached_property
     def chosen(self) -> Genotype:
-        """The most important op of each edge."""
-        return Genotype.from_choices(self.importance.ranking(self.alive)[:, 0].tolist())
+        """The cell of the most important ops."""
+        return self.space.select(self.importance.order(self.alive))
 
     def lag(self, genotype: Genotype) -> tuple[float, float]:
-        """By how much importance a cell is behind `chosen`, summed over the edges; then by the tie-break's.
+        """By how much importance a cell is behind `chosen`, summed over its ops; then by the tie-break's.
 
         (0, 0) for `chosen` itself, the larger the less the evaluation speaks for the cell.
         """
-        edges = torch.arange(len(EDGES))
-        best, ops = torch.tensor(self.chosen.choices), torch.tensor(genotype.choices)
+        best, own = self.space.chosen(self.chosen), self.space.chosen(genotype)
         score, tie_break = (
-            float((table[edges, best] - table[edges, ops]).double().sum())
+            float(table[best & ~own].double().sum() - table[own & ~best].double().sum())
             for table in (self.importance.score, self.importance.tie_break)
         )
         return score, tie_break
 
     def closest(self) -> Iterator[Genotype]:
-        """All cells without a removed op: `chosen`, then by `lag`, equals by how many edges are exchanged.
+        """All cells without a removed op: `chosen`, then by `lag`, equals by how many ops are exchanged.
 
-        Best first: every other cell is one step down the ranking of an edge from a cell before it.
+        Best first: every other cell has a neighbour that is no worse, and is found from there.
         """
-        ranking = self.importance.ranking(self.alive)
-        down = [edge.tolist()[: int(alive.sum())] for edge, alive in zip(ranking, self.alive, strict=True)]
-
-        def candidate(positions: tuple[int, ...], edge: int) -> tuple[Any, ...]:
-            genotype = Genotype.from_choices([ops[place] for ops, place in zip(down, positions, strict=True)])
-            exchanged = sum(place > 0 for place in positions)
-            return *self.lag(genotype), exchanged, genotype.choices, positions, edge
-
-        first = candidate((0,) * len(down), 0)
-        waiting = [first]
+        waiting = [self._place(self.chosen)]
+        found = {self.chosen}
         while waiting:
-            *_, choices, positions, last = heapq.heappop(waiting)
-            yield Genotype.from_choices(choices)
-            for edge in range(last, len(down)):  # each cell from one other only: edges in order
-                if positions[edge] + 1 < len(down[edge]):
-                    worse = (*positions[:edge], positions[edge] + 1, *positions[edge + 1 :])
-                    heapq.heappush(waiting, candidate(worse, edge))
+            *_, genotype = heapq.heappop(waiting)
+            yield genotype
+            for cell in self._alive_neighbours(genotype):
+                if cell not in found:
+                    found.add(cell)
+                    heapq.heappush(waiting, self._place(cell))
 
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
-        """The cells that differ from it on one edge, the closest calls first."""
-        choices = genotype.choices
-        cells = [
-            Genotype.from_choices((*choices[:edge], op, *choices[edge + 1 :]))
-            for edge in range(len(EDGES))
-            for op in range(len(OPS))
-            if op != choices[edge] and self.alive[edge, op]
-        ]
-        return sorted(cells, key=lambda cell: (self.lag(cell), cell.choices))
+        """The cells that differ from it in one op, the closest calls first."""
+        return sorted(self._alive_neighbours(genotype), key=self._place)
+
+    def _alive_neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
+        for cell in self.space.neighbours(genotype):
+            if not (self.space.chosen(cell) & ~self.alive).any():
+                yield cell
+
+    def _place(self, genotype: Genotype) -> tuple[Any, ...]:
+        """Cells are compared by it, the closest call first; all different."""
+        ops = self.space.chosen(genotype)
+        exchanged = int((ops & ~self.space.chosen(self.chosen)).sum())
+        return *self.lag(genotype), exchanged, ops.flatten().nonzero().flatten().tolist(), genotype
 
 
 def alternating(first: Sequence[Genotype], second: Sequence[Genotype]) -> list[Genotype]:

@@ -15,9 +15,9 @@ from vpdarts_fast.runs.formats import FINALISTS, shown
 from vpdarts_fast.runs.values import mapping, number, tensor_like, whole
 from vpdarts_fast.search.finalists.rounds import Score
 from vpdarts_fast.search.finalists.training import CellTraining
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.spaces.space import Space
 
-Training = tuple[Genotype, int, int]
+Training = tuple[Any, int, int]
 """Cell, steps and repetition."""
 
 
@@ -28,14 +28,17 @@ class Progress:
         path: of the file.
         origin: says which search it belongs to: of the images and of its cell; compared when it is read.
         judging: steps -> how many validation images judge a training.
+        space: of the cells.
 
     Attributes:
         scores: of the trainings that are done.
         unfinished: the state of a training that was stopped.
     """
 
-    def __init__(self, path: Path, origin: dict[str, str], judging: Callable[[int], int]) -> None:
-        self._path, self._origin, self._judging = path, origin, judging
+    def __init__(
+        self, path: Path, origin: dict[str, str], judging: Callable[[int], int], space: Space[Any]
+    ) -> None:
+        self._path, self._origin, self._judging, self._space = path, origin, judging, space
         self.scores: dict[Training, Score] = {}
         self.unfinished: dict[str, Any] | None = None
 
@@ -55,7 +58,7 @@ class Progress:
             scores = dict(map(self._score, content["trainings"]))
             unfinished = content["unfinished"]
             if unfinished is not None:
-                _training(mapping(unfinished, "unfinished"))
+                self._training(mapping(unfinished, "unfinished"))
         self.scores, self.unfinished = scores, unfinished
 
     def save(self, current: CellTraining | None = None) -> None:
@@ -82,7 +85,7 @@ class Progress:
             UserError: what is saved does not fit it.
         """
         key = training.genotype, training.steps, training.repetition
-        if self.unfinished is None or _training(self.unfinished) != key:
+        if self.unfinished is None or self._training(self.unfinished) != key:
             return
         try:
             with FINALISTS.reading(str(self._path)):
@@ -91,7 +94,7 @@ class Progress:
             raise FINALISTS.damaged(str(self._path), error) from error
 
     def _score(self, entry: Any) -> tuple[Training, Score]:
-        training = _training(mapping(entry, "a training"))
+        training = self._training(mapping(entry, "a training"))
         template = torch.zeros(self._judging(training[1]), dtype=torch.bool)
         correct: Tensor = tensor_like(entry["correct"], template, "correct")
         loss = entry["training_loss"]
@@ -101,10 +104,9 @@ class Progress:
             number(entry["seconds"], "seconds", 0),
         )
 
-
-def _training(entry: Any) -> Training:
-    try:
-        genotype = Genotype.from_string(entry["architecture"])
-    except UserError as error:
-        raise ValueError(str(error)) from error
-    return genotype, whole(entry["steps"], "steps", 1), whole(entry["repetition"], "repetition", 0, 1)
+    def _training(self, entry: Any) -> Training:
+        try:
+            genotype = self._space.parse(str(entry["architecture"]))
+        except UserError as error:
+            raise ValueError(str(error)) from error
+        return genotype, whole(entry["steps"], "steps", 1), whole(entry["repetition"], "repetition", 0, 1)

@@ -16,8 +16,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from vpdarts_fast.search.config import SEEDED_TWICE
-from vpdarts_fast.search.finalists.contestants import Calls, alternating
-from vpdarts_fast.spaces.genotype import Genotype
+from vpdarts_fast.search.finalists.contestants import Calls, Genotype, alternating
 
 GROWTH = 4
 """A rung is so many times as long as the one before."""

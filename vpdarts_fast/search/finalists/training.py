@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpdarts_fast.data import ImageSet, epoch_order
 from vpdarts_fast.runs.values import number, tensors_like, whole
@@ -23,17 +22,15 @@ from vpdarts_fast.search.finalists.rounds import Score
 from vpdarts_fast.search.optimizers import adapted, weights_optimizer
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.state import Mean, step_sums
-from vpdarts_fast.search.step import weights_step
+from vpdarts_fast.search.step import training_step
 from vpdarts_fast.search.streams import seed_for, stream
-from vpdarts_fast.spaces.genotype import OPS, Genotype
-from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 LEARNING_RATE = 0.1
 """At the start of a cosine schedule to zero over the steps of a training."""
 
 
 class CellTraining:
-    """A cell in training: the supernet with alpha 1 on the cell's ops and 0, which costs nothing, elsewhere.
+    """A cell in training, in the network that its space has for finalists (`Space.finalist_network`).
 
     Attributes:
         steps: how many it takes.
@@ -44,7 +41,7 @@ class CellTraining:
 
     def __init__(
         self,
-        genotype: Genotype,
+        genotype: Any,
         steps: int,
         repetition: int,
         config: SearchConfig,
@@ -54,18 +51,12 @@ class CellTraining:
         self.genotype, self.steps, self.repetition = genotype, steps, repetition
         self._config = config
         with torch.random.fork_rng():
-            torch.manual_seed(seed_for(config.seed, "finalist weights", repetition))
-            supernet = Supernet(
-                config.finalist_channels,
-                config.finalist_cells_per_stage,
-                classes,
-                skip_dropout=0.0,
-                fused=config.fused,
-                backend=config.backend,
+            torch.manual_seed(seed_for(config.search.seed, "finalist weights", repetition))
+            network = config.space.finalist_network(
+                genotype, classes, fused=config.execution.fused, backend=config.execution.backend
             )
-        self.supernet = supernet.to(device).train()
-        self.alpha = one_hot(genotype).to(device)
-        self.parameters = without_unused(self.supernet, genotype)
+        self.network = network.to(device).train()
+        self.parameters = [parameter for parameter in self.network.parameters() if parameter.requires_grad]
         self.optimizer = weights_optimizer(self.parameters, config, captured=False)  # `train` sets the rate
         self.step, self.last_epoch, self.seconds = 0, Mean(), 0.0
 
@@ -73,8 +64,8 @@ class CellTraining:
         """One step; `counts`: whether its loss is one of the last epoch."""
         rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         self.optimizer.param_groups[0]["lr"] = rate
-        clip = self._config.gradient_clip
-        loss, correct = weights_step(self.supernet, self.alpha, batch, self.optimizer, clip)
+        clip = self._config.optimisers.gradient_clip
+        loss, correct = training_step(self.network, batch, self.optimizer, clip)
         if counts:
             images = len(batch[1])
             self.last_epoch.add(step_sums(loss, correct, images), images)
@@ -82,7 +73,7 @@ class CellTraining:
 
     def state_dict(self) -> dict[str, Any] | None:
         """Tensors and plain values; None where numbers are not finite: it is as good to begin anew."""
-        tensors = self.supernet.state_dict()
+        tensors = self.network.state_dict()
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             return None
         return {
@@ -98,25 +89,11 @@ class CellTraining:
 
     def load_state_dict(self, saved: Mapping[str, Any]) -> None:
         """The inverse of `state_dict`; `ValueError`, `KeyError` or `TypeError` for what does not fit."""
-        self.supernet.load_state_dict(tensors_like(saved["supernet"], self.supernet.state_dict(), "supernet"))
+        self.network.load_state_dict(tensors_like(saved["supernet"], self.network.state_dict(), "supernet"))
         self.optimizer.load_state_dict(adapted(saved["optimizer"], self.optimizer))
         self.step = whole(saved["step"], "step", 0, self.steps)
         self.last_epoch = Mean.from_dict(saved["last_epoch"], "the last epoch")
         self.seconds = number(saved["seconds"], "seconds", 0)
-
-
-def one_hot(genotype: Genotype) -> Tensor:
-    """Alpha [E, O] float32 of a single cell."""
-    return F.one_hot(torch.tensor(genotype.choices), len(OPS)).float()
-
-
-def without_unused(supernet: Supernet, genotype: Genotype) -> list[nn.Parameter]:
-    """Takes the gradient from what the cell does not hold; returns the parameters that keep theirs."""
-    for cell in supernet.search_cells():
-        for mixed_op, choice in zip(cell.mixed_ops(), genotype.choices, strict=True):
-            for op, module in enumerate(mixed_op):
-                module.requires_grad_(op == choice)
-    return [parameter for parameter in supernet.parameters() if parameter.requires_grad]
 
 
 @dataclass(frozen=True)
@@ -137,11 +114,12 @@ class Images:
         return len(self._order(0, 0))
 
     def _order(self, repetition: int, epoch: int) -> list[Tensor]:
-        count, size = len(self.training), self.config.batch_size
+        count, size = len(self.training), self.config.optimisers.batch_size
         height, width = self.training.images.shape[1:3]
-        drop_last = last_batch_is_too_small(count, size, (height, width))
+        smallest = self.config.space.smallest((height, width))
+        drop_last = last_batch_is_too_small(count, size, smallest)
         return epoch_order(
-            count, size, stream(self.config.seed, "finalist order", repetition, epoch), drop_last
+            count, size, stream(self.config.search.seed, "finalist order", repetition, epoch), drop_last
         )
 
     def epoch(self, repetition: int, epoch: int) -> Callable[[int], tuple[Tensor, Tensor]]:
@@ -149,7 +127,7 @@ class Images:
         order = self._order(repetition, epoch)
 
         def batch(step: int) -> tuple[Tensor, Tensor]:
-            augmentation = stream(self.config.seed, "finalist augmentation", repetition, epoch, step)
+            augmentation = stream(self.config.search.seed, "finalist augmentation", repetition, epoch, step)
             return self.training.batch(order[step], augmentation)
 
         return batch
@@ -159,14 +137,14 @@ class Images:
 
         So that judging takes about a sixth of the time of training, at most.
         """
-        return max(1, min(len(self.validation), steps * self.config.batch_size // 2))
+        return max(1, min(len(self.validation), steps * self.config.optimisers.batch_size // 2))
 
     def judged_by(self, steps: int) -> list[Tensor]:
         """The indices of these images, in batches; int64."""
         count = self.judging(steps)
-        generator = stream(self.config.seed, "finalist images")
+        generator = stream(self.config.search.seed, "finalist images")
         order = torch.randperm(len(self.validation), generator=generator, device="cpu")[:count]
-        return list(order.tensor_split(math.ceil(count / self.config.evaluation_batch_size)))
+        return list(order.tensor_split(math.ceil(count / self.config.optimisers.evaluation_batch_size)))
 
 
 def finish(training: CellTraining, images: Images, on_step: Callable[[], None]) -> Score:
@@ -191,15 +169,15 @@ def finish(training: CellTraining, images: Images, on_step: Callable[[], None]) 
 def _judge(training: CellTraining, images: Images, on_step: Callable[[], None]) -> Score:
     started = time.perf_counter()
     correct = []
-    training.supernet.eval()
+    training.network.eval()
     try:
         with torch.no_grad():
             for indices in images.judged_by(training.steps):
                 on_step()
                 batch, labels = images.validation.batch(indices)
-                correct.append(training.supernet(batch, training.alpha).argmax(1) == labels)
+                correct.append(training.network(batch).argmax(1) == labels)
     finally:
-        training.supernet.train()
+        training.network.train()
     loss, _ = training.last_epoch.summary()
     finite = loss is not None and math.isfinite(loss)
     seconds = training.seconds + time.perf_counter() - started

@@ -17,20 +17,7 @@ from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime.precision import wide, without_autocast
 from vpdarts_fast.spaces.blocks import OPERATIONS, ResidualBlock, SearchCell
-from vpdarts_fast.spaces.genotype import EDGES, NUM_ARCHITECTURES, NUM_NODES, OPS, Genotype, all_genotypes
-
-__all__ = [
-    "EDGES",
-    "NUM_ARCHITECTURES",
-    "NUM_NODES",
-    "OPS",
-    "DiscreteCell",
-    "DiscreteNetwork",
-    "Genotype",
-    "Supernet",
-    "all_genotypes",
-    "build_network",
-]
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 
 
 def pixels_of_last_stage(image_size: tuple[int, int]) -> int:

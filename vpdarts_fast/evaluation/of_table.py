@@ -1,0 +1,280 @@
+"""Leave-one-out evaluation of a supernet of any space, called with images and the weights of its ops.
+
+Where the supernet's mixed operations are accelerated, and each of them is called with a row of the table,
+many variants are evaluated together (`vpdarts_fast.evaluation.perturbation`); else one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.perturbation import evaluated
+from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
+from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group
+from vpdarts_fast.evaluation.perturbation.weights import Weights
+from vpdarts_fast.evaluation.removal import removals
+from vpdarts_fast.evaluation.validation import (
+    Batch,
+    BatchNorm,
+    Counts,
+    LeaveOneOut,
+    Removal,
+    calibration_batches,
+    check_labels,
+    check_options,
+    checked_pair,
+    evaluation_mode,
+)
+
+
+@torch.no_grad()
+def leave_one_out_of_table(
+    supernet: nn.Module,
+    batches: Iterable[Batch],
+    weights: Tensor,
+    *,
+    batch_norm: BatchNorm = "recalibrated",
+    removal: Removal = "zero",
+    batched: bool = True,
+    memory_budget: int | None = None,
+    on_batch: Callable[[int], None] | None = None,
+    nones: Tensor | None = None,
+) -> LeaveOneOut:
+    """Validates a supernet once for each (edge, op) whose weight is not 0, without that op.
+
+    Args:
+        supernet: called with images [N, 3, H, W] and weights of the ops [E, O]; returns logits [N, classes].
+        batches: images and labels [N] int64; iterated once. Every variant sees all of them.
+        weights: [E, O], the same in all batches.
+        batch_norm, removal, memory_budget, on_batch: as `vpdarts_fast.leave_one_out` has them.
+        batched: evaluate many variants together, where the supernet is accelerated.
+        nones: [E, O] bool, which ops add nothing to their edges; only `renormalised` removal asks.
+
+    Returns:
+        Accuracy and loss [E, O]; of an op with weight 0 those of the unmodified supernet.
+
+    Raises:
+        UserError: no images, labels of a wrong shape or out of range, weights or outputs that are not finite,
+            unknown options, a `memory_budget` that is too small.
+    """
+    check_options(batch_norm, memory_budget, removal)
+    parameter = next(supernet.parameters())
+    weights = weights.detach().to(parameter.device, parameter.dtype)
+    if not weights.isfinite().all():
+        raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
+    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights))
+    stream = (batch for batch in map(_checked, batches) if len(batch[1]))
+    first = next(stream, None)
+    if first is None:
+        raise UserError("leave_one_out: no images; `batches` was empty")
+    rows = rows_of_modules(supernet, weights.shape, first[0][:2]) if batched else None
+    if rows is not None:
+        return _together(supernet, table, rows, chain([first], stream), batch_norm, memory_budget, on_batch)
+    return _one_by_one(supernet, table, chain([first], stream), batch_norm, on_batch)
+
+
+def _checked(batch: Any) -> Batch:
+    images, labels = checked_pair(batch)
+    check_labels(images, labels)
+    return images, labels
+
+
+@dataclass(frozen=True)
+class Table:
+    """The weights of all ops, and what they become without each.
+
+    Attributes:
+        weights: [E, O].
+        removed: [E*O, E, O].
+    """
+
+    weights: Tensor
+    removed: Tensor
+
+    @property
+    def removable(self) -> list[tuple[int, int]]:
+        """(edge, op) whose removal changes anything."""
+        pairs: list[tuple[int, int]] = self.weights.nonzero().tolist()
+        return [(e, o) for e, o in pairs]
+
+    def without(self, edge: int, op: int) -> Tensor:
+        """[E, O]."""
+        return self.removed[edge * self.weights.shape[1] + op]
+
+    def result(
+        self, variants: Sequence[tuple[int, int]], accuracy: Tensor, loss: Tensor, images: int
+    ) -> LeaveOneOut:
+        """Of accuracy and loss [1 + V], the unmodified supernet first, then these variants."""
+        number = torch.zeros(self.weights.shape, dtype=torch.int64, device="cpu")
+        for v, (e, o) in enumerate(variants, start=1):
+            number[e, o] = v
+        return LeaveOneOut(accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), images)
+
+
+def _one_by_one(
+    supernet: nn.Module,
+    table: Table,
+    batches: Iterable[Batch],
+    batch_norm: BatchNorm,
+    on_batch: Callable[[int], None] | None,
+) -> LeaveOneOut:
+    variants = table.removable
+    tables = [table.weights, *(table.without(*variant) for variant in variants)]
+
+    def logits_of(weights: Tensor, images: Tensor) -> Tensor:
+        logits = supernet(images, weights)
+        if not isinstance(logits, Tensor) or logits.dim() != 2:
+            raise UserError("the supernet must return logits [N, classes]")
+        return logits
+
+    stream = iter(batches)
+    calibration = calibration_batches(stream, batch_norm)
+    counts = Counts(0, 0, table.weights.device)
+    seen = 0
+    forwards = [partial(logits_of, weights) for weights in tables]
+    with evaluation_mode(supernet, batch_norm, calibration, forwards) as use_statistics_of:
+        for images, labels in chain(calibration, stream):
+            for variant, forward in enumerate(forwards):
+                use_statistics_of(variant)
+                logits = forward(images)
+                if not seen and not variant:
+                    counts = Counts(len(tables), logits.shape[1], logits.device)
+                counts.add(slice(variant, variant + 1), logits[None], labels)
+            seen += len(labels)
+            if on_batch is not None:
+                on_batch(seen)
+    correct, losses = counts.read()
+    return table.result(variants, 100 * correct.double() / seen, losses / seen, seen)
+
+
+def _together(
+    supernet: nn.Module,
+    table: Table,
+    rows: Rows,
+    batches: Iterable[Batch],
+    batch_norm: BatchNorm,
+    memory_budget: int | None,
+    on_batch: Callable[[int], None] | None,
+) -> LeaveOneOut:
+    model = WithWeights(supernet, table.weights)
+    groups: list[Group] = []
+    variants: list[tuple[int, int]] = []
+    for name, cells in rows.types.items():
+        of_type = rows.rows[name]
+        for edges in [range(len(of_type))] if cells.whole else [[edge] for edge in range(len(of_type))]:
+            pairs = [(e, o) for e in edges for o in range(cells.ops) if table.weights[of_type[e], o] != 0]
+            if not pairs:
+                continue
+            factor = torch.stack([_factor(table, of_type, e, o, cells.ops) for e, o in pairs])
+            groups.append(Group(name, 1 + len(variants), tuple(pairs), factor, None))
+            variants += [(of_type[e], o) for e, o in pairs]
+    of_places = Weights(rows.types)
+    evaluation = Evaluation(model, of_places, groups, lambda logits: logits, batch_norm, True, memory_budget)
+    accuracy, loss, images = evaluated(model, of_places, evaluation, batches, batch_norm, on_batch)
+    return table.result(variants, accuracy, loss, images)
+
+
+def _factor(table: Table, rows: Sequence[int], edge: int, op: int, ops: int) -> Tensor:
+    """[E, O] by which the weights of a cell type's edges are multiplied where one of its ops is left out."""
+    factor = table.weights.new_ones(len(rows), ops)
+    before = table.weights[rows[edge], :ops]
+    after = table.without(rows[edge], op)[rows[edge], :ops]
+    factor[edge] = torch.where(before == 0, 1.0, after / before)
+    return factor
+
+
+class WithWeights(nn.Module):
+    """A supernet with the weights of its ops, called with images alone."""
+
+    def __init__(self, supernet: nn.Module, weights: Tensor) -> None:
+        super().__init__()
+        self.supernet, self.weights = supernet, weights
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits: Tensor = self.supernet(images, self.weights)
+        return logits
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Which rows of the table the edges of a supernet's cells take their weights from.
+
+    Attributes:
+        types: the cells of the supernet.
+        rows: of each type, the row of each of its edges.
+    """
+
+    types: dict[CellTypes, CellType]
+    rows: dict[CellTypes, list[int]]
+
+
+def rows_of_modules(supernet: nn.Module, shape: Sequence[int], images: Tensor) -> Rows | None:
+    """Finds the rows by a look at what mixed operations are called with; None where that cannot be told.
+
+    The supernet is run on the images [N, 3, H, W] with weights that are all different.
+    """
+    model = WithWeights(supernet, torch.empty(0))
+    try:
+        types = cell_types(model)
+    except UserError:
+        return None
+    parameter = next(supernet.parameters())
+    numbers = torch.arange(1, 1 + shape[0] * shape[1], dtype=parameter.dtype, device=parameter.device)
+    model.weights = (numbers / len(numbers)).view(*shape)
+    seen: dict[str, Any] = {}
+    of_places = Weights(types, lambda place, given: seen.setdefault(place.name, given))
+    with _evaluating(supernet), of_places.intercepted():
+        model(images)
+    places = {row.data_ptr(): number for number, row in enumerate(model.weights)}
+    rows: dict[CellTypes, list[int]] = {}
+    for name, cells in types.items():
+        found: list[int] = []
+        for place in cells.places:
+            given = seen.get(place.name)
+            if not isinstance(given, Tensor):
+                return None
+            of_place = [given] if place.edge is not None else list(given)
+            start = 0 if place.edge is None else place.edge
+            for edge, row in enumerate(of_place, start=start):
+                number = _row_of(row, model.weights, places)
+                if number is None:
+                    return None
+                if edge == len(found):
+                    found.append(number)
+                elif found[edge] != number:
+                    return None
+        rows[name] = found
+    taken = [row for of_type in rows.values() for row in of_type]
+    return Rows(types, rows) if sorted(taken) == list(range(shape[0])) else None
+
+
+def _row_of(given: Tensor, weights: Tensor, places: dict[int, int]) -> int | None:
+    """The number of the row that is given, or whose beginning it is."""
+    number = places.get(given.data_ptr())
+    if number is None:  # a copy, as of an index
+        equal = [n for n, row in enumerate(weights) if torch.equal(row[: given.numel()], given.flatten())]
+        number = equal[0] if equal else None
+    if number is None or not torch.equal(weights[number][: given.numel()], given.flatten()):
+        return None
+    return number
+
+
+@contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode within."""
+    modes = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode

@@ -1,0 +1,1 @@
+"""Methods as compositions of parts, one file for each kind of parts; `recipes` names whole compositions."""

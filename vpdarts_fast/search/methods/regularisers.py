@@ -1,0 +1,56 @@
+"""What an alpha step minimises besides the loss on validation images: one class for each term."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.parts import Part
+from vpdarts_fast.search.methods.moment import Moment, Ramp
+
+
+class Regulariser(Part, kind="regulariser"):
+    """A term that is added to the loss of alpha steps; Adam's weight decay is a setting of the optimisers."""
+
+    @abstractmethod
+    def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
+        """[] of alpha [E, O], for the search at that moment; None for nothing to add."""
+
+    def new_state(self, shape: tuple[int, int]) -> dict[str, Tensor]:
+        """What the regulariser keeps (`Moment.state`), as it begins; on the CPU."""
+        return {}
+
+
+@dataclass(frozen=True)
+class NoRegulariser(Regulariser):
+    """Nothing is added (VP-DARTS, DARTS)."""
+
+    name: ClassVar[str] = "none"
+
+    def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
+        return None
+
+
+@dataclass(frozen=True)
+class BetaDecay(Regulariser):
+    """The mean over the edges of alpha's logsumexp, by a factor that grows linearly (beta-DARTS, Eq. 11)."""
+
+    name: ClassVar[str] = "beta-decay"
+
+    beta: float = 0.0
+    """Factor of beta decay in the first epoch."""
+    beta_end: float = 50.0
+    """Factor of beta decay in the last epoch."""
+
+    def __post_init__(self) -> None:
+        if not (0 <= self.beta < torch.inf and 0 <= self.beta_end < torch.inf):
+            raise UserError(f"--beta and --beta-end must be at least 0; got {self.beta} and {self.beta_end}")
+
+    def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
+        live = alpha.masked_fill(~alive, -torch.inf)
+        return Ramp(self.beta, self.beta_end).at(moment) * live.logsumexp(1).mean()

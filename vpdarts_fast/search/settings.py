@@ -1,0 +1,166 @@
+"""The settings of a search in groups, each a frozen dataclass: the only home of defaults.
+
+The names of all settings, over all groups, are different: each is the flag of its name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vpdarts_fast.backends.registry import BACKENDS
+from vpdarts_fast.data import DATASETS
+from vpdarts_fast.evaluation.validation import BatchNorm, Removal
+from vpdarts_fast.runtime.precision import Precision
+from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder
+from vpdarts_fast.search.methods.criteria import AccuracyCriterion, Criterion
+from vpdarts_fast.search.methods.pruning import Pruning, SoftPruning
+from vpdarts_fast.search.methods.regularisers import NoRegulariser, Regulariser
+from vpdarts_fast.search.methods.relaxations import Raw, Relaxation
+
+if TYPE_CHECKING:
+    Dataset = str
+    BackendName = str
+else:  # what `load` knows is only known at run time, and so are backends
+    Dataset = Literal[DATASETS]
+    BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
+
+Evaluation = Literal["full", "racing"]
+StepOrder = Literal["weights-first", "alpha-first"]
+
+
+@dataclass(frozen=True)
+class SearchSettings:
+    """How long the search is, how it evaluates and by what it decides at the end."""
+
+    warmup_epochs: int = 20
+    """Epochs with alpha frozen."""
+    pruning_epochs: int = 30
+    """Epochs after that, each begun by an evaluation and a pruning."""
+    images_per_epoch: int | None = None
+    """Visit only so many images of each half in an epoch, drawn anew for every one. Default: all."""
+    validation_proportion: float = 0.5
+    """Share of the validation images drawn for each evaluation."""
+    evaluation: Evaluation = "full"
+    """full (every op is left out on all of these images) or racing (an op leaves the evaluation once it
+    cannot be its edge's most important one any more)."""
+    race_confidence: float = 0.95
+    """Of racing: how surely each edge's choice is that of a full evaluation."""
+    batch_norm: BatchNorm = "variant"
+    """Batch norm's statistics during leave-one-out evaluation."""
+    removal: Removal = "zero"
+    """Leaving an op out: zero (its alpha is 0, no other changes) or renormalised (the others of its edge are
+    scaled up, so that the edge carries as much as before)."""
+    committee: int = 1
+    """Supernets that are trained side by side. Ops are ranked by their mean importance to all of them, and
+    all are pruned alike; it takes as many times as long."""
+    finalists: int = 0
+    """Cells that are trained from scratch for a short time at the end, the found one among them; a clearly
+    better one is taken instead. 0: none, the search alone decides."""
+    finalist_steps: int = 100
+    """Training steps of the first rung; each rung is four times as long as the one before."""
+    finalist_budget: int = 12_000
+    """Training steps of all finalists together, at most."""
+    finalist_margin: float = 5.0
+    """Points by which a clearly better cell has to lead after 400 steps; after n times those an n-th."""
+    seed: Annotated[int, tyro.conf.Suppress] = 0
+    """Of every random number; --seeds sets it."""
+
+
+@dataclass(frozen=True)
+class MethodSettings:
+    """The parts that the method is composed of, and where alpha starts."""
+
+    recipe: str = "vp-darts"
+    """The method by its name: where the defaults of its parts and their settings come from."""
+    relaxation: Relaxation = field(default_factory=Raw)
+    alpha_rule: AlphaRule = field(default_factory=FirstOrder)
+    regulariser: Regulariser = field(default_factory=NoRegulariser)
+    criterion: Criterion = field(default_factory=AccuracyCriterion)
+    pruning: Pruning = field(default_factory=SoftPruning)
+    alpha_start: float | None = None
+    """Where every alpha starts. Default: 1/O, what a softmax of equal alphas gives."""
+    alpha_noise: float = 0.0
+    """Standard deviation of normal noise around that start, drawn for each alpha."""
+    step_order: StepOrder = "weights-first"
+    """Which of the two steps comes first, every time, in a pruning epoch."""
+
+
+@dataclass(frozen=True)
+class OptimiserSettings:
+    """Of weights (SGD) and alpha (Adam)."""
+
+    batch_size: int = 64
+    """Images in a training step."""
+    evaluation_batch_size: int = 256
+    """Images in an evaluation batch, at most."""
+    learning_rate: float = 0.025
+    """Of the weights (SGD), at the start of a cosine schedule."""
+    learning_rate_end: float = 0.001
+    """Of the weights, at its end."""
+    momentum: float = 0.9
+    """Of the weights' optimiser."""
+    nesterov: bool = True
+    """Nesterov's form of that momentum, or the plain one."""
+    weight_decay: float = 5e-4
+    """Of the weights (SGD's L2 penalty)."""
+    gradient_clip: float = 5.0
+    """Largest norm of the weights' gradient."""
+    alpha_learning_rate: float = 3e-4
+    """Of alpha (Adam)."""
+    alpha_rate_scaling: bool = False
+    """Scale alpha's learning rate with the number of its steps, so that rate times steps is that of the
+    paper's search: the fewer steps than its 11,730, the higher the rate."""
+    alpha_betas: tuple[float, float] = (0.5, 0.999)
+    """Adam's betas for alpha."""
+    alpha_weight_decay: float = 1e-3
+    """Of alpha (Adam's L2 penalty)."""
+
+
+@dataclass(frozen=True)
+class ImageSettings:
+    """Which images are used, and where they lie."""
+
+    dataset: Dataset = "cifar10"
+    """digits is embedded; the others read files from --data."""
+    data: Path | None = None
+    """Folder of the data set, or the .npz file for --dataset npz. Default: ./data."""
+    download: bool = False
+    """Fetch CIFAR-10 or CIFAR-100 into the --data folder if it is not there."""
+    max_images: int | None = None
+    """Use only so many training images, drawn at random and then split in halves."""
+
+
+@dataclass(frozen=True)
+class ExecutionSettings:
+    """What the search runs on."""
+
+    fused: bool = True
+    """Train and evaluate through the fused operations; the same numbers, faster."""
+    backend: BackendName = "auto"
+    """What serves those fused operations that it has; an error if it cannot. auto: the best for each."""
+    precision: Precision = "fp32"
+    """fp32 (exact), tf32 (CUDA: rounded in products) or bf16 (activations; parameters stay float32)."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    cuda_graphs: bool = True
+    """On CUDA, start a training step and a batch of leave-one-out as one CUDA graph each."""
+    threads: int | None = None
+    """CPU threads. Default: PyTorch's. Beside busy programs use 1, or set OMP_WAIT_POLICY=passive."""
+    memory_budget_mib: int | None = None
+    """Memory for the variants that are evaluated together, in MiB. Default: what is fast."""
+
+
+@dataclass(frozen=True)
+class ReportingSettings:
+    """What is reported besides the result."""
+
+    benchmark_table: Path | None = None
+    """Where to look the accuracies of each epoch's cell up (csv or csv.gz). Default: the package's table."""
+    tensorboard: bool = False
+    """Write TensorBoard events into the run folder too."""
+    snapshots: bool = False
+    """Keep supernet and alpha of every evaluation in the run folder, for vpdarts_fast.analysis.kendall."""
