@@ -9,6 +9,7 @@ from torch import Tensor
 
 from vpdarts_fast.search.finalists.contestants import Calls
 from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 NONE, SKIP, CONV_1, CONV_3, POOL = range(5)
@@ -31,7 +32,8 @@ def calls(*edges: Mapping[int, float], alive: Tensor | None = None) -> Calls:
         for op, value in given.items():
             row[op] = value
     importance = Importance(score, torch.zeros_like(score))
-    return Calls(importance, torch.ones_like(score, dtype=torch.bool) if alive is None else alive)
+    everything = torch.ones_like(score, dtype=torch.bool)
+    return Calls(importance, everything if alive is None else alive, NasBench201())
 
 
 CLOSE_ON_THE_FOURTH = calls(*[{CONV_3: 5.0, CONV_1: 1.0}] * 3, {CONV_3: 5.0, SKIP: 4.8, POOL: 4.0},

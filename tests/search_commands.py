@@ -39,6 +39,20 @@ def full_disk(*arguments: Any, **options: Any) -> None:
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 
+def edited(settings: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """Settings as files have them with other values, each in the group that has one of its name."""
+    left = dict(changes)
+
+    def within(group: dict[str, Any]) -> dict[str, Any]:
+        taken = {name: left.pop(name) for name in group if name in left}
+        return {
+            name: within(value) if isinstance(value, dict) and name not in taken else taken.get(name, value)
+            for name, value in group.items()
+        }
+
+    return {**within(settings), **left}
+
+
 def rewrite(path: Path, form: Format, **entries: Any) -> None:
     """Changes entries of a file of JSON as its writer would have written them, digest included."""
     path.write_text(form.to_json({**form.read_json(path), **entries}) + "\n")

@@ -25,7 +25,14 @@ from vpdarts_fast.search import PRESETS, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.config import flag
-from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.search.settings import (
+    ExecutionSettings,
+    ImageSettings,
+    MethodSettings,
+    OptimiserSettings,
+    SearchSettings,
+)
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201, Supernet
 from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -39,16 +46,19 @@ def numeric_settings(kind: Any) -> list[str]:
     return [field.name for field in dataclasses.fields(kind) if hints[field.name] in numeric]
 
 
-SETTINGS = numeric_settings(SearchConfig)
+GROUPS = (
+    ImageSettings, NasBench201, SearchSettings, MethodSettings, OptimiserSettings, ExecutionSettings,
+)  # fmt: skip
+SETTINGS = [name for group in GROUPS for name in numeric_settings(group)]
 
 
 # Bounds.
 
 
-@pytest.mark.parametrize("kind", [SearchConfig, kendall.Command, Assumptions], ids=lambda kind: kind.__name__)
+@pytest.mark.parametrize("kind", [*GROUPS, kendall.Command, Assumptions], ids=lambda kind: kind.__name__)
 def test_every_numeric_setting_has_a_bound_on_both_sides(kind: Any) -> None:
     settings = numeric_settings(kind)
-    assert len(settings) >= 3
+    assert settings
     for name in settings:
         assert -FLOAT32_MAX <= BOUNDS[name].least < BOUNDS[name].most <= FLOAT32_MAX
 
@@ -56,7 +66,7 @@ def test_every_numeric_setting_has_a_bound_on_both_sides(kind: Any) -> None:
 def test_every_preset_is_within_the_bounds() -> None:
     for preset in PRESETS.values():
         for name in SETTINGS:
-            check_bound(name, getattr(preset, name))
+            check_bound(name, preset.flat()[name])
 
 
 def test_bounds_are_exactly_where_they_say() -> None:

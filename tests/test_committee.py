@@ -182,7 +182,7 @@ def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str
 
 def test_several_supernets_need_more_memory(digits: ImageData, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a machine that has room for twenty, whatever this one has."""
-    one = 4 * 3 * preflight.parameters(TINY, 10)
+    one = 4 * 3 * TINY.space.parameters(10)
     monkeypatch.setattr(preflight, "memory_of", lambda device: 20 * one)
     preflight.check_memory(TINY.replaced(batch_size=2), digits, torch.device("cpu"))
     many = TINY.replaced(batch_size=2, committee=21)

@@ -64,8 +64,7 @@ MIXED = cell(SKIP, CONV_3, CONV_1, POOL, NONE, CONV_3)
 def test_a_cell_is_trained_as_its_own_network_is(genotype: Genotype) -> None:
     """SGD on the plain network of the cell, whose batch norms stay as they start: 1 and 0."""
     ours = training(genotype, momentum=0.9)
-    ours.supernet.double()
-    ours.alpha = ours.alpha.double()
+    ours.network.double()
     network = twin(ours, genotype).double().train()
     optimizer = torch.optim.SGD(
         [p for p in network.parameters() if p.requires_grad], momentum=0.9, weight_decay=5e-4, nesterov=True
@@ -83,14 +82,14 @@ def test_a_cell_is_trained_as_its_own_network_is(genotype: Genotype) -> None:
         ours.train((x, y), counts=step == 2)
     assert ours.last_epoch.summary()[0] == pytest.approx(loss.item(), rel=1e-9)
     network.eval()
-    ours.supernet.eval()
+    ours.network.eval()
     with torch.no_grad():
-        torch.testing.assert_close(ours.supernet(x, ours.alpha), network(x), rtol=1e-8, atol=1e-8)
+        torch.testing.assert_close(ours.network(x), network(x), rtol=1e-8, atol=1e-8)
 
 
 def twin(ours: CellTraining, genotype: Genotype) -> DiscreteNetwork:
     """The plain network of the cell with the same weights; of its ops, batch norms are not trained."""
-    supernet = ours.supernet
+    supernet = ours.network
     network = build_network(genotype, supernet.channels, supernet.cells_per_stage, supernet.num_classes)
     for name in ("stem", "lastact", "classifier"):
         getattr(network, name).load_state_dict(getattr(supernet, name).state_dict())
@@ -111,9 +110,9 @@ def twin(ours: CellTraining, genotype: Genotype) -> DiscreteNetwork:
 
 def test_what_a_cell_does_not_hold_is_not_trained(images: Images) -> None:
     trained = training(MIXED)
-    before = {name: value.clone() for name, value in trained.supernet.state_dict().items()}
+    before = {name: value.clone() for name, value in trained.network.state_dict().items()}
     finish(trained, images, lambda: None)
-    changed = {name for name, value in trained.supernet.state_dict().items() if not value.equal(before[name])}
+    changed = {name for name, value in trained.network.state_dict().items() if not value.equal(before[name])}
     of_ops = {tuple(name.split(".")[3:5]) for name in changed if ".edges." in name}
     expected = zip(("2<-0", "2<-1", "3<-2"), (CONV_3, CONV_1, CONV_3), strict=True)
     assert of_ops == {(edge, str(op)) for edge, op in expected}
@@ -125,9 +124,9 @@ def test_what_a_cell_does_not_hold_is_not_trained(images: Images) -> None:
 
 def test_cells_begin_with_the_same_weights_and_see_the_same_images(images: Images) -> None:
     one, other, again = training(PAPER), training(SIX), training(PAPER, repetition=1)
-    for name, value in one.supernet.state_dict().items():
-        assert value.equal(other.supernet.state_dict()[name])
-    assert not one.supernet.stem[0].weight.equal(again.supernet.stem[0].weight)
+    for name, value in one.network.state_dict().items():
+        assert value.equal(other.network.state_dict()[name])
+    assert not one.network.stem[0].weight.equal(again.network.stem[0].weight)
     first, second = images.epoch(0, 0)(1), images.epoch(0, 0)(1)
     assert first[0].equal(second[0]) and not images.epoch(1, 0)(1)[0].equal(first[0])
     assert not images.epoch(0, 1)(1)[0].equal(first[0])
@@ -166,13 +165,13 @@ def test_it_is_judged_as_a_network_in_use(images: Images) -> None:
     """By the running statistics: a mean so high that nothing passes the last ReLU leaves the bias alone."""
     trained = training(PAPER, 12)
     finish(trained, images, lambda: None)
-    trained.supernet.lastact[0].running_mean.fill_(1e6)
-    before = {name: value.clone() for name, value in trained.supernet.state_dict().items()}
+    trained.network.lastact[0].running_mean.fill_(1e6)
+    before = {name: value.clone() for name, value in trained.network.state_dict().items()}
     score = finish(trained, images, lambda: None)
     labels = images.validation.labels[torch.cat(images.judged_by(12))]
-    assert score.correct.equal(labels == trained.supernet.classifier.bias.argmax())
-    assert all(value.equal(before[name]) for name, value in trained.supernet.state_dict().items())
-    assert trained.supernet.training, "it could go on"
+    assert score.correct.equal(labels == trained.network.classifier.bias.argmax())
+    assert all(value.equal(before[name]) for name, value in trained.network.state_dict().items())
+    assert trained.network.training, "it could go on"
 
 
 class Stop(Exception):
@@ -213,7 +212,7 @@ def test_a_stopped_training_goes_on_bit_for_bit(images: Images, tmp_path: Path) 
 def test_numbers_that_are_not_finite_lose_and_are_not_kept(images: Images, tmp_path: Path) -> None:
     trained = training(PAPER, 4)
     with torch.no_grad():
-        trained.supernet.stem[0].weight.fill_(math.nan)
+        trained.network.stem[0].weight.fill_(math.nan)
     score = finish(trained, images, lambda: None)
     assert score.training_loss is None and trained.state_dict() is None
     progress = Progress(tmp_path / "finalists.pt", {}, images.judging)

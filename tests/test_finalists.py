@@ -21,6 +21,7 @@ from vpdarts_fast.search.finalists.rounds import (
     sign_test,
 )
 from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,7 +73,7 @@ def test_the_tie_break_orders_equal_calls_and_a_removed_op_is_no_neighbour() -> 
     score[:, CONV_3], tie_break[0, POOL], tie_break[1, CONV_1] = 1, 0.5, 0.7
     alive = torch.ones_like(score, dtype=torch.bool)
     alive[2:, :CONV_3] = False
-    found = Calls(Importance(score, tie_break), alive)
+    found = Calls(Importance(score, tie_break), alive, NasBench201())
     neighbours = found.neighbours(found.chosen)
     assert neighbours[:2] == [
         cell(CONV_3, CONV_1, *[CONV_3] * 4), cell(POOL, *[CONV_3] * 5)
@@ -89,7 +90,7 @@ def test_the_closest_cells_are_all_cells_by_lag(seed: int) -> None:
     )
     alive = torch.rand(score.shape, generator=generator) < 0.7
     alive[:, SKIP] = True
-    found = Calls(Importance(score, tie_break), alive)
+    found = Calls(Importance(score, tie_break), alive, NasBench201())
     rows = [[op for op in range(len(OPS)) if alive[edge, op]] for edge in range(len(EDGES))]
 
     def key(genotype: Genotype) -> tuple[tuple[float, float], int]:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 import pytest
 import torch
@@ -37,6 +37,7 @@ from vpdarts_fast.search import RunFolder, Search, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds
+from vpdarts_fast.spaces.nas_bench_201 import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -63,7 +64,7 @@ def test_runs_of_version_1_go_on_to_their_end(
     assert main(["--resume", str(old)]) == 0
     said = capsys.readouterr().out
     assert f"this run is finished: {old / 'seed-3'}" in said
-    assert "VP-DARTS search, continued at epoch 2, step 1" in said
+    assert "vp-darts search in nas-bench-201, continued at epoch 2, step 1" in said
     assert "what this run was computed on before is not recorded" in said
     for seed, lines in zip((3, 4), before, strict=True):
         folder = old / f"seed-{seed}"
@@ -94,6 +95,7 @@ def test_a_search_of_version_1_is_restored_bit_for_bit(old: Path) -> None:
     search.resume()
     restored = search.state.state_dict()
     saved["record"]["evaluation"] = on_all_images(saved["record"]["evaluation"])
+    saved["record"]["genotype"] = str(Genotype.from_choices(saved["record"].pop("choices")))
     for part in ("supernet", "weights_optimizer", "alpha_optimizer", "schedule", "alpha", "alive", "record"):
         assert equal(restored[part], saved[part]), part
     assert (restored["epoch"], restored["step"]) == (saved["epoch"], saved["step"]) == (1, 1)
@@ -128,12 +130,13 @@ def test_a_run_of_version_1_means_the_settings_that_it_ran_with(old: Path) -> No
     """Fields that are not in it take what runs of its time did; see docs/formats.md."""
     values = json.loads((old / "seed-4" / "config.json").read_text())
     _, config = RunFolder.open(old / "seed-4")
+    flat = config.flat()
     for name, value in values.items():
-        assert getattr(config, name) == (tuple(value) if isinstance(value, list) else value)
+        assert flat[name] == (tuple(value) if isinstance(value, list) else value)
     several = read_seeds(old)
     assert several and several[0] == (3, 4)
-    assert SearchConfig.from_json(several[1], "seeds.json").channels == 1
-    path = SearchConfig.from_json({**values, "data": "somewhere"}, "config.json").data
+    assert SearchConfig.from_json(several[1], "seeds.json").space.channels == 1
+    path = SearchConfig.from_json({**values, "data": "somewhere"}, "config.json").images.data
     assert path == Path("somewhere").absolute(), "relative to where the command runs, as it was then"
 
 
@@ -144,10 +147,10 @@ def test_the_settings_of_the_present_version() -> None:
         f"finalist_{name}" for name in ("channels", "cells_per_stage", "steps", "budget", "margin")
     }
     choices = {"alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"}
-    names = {
-        7: first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
-    }
-    assert set(get_type_hints(SearchConfig)) == names[SETTINGS.version]
+    flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
+    parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
+    names = {8: flat | parts}
+    assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
 
 def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
@@ -156,15 +159,15 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
     """Without the settings that it did not have; to the last bit of what it would have come to."""
     monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
     whole, older = tmp_path / "whole", tmp_path / "older"
-    assert main([*TINY, "--out", str(whole)]) == 0
+    assert main([*TINY, "--alpha-start", "0.2", "--out", str(whole)]) == 0
     with monkeypatch.context() as patch:
         stop_after(7, patch)  # in a pruning epoch
-        assert main([*TINY, "--out", str(older)]) == 130
+        assert main([*TINY, "--alpha-start", "0.2", "--out", str(older)]) == 130
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
-    settings = SETTINGS.read_json(older / "config.json")
-    later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch")
-    for name in later:
-        del settings[name]
+    later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
+             "space", "recipe", "relaxation", "alpha_rule", "regulariser")  # fmt: skip
+    flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
+    settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")
     saved = checkpoint.load(older / "checkpoint.pt")
     assert saved["epoch"] > 0 and saved["config"]["format"] == SETTINGS.mark

@@ -19,7 +19,7 @@ from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.search import PRESETS, RunFolder, Search, preflight
-from vpdarts_fast.spaces.nas_bench_201 import Supernet, pixels_of_last_stage
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201, Supernet, pixels_of_last_stage
 from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -157,7 +157,9 @@ def test_the_rule_is_where_batch_norm_itself_draws_the_line() -> None:
                 assert not enough and "more than 1 value per channel" in str(error)
             else:
                 assert enough
-            assert preflight.last_batch_is_too_small(16 + count, 16, (height, width)) == (not enough)
+            assert preflight.last_batch_is_too_small(
+                16 + count, 16, NasBench201().smallest((height, width))
+            ) == (not enough)
 
 
 # Benchmark tables.
@@ -199,7 +201,7 @@ def test_the_least_memory_counts_weights_and_activations(monkeypatch: pytest.Mon
     config = PRESETS["quick"].replaced(channels=4, cells_per_stage=3, batch_size=8)
     supernet = Supernet(4, 3, 2)
     count = sum(parameter.numel() for parameter in supernet.parameters())
-    assert preflight.parameters(config, 2) == count
+    assert config.space.parameters(2) == count
     needed = 3 * 4 * count + 8 * preflight.activation_bytes(config, (8, 8))
     cpu = torch.device("cpu")
     for there in (needed, needed - 1):

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from search_commands import TINY as FLAGS
+from search_commands import edited
 from test_search import SHORT, outcome, run, stop_at
 from torch import Tensor
 
@@ -96,9 +97,9 @@ class Steps:
             self._note(name, getattr(member_module, name))
 
     def _note(self, name: str, real: Any) -> None:
-        def noted(*arguments: Any) -> Any:
+        def noted(*arguments: Any, **options: Any) -> Any:
             self.order.append(name)
-            return real(*arguments)
+            return real(*arguments, **options)
 
         self._monkeypatch.setattr(member_module, name, noted)
 
@@ -216,7 +217,7 @@ def test_alpha_starts_with_noise_of_its_own(halves: tuple[ImageSet, ImageSet]) -
 
 def test_noise_changes_nothing_else(halves: tuple[ImageSet, ImageSet]) -> None:
     without, noisy = (member(SHORT.replaced(alpha_noise=noise), halves) for noise in (0.0, 0.1))
-    assert torch.equal(without.state.alpha, torch.full((6, 5), SHORT.method.alpha_start))
+    assert torch.equal(without.state.alpha, torch.full((6, 5), 0.2))
     state = noisy.state.supernet.state_dict()
     for name, value in without.state.supernet.state_dict().items():
         assert torch.equal(value, state[name])
@@ -307,4 +308,4 @@ def test_bad_values_are_refused(name: str, value: Any, complaint: str) -> None:
 )
 def test_bad_values_in_a_file_are_refused(name: str, value: Any) -> None:
     with pytest.raises(UserError, match=f"config.json: {name} must be "):
-        SearchConfig.from_json({**SearchConfig().to_json(), name: value}, "config.json")
+        SearchConfig.from_json(edited(SearchConfig().to_json(), **{name: value}), "config.json")

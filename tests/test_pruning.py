@@ -8,14 +8,8 @@ from torch import Tensor
 
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.methods.criteria import AccuracyCriterion, AlphaCriterion, LossCriterion
-from vpdarts_fast.search.methods.pruning import (
-    AdjustableDecay,
-    Decay,
-    FixedDecay,
-    HardPruning,
-    ProgressivePruning,
-    SoftPruning,
-)
+from vpdarts_fast.search.methods.pruning import HardPruning, ProgressivePruning, SoftPruning
+from vpdarts_fast.search.methods.relaxations import Raw
 
 EDGES, OPS = 6, 5
 
@@ -46,17 +40,18 @@ ADJUSTABLE = [(0, 0.2), (1, 0.2 * 29 / 30), (15, 0.1), (29, 0.2 / 30)]
 
 
 @pytest.mark.parametrize(
-    ("decay", "epoch", "expected"),
-    [(AdjustableDecay(), *case) for case in ADJUSTABLE]
-    + [(FixedDecay(), epoch, 0.0) for epoch in (0, 1, 15, 29)],
+    ("pruning", "epoch", "expected"),
+    [(SoftPruning("adjustable"), *case) for case in ADJUSTABLE]
+    + [(SoftPruning("fixed"), epoch, 0.0) for epoch in (0, 1, 15, 29)],
 )
-def test_soft_pruning_decays_all_but_the_most_important(decay: Decay, epoch: int, expected: float) -> None:
+def test_soft_pruning_decays_all_but_the_most_important(
+    pruning: SoftPruning, epoch: int, expected: float
+) -> None:
     alpha = torch.full((EDGES, OPS), 0.2, dtype=torch.float64, requires_grad=True)
     alive = all_alive()
     ranking = ranking_by_number().roll(-2, 1)  # op 2 leads
-    pruning = SoftPruning(decay, 30)
-    assert pruning.due(epoch)
-    factor = pruning.apply(alpha, alive, ranking, epoch)
+    assert pruning.due(epoch, 30)
+    factor = pruning.apply(alpha, alive, ranking, epoch, 30)
     assert factor == pytest.approx(expected / 0.2, abs=1e-15)
     wanted = torch.full((EDGES, OPS), expected, dtype=torch.float64)
     wanted[:, 2] = 0.2
@@ -68,9 +63,9 @@ def test_soft_pruning_decays_all_but_the_most_important(decay: Decay, epoch: int
 def test_adjustable_decay_accumulates_over_epochs() -> None:
     """An op pruned in each of 3 epochs: 1 * 2/3 * 1/3; one that leads in epoch 1 misses 2/3."""
     alpha = torch.ones(EDGES, OPS, dtype=torch.float64)
-    pruning = SoftPruning(AdjustableDecay(), 3)
+    pruning = SoftPruning()
     for epoch, leader in enumerate((0, 1, 0)):
-        pruning.apply(alpha, all_alive(), ranking_by_number().roll(-leader, 1), epoch)
+        pruning.apply(alpha, all_alive(), ranking_by_number().roll(-leader, 1), epoch, 3)
     expected = torch.tensor([2 / 3, 1 / 3, 2 / 9, 2 / 9, 2 / 9], dtype=torch.float64)
     torch.testing.assert_close(alpha, expected.repeat(EDGES, 1))
 
@@ -114,7 +109,8 @@ def test_ranking_by_the_magnitude_of_alpha() -> None:
     criterion = AlphaCriterion()
     assert not criterion.needs_evaluation
     alpha = table([0.1, -0.5, 0.3, -0.05, 0.5], 0.2).float().requires_grad_()
-    ranking = criterion.importance(alpha, None).ranking(all_alive())
+    strength = Raw().strength(alpha, all_alive()).detach().double()
+    ranking = criterion.importance(strength, None).ranking(all_alive())
     assert ranking[0].tolist() == [1, 4, 2, 0, 3]
     assert ranking[1].tolist() == [0, 1, 2, 3, 4]
 
@@ -142,12 +138,12 @@ def test_removed_ops_rank_last() -> None:
     ],
 )
 def test_progressive_pruning_goes_in_stages(max_epoch: int, expected: dict[int, int]) -> None:
-    pruning = ProgressivePruning(max_epoch)
+    pruning = ProgressivePruning()
     alpha, alive = torch.full((EDGES, OPS), 0.2), all_alive()
     left = {}
     for epoch in range(max_epoch):
-        if pruning.due(epoch):
-            assert pruning.apply(alpha, alive, ranking_by_number(), epoch) is None
+        if pruning.due(epoch, max_epoch):
+            assert pruning.apply(alpha, alive, ranking_by_number(), epoch, max_epoch) is None
             counts = alive.sum(1)
             assert (counts == counts[0]).all()
             left[epoch] = int(counts[0])
@@ -159,18 +155,18 @@ def test_progressive_pruning_goes_in_stages(max_epoch: int, expected: dict[int, 
 
 
 def test_progressive_pruning_never_revives_an_op() -> None:
-    pruning = ProgressivePruning(3)
+    pruning = ProgressivePruning()
     alpha, alive = torch.full((EDGES, OPS), 0.2), all_alive()
-    pruning.apply(alpha, alive, ranking_by_number(), 1)
+    pruning.apply(alpha, alive, ranking_by_number(), 1, 3)
     evaluation = measured([50, 40, 30, 20, 10], [1, 1, 1, 1, 1])  # the removed ops 3 and 4 look important
     ranking = AccuracyCriterion().importance(alpha, evaluation).ranking(alive)
-    pruning.apply(alpha, alive, ranking, 2)
+    pruning.apply(alpha, alive, ranking, 2, 3)
     assert alive[0].tolist() == [False, True, True, False, False]
 
 
 def test_hard_pruning_leaves_the_search_alone() -> None:
     pruning = HardPruning()
     alpha, alive = torch.full((EDGES, OPS), 0.2), all_alive()
-    assert not any(pruning.due(epoch) for epoch in range(30))
-    assert pruning.apply(alpha, alive, ranking_by_number(), 29) is None
+    assert not any(pruning.due(epoch, 30) for epoch in range(30))
+    assert pruning.apply(alpha, alive, ranking_by_number(), 29, 30) is None
     assert alive.all() and (alpha == 0.2).all()

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import torch
 from hostile import Hostile
-from search_commands import TINY, error_of, full_disk, rewrite, stop_after
+from search_commands import TINY, edited, error_of, full_disk, rewrite, stop_after
 
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS
@@ -112,7 +112,14 @@ def test_bad_checkpoints(
         ({"channels": True}, "config.json: channels must be int; got True"),
         ({"fused": 1}, "config.json: fused must be bool; got 1"),
         ({"alpha_betas": [0.5]}, "config.json: alpha_betas must be"),
-        ({"pruning": "medium"}, "config.json: pruning must be one of soft, hard, progressive; got 'medium'"),
+        ({"pruning": "medium"}, "must hold the settings of Pruning; got 'medium'"),
+        (
+            {"pruning": {"name": "medium"}},
+            "config.json: --pruning medium is not known; there are soft, hard, progressive",
+        ),
+        ({"pruning": {"name": ["soft"]}}, "config.json: --pruning must have a name; got ['soft']"),
+        ({"pruning": {"name": "soft"}}, "missing or unknown settings: decay"),
+        ({"space": {"name": "os"}}, "config.json: --space os is not known; there are nas-bench-201"),
         ({"dataset": ["digits"]}, "config.json: dataset must be one of digits, "),
         ({"channels": 0}, "config.json: --channels must be at least 1; got 0"),
         ({"colour": "red"}, "missing or unknown settings: colour"),
@@ -127,7 +134,7 @@ def test_edited_settings(
     changes: dict[str, Any], complaint: str, stopped: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = stopped / "config.json"
-    rewrite(path, SETTINGS, **changes)
+    rewrite(path, SETTINGS, **edited(SETTINGS.read_json(path), **changes))
     assert complaint in error_of(["--resume", str(stopped)], capsys)
 
 

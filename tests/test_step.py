@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.search.step import alpha_step, frozen, weights_step
+from vpdarts_fast.search.methods.alpha_rules import frozen
+from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 
 CHANNELS, CLASSES = 3, 4

@@ -108,13 +108,13 @@ def check_batches(config: SearchConfig, data: ImageData) -> None:
         return
     validation = validation_images(config, data)
     count = images_evaluated(config, validation)
-    parts = math.ceil(count / config.optimisers.evaluation_batch_size)
+    proportion, largest = config.search.validation_proportion, config.optimisers.evaluation_batch_size
+    parts = math.ceil(count / largest)
     if count // parts < needed:
         raise UserError(
             f"leave-one-out would have a batch of {count // parts} image, and {why}: it draws {count} of the "
-            f"{validation} validation images (--validation-proportion "
-            f"{config.search.validation_proportion}) in batches of at most {config.optimisers.evaluation_batch_size} (--evaluation-batch-size). Take "
-            "more images, larger batches or --batch-norm running"
+            f"{validation} validation images (--validation-proportion {proportion}) in batches of at most "
+            f"{largest} (--evaluation-batch-size). Take more images, larger batches or --batch-norm running"
         )
 
 
@@ -134,7 +134,7 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
     weights = 4 * config.space.parameters(data.num_classes) * copies
     batch = min(config.optimisers.batch_size, images_used(config, data))
-    activations = batch * activation_bytes(config.space, config, data.image_size, edges=True)
+    activations = batch * activation_bytes(config, data.image_size)
     if config.method.criterion.needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
     available = memory_of(device)
@@ -188,7 +188,10 @@ def check_finalists(config: SearchConfig, data: ImageData, device: torch.device)
     finalist = config.space.finalist
     weights = 4 * finalist.parameters(data.num_classes)  # what an op that is not chosen has, too
     batch = min(config.optimisers.batch_size, images_used(config, data))
-    activations = batch * activation_bytes(finalist, config, data.image_size, edges=False)
+    activations = batch * (
+        finalist.kept_values(data.image_size, edges=False)
+        * activation_dtype(config.execution.precision).itemsize
+    )
     available = memory_of(device)
     if weights + activations > available:
         raise UserError(
@@ -199,11 +202,9 @@ def check_finalists(config: SearchConfig, data: ImageData, device: torch.device)
         )
 
 
-def activation_bytes(
-    space: Space[Any], config: SearchConfig, image_size: tuple[int, int], edges: bool
-) -> int:
-    """What a training step keeps of an image for the backward pass, at least."""
-    return space.kept_values(image_size, edges=edges) * activation_dtype(config.execution.precision).itemsize
+def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
+    """What a training step of the supernet keeps of an image for the backward pass, at least."""
+    return config.space.kept_values(image_size) * activation_dtype(config.execution.precision).itemsize
 
 
 def node_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:

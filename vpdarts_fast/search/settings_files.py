@@ -57,8 +57,9 @@ def from_values(group: type[Group], values: Any, source: str, folder: Path | Non
     converted: dict[str, Any] = {}
     for name, value in values.items():
         hint = hints[name]
-        if isinstance(hint, type) and (issubclass(hint, Part) or dataclasses.is_dataclass(hint)):
-            converted[name] = from_values(hint, value, source, folder)
+        kind = get_origin(hint) or hint  # of Space[Any], Space
+        if isinstance(kind, type) and (issubclass(kind, Part) or dataclasses.is_dataclass(kind)):
+            converted[name] = from_values(kind, value, source, folder)
             continue
         converted[name] = _converted(value, hint, folder)
         if not _fits(converted[name], hint):
