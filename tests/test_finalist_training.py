@@ -26,7 +26,7 @@ from vpdarts_fast.search.finalists.rounds import (
     Score,
 )
 from vpdarts_fast.search.finalists.training import CellTraining, Images, finish
-from vpdarts_fast.spaces.nas_bench_201 import DiscreteNetwork, build_network
+from vpdarts_fast.spaces.nas_bench_201 import DiscreteNetwork, NasBench201, build_network
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -181,7 +181,7 @@ class Stop(Exception):
 def test_a_stopped_training_goes_on_bit_for_bit(images: Images, tmp_path: Path) -> None:
     """Stopped before every step, once before the first batch that judges and once before the second."""
     expected = finish(training(MIXED), images, lambda: None)
-    progress = Progress(tmp_path / "finalists.pt", {}, images.judging)
+    progress = Progress(tmp_path / "finalists.pt", {}, images.judging, NasBench201())
 
     def go_on(calls: int) -> Score:
         counter = itertools.count()
@@ -215,7 +215,7 @@ def test_numbers_that_are_not_finite_lose_and_are_not_kept(images: Images, tmp_p
         trained.network.stem[0].weight.fill_(math.nan)
     score = finish(trained, images, lambda: None)
     assert score.training_loss is None and trained.state_dict() is None
-    progress = Progress(tmp_path / "finalists.pt", {}, images.judging)
+    progress = Progress(tmp_path / "finalists.pt", {}, images.judging, NasBench201())
     progress.scores[PAPER, 4, 0] = score
     progress.save(trained)
     progress.load()

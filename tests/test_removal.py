@@ -21,6 +21,7 @@ from vpdarts_fast.contract import reference
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import (
+    NONES,
     BatchNorm,
     LeaveOneOut,
     distinct_variants,
@@ -62,7 +63,7 @@ ALPHAS = {
 @pytest.mark.parametrize("alpha", ALPHAS.values(), ids=ALPHAS)
 @pytest.mark.parametrize("removal", ["zero", "renormalised"])
 def test_tables_are_those_of_the_reference(removal: str, alpha: Tensor) -> None:
-    tables = removals(alpha, removal)  # type: ignore[arg-type]
+    tables = removals(alpha, removal, NONES)  # type: ignore[arg-type]
     assert tables.shape == (30, 6, 5) and tables.dtype == alpha.dtype and tables.isfinite().all()
     for table, (e, o) in zip(tables, PAIRS, strict=True):
         expected = reference.without_op(alpha, e, o, renormalised=removal == "renormalised")
@@ -80,19 +81,19 @@ def test_zero_is_the_default_and_leaves_the_rest_alone() -> None:
 def test_renormalised_keeps_what_the_edge_carries() -> None:
     """Written out for alphas of one sign, where magnitudes are the alphas themselves."""
     alpha = make_alpha().abs()
-    for table, (e, o) in zip(removals(alpha, "renormalised"), PAIRS, strict=True):
+    for table, (e, o) in zip(removals(alpha, "renormalised", NONES), PAIRS, strict=True):
         whole = float(alpha[e, 1:].sum())
         assert float(table[e, 1:].sum()) == pytest.approx(whole, rel=1e-12)
         for other in set(range(1, 5)) - {o}:
             rest = whole - (float(alpha[e, o]) if o else 0)
             assert float(table[e, other]) == pytest.approx(float(alpha[e, other]) * whole / rest, rel=1e-12)
-    (with_both_signs,) = removals(one_edge(0.9, 0.1, -0.3, 0.4, 0), "renormalised")[2 * 5 + 3, None, 2]
+    (with_both_signs,) = removals(one_edge(0.9, 0.1, -0.3, 0.4, 0), "renormalised", NONES)[2 * 5 + 3, None, 2]
     torch.testing.assert_close(with_both_signs, torch.tensor([0.9, 0.2, -0.6, 0, 0], dtype=torch.float64))
 
 
 @pytest.mark.parametrize("alpha", [ALPHAS["others zero"], ALPHAS["others next to zero"]])
 def test_without_others_there_is_nothing_to_scale(alpha: Tensor) -> None:
-    (row,) = removals(alpha, "renormalised")[2 * 5 + 3, None, 2]
+    (row,) = removals(alpha, "renormalised", NONES)[2 * 5 + 3, None, 2]
     assert row[3] == 0 and torch.equal(row[[0, 1, 2, 4]], alpha[2, [0, 1, 2, 4]])
 
 
@@ -100,7 +101,7 @@ def test_without_others_there_is_nothing_to_scale(alpha: Tensor) -> None:
 def test_none_is_no_part_of_what_an_edge_carries(removal: str) -> None:
     """So its removal is the unmodified supernet, and its alpha makes no difference to others'."""
     alpha = make_alpha(zeros=[(2, 3), (4, 1)])
-    removed = removals(alpha, removal)  # type: ignore[arg-type]
+    removed = removals(alpha, removal, NONES)  # type: ignore[arg-type]
     tables, number = distinct_variants(alpha, removed)
     assert len(tables) == len(torch.unique(tables, dim=0)) == 1 + 24 - 2
     for n, (_, o) in enumerate(PAIRS):
@@ -109,7 +110,7 @@ def test_none_is_no_part_of_what_an_edge_carries(removal: str) -> None:
         assert torch.equal(table, alpha if o == 0 else removed[n])
     other = alpha.clone()
     other[:, 0] = 7
-    assert torch.equal(removals(other, removal)[:, :, 1:], removed[:, :, 1:])  # type: ignore[arg-type]
+    assert torch.equal(removals(other, removal, NONES)[:, :, 1:], removed[:, :, 1:])  # type: ignore[arg-type]
 
 
 # Leave-one-out ---------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
 import inspect
 import itertools
 import json
@@ -30,6 +31,8 @@ from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag
 from vpdarts_fast.search.console import Console
+from vpdarts_fast.search.methods.pruning import SoftPruning
+from vpdarts_fast.search.settings import MethodSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,6 +87,9 @@ def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.Monk
     assert RunFolder(tmp_path / "stopped").result()["importance"] == found["importance"]  # type: ignore[index]
 
 
+PARTS = frozenset({"relaxation", "alpha_rule", "regulariser", "criterion", "pruning"})
+
+
 def test_every_setting_is_a_flag_with_help(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -92,20 +98,21 @@ def test_every_setting_is_a_flag_with_help(
         main(["--help"])
     assert exit_status.value.code == 0
     shown = capsys.readouterr().out
-    for kind in (SearchConfig, command_line.Command):
+    groups = [type(getattr(PRESETS["quick"], field.name)) for field in dataclasses.fields(SearchConfig)][1:]
+    for kind in (*groups, SoftPruning, command_line.Command):
         (definition,) = ast.parse(inspect.getsource(kind)).body
         assert isinstance(definition, ast.ClassDef)
         for field, following in itertools.pairwise(definition.body):
-            if not isinstance(field, ast.AnnAssign):
+            if not isinstance(field, ast.AnnAssign) or "ClassVar" in ast.unparse(field.annotation):
                 continue
             assert isinstance(field.target, ast.Name)
-            if field.target.id == "config":
-                continue
+            if field.target.id == "config" or (kind is MethodSettings and field.target.id in PARTS):
+                continue  # their own settings are flags, and their names flags of the command
             text = following.value if isinstance(following, ast.Expr) else None
             assert isinstance(text, ast.Constant) and len(str(text.value)) > 10, (
                 f"{field.target.id} has no help"
             )
-            if field.target.id != "seed":
+            if field.target.id not in ("seed", "recipe"):
                 assert f"{flag(field.target.id)} " in shown or f"{flag(field.target.id)}," in shown
                 assert str(text.value).split()[0] in shown
 
@@ -114,22 +121,27 @@ def test_presets() -> None:
     assert {name: preset.preset for name, preset in PRESETS.items()} == {name: name for name in PRESETS}
     assert command_line.parse([]).config == PRESETS["quick"]
     assert command_line.parse(["--preset=cpu", "--channels", "4"]).config.space.channels == 4
-    paper, cpu = PRESETS["paper"], PRESETS["cpu"]
-    assert (paper.channels, paper.cells_per_stage, paper.warmup_epochs, paper.pruning_epochs) == (
+    paper, cpu = PRESETS["paper"].flat(), PRESETS["cpu"].flat()
+    assert (paper["channels"], paper["cells_per_stage"], paper["warmup_epochs"], paper["pruning_epochs"]) == (
         16,
         5,
         20,
         30,
     )
-    assert (cpu.committee, cpu.batch_norm, cpu.criterion) == (16, "variant", "loss")
-    assert (cpu.channels, cpu.cells_per_stage, cpu.warmup_epochs, cpu.pruning_epochs) == (8, 5, 4, 0)
-    assert (cpu.images_per_epoch, cpu.finalists, paper.images_per_epoch, paper.finalists) == (
+    assert (cpu["committee"], cpu["batch_norm"], cpu["criterion"]) == (16, "variant", "loss")
+    assert (cpu["channels"], cpu["cells_per_stage"], cpu["warmup_epochs"], cpu["pruning_epochs"]) == (
+        8,
+        5,
+        4,
+        0,
+    )
+    assert (cpu["images_per_epoch"], cpu["finalists"], paper["images_per_epoch"], paper["finalists"]) == (
         5_000,
         12,
         None,
         0,
     )
-    assert PRESETS["quick"].dataset == "digits" and cpu.dataset == paper.dataset == "cifar10"
+    assert PRESETS["quick"].images.dataset == "digits" and cpu["dataset"] == paper["dataset"] == "cifar10"
 
 
 @pytest.mark.parametrize(
@@ -139,7 +151,6 @@ def test_presets() -> None:
         (["--channels", "x"], "--channels"),
         (["--channels", "0"], "--channels must be at least 1; got 0"),
         (["--preset", "foo"], "foo"),
-        (["--pruning", "medium"], "medium"),
         (["--validation-proportion", "0"], "--validation-proportion must be in (0, 1]; got 0.0"),
         (["--validation-proportion", "1.5"], "--validation-proportion must be in (0, 1]; got 1.5"),
         (["--skip-dropout", "1"], "--skip-dropout must be in [0, 1); got 1.0"),
@@ -164,6 +175,9 @@ def test_bad_flags(arguments: list[str], complaint: str, capsys: pytest.CaptureF
         (["--dataset", "npz", "--data", "nowhere.npz"], "data set npz not found"),
         (["--dataset", "cifar10", "--data", "nowhere"], "data set cifar10 not found"),
         (["--benchmark-table", "nowhere.csv"], "nowhere.csv"),
+        (["--pruning", "medium"], "--pruning medium is not known; there are soft, hard, progressive"),
+        (["--method", "guess"], "--method guess is not known; there are vp-darts, "),
+        (["--plugin", "nowhere.py"], "--plugin nowhere.py: there is no such file"),
         (["--device", "abacus"], "--device must be auto, cpu or cuda; got 'abacus'"),
         (["--seeds", "1", "1"], "--seeds must be different whole numbers from 0; got (1, 1)"),
         (["--seeds", "-1"], "--seeds must be different whole numbers from 0; got (-1,)"),

@@ -54,6 +54,8 @@ _POSITIVE = Bound(0, FLOAT32_MAX, above=True, whole=False)
 _NOT_NEGATIVE = Bound(0, FLOAT32_MAX, whole=False)
 _BELOW_ONE = Bound(0, 1, below=True, whole=False)
 _SHARE = Bound(0, 1, above=True, whole=False)
+_LAYERS = Bound(3, 1_000)
+"""With fewer cells there is no normal one: two of them halve the image."""
 
 LEAST_IMAGES = 4
 """Two halves of two."""
@@ -64,8 +66,13 @@ BOUNDS = {
     "cells_per_stage": Bound(1, 1_000),
     "num_classes": Bound(2, 1_000_000),
     "skip_dropout": _BELOW_ONE,
+    "layers": _LAYERS,
     "alpha_start": Bound(-FLOAT32_MAX, FLOAT32_MAX, whole=False),
     "alpha_noise": _NOT_NEGATIVE,
+    # Found networks
+    "found_channels": Bound(1, 65_536),
+    "found_layers": _LAYERS,
+    "drop_path": _BELOW_ONE,
     # The search
     "warmup_epochs": _EPOCHS,
     "pruning_epochs": _EPOCHS,
@@ -81,6 +88,7 @@ BOUNDS = {
     "finalists": Bound(0, 1_000),
     "finalist_channels": Bound(1, 65_536),
     "finalist_cells_per_stage": Bound(1, 1_000),
+    "finalist_layers": _LAYERS,
     "finalist_steps": _COUNT,
     "finalist_budget": Bound(1, 2**50),
     "finalist_margin": Bound(0, 1_000, whole=False),

@@ -24,5 +24,6 @@ def removals(weights: Tensor, removal: Removal = "zero", nones: Tensor | None = 
         adds = torch.ones_like(weights, dtype=torch.bool) if nones is None else ~nones
         magnitude = (changed.abs() * adds.T).sum(1, keepdim=True)
         factor = (weights.detach().abs() * adds).sum(1) / magnitude
-        changed.mul_(factor.where(factor.isfinite() & adds.T, 1.0))
+        factor = factor.where(factor.isfinite() & adds.T[:, None], 1.0)  # of each removed op
+        changed.mul_(factor.where(adds.T, 1.0))  # on each op that adds something
     return tables

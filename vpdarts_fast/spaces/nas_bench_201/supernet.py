@@ -17,6 +17,7 @@ from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime.precision import wide, without_autocast
 from vpdarts_fast.spaces.blocks import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 
 
@@ -153,49 +154,14 @@ class Supernet(Skeleton):
         Raises:
             UserError: keys, shapes or dtypes that do not fit this supernet, which is left as it was.
         """
-        tensors = {key.removeprefix("module."): value for key, value in state.items()}
+        tensors = entries(state)
         alphas = [key for key in ("arch_parameters", "_arch_parameters", "alphas") if key in tensors]
         expected = self.state_dict() | dict.fromkeys(alphas, self.new_alpha())
-        # All of it beforehand: `load_state_dict` copies what fits and then complains about the rest.
-        if problems := misfits(expected, tensors):
-            shown = "".join(f"\n  {problem}" for problem in problems[:MISFITS_SHOWN])
-            more = len(problems) - MISFITS_SHOWN
-            raise UserError(
-                f"the checkpoint does not fit this supernet of channels={self.channels}, "
-                f"cells_per_stage={self.cells_per_stage}, num_classes={self.num_classes}:{shown}"
-                + (f"\n  and {more} more" if more > 0 else "")
-                + "\nbuild the supernet with the sizes of the checkpoint's network"
-            )
+        sizes = f"channels={self.channels}, cells_per_stage={self.cells_per_stage}"
+        check_fits(expected, tensors, "supernet", f"{sizes}, num_classes={self.num_classes}")
         found = [tensors.pop(key) for key in alphas]
         self.load_state_dict(tensors)
         return found[0].detach().clone() if found else None
-
-
-MISFITS_SHOWN = 10
-"""A checkpoint of another size has hundreds."""
-
-
-def misfits(expected: Mapping[str, Tensor], given: Mapping[str, Any]) -> list[str]:
-    """What keeps the entries of a state dict from being copied into the expected tensors, entry by entry.
-
-    ``num_batches_tracked`` may be missing: PyTorch before 0.4.1 did not count.
-    """
-    problems = [f"{key} is not part of it" for key in given if key not in expected]
-    for key, tensor in expected.items():
-        if key not in given:
-            if not key.endswith(".num_batches_tracked"):
-                problems.append(f"{key} is missing")
-            continue
-        value = given[key]
-        if not isinstance(value, Tensor):
-            problems.append(f"{key} must be a tensor; got {type(value).__name__}")
-        elif value.shape != tensor.shape:
-            problems.append(f"{key} must have shape {list(tensor.shape)}; got {list(value.shape)}")
-        elif value.is_floating_point() != tensor.is_floating_point() or value.is_complex():
-            problems.append(f"{key} must be {tensor.dtype} or alike; got {value.dtype}")
-        elif value.is_meta or value.layout != tensor.layout:
-            problems.append(f"{key} must be a dense tensor with data; got {value.layout} on {value.device}")
-    return problems
 
 
 def check_alpha(alpha: Tensor) -> None:
