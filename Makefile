@@ -21,7 +21,7 @@ BUILD_SETTINGS := CXX=$(CXX) NATIVE=$(VPDARTS_NATIVE) WERROR=$(VPDARTS_WERROR) C
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help setup search test check bench lint native clean FORCE
+.PHONY: help setup search test check bench lint docs native clean FORCE
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s%s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,13 @@ lint: setup ## check style and types of Python and C++
 	$(BIN)/ruff format --check
 	$(BIN)/mypy --strict vpdarts_fast
 	$(BIN)/clang-format --dry-run -Werror $(CPP_SOURCES)
+
+# Afresh, or what was built without a change would not warn again.
+docs: setup ## the reference of the API, in build/docs; a docstring with a mistake is an error
+	@rm -rf build/docs
+	@$(BIN)/sphinx-apidoc -q --separate --module-first --tocfile index -H vpdarts_fast -o build/docs/source vpdarts_fast
+	@$(BIN)/sphinx-build -q -W --keep-going -c docs build/docs/source build/docs/html
+	@echo "build/docs/html/index.html"
 
 native: setup ## rebuild the native extension; an error if that is impossible
 	@rm -rf build

@@ -34,7 +34,7 @@ def command(main: Main) -> Callable[..., int]:
 
 
 def described(error: Exception) -> str:
-    """An error for people."""
+    """What an error says to people: without its type, and with the file where it is about one."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{error.filename}: {error.strerror or error}"
     return str(error)
@@ -60,7 +60,7 @@ def forgiving_output() -> Iterator[None]:
 
 
 def warn(text: str) -> None:
-    """Prints a warning."""
+    """Prints a warning to the standard error output."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 

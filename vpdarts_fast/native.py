@@ -22,8 +22,12 @@ except ImportError as error:
 class BuildInfo(TypedDict):
     """How the extension was built.
 
-    version: of the package; compiler: name and version; build_type: as CMake calls it;
-    isas: instruction sets the build contains, slowest first; cuda: whether CUDA kernels are in it.
+    Attributes:
+        version: of the package.
+        compiler: name and version.
+        build_type: as CMake calls it.
+        isas: instruction sets that the build contains, slowest first.
+        cuda: whether CUDA kernels are in it.
     """
 
     version: str
@@ -63,7 +67,7 @@ def cpu_lanes(channels: int) -> int:
 
 
 def mixed_op_lanes(channels: int) -> int:
-    """The same for `mixed_op`, of which there are kernels for even fewer.
+    """How many floats the vectors of `mixed_op` hold: as `cpu_lanes`, or even fewer for few channels.
 
     Raises:
         UserError: as `cpu_isa`.
@@ -89,7 +93,7 @@ def cpu_isa() -> str:
 
 
 def summary() -> str:
-    """In a few words, what CPU tensors run on.
+    """Says in a few words what CPU tensors run on.
 
     Raises:
         UserError: VPDARTS_CPU_ISA names an unsupported instruction set.

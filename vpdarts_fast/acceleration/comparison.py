@@ -55,19 +55,31 @@ AnyPlan = TypeVar("AnyPlan", MixedOpPlan, CellPlan, ResidualPlan)
 
 @remembered
 def compared_mixed_op(module: nn.Module) -> MixedOpPlan:
-    """As `recognise_mixed_op`; raises `Unrecognised` too where the plan computes something else."""
+    """Recognises as `recognise_mixed_op` does, and compares the plan with the module's own code.
+
+    Raises:
+        Unrecognised: it is not recognised, or the plan computes something else.
+    """
     return _compared(module, recognise_mixed_op)
 
 
 @remembered
 def compared_cell(module: nn.Module) -> CellPlan:
-    """As `recognise_cell`; raises `Unrecognised` too where the plan computes something else."""
+    """Recognises as `recognise_cell` does, and compares the plan with the module's own code.
+
+    Raises:
+        Unrecognised: it is not recognised, or the plan computes something else.
+    """
     return _compared(module, recognise_cell)
 
 
 @remembered
 def compared_residual(block: nn.Module) -> ResidualPlan:
-    """As `recognise_residual`; raises `Unrecognised` too where the plan computes something else."""
+    """Recognises as `recognise_residual` does, and compares the plan with the module's own code.
+
+    Raises:
+        Unrecognised: it is not recognised, or the plan computes something else.
+    """
     return _compared(block, recognise_residual)
 
 

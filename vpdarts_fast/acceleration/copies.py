@@ -86,7 +86,7 @@ def is_on_meta(module: nn.Module) -> bool:
 
 
 def channels_of(layer: nn.Module) -> int | None:
-    """That a layer takes, by its parameters and buffers: settings may be older than these."""
+    """How many channels a layer takes, by its parameters and buffers: settings may be older than these."""
     weight = layer._parameters.get("weight")
     if isinstance(layer, nn.modules.conv._ConvNd) and weight is not None:
         return int(weight.shape[0] if layer.transposed else weight.shape[1] * layer.groups)
@@ -116,7 +116,7 @@ def _random(template: Tensor, generator: torch.Generator) -> Tensor:
 
 @contextmanager
 def class_attributes(module: nn.Module) -> Iterator[list[str]]:
-    """Gives classes the attributes back that their code writes to within; the list has their names."""
+    """Gives classes back, afterwards, the attributes that their code writes to within; yields their names."""
     written: list[str] = []
     kinds = {kind for layer in module.modules() for kind in type(layer).__mro__ if not _is_library(kind)}
     before = [
@@ -205,7 +205,10 @@ _WITHOUT_STATE = (type, type(lambda: None), type(random.random), type(np))
 
 
 def are_close(a: Tensor, b: Tensor) -> bool:
-    """Equal up to rounding in float64, as the largest element goes; NaN where the other has it."""
+    """Whether two tensors are equal up to rounding in float64, measured by the largest element.
+
+    NaN has to stand where the other tensor has NaN.
+    """
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
     if a.layout != b.layout:

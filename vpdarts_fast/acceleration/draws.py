@@ -53,7 +53,11 @@ def _active(mode: TorchDispatchMode) -> Iterator[None]:
 
 @contextmanager
 def drawing_nothing() -> Iterator[None]:
-    """`Unrecognised` if something is drawn within; the generators stay as they were."""
+    """Watches for random numbers while entered; the generators are afterwards as they were.
+
+    Raises:
+        Unrecognised: something was drawn.
+    """
     watch = _Watch()
     with _as_before() as drew, _active(watch):
         yield
@@ -63,7 +67,10 @@ def drawing_nothing() -> Iterator[None]:
 
 @contextmanager
 def same_draws() -> Iterator[None]:
-    """What is run in two of these in turn draws the same; the generators are afterwards as they were."""
+    """Lets what is run in two of these, one after the other, draw the same random numbers.
+
+    The generators are afterwards as they were.
+    """
     with _as_before(), _active(_Drawing()):
         yield
 

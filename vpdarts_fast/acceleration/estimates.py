@@ -29,18 +29,24 @@ class Estimate(Tensor):
 
     @classmethod
     def starting_from(cls, mean: Tensor, variance: Tensor) -> Estimate:
-        """Of running statistics [C]."""
+        """Makes one of running statistics [C], which it starts with."""
         estimate: Estimate = mean.as_subclass(cls)
         estimate.statistics = mean, variance
         return estimate
 
     def include(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
-        """Mean and unbiased variance of one more batch: [1, C] if all variants have the same, or [V, C]."""
+        """Moves the estimate towards one more batch, as a batch norm of this momentum does.
+
+        Args:
+            mean: [1, C] if all variants have the same batch, or [V, C].
+            variance: likewise, unbiased.
+            momentum: the weight of this batch, from 0 to 1.
+        """
         pairs = zip(self.statistics, (mean, variance), strict=True)
         self.keep(*(torch.lerp(before, now.to(before), momentum) for before, now in pairs))
 
     def keep(self, mean: Tensor, variance: Tensor) -> None:
-        """Running mean and variance [1 or V, C]."""
+        """Takes a running mean and variance [1 or V, C] in place of those it has."""
         self.statistics = (mean[0], variance[0]) if len(mean) == 1 else (mean, variance)
 
     @classmethod
@@ -64,13 +70,13 @@ def _batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
 ) -> Tensor:
-    """As `torch.nn.functional.batch_norm`."""
+    """Does what `torch.nn.functional.batch_norm` does, with an estimate for the running mean."""
     if not training:
         fixed_mean, fixed_variance = estimate.statistics
         return F.batch_norm(x, fixed_mean, fixed_variance, weight, bias, False, momentum, eps)
 
     def normalise(x: Tensor) -> Tensor:
-        """x [1 or V, N, C, ...] -> the same shape."""
+        """Normalises `x` [1 or V, N, C, ...] variant by variant; the shape stays the same."""
         mean = estimate.statistics[0].new_zeros(len(x), x.shape[2])
         variance = torch.ones_like(mean)
         out = [F.batch_norm(images, *buffers, weight, bias, True, 1.0, eps)  # type: ignore[call-arg]
@@ -82,7 +88,14 @@ def _batch_norm(
 
 
 def update_estimates(norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor, x: Tensor) -> None:
-    """With mean and biased variance [1 or V, M, C] of a batch, of the size of x [N, C, H, W]."""
+    """Includes one more batch in the estimates of M batch norms.
+
+    Args:
+        norms: M batch norms whose running mean is an `Estimate`, each with a momentum.
+        mean: [1 or V, M, C], of the batch.
+        variance: likewise, biased.
+        x: a tensor of one variant, [N, C, ...], of the size of what they normalised.
+    """
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
     for m, norm in enumerate(norms):

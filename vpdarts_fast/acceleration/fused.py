@@ -40,7 +40,14 @@ RETRIES = 100
 
 
 class State:
-    """What an accelerated module knows of itself."""
+    """What an accelerated module knows of itself.
+
+    Args:
+        plan: what it computes; none, later, where that is no longer known.
+        recognise: finds the plan anew when the module has changed.
+        seen: the module as it was when the plan was found.
+        backend: as `accelerate` takes it.
+    """
 
     def __init__(
         self, plan: Plan, recognise: Callable[[nn.Module], Plan], seen: Snapshot, backend: str
@@ -50,7 +57,10 @@ class State:
 
     @_disable_dynamo  # imports the compiler when it is called, which `torch.compiler.disable` does at once
     def look_again(self, module: nn.Module) -> None:
-        """The module has changed; it may compute something else now, or nothing that is known."""
+        """Recognises a module that has changed: it may compute something else now, or nothing that is known.
+
+        At the last of `RETRIES` changes it warns; after one more the module's own methods run for good.
+        """
         self.retries -= 1
         self.plan = None
         if self.retries >= 0:
@@ -66,7 +76,7 @@ class State:
 
 
 class Fused:
-    """Mixed into the class of an accelerated module."""
+    """What is mixed into the class of an accelerated module, by which it is known."""
 
     fused_methods: ClassVar[tuple[str, ...]]
 
@@ -83,7 +93,7 @@ def _rebuild(original: type[nn.Module], methods: tuple[str, ...]) -> nn.Module:
 
 
 def fused_class(original: type[nn.Module], methods: tuple[str, ...]) -> type[nn.Module]:
-    """The subclass whose methods run on `ops` where they can."""
+    """The subclass of a module's class whose `methods` run on `ops` where they can; made once for each."""
     kind = _CLASSES.get((original, methods))
     if kind is None:
         members: dict[str, Any] = {method: _running(original, method) for method in methods}
@@ -119,7 +129,7 @@ def _is_default(parameter: inspect.Parameter, value: Any) -> bool:
 
 
 def subclass(kind: type[nn.Module], members: dict[str, Any], *mixed_in: type) -> type[nn.Module]:
-    """A class of the same name."""
+    """A subclass of `kind` that has its name and documentation, and these members besides."""
     names = {"__module__": kind.__module__, "__qualname__": kind.__qualname__, "__doc__": kind.__doc__}
     return type(kind.__name__, (*mixed_in, kind), names | members)
 
@@ -139,6 +149,7 @@ class Change:
     state: State | None
 
     def make(self) -> None:
+        """Gives the module the class and the state."""
         self.module.__dict__.pop(STATE, None)
         if self.state is not None:
             self.module.__dict__[STATE] = self.state
@@ -146,13 +157,13 @@ class Change:
 
 
 def fusion(module: nn.Module, plan: Plan, recognise: Callable[[nn.Module], Plan], backend: str) -> Change:
-    """Its class is exchanged for the subclass that runs on `ops`."""
+    """The change that accelerates a module: its class becomes the subclass that runs on `ops`."""
     state = State(plan, recognise, snapshot(module, unknown_ops(plan)), backend)
     return Change(module, fused_class(original_class(module), plan.methods), state)
 
 
 def restoration(module: Fused) -> Change:
-    """An accelerated module gets its class back."""
+    """The change that undoes `fusion`: the module gets its class back."""
     assert isinstance(module, nn.Module)
     return Change(module, original_class(module), None)
 
@@ -178,7 +189,7 @@ def plan_of(module: Fused) -> Plan | None:
 
 
 def backend_of(module: nn.Module) -> str:
-    """What an accelerated module runs on."""
+    """The backend that an accelerated module was given: a name, or auto."""
     state: State = module.__dict__[STATE]
     return state.backend
 
@@ -222,7 +233,11 @@ def _runs_in_vmap(module: nn.Module) -> bool:
 
 
 def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:
-    """The method's value through `ops`; `OwnMethod` where the plan does not cover the call."""
+    """The method's value, computed by `ops`.
+
+    Raises:
+        OwnMethod: the plan does not cover the call.
+    """
     match plan:
         case MixedOpPlan():
             return _mixed_op(module, method, plan, x, weights[0], backend)
@@ -235,7 +250,7 @@ def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: An
 def _mixed_op(
     module: nn.Module, method: str, plan: MixedOpPlan, x: Tensor, weights: Any, backend: str
 ) -> Tensor:
-    """x [N, C, H, W], weights [O] -> [N, C, H', W']."""
+    """The mixed operation of `x` [N, C, H, W] with weights [O]: [N, C, H', W']."""
 
     def mixed_op(x: Tensor, rows: Tensor) -> Tensor:
         return Mixture(module, plan.mixture, x, rows, backend)(x)
@@ -249,10 +264,10 @@ def _mixed_op(
 
 
 def _cell(module: nn.Module, plan: CellPlan, x: Tensor, weights: Any, backend: str) -> Tensor:
-    """x [N, C, H, W], weights [E, O] -> the last node."""
+    """The last node of a cell with input `x` [N, C, H, W] and weights [E, O]."""
 
     def cell(x: Tensor, alpha: Tensor) -> Tensor:
-        """x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]."""
+        """The last node [V, N, C, H, W] of `x` [1 or V, N, C, H, W] with alpha [V, E, O]."""
         whole = whole_cell(module, plan, x, alpha, backend)
         if whole is not None:
             return whole

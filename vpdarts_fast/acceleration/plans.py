@@ -23,11 +23,11 @@ Path = tuple[str, ...]
 
 
 class Unrecognised(Exception):
-    """Why a module is left alone; no reason for one that does not look like anything."""
+    """Says why a module is left alone; the message is empty for one that does not look like anything."""
 
 
 class OwnMethod(Exception):
-    """The module's own method has to run, and why; nothing has been changed yet."""
+    """Says that the module's own method has to run, and why; nothing has been changed yet."""
 
 
 def described(error: Exception) -> str:
@@ -52,7 +52,7 @@ def at(module: nn.Module, path: Path) -> nn.Module:
 
 @dataclass(frozen=True)
 class ZeroPlan:
-    """`none`; of an odd size it may be the smaller half."""
+    """The operation `none`; of an odd size its output may be the smaller half."""
 
     stride: int
     floors: bool = False
@@ -60,7 +60,7 @@ class ZeroPlan:
 
 @dataclass(frozen=True)
 class SkipPlan:
-    """The identity."""
+    """The identity, `skip_connect`."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | FactorisedRe
 
 
 def norm_paths(plan: OpPlan) -> Iterator[Path]:
-    """Of its batch norms, in the order of `vpdarts_fast.contract.branches.norms`."""
+    """The paths of its batch norms, in the order of `vpdarts_fast.contract.branches.norms`."""
     if isinstance(plan, SepConvPlan):
         yield from (stage.norm for stage in plan.stages)
     elif isinstance(plan, (PoolPlan, ChainPlan, FactorisedReducePlan)) and plan.norm is not None:
@@ -137,7 +137,7 @@ def norm_paths(plan: OpPlan) -> Iterator[Path]:
 
 
 def stride_of(plan: OpPlan) -> int | None:
-    """None where the plan does not say."""
+    """The stride of a candidate operation; None where the plan does not say."""
     if isinstance(plan, SkipPlan):
         return 1
     return None if isinstance(plan, OpaquePlan) else plan.stride
@@ -265,7 +265,14 @@ class MixedOpPlan:
 
 @dataclass(frozen=True)
 class EdgePlan:
-    """Of a cell, from node `source` to node `target`; `row` of the weights belongs to it."""
+    """An edge of a cell, from node `source` to node `target`.
+
+    Attributes:
+        source: the number of the node that it leaves; 0 is the cell's input.
+        target: the number of the node that it enters.
+        row: of the cell's weights, the one that belongs to it.
+        mixture: what is computed on it.
+    """
 
     source: int
     target: int
@@ -325,7 +332,7 @@ def mixtures_of(plan: Plan) -> list[MixturePlan]:
 
 
 def unknown_ops(plan: Plan) -> dict[Path, OpaquePlan]:
-    """The candidate operations that run as they are."""
+    """The candidate operations of a plan that run as they are, by their paths in the module."""
     return {
         path: op
         for mixture in mixtures_of(plan)

@@ -36,7 +36,7 @@ class _Probe:
         self.value = torch.zeros((), dtype=torch.float64, device="cpu")
 
     def __call__(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> [N, C, H', W'], random."""
+        """Random values [N, C, H', W'] in place of an operation of `x` [N, C, H, W]; both are remembered."""
         self.called_with.append(x)
         shape = _shape_behind(x, self.stride)
         self.value = torch.randn(shape, dtype=x.dtype, device=x.device, generator=self.generator)

@@ -208,7 +208,7 @@ def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan |
 
 
 def _zero(op: nn.Module, start: fx.Node, node: object) -> OpPlan | None:
-    """x or x[:, :, ::s, ::s] times zero, or zeros like them."""
+    """The plan of `x` or `x[:, :, ::2, ::2]` times zero, or of zeros like them."""
     if not isinstance(node, fx.Node) or node.kwargs:
         return None
     times = node.target in ("mul", operator.mul, torch.mul) and len(node.args) == 2 and node.args[1] == 0

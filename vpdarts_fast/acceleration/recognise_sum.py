@@ -56,7 +56,11 @@ def methods_of(module: nn.Module) -> Iterator[str]:
 
 @remembered
 def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
-    """Raises `Unrecognised`, with why, for a module that is no mixed operation."""
+    """Finds out how a module computes a mixed operation.
+
+    Raises:
+        Unrecognised: it is none; the message says why.
+    """
     mixture = _mixture(module, candidate_ops(module))
     reason = _why_not(module, mixture)
     if reason:
@@ -69,7 +73,11 @@ def recognise_mixed_op(module: nn.Module) -> MixedOpPlan:
 
 @remembered
 def recognise_cell(module: nn.Module) -> CellPlan:
-    """Raises `Unrecognised`, with why, for a module that is no cell."""
+    """Finds out how a module computes a whole cell of mixed operations.
+
+    Raises:
+        Unrecognised: it does not; the message says why.
+    """
     named_edges = cell_edges(module)
     if named_edges is None:
         raise Unrecognised("has no edges")

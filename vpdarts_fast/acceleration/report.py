@@ -28,7 +28,7 @@ class Entry:
 
     @property
     def hints(self) -> tuple[str, ...]:
-        """What helps, for each reason in the remark."""
+        """What helps, a sentence for each reason in the remark that has one."""
         return tuple(hint for reason, hint in HINTS if reason in self.remark)
 
 
@@ -44,12 +44,12 @@ class AccelerationReport:
 
     @property
     def fused(self) -> tuple[Entry, ...]:
-        """Those that run on `vpdarts_fast.ops`."""
+        """The entries of modules that run on `vpdarts_fast.ops`."""
         return tuple(entry for entry in self.entries if entry.fused)
 
     @property
     def left(self) -> tuple[Entry, ...]:
-        """Those that run as they did."""
+        """The entries of modules that run as they did."""
         return tuple(entry for entry in self.entries if not entry.fused)
 
     @property

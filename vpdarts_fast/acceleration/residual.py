@@ -27,7 +27,11 @@ ADDITIONS = (operator.add, operator.iadd, torch.add, "add", "add_")
 
 @remembered
 def recognise_residual(block: nn.Module) -> ResidualPlan:
-    """Raises `Unrecognised` for a module that is no residual block."""
+    """Finds out which layers make a module a residual block of NAS-Bench-201.
+
+    Raises:
+        Unrecognised: it is none.
+    """
     plan = _recognise(block)
     if plan is None:
         raise Unrecognised
@@ -106,7 +110,11 @@ def _norm(block: nn.Module, path: Path) -> nn.BatchNorm2d:
 
 
 def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str) -> Tensor:
-    """x [N, C, H, W] -> [N, C_out, H / 2, W / 2]."""
+    """The block's output [N, C_out, H / 2, W / 2] for `x` [N, C, H, W], computed by `ops`.
+
+    Raises:
+        OwnMethod: the call is not covered; the block's own method serves it.
+    """
     norms = [_norm(block, path) for path in plan.norms]
     first, second, shortcut = (_conv(block, path).weight for path in plan.convolutions)
     channels, wide = x.shape[1], len(first)
@@ -119,7 +127,7 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
     fixed = are_fixed(norms, x, first, block)
 
     def with_fixed_statistics(x: Tensor) -> Tensor:
-        """x [1 or V, N, C, H, W], as the output."""
+        """Of `x` [1 or V, N, C, H, W], with the statistics that were estimated."""
         chosen = backend_for("residual_block", x, gamma, backend)
         mean, variance = fixed_statistics(norms, (None, None)).unbind(-2)
         scale = gamma / torch.sqrt(variance + norms[0].eps)
@@ -133,7 +141,7 @@ def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str
         return torch.stack(outs)
 
     def with_batch_statistics(x: Tensor) -> Tensor:
-        """x [1 or V, N, C, H, W], as the output."""
+        """Of `x` [1 or V, N, C, H, W], with those of the batch, which are kept."""
         chosen = backend_for("trained_residual_block", x, gamma, backend)
 
         def block(images: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -37,7 +37,13 @@ MAX_NODES = 6
 
 
 def row_of(weights: Any, plan: MixturePlan, x: Tensor) -> Tensor:
-    """[O] from what the module is called with: a tensor, or a list of numbers and tensors."""
+    """The weights of O operations, as a module is called with them, as one tensor [O].
+
+    They come as a tensor, or as a list of numbers and tensors; what is behind the first O is not used.
+
+    Raises:
+        OwnMethod: they are something else.
+    """
     count = len(plan.ops)
     if isinstance(weights, (list, tuple)) and len(weights) >= count:
         return torch.stack([_as_number(weight, x) for weight in weights[:count]])
@@ -124,7 +130,7 @@ class Mixture:
 
 
 def nonzero_columns(rows: Tensor) -> list[int]:
-    """Of rows [V, O], those that are not zero for all V."""
+    """The numbers of the columns of rows [V, O] that are not zero for all V."""
     return [o for o, column in enumerate(rows.T.tolist()) if any(column)]
 
 
@@ -274,7 +280,7 @@ def _norm(op: nn.Module, path: tuple[str, ...]) -> nn.BatchNorm2d:
 
 
 def backend_for(op: str, x: Tensor, row: Tensor, backend: str) -> str:
-    """What serves the call; automatically only what is faster than the modules themselves."""
+    """The backend for a call; auto chooses only what is faster than the modules themselves."""
     if row.dtype != x.dtype and not (x.dtype.itemsize == 2 and row.dtype == torch.float32):
         raise OwnMethod
     if backend != "auto":
@@ -296,7 +302,11 @@ def is_served(op: str, tensor: Tensor, backend: str) -> bool:
 
 
 def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: nn.Module) -> bool:
-    """Whether batch norms use their running statistics; only without gradients."""
+    """Whether batch norms use their running statistics.
+
+    Raises:
+        OwnMethod: some do and others do not, or they do where gradients are wanted.
+    """
     fixed = {not norm.training and norm.running_mean is not None for norm in norms}
     if len(fixed) > 1:
         raise OwnMethod
@@ -307,9 +317,14 @@ def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: n
 
 
 def fixed_statistics(norms: Sequence[nn.BatchNorm2d], offsets: Sequence[Tensor | None]) -> Tensor:
-    """[M, 2, C], as of the values before the offsets (convolutions' biases) are added.
+    """Running mean and variance of M batch norms, of the values before the offsets are added.
 
-    [V, M, 2, C] where variants have statistics of their own.
+    Args:
+        norms: M batch norms.
+        offsets: what is added in front of each, a convolution's bias [C], or none.
+
+    Returns:
+        [M, 2, C]; [V, M, 2, C] where variants have statistics of their own.
     """
     pairs = []
     for norm, offset in zip(norms, offsets, strict=True):
@@ -327,7 +342,7 @@ def update(
     variance: Tensor,
     out: Tensor,
 ) -> None:
-    """The running statistics.
+    """Updates running statistics as batch norms in training mode do.
 
     Args:
         norms: M batch norms.

@@ -89,7 +89,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A module and its submodules, as they were."""
+    """A module and its submodules as they were, to find out whether they have changed since."""
 
     layers: tuple[Layer, ...]
 

@@ -51,13 +51,13 @@ def batched_statistics(module: nn.Module) -> list[Buffer]:
 
 
 def batch_norms(module: nn.Module) -> Iterator[BatchNorm]:
-    """All within the module."""
+    """All batch norms within the module."""
     return (layer for layer in module.modules() if isinstance(layer, BatchNorm))
 
 
 @contextmanager
 def replaced(buffers: Sequence[Buffer], values: Sequence[Tensor]) -> Iterator[None]:
-    """These values in place of running statistics, which come back afterwards."""
+    """Puts values in place of running statistics while entered, and those back afterwards."""
     before = [getattr(norm, name) for norm, name in buffers]
     try:
         for (norm, name), value in zip(buffers, values, strict=True):

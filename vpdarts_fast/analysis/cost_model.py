@@ -81,7 +81,7 @@ class Command:
 
 @dataclass(frozen=True)
 class Counted:
-    """The phases of a search.
+    """What the phases of a search cost, in eager PyTorch and in ours.
 
     Attributes:
         setting: of the search.
@@ -101,12 +101,12 @@ class Counted:
 
 
 def setting_of(preset: Preset, precision: Precision, shared_bytes: int) -> Setting:
-    """A preset's search."""
+    """The search of a preset, with the images and classes of its data set."""
     return Setting(PRESETS[preset], *DATA[preset], DTYPES[precision], shared_bytes)
 
 
 def count(setting: Setting) -> Counted:
-    """Runs every phase, plain and fused."""
+    """Runs every phase on tensors without data, plain and fused, and counts what it starts."""
     found = [
         dict(zip(PHASES, (*training_steps(setting, fused), evaluation(setting, fused)), strict=True))
         for fused in (False, True)
@@ -154,7 +154,7 @@ def report(counted: Counted, roofline: Roofline) -> dict[str, Any]:
 
 
 def side(tally: Tally, roofline: Roofline) -> dict[str, Any]:
-    """One phase of one side."""
+    """The counts and times of one phase, of one side, as plain values."""
     return {
         "launches": tally.launches,
         "kernels": tally.kernels,
@@ -169,7 +169,7 @@ def side(tally: Tally, roofline: Roofline) -> dict[str, Any]:
 
 
 def show(content: dict[str, Any], console: Console) -> None:
-    """The tables."""
+    """Prints what `report` returns as tables."""
     title = f"{content['gpu']['name']}, {content['precision']}, preset {content['preset']}"
     heads = ("launches", "kernels", "waits", "GB", "GFLOP", "busy", "time")
     table = Table("", *heads, title=title)
@@ -220,7 +220,7 @@ def _shown(seconds: float) -> str:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line and returns the exit status; None takes the arguments of the process."""
     request = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.cost_model")
     gpu = GPUS[request.gpu]
     counted = count(setting_of(request.preset, request.precision, gpu.shared_bytes))

@@ -56,7 +56,15 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class EvaluatedRun:
-    """A run and its snapshots in the order of their epochs."""
+    """A run and what the evaluation of its snapshots says.
+
+    Attributes:
+        folder: of the run.
+        config: its settings.
+        images: how many the evaluation looked at.
+        removal: how ops were left out.
+        snapshots: in the order of their epochs.
+    """
 
     folder: Path
     config: SearchConfig
@@ -118,11 +126,15 @@ def evaluate_run(
     """Evaluates every snapshot of a run in every mode, on the same images of its validation set.
 
     Args:
+        folder: of the run, which has kept a snapshot before each evaluation (--snapshots).
+        config: the run's settings.
         data: where the images are; None takes the run's own --data.
         images: how many to evaluate on, at most.
         every: evaluate every n-th snapshot only, and the last.
         reuse: take from the run's kendall.json what was evaluated on as many images with this removal.
         removal: as `leave_one_out` has it; the run's own setting does not matter.
+        device: auto, cpu or cuda, as --device has it.
+        progress: called before each snapshot with how many are done, and with how many there are.
 
     Raises:
         UserError: no snapshots, a damaged one, or one that does not fit the run's settings.
@@ -203,7 +215,7 @@ def _restore(
 
 
 def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
-    """What `evaluate_run` can reuse."""
+    """The snapshot as plain values, which `known_evaluations` reads back."""
     evaluations = {mode: evaluation_to_json(found, mode) for mode, found in snapshot.evaluations.items()}
     return {"epoch": snapshot.epoch, "sha256": snapshot.sha256, "evaluations": evaluations}
 

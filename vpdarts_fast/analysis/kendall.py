@@ -90,7 +90,7 @@ class Command:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line and returns the exit status; None takes the arguments of the process."""
     analyse(tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.kendall"))
     return 0
 
@@ -132,7 +132,7 @@ def analyse(request: Command) -> None:
 
 
 def write_run(run: EvaluatedRun, verdicts: list[Verdict], column: str, columns: Sequence[str]) -> None:
-    """kendall.json, kendall.csv and kendall.png of one run, in its folder."""
+    """Writes kendall.json, kendall.csv and kendall.png of one run into its folder."""
     content = {
         "seed": run.config.search.seed,
         "images": run.images,
@@ -162,7 +162,7 @@ def write_all(
     column: str,
     columns: Sequence[str],
 ) -> None:
-    """The same over all runs, in the folder `out`."""
+    """Writes the same files over all runs, into the folder `out`."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -184,7 +184,7 @@ def write_all(
 
 
 def verdict_to_json(verdict: Verdict) -> dict[str, Any]:
-    """Plain values; null where there is no tau."""
+    """A verdict as plain values; null where there is no tau."""
     return {
         "epoch": verdict.epoch,
         "criterion": verdict.signal.criterion,
@@ -220,7 +220,7 @@ def _write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 def csv_text(evaluated: list[tuple[EvaluatedRun, list[Verdict]]], columns: Sequence[str]) -> str:
-    """One line per run, epoch and signal."""
+    """The verdicts of all runs as csv: one line per run, epoch and signal."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     taus = [f"tau_{source}{target}" for source, target in EDGES]
@@ -236,7 +236,7 @@ def csv_text(evaluated: list[tuple[EvaluatedRun, list[Verdict]]], columns: Seque
 
 
 def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun], column: str) -> None:
-    """The true ranking, tau and selected accuracy over the epochs, and all accuracies at the last one."""
+    """Prints the true ranking, tau and selected accuracy over the epochs, and the last one's accuracies."""
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     truth = Table("edge", *OPS, title=f"True ranking: mean rank by {column}")
     for edge, row in zip(EDGES, ranks, strict=True):

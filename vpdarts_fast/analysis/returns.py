@@ -56,7 +56,7 @@ def returns(run: Run) -> tuple[int, list[int]]:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """Runs the command line and returns the exit status; None takes the arguments of the process."""
     request = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.returns")
     for folder in run_folders(request.runs):
         decisions, epochs = returns(read_run(folder))

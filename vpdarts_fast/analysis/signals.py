@@ -54,7 +54,7 @@ class Verdict:
 
     @property
     def mean_tau(self) -> float:
-        """Over the edges that have a tau; NaN if none has."""
+        """The mean of tau over the edges that have one; NaN if none has."""
         defined = self.tau[~np.isnan(self.tau)]
         return float(defined.mean()) if len(defined) else math.nan
 
@@ -68,6 +68,7 @@ class Spread:
 
     @classmethod
     def of(cls, values: list[float]) -> Spread:
+        """Mean and deviation of the values that are not NaN; both are NaN where there is none."""
         present = [value for value in values if not math.isnan(value)]
         if not present:
             return cls(math.nan, math.nan)
@@ -76,7 +77,15 @@ class Spread:
 
 @dataclass(frozen=True)
 class Summary:
-    """A signal before an epoch, over the runs."""
+    """What a signal says before an epoch, over the runs.
+
+    Attributes:
+        epoch: the epoch that was about to begin, from 0.
+        signal: what ranks the ops.
+        runs: how many runs there are.
+        tau: Kendall's tau, mean over the edges.
+        benchmark: of each column, the accuracy of the cell that selection would take, in per cent.
+    """
 
     epoch: int
     signal: Signal

@@ -38,6 +38,7 @@ def table(device: torch.device) -> list[str]:
 
 @command
 def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the table of the CPU, and of the GPU where there is one; returns the exit status, 0."""
     argparse.ArgumentParser(
         prog="python -m vpdarts_fast.backends",
         description="Shows the backends of every op on this machine. * is what auto takes. "

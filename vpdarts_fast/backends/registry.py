@@ -38,7 +38,7 @@ EVALUATION_OPS = ("masked_cell", "residual_block")
 
 @dataclass(frozen=True)
 class Backend:
-    """One set of implementations.
+    """One set of implementations of the ops, and what it can serve.
 
     Attributes:
         name: as the user writes it.
@@ -64,7 +64,7 @@ class Backend:
     refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
 
     def unsupported(self, op: str, tensors: Sequence[Tensor], small: Sequence[Tensor] = ()) -> list[str]:
-        """The reasons why this backend cannot serve the call; none if it can. Arguments as `serving`."""
+        """The reasons why this backend cannot serve a call; none if it can. It takes what `serving` takes."""
         if self.missing is not None:
             return [self.missing]
         reasons = []
@@ -149,7 +149,7 @@ BACKENDS = (
 def select(
     op: str, tensors: Sequence[Tensor], backend: str = "auto", small: Sequence[Tensor] = ()
 ) -> Callable[..., Any]:
-    """The implementation of `op` for these arguments; errors as `serving`."""
+    """The function that computes `op` for these arguments; takes and raises what `serving` does."""
     return serving(op, tensors, backend, small).implementations[op]
 
 

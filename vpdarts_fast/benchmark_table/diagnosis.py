@@ -88,7 +88,7 @@ def _check_zip(path: Path) -> None:
 
 
 def size_search_space(path: Path) -> UserError:
-    """For the other half of NATS-Bench."""
+    """The error for a file of the other half of NATS-Bench, the size search space."""
     return UserError(
         f"{path} is of NATS-Bench's size search space (NATS-sss): its architectures are numbers of "
         f"channels, not cells. NAS-Bench-201's are in the topology search space, NATS-tss; {EXPECTED}"
@@ -102,12 +102,12 @@ def check_names(path: Path, names: Sequence[str]) -> None:
 
 
 def not_official(path: Path, reason: str) -> UserError:
-    """For a file of plain data that is organised in another way."""
+    """The error for a file of plain data that is organised in another way."""
     return UserError(f"{path} is not an official benchmark file: {reason}; {EXPECTED}")
 
 
 def unreadable(path: Path, error: Exception) -> UserError:
-    """For what came while a file was read: permissions, memory, a refused pickle or damage."""
+    """The error for what came while a file was read: permissions, memory, a refused pickle or damage."""
     if isinstance(error, OSError) and error.errno is not None:
         return UserError(f"cannot read {path}: {error.strerror}")
     if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
@@ -138,7 +138,7 @@ def unreadable(path: Path, error: Exception) -> UserError:
 
 
 def out_of_memory(path: Path) -> UserError:
-    """For memory that ends; that a small file wants so much is another matter."""
+    """The error for memory that ends; that a small file wants so much is another matter."""
     ended = f"memory ({machine.readable(machine.memory())} in all) ended while {path} was read"
     if not path.is_dir() and path.stat().st_size < LARGE:
         return UserError(

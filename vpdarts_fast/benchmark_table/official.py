@@ -38,7 +38,13 @@ ProgressCallback = Callable[[str, int, int], None]
 
 
 class Source(NamedTuple):
-    """Where the official files keep a column: training length, training set, evaluation set."""
+    """Where the official files keep a column.
+
+    Attributes:
+        epochs: the training length, in epochs.
+        dataset: what was trained on.
+        split: what was evaluated on.
+    """
 
     epochs: str
     dataset: str
@@ -61,7 +67,13 @@ validation images together, ``cifar10-valid`` on the training images alone."""
 
 
 class OfficialRow(NamedTuple):
-    """One architecture of an official file; `accuracies` lacks the columns that the file lacks."""
+    """One architecture of an official file.
+
+    Attributes:
+        where: the file and the number of the architecture in it, for error messages.
+        architecture: its string.
+        accuracies: column -> per cent; lacks the columns that the file lacks.
+    """
 
     where: str
     architecture: str

@@ -62,7 +62,10 @@ SLACK = 16 << 20
 
 
 class TooLarge(Exception):
-    """A compressed file unpacks to more than a file of its size ever does; the rest was not unpacked."""
+    """Says that a compressed file unpacks to more than a file of its size ever does.
+
+    The rest was not unpacked.
+    """
 
 
 class _Unpacked(io.RawIOBase):

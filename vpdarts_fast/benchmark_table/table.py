@@ -136,7 +136,7 @@ class BenchmarkTable:
 
     @property
     def held(self) -> NDArray[np.bool_]:
-        """bool [15625]: the architectures that the table has accuracies of."""
+        """Which architectures the table has accuracies of: bool [15625], in official order."""
         return ~np.isnan(self._values[:, 0])
 
     def official_index(self, architecture: str | Genotype) -> int:
@@ -168,7 +168,10 @@ class BenchmarkTable:
         return dict(zip(self.columns, values.tolist(), strict=True))
 
     def column(self, name: str) -> NDArray[np.float64]:
-        """float64 [15625], per cent, in official order; NaN where not held. A read-only view.
+        """One column for all architectures, in official order.
+
+        Returns:
+            float64 [15625], per cent; NaN where not held. A read-only view.
 
         Raises:
             UserError: the table has no such column.

@@ -26,17 +26,20 @@ def without_op(alpha: Tensor, edge: int, op: int, renormalised: bool = False) ->
     """The alpha table of a supernet without an op on an edge, as leave-one-out evaluates it.
 
     The op's alpha is 0. Renormalised, the edge's others are scaled up, so that it carries as much as before:
-    with k over all ops but `none`, which adds nothing to an edge,
+    with k over all ops but `none`, which adds nothing to an edge::
 
         alpha[edge, j] * sum_k |alpha[edge, k]| / sum_(k != op) |alpha[edge, k]|
 
-    and as they are where that factor is not finite: the others are 0, or next to it.
+    They stay as they are where that factor is not finite: the others are 0, or next to it.
 
     Args:
         alpha: [E, 5].
         edge: 0..E-1.
         op: a column of alpha.
         renormalised: whether the others are scaled.
+
+    Returns:
+        [E, 5], a new tensor.
     """
     table = alpha.clone()
     table[edge, op] = 0
@@ -47,7 +50,7 @@ def without_op(alpha: Tensor, edge: int, op: int, renormalised: bool = False) ->
 
 
 def avg_pool_3x3(x: Tensor) -> Tensor:
-    """3x3 average pool, stride 1, the padding not counted. x [N, C, H, W] -> the same shape."""
+    """Averages over 3x3 pixels with stride 1, the padding not counted; [N, C, H, W] keeps its shape."""
     return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
@@ -78,8 +81,10 @@ def mixed_sum(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """A node from its k incoming edges, convolutions normalised with the batch's own statistics.
 
-    node = sum_e alpha[e, skip] * skip_scale_e * x_e + alpha[e, 1x1] * norm(raw_1x1_e)
-               + alpha[e, 3x3] * norm(raw_3x3_e) + alpha[e, pool] * pool(x_e)      (paper, Eq. 3)
+    As the paper's Eq. 3 has it::
+
+        node = sum_e alpha[e, skip] * skip_scale_e * x_e + alpha[e, 1x1] * norm(raw_1x1_e)
+                   + alpha[e, 3x3] * norm(raw_3x3_e) + alpha[e, pool] * pool(x_e)
 
     Args:
         xs: k source nodes, each [V, N, C, H, W].
@@ -321,7 +326,7 @@ def mixed_op(
     stride: int = 1,
     statistics: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The mixed operation of one edge: sum_o alpha[o] * op_o(x)      (paper, Eq. 3)
+    """The mixed operation of one edge, sum_o alpha[o] * op_o(x) (paper, Eq. 3).
 
     Args:
         x: [1 or V, N, C, H, W], the node that the edge leaves.
@@ -360,7 +365,7 @@ class _Normalise:
         self.used: list[tuple[Tensor, Tensor]] = []
 
     def __call__(self, raw: Tensor, norm: Norm | None) -> Tensor:
-        """raw [N, C, H, W] -> the same shape."""
+        """Normalises `raw` [N, C, H, W]; the shape stays the same."""
         if norm is None:
             return raw
         if self.given is None:

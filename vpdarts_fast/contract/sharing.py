@@ -57,7 +57,7 @@ def combinations(
 
 
 def pick(values: Tensor, numbers: Sequence[int]) -> Tensor:
-    """values[numbers], kept channels last: [U, N, C, H, W] -> [len(numbers), N, C, H, W]."""
+    """The values [U, N, C, H, W] of these numbers, kept channels last: [len(numbers), N, C, H, W]."""
     if list(numbers) == list(range(len(values))):
         return values
     return values.movedim(2, 4).index_select(0, index(tuple(numbers), values.device)).movedim(4, 2)
@@ -87,7 +87,7 @@ def _is_traced() -> bool:
 
 @lru_cache(maxsize=4096)  # a leave-one-out evaluation has some dozens, which its CUDA graphs need to its end
 def kept_index(numbers: tuple[int, ...], device: torch.device) -> Tensor:
-    """As `index`, where it can be kept."""
+    """The numbers as `index` has them, for calls in which the tensor can be kept."""
     with torch.inference_mode(False):  # also of use where gradients are computed
         return torch.tensor(numbers, device=device)
 
@@ -102,7 +102,7 @@ def tables_on(device: torch.device, tables: Tensor) -> Tensor:
 
 
 def some_tables(alpha: Tensor, variants: slice) -> Tensor:
-    """alpha[variants], as well known as alpha [V, E, O]."""
+    """The tables of some variants, as well known as alpha [V, E, O] is."""
     return _remember(alpha[variants], alpha_rows(alpha)[variants])
 
 

@@ -74,7 +74,7 @@ class ImageSet:
         return self.take(self.draw(indices, generator).to(self.labels.device))
 
     def draw(self, indices: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """What `take` is to do; arguments and errors as `batch`.
+        """Draws what `take` is to do; it takes and raises what `batch` does.
 
         Returns:
             int64 [1, B], the indices; with a generator [4, B]: the crops' first rows and columns within the
@@ -196,6 +196,9 @@ def epoch_order(
     """Shuffles 0..count-1 into index batches, int64 [batch_size], that visit every image once.
 
     Args:
+        count: how many images there are, at least 1.
+        batch_size: images in a batch, at least 1; the last batch may hold fewer.
+        generator: on the CPU; what it draws decides the order.
         drop_last: leave out the last batch if it is smaller than the others, rather than return it.
         visited: of so many images only, at most; None: of all.
 

@@ -119,7 +119,9 @@ def check_images(images: Tensor, labels: Tensor, *, prefix: str = "") -> None:
     """Checks that images are uint8 [N, H, W, 3] with N, H, W >= 1, and labels int64 [N].
 
     Args:
-        prefix: put before "images" and "labels" in the message, as in ``train_``.
+        images: what is checked, of any type and shape.
+        labels: likewise.
+        prefix: put before "images" and "labels" in the message, as in `train_`.
 
     Raises:
         UserError: they are not.

@@ -48,7 +48,7 @@ def check_like(op: str, first: Tensor, **tensors: Any) -> None:
 
 
 def check_lists(op: str, first: Tensor, **lists: Any) -> None:
-    """The same of lists or tuples of tensors."""
+    """Checks lists or tuples of tensors as `check_like` checks tensors."""
     device, dtype = first.device, first.dtype
     for name, tensors in lists.items():
         check_sequence(op, name, tensors)
@@ -60,7 +60,7 @@ def check_lists(op: str, first: Tensor, **lists: Any) -> None:
 
 
 def check_small(op: str, first: Tensor, **tensors: Any) -> None:
-    """Alphas and statistics: the same, but that they may be float32 beside half precision."""
+    """Checks alphas and statistics as `check_like`, but that they may be float32 beside half precision."""
     device, dtype = first.device, first.dtype
     for name, tensor in tensors.items():
         if not _usable(tensor):

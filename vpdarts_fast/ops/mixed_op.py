@@ -47,7 +47,9 @@ def mixed_op(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """sum_o alpha[o] * op_o(x) (DARTS, Eq. 2; paper, Eq. 3). Differentiable but for the statistics.
+    """The weighted sum of the candidate operations of an edge, sum_o alpha[o] * op_o(x).
+
+    It is Eq. 2 of DARTS and Eq. 3 of the paper. Differentiable but for the statistics.
 
     Args:
         x: [1 or V, N, C, H, W], the node that the edge leaves.
@@ -108,7 +110,7 @@ def _check_sizes(x: Tensor, alpha: Tensor, branches: Sequence[Branch]) -> None:
 def _check_branch(
     name: str, branch: Branch, x: Tensor, variants: int, stride: int, size: tuple[int, ...]
 ) -> None:
-    """size: N, H', W'."""
+    """Checks one candidate operation, whose output has `size`: N, H', W'."""
     if isinstance(branch, SepConv):
         check_sequence(OP, f"{name}.stages", branch.stages, "stages")
         if len(branch.stages) not in (1, 2):

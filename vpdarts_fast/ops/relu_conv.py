@@ -13,7 +13,7 @@ from vpdarts_fast.runtime.precision import autocast, without_autocast
 def relu_conv(
     x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, *, backend: str = "auto"
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """conv_e(relu(x)) for the k edges that leave a node, before batch norm. Differentiable.
+    """The convolutions of relu(x) for the k edges that leave a node, before batch norm. Differentiable.
 
     Args:
         x: [N, C, H, W].

@@ -20,7 +20,9 @@ def residual_block(
     *,
     backend: str = "auto",
 ) -> Tensor:
-    """ReLU, conv a, batch norm, ReLU, conv b, batch norm, plus a pooled shortcut.
+    """The block between two stages, its batch norms folded into a factor and a shift per channel.
+
+    ReLU, conv a, batch norm, ReLU, conv b, batch norm, plus a pooled shortcut.
 
     For inference: not differentiable.
 

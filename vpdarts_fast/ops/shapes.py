@@ -9,7 +9,18 @@ from vpdarts_fast.ops.arguments import check_count
 
 
 def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha: Tensor) -> None:
-    """x [1 or V, N, C, H, W], weights [E, C, C, 1, 1] and [E, C, C, 3, 3], alpha [V, E, 5]."""
+    """Checks the shapes of a cell's arguments against each other.
+
+    Args:
+        op: named in the message.
+        x: [1 or V, N, C, H, W].
+        weight_1x1: [E, C, C, 1, 1].
+        weight_3x3: [E, C, C, 3, 3].
+        alpha: [V, E, 5], with V at least 1 and E the 1, 3, 6, 10 or 15 edges of a full cell.
+
+    Raises:
+        UserError: a tensor of another shape.
+    """
     if x.dim() != 5:
         raise UserError(f"{op}: x must be [V, N, C, H, W]; got {list(x.shape)}")
     if alpha.dim() != 3 or alpha.shape[2] != 5 or alpha.shape[1] not in (1, 3, 6, 10, 15):
@@ -24,7 +35,21 @@ def check_cell(op: str, x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, alpha
 
 
 def check_residual(op: str, x: Tensor, weight_a: Tensor, weight_b: Tensor, weight_shortcut: Tensor) -> int:
-    """x [N, C, H, W], weights [C_out, C, 3, 3], [C_out, C_out, 3, 3] and [C_out, C, 1, 1]; returns C_out."""
+    """Checks the shapes of a residual block's input and weights against each other.
+
+    Args:
+        op: named in the message.
+        x: [N, C, H, W], with C, H and W at least 1.
+        weight_a: [C_out, C, 3, 3], of the first convolution, with C_out at least 1.
+        weight_b: [C_out, C_out, 3, 3], of the second.
+        weight_shortcut: [C_out, C, 1, 1].
+
+    Returns:
+        C_out, the number of channels behind the block.
+
+    Raises:
+        UserError: a tensor of another shape.
+    """
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise UserError(f"{op}: x must be [N, C, H, W], C, H and W at least 1; got {list(x.shape)}")
     if weight_a.dim() != 4 or weight_a.shape[0] == 0:

@@ -22,7 +22,9 @@ def trained_residual_block(
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`residual_block` as it is trained. Differentiable but for the statistics.
+    """The block between two stages as it is trained. Differentiable but for the statistics.
+
+    It computes what `residual_block` does, with the batch's own statistics.
 
     Args:
         x: [N, C, H, W].

@@ -20,6 +20,7 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 
 T = TypeVar("T")
+"""What a function that is recorded returns."""
 
 WARM_UP = 2
 """Calls with arguments of a shape before one is captured: the first makes the state of optimisers, chooses
@@ -27,13 +28,17 @@ among the configurations of kernels and loads them; the second finds all that in
 
 
 class Recorder(Protocol):
-    """What records functions."""
+    """What records what functions start on a device, to start it again as a whole."""
 
     def warm_up(self, function: Callable[[], T]) -> T:
-        """Calls it as it will be recorded, but for good."""
+        """Calls the function as it will be recorded, but for good, and returns its result."""
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
-        """Its result, and what computes that anew; until then there is nothing in it."""
+        """Records the function without running it.
+
+        Returns:
+            The tensors of its result, which hold nothing yet, and a function that computes them anew.
+        """
 
 
 class CudaGraphs:
@@ -48,7 +53,7 @@ class CudaGraphs:
         self._pool = torch.cuda.graph_pool_handle()
 
     def warm_up(self, function: Callable[[], T]) -> T:
-        """On the stream that captures, as libraries keep a state for each."""
+        """Calls the function on the stream that captures, as libraries keep a state for each stream."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -57,6 +62,11 @@ class CudaGraphs:
         return result
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
+        """Records the function into a CUDA graph; see `vpdarts_fast.runtime.graphs.Recorder.record`.
+
+        Raises:
+            RuntimeError: of PyTorch, where the function does what no graph can hold.
+        """
         graph = torch.cuda.CUDAGraph()
         with _no_garbage_collection(), torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
             result = function()
@@ -81,7 +91,7 @@ def captures(device: torch.device) -> bool:
 
 
 def recorder_for(device: torch.device) -> Recorder | None:
-    """What records on this device, if anything does."""
+    """The recorder for functions on this device; None where nothing is recorded."""
     return CudaGraphs(device) if captures(device) else None
 
 

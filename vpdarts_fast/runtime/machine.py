@@ -47,7 +47,7 @@ def reuse_memory() -> bool:
 
 
 def readable(size: float) -> str:
-    """Bytes for people."""
+    """A number of bytes for people, as in `1.5 GiB`."""
     for unit in ("B", "KiB", "MiB", "GiB", "TiB"):
         if size < 1024:
             return f"{size:,.1f} {unit}"

@@ -1,9 +1,9 @@
 """How exactly a search computes: float32, float32 with TF32 products, or bfloat16 beside float32.
 
-fp32    every product of float32 as it is, also where PyTorch's own default is TF32 (cuDNN's convolutions)
-tf32    products of float32 on tensor cores, operands rounded to 10 bits; everything else as fp32
-bf16    activations, and weights as they enter a product, in bfloat16; parameters, alphas, statistics, sums,
-        the classifier, the loss and the optimisers in float32
+- fp32: every product of float32 as it is, also where PyTorch's own default is TF32 (cuDNN's convolutions)
+- tf32: products of float32 on tensor cores, operands rounded to 10 bits; everything else as fp32
+- bf16: activations, and weights as they enter a product, in bfloat16; parameters, alphas, statistics, sums,
+  the classifier, the loss and the optimisers in float32
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ Precision = Literal["fp32", "tf32", "bf16"]
 
 
 def check_precision(precision: Precision, device: torch.device) -> None:
-    """Raises `UserError` if the device does not have it."""
+    """Checks that a device can compute in this precision.
+
+    Raises:
+        UserError: it cannot; the message says what it can.
+    """
     if precision == "fp32":
         return
     if device.type == "cuda":
@@ -36,7 +40,7 @@ def check_precision(precision: Precision, device: torch.device) -> None:
 
 @contextmanager
 def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
-    """PyTorch's settings for it while entered, and as they were afterwards.
+    """Sets PyTorch to a precision while entered, and back to its settings before afterwards.
 
     Raises:
         UserError: as `check_precision`.
@@ -57,17 +61,20 @@ def computing_in(precision: Precision, device: torch.device) -> Iterator[None]:
 
 
 def bfloat16_products(device: torch.device) -> AbstractContextManager[object]:
-    """Without autocast's cache of weights, which a CUDA graph cannot capture."""
+    """Lets products on the device compute in bfloat16 while entered.
+
+    It does without the cache of weights that `torch.autocast` has, which a CUDA graph cannot capture.
+    """
     return torch.autocast(device.type, torch.bfloat16, cache_enabled=False)
 
 
 def activation_dtype(precision: Precision) -> torch.dtype:
-    """What activations are in."""
+    """The dtype of activations: bfloat16 in bf16, else float32."""
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def wide(x: Tensor) -> Tensor:
-    """float32 in place of half precision, in which nothing is added up; other dtypes stay."""
+    """The tensor in float32 in place of half precision, in which nothing is added up; other dtypes stay."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -79,14 +86,18 @@ def product_dtype(x: Tensor) -> torch.dtype:
 
 
 def autocast(*tensors: Tensor) -> list[Tensor]:
-    """Activations and weights of an op, all on one device, as a convolution would take them."""
+    """Casts activations and weights of an op, all on one device, to what a convolution would take."""
     if not tensors or not autocasts(tensors[0]):
         return list(tensors)
     return [tensor.to(product_dtype(tensor)) for tensor in tensors]
 
 
 def without_autocast(x: Tensor) -> AbstractContextManager[object]:
-    """For what decides on its dtypes itself; x is any of its tensors."""
+    """Switches `torch.autocast` off while entered, for ops that decide on dtypes themselves.
+
+    Args:
+        x: any of the op's tensors; autocast is switched off for its device.
+    """
     return torch.autocast(x.device.type, enabled=False) if autocasts(x) else nullcontext()
 
 

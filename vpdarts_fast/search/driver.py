@@ -128,8 +128,8 @@ class Search:
         if content.get("images") not in (None, self._images_digest):
             dataset = self.config.images.dataset
             raise UserError(
-                f"{path} was trained on other images than those that {dataset} is now: name the data set that "
-                "the run began with by --data, or start a new run"
+                f"{path} was trained on other images than those that {dataset} is now: name the data set "
+                "that the run began with by --data, or start a new run"
             )
         with CHECKPOINT.reading(str(path)):
             saved = [content, *(mapping(member, "a member") for member in content["members"])]

@@ -97,7 +97,7 @@ def is_uninitialised(func: torch._ops.OpOverload) -> bool:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All in nested sequences."""
+    """All tensors in nested sequences."""
     return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
 
 

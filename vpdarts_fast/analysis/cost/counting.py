@@ -1,6 +1,6 @@
 """Runs host code as it would run on a GPU, on tensors without data, and counts what it starts.
 
-Tensors say that they lie on a GPU and are `FakeTensor`s; PyTorch's ops on them are counted as they are
+Tensors say that they lie on a GPU and are of PyTorch's `FakeTensor`; ops on them are counted as they are
 dispatched, and launches of Triton kernels where Triton would compile and start them. Values that the host
 code makes itself, such as tables of alphas, are computed beside, so that it can read them back.
 """
@@ -79,6 +79,7 @@ class Count(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._forgotten: set[int] = set()  # memory of values that are no longer known
 
     def add(self, work: Work | None) -> None:
+        """Counts a call; None is a call that costs nothing."""
         if work is not None:
             self.tally.work[work] += 1
 
@@ -182,9 +183,15 @@ class CountedGraphs:
         self._count = count
 
     def warm_up(self, function: Callable[[], T]) -> T:
+        """Calls the function and counts what it starts, as of any other."""
         return function()
 
     def record(self, function: Callable[[], T]) -> tuple[T, Callable[[], object]]:
+        """The function's result, uncounted, and what counts one replay of all that it started.
+
+        Raises:
+            Uncountable: the function waits for a value from the device, which no graph can.
+        """
         before = self._count.tally.copy()
         result = function()
         graph = self._count.tally - before

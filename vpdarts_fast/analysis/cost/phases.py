@@ -42,15 +42,17 @@ class Setting:
 
     @property
     def steps(self) -> int:
-        """Of each phase of an epoch."""
+        """How many steps each of the two phases of an epoch takes: one a batch of its half of the images."""
         return math.ceil(self.images / self.config.optimisers.batch_size)
 
     @property
     def evaluation_images(self) -> int:
+        """How many images a leave-one-out evaluation looks at: at least one."""
         return max(1, round(self.images * self.config.search.validation_proportion))
 
     @property
     def evaluation_batches(self) -> int:
+        """How many batches those images make."""
         return math.ceil(self.evaluation_images / self.config.optimisers.evaluation_batch_size)
 
     @property
@@ -59,13 +61,13 @@ class Setting:
         return self.config.search.pruning_epochs + 1
 
     def batch(self, images: int) -> Batch:
-        """Images [N, 3, H, W] and labels [N]."""
+        """A batch of so many images, without data: images [N, 3, H, W] and labels [N] int64."""
         inputs = torch.empty(images, 3, self.size, self.size, device=DEVICE)
         return inputs, torch.zeros(images, dtype=torch.int64, device=DEVICE)
 
 
 class Dropout(nn.Module):
-    """Behind a skip connection as PyTorch has it on a GPU: one kernel draws and scales.
+    """Dropout behind a skip connection as PyTorch has it on a GPU: one kernel draws and scales.
 
     The plain modules draw from a seed, so that fused cells can draw the same, which costs a dozen kernels
     that nobody else's network starts.
@@ -76,6 +78,7 @@ class Dropout(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Drops values of `x`, of any shape, while training; else returns it as it is."""
         return torch.native_dropout(x, self.dropout, True)[0] if self.training and self.dropout else x
 
 
@@ -97,7 +100,10 @@ def _state(setting: Setting, fused: bool) -> SearchState:
 
 
 def training_steps(setting: Setting, fused: bool) -> tuple[Tally, Tally]:
-    """A step of each phase, weights and alpha, after those that make the optimisers' state and record it."""
+    """Counts a step of each phase, weights and alpha.
+
+    The steps before, which make the optimisers' state and record CUDA graphs, are not counted.
+    """
     with counting(setting.shared_bytes, graphs=fused) as count:
         state, config = _state(setting, fused), setting.config
         batch = setting.batch(config.optimisers.batch_size)
@@ -122,7 +128,7 @@ def training_steps(setting: Setting, fused: bool) -> tuple[Tally, Tally]:
 
 
 def evaluation(setting: Setting, fused: bool) -> Tally:
-    """Leave-one-out over the evaluation's images, in batches as large as the largest.
+    """Counts leave-one-out over the evaluation's images, in batches as large as the largest.
 
     A few are run; those that follow are as the last, as the first calibrates and the next are recorded.
     """

@@ -20,7 +20,7 @@ DTYPES: Mapping[Precision, torch.dtype] = {
 
 @dataclass(frozen=True)
 class GPU:
-    """NVIDIA's data sheet.
+    """What NVIDIA's data sheet says of a GPU.
 
     Attributes:
         name: of the product.
@@ -88,7 +88,7 @@ class Roofline:
     assumptions: Assumptions
 
     def seconds(self, work: Work) -> float:
-        """Of the device for one call."""
+        """Seconds that the device takes for one call."""
         some = self.assumptions
         peak = self.gpu.peak["fp32"] * some.vector_share
         if work.unit == "matrix" and self.precision != "fp32":
@@ -112,5 +112,5 @@ class Roofline:
         return max(self.close(tally), tally.launches * self.assumptions.launch_us * 1e-6)
 
     def one_by_one(self, tally: Tally) -> float:
-        """As `seconds_of`, without CUDA graphs."""
+        """Seconds on the clock as `seconds_of`, with every kernel launched by the host: no CUDA graphs."""
         return max(self.close(tally), tally.kernels * self.assumptions.launch_us * 1e-6)

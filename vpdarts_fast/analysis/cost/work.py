@@ -14,12 +14,12 @@ Unit = Literal["vector", "matrix"]
 
 
 class Uncountable(Exception):
-    """Host code does something whose cost the model does not know; it must be taught."""
+    """Says that host code does something whose cost the model does not know; it must be taught."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """One call.
+    """The cost of one call.
 
     Attributes:
         kernel: of whom: an op of PyTorch or a kernel of ours.
@@ -38,7 +38,7 @@ class Work:
 
 @dataclass
 class Tally:
-    """Work added up.
+    """The cost of many calls, added up.
 
     Attributes:
         work: how often which call was made.
@@ -54,33 +54,37 @@ class Tally:
 
     @property
     def kernels(self) -> int:
+        """How many kernels the device ran, those of replayed graphs included."""
         return sum(times * work.launches for work, times in self.work.items())
 
     @property
     def launches(self) -> int:
-        """By the host: of a kernel or of a whole graph."""
+        """How often the host started something: a kernel, or a whole graph."""
         return self.kernels - self.replayed + self.replays
 
     @property
     def bytes(self) -> int:
+        """Bytes of device memory that all calls read and wrote."""
         return sum(times * work.bytes for work, times in self.work.items())
 
     @property
     def flops(self) -> int:
+        """Floating-point operations of all calls."""
         return sum(times * work.flops for work, times in self.work.items())
 
     def by_kernel(self) -> Counter[str]:
-        """How often each ran, the most frequent first."""
+        """How often each kernel ran, the most frequent first."""
         found: Counter[str] = Counter()
         for work, times in self.work.items():
             found[work.kernel] += times * work.launches
         return Counter(dict(found.most_common()))
 
     def copy(self) -> Tally:
+        """An equal tally that later calls do not change."""
         return self * 1
 
     def add_replay(self, graph: Tally) -> None:
-        """What was recorded, once more."""
+        """Adds what a graph recorded, once more, as started by a single launch."""
         self.work += graph.work
         self.replays += 1
         self.replayed += graph.kernels
@@ -114,5 +118,5 @@ def size(tensor: Tensor) -> int:
 
 
 def total_size(tensors: Iterable[Tensor | None]) -> int:
-    """Bytes of those that are there."""
+    """Bytes of all tensors that are there, as `size` has them; None counts nothing."""
     return sum(size(tensor) for tensor in tensors if tensor is not None)

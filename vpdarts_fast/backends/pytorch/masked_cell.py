@@ -28,7 +28,7 @@ from vpdarts_fast.runtime.precision import wide
 
 @dataclass
 class Node:
-    """A node's distinct values.
+    """The distinct values of a node over all variants.
 
     Attributes:
         values: [U, N, C, H, W].
@@ -51,13 +51,13 @@ class Edges:
     mean: Tensor
 
     def kernel(self, e: int, row: Row) -> Tensor:
-        """W(a) [C, C, 3, 3]."""
+        """The kernel W(a) [C, C, 3, 3] of edge e with the alphas a = `row`."""
         kernel = self.weight_3x3[e] * row[3]
         kernel[:, :, 1:2, 1:2] += self.weight_1x1[e] * row[2]
         return kernel
 
     def bias(self, e: int, row: Row) -> Tensor:
-        """b(a) [C]."""
+        """The bias b(a) [C] of edge e with the alphas a = `row`."""
         return -row[2] * self.mean[e, 0] - row[3] * self.mean[e, 1]
 
 
@@ -133,7 +133,7 @@ def _common(nodes: Sequence[Node], edges: Edges, incoming: Sequence[int], rows: 
 
 
 def _correct(out: Tensor, node: Node, u: int, edges: Edges, e: int, row: Row) -> None:
-    """out += edge(x_u; a) for one variant; only the terms with an alpha. out [N, C, H, W]."""
+    """Adds edge(x_u; a) to `out` [N, C, H, W], of one variant: only the terms whose alpha is not 0."""
     x, rectified = node.values[u], node.rectified[u]
     if row[1]:
         out.add_(x, alpha=row[1])
@@ -146,5 +146,5 @@ def _correct(out: Tensor, node: Node, u: int, edges: Edges, e: int, row: Row) ->
 
 
 def _conv(x: Tensor, kernel: Tensor, bias: Tensor) -> Tensor:
-    """x [N, k*C, H, W] by kernel [C, k*C, 3 or 1, 3 or 1], both of x's dtype, plus bias [C]."""
+    """Convolves `x` [N, k*C, H, W] with kernel [C, k*C, 3 or 1, 3 or 1], in its dtype, and adds bias [C]."""
     return F.conv2d(x, kernel.to(x.dtype), bias.to(x.dtype), padding=kernel.shape[-1] // 2)

@@ -21,7 +21,7 @@ class _Normalise:
         self.used: list[Tensor] = []  # [2, C] each
 
     def __call__(self, raw: Tensor, norm: Norm | None) -> Tensor:
-        """raw [N, C, H, W] -> the same shape, float32 or better."""
+        """Normalises `raw` [N, C, H, W], in float32 or better; the shape stays the same."""
         raw = wide(raw)
         if norm is None:
             return raw

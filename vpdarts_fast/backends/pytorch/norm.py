@@ -7,9 +7,16 @@ from torch import Tensor
 
 
 def batch_norm(raw: Tensor, weight: Tensor, bias: Tensor | None, eps: float) -> tuple[Tensor, Tensor, Tensor]:
-    """weight * normalised raw + bias, and raw's mean and biased variance [C].
+    """Normalises with the batch's statistics, and says what they were.
 
-    raw [N, C, H, W], weight [C] or [], bias [C] or none.
+    Args:
+        raw: [N, C, H, W], what is normalised.
+        weight: [C], or [] for one factor of all channels.
+        bias: [C], or none.
+        eps: added to the variance.
+
+    Returns:
+        weight * normalised raw + bias [N, C, H, W]; mean and biased variance [C] of raw.
     """
     channels = raw.shape[1]
     mean, variance = raw.new_zeros(channels), raw.new_zeros(channels)

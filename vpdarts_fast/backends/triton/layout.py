@@ -16,7 +16,7 @@ def empty_channels_last(like: Tensor, shape: Sequence[int], dtype: torch.dtype |
 
 
 def pixel_rows(x: Tensor) -> tuple[Tensor, int]:
-    """x [V, N, C, H, W] as the kernels take it, and how many elements lie from pixel to pixel.
+    """The tensor `x` [V, N, C, H, W] as the kernels take it, and how many elements lie from pixel to pixel.
 
     A slice of the channels of a wider tensor, as a convolution for several edges leaves it, is taken as it
     is; what lies otherwise is copied.
@@ -34,11 +34,14 @@ def pixel_rows(x: Tensor) -> tuple[Tensor, int]:
 
 
 def channels_last(x: Tensor) -> Tensor:
-    """x [V, N, C, H, W], copied unless its pixels lie side by side."""
+    """The tensor `x` [V, N, C, H, W], copied unless its pixels lie side by side."""
     rows, step = pixel_rows(x)
     return rows if step == x.shape[2] else x.movedim(2, 4).contiguous().movedim(4, 2)
 
 
 def device_of(x: Tensor) -> AbstractContextManager[object]:
-    """Kernels are launched on the current CUDA device, which need not be the one of their tensors."""
+    """Makes the device of `x` the current one while entered.
+
+    Kernels are launched on the current CUDA device, which need not be the one of their tensors.
+    """
     return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

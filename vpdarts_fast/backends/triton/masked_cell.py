@@ -45,7 +45,14 @@ class Plan:
 
 @lru_cache(maxsize=256)  # more than a leave-one-out evaluation has, whose CUDA graphs need them to its end
 def plan(tables: tuple[tuple[Row, ...], ...], shared: bool, own: bool, device: torch.device) -> Plan:
-    """tables: alpha as rows; shared: all variants have one input; own: each has its own statistics."""
+    """Plans a cell for V alpha tables: which values are computed, and out of which.
+
+    Args:
+        tables: alpha as rows, as `alpha_rows` gives it.
+        shared: whether all variants have one input.
+        own: whether each variant has its own statistics.
+        device: where the plan's tensors are to lie.
+    """
 
     def integers(values: Sequence[object]) -> Tensor:
         return torch.tensor(values, dtype=torch.int32, device=device)

@@ -97,7 +97,7 @@ class _Kept:
 
     @staticmethod
     def of(x: Tensor, others: list[Tensor]) -> _Kept:
-        """x [1, N, C, H, W], channels last, and `without_x`."""
+        """Of `x` [1, N, C, H, W], channels last, and what `without_x` returned."""
         n = (len(others) - 1) // 4
         sources, rectified = others[: n - 1], others[n - 1 : 2 * n - 1]
         raws = others[2 * n - 1 : 3 * n - 1], others[3 * n - 1 : 4 * n - 1]

@@ -1,8 +1,10 @@
 """`mixed_sum` in Triton, with its backward pass.
 
-forward     block_statistics, combine_statistics: mean and variance of every raw output; then form_node
-backward    reduce_gradient, add_up_parts: the sums that batch norms and alpha need, alpha's gradient, and the
-            gradients of xs and skip_scale on the way; then differentiate_raws
+Its passes are these kernels of `vpdarts_fast.backends.triton.kernels.raw_sum`::
+
+    forward     block_statistics, combine_statistics: mean and variance of every raw output; then form_node
+    backward    reduce_gradient, add_up_parts: the sums that batch norms and alpha need, alpha's gradient, and
+                the gradients of xs and skip_scale on the way; then differentiate_raws
 
 Mean and variance stay in float32 for the backward pass, whatever alpha's dtype.
 """
@@ -58,7 +60,15 @@ def mixed_sum_with_dropout(
 
 
 class Terms:
-    """The tensors of a call as the kernels take them, and what its launches share."""
+    """The tensors of a call as the kernels take them, and what its launches share.
+
+    Args:
+        xs: k source nodes, each [V, N, C, H, W].
+        raw_1x1: the raw outputs of k convolutions, each like xs.
+        raw_3x3: likewise.
+        skip_scale: none, or k factors on the skip connections, each like xs.
+        skip_dropout: the probability of the dropout that kernels draw from seeds; else 0.
+    """
 
     def __init__(
         self,
@@ -84,18 +94,18 @@ class Terms:
         self.tuned_sizes = {"EDGES": len(raw_1x1), "C": self.channels, "BLOCK_C": block_c}
 
     def tuned_grid(self, sizes: dict[str, Any]) -> tuple[int, int, int]:
-        """As `grid`, for kernels whose block is tuned."""
+        """The grid of a launch, as `grid`, for kernels whose block is tuned."""
         _, channel_blocks, variants = self.grid
         return triton.cdiv(self.pixels, sizes["ELEMENTS"] // sizes["BLOCK_C"]), channel_blocks, variants
 
 
 def in_turn(of_1x1: Sequence[_T], of_3x3: Sequence[_T]) -> list[_T]:
-    """Edge by edge, the 1x1 convolution first."""
+    """What belongs to the two convolutions of each edge as one list: edge by edge, the 1x1 first."""
     return [some for pair in zip(of_1x1, of_3x3, strict=True) for some in pair]
 
 
 def rows_of(tensors: Sequence[Tensor]) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
-    """As `pixel_rows`: the tensors, and how many elements lie from pixel to pixel of each."""
+    """What `pixel_rows` makes of each: tensors, and how many elements lie from pixel to pixel."""
     pairs = [pixel_rows(tensor) for tensor in tensors]
     return tuple(rows for rows, _ in pairs), tuple(step for _, step in pairs)
 

@@ -16,12 +16,12 @@ from vpdarts_fast.contract.sharing import index
 
 
 def source_count(edges: int) -> int:
-    """Of a cell with so many edges."""
+    """How many nodes of a cell with so many edges have edges that leave them."""
     return (isqrt(1 + 8 * edges) - 1) // 2
 
 
 def incoming(target: int) -> slice:
-    """The edges into a node."""
+    """The numbers of the edges into a node."""
     first = target * (target - 1) // 2
     return slice(first, first + target)
 

@@ -32,11 +32,14 @@ def differentiate_node(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """Of node j, x, with the gradients g_i of the later nodes i and t_i = pool^T(g_i),
+    """The gradient g of node j, whose values are x, and the sums of a block of pixels that its edges need.
 
-    g = [x > 0] (d_1x1 + d_3x3) + sum_i a_skip scale_i g_i + a_pool t_i
-    and of a block of pixels  sum g;  of each edge into j  sum g (raw - mean) of both raw outputs;
-    of each edge j -> i  sum g_i scale_i x,  sum t_i x
+    With the gradients g_i of the later nodes i and t_i = pool^T(g_i)::
+
+        g = [x > 0] (d_1x1 + d_3x3) + sum_i a_skip scale_i g_i + a_pool t_i
+        of a block        sum g
+        of an edge into j sum g (raw - mean) of both raw outputs
+        of an edge j -> i sum g_i scale_i x,  sum t_i x
 
     rectified_gradients: d_1x1 and d_3x3; of the last node, which feeds nothing and is None, its g alone.
     node_gradient: None where nobody wants it. parts [blocks, rows, C], rows 1 + 2j, and two for each edge

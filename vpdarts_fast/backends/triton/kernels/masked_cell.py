@@ -27,9 +27,13 @@ def fold_weights(
     PADDED: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """W = a_3x3 W3 / s3 + a_1x1 W1 / s1 at the centre tap,  b = -a_3x3 m3 / s3 - a_1x1 m1 / s1
+    """Folds batch norms and alphas into one convolution for each of D pairs of an edge and a row of alpha.
 
-    of each of D pairs of an edge and a row of alpha. weight [D, 9, PADDED in, PADDED out], 0 in the padding,
+    ::
+
+        W = a_3x3 W3 / s3 + a_1x1 W1 / s1 at the centre tap,  b = -a_3x3 m3 / s3 - a_1x1 m1 / s1
+
+    weight [D, 9, PADDED in, PADDED out], 0 in the padding,
     bias [D, PADDED]; weight_1x1 [E, C, C], weight_3x3 [E, C, C, 9], mean and variance [E or V * E, 2, C], the
     row `statistics` of which it uses; alpha [V * E, 5]; edges, rows, statistics [D] int32. Grid (D, blocks of
     PADDED^2).
@@ -103,7 +107,11 @@ def cell_node(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """node_u = sum_e W_d * relu(x_e) + b_d + a_skip x_e + pool(a_pool x_e),  d = folds[u, e]
+    """A node as the sum of its edges, convolutions folded by `fold_weights`.
+
+    ::
+
+        node_u = sum_e W_d * relu(x_e) + b_d + a_skip x_e + pool(a_pool x_e),  d = folds[u, e]
 
     An implicit GEMM: the convolutions of all k edges are 9 k products [P, in] x [in, out] that add up in
     float32 registers. The same loads, before the ReLU, serve the skips and the pools.

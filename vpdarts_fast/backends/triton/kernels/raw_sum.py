@@ -22,7 +22,11 @@ CONFIGS = [triton.Config({"ELEMENTS": elements}, num_warps=4) for elements in SI
 def block_statistics(
     parts, raws, raw_steps, pixels, C: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """mean = sum raw / n, squares = sum (raw - mean)^2  of a block of n pixels.
+    """The mean of every raw output over a block of n pixels, and its squared deviations from it.
+
+    ::
+
+        mean = sum raw / n,  squares = sum (raw - mean)^2
 
     parts [V, blocks, 2k, 2, C]; grid (blocks of pixels, 2k, V * blocks of channels).
     """
@@ -58,7 +62,11 @@ def combine_statistics(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """mean = sum n_b m_b / n, variance = sum (S_b + n_b (m_b - mean)^2) / n  (Chan, Golub and LeVeque, 1983).
+    """Joins the statistics of all blocks to those of the batch (Chan, Golub and LeVeque, 1983).
+
+    ::
+
+        mean = sum n_b m_b / n,  variance = sum (S_b + n_b (m_b - mean)^2) / n
 
     parts [V, blocks, 2k, 2, C] -> mean, variance [V, 2k, C]; grid (V * 2k, blocks of channels).
     """
@@ -113,7 +121,11 @@ def form_node(
     BLOCK_C: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """node = sum_e a_skip scale_e x_e + a_1x1 norm(raw_1x1_e) + a_3x3 norm(raw_3x3_e) + pool(a_pool x_e)
+    """The node, of k edges with their raw outputs normalised.
+
+    ::
+
+        node = sum_e a_skip scale_e x_e + a_1x1 norm(raw_1x1_e) + a_3x3 norm(raw_3x3_e) + pool(a_pool x_e)
 
     rectified: relu(node), or None where nobody wants it. scales: none, or k factors; seeds: none, or [k]
     int64 to draw them from. alpha [V, k, 5], mean and variance [V, 2k, C].
@@ -185,10 +197,13 @@ def reduce_gradient(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """With g the node's gradient and t = pool^T(g), of a block of pixels
+    """The sums of a block of pixels that batch norms and alpha need, and the gradients that need no sum.
 
-    sum g;  of each edge  sum g (raw - mean) of both raw outputs;  of each edge  sum g scale x,  sum t x
-    x_gradient = a_skip scale g + a_pool t,    scale_gradient = a_skip x g
+    With g the node's gradient and t = pool^T(g)::
+
+        of a block   sum g
+        of each edge sum g (raw - mean) of both raw outputs;  sum g scale x,  sum t x
+        x_gradient = a_skip scale g + a_pool t,    scale_gradient = a_skip x g
 
     parts [V, blocks, 1 + 4k, C]; a sum that nobody wants is 0. x_gradients and scale_gradients hold k
     tensors, or None where nobody wants one. Grid (blocks of pixels, blocks of channels, V).
@@ -262,9 +277,11 @@ def add_up_parts(
     BLOCK_P: tl.constexpr,
     BLOCK_C: tl.constexpr,
 ):
-    """total = sum of a row of parts over the blocks; and of alpha, column by column,
+    """Adds up a row of parts over the blocks, and makes the gradient of alpha of the totals.
 
-    0 | sum_c total | sum_c total / sqrt(variance + eps) of both raw outputs | sum_c total
+    The gradient of alpha, column by column::
+
+        0 | sum_c total | sum_c total / sqrt(variance + eps) of both raw outputs | sum_c total
 
     Rows: one; RAWS for the raw outputs of the edges into the node; two, skip and pool, for each edge out of
     it or, where NODE is None, into it. parts [V, blocks, rows, C] -> totals [V, rows, C], alpha_gradient
@@ -319,7 +336,11 @@ def differentiate_raws(
     BLOCK_C: tl.constexpr,
     ELEMENTS: tl.constexpr,
 ):
-    """raw_gradient = a / s (g - sum g / n - (raw - mean) sum g (raw - mean) / (n s^2)),  s^2 = variance + eps
+    """The gradients of the raw outputs, through their batch norms.
+
+    With s^2 = variance + eps::
+
+        raw_gradient = a / s (g - sum g / n - (raw - mean) sum g (raw - mean) / (n s^2))
 
     raw_gradients hold 2k tensors, or None where nobody wants one; totals [V, rows, C], of which the first
     1 + 2k are those of this node's sums.
