@@ -14,7 +14,7 @@ import pytest
 
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
-from vpdarts_fast.search.__main__ import Command
+from vpdarts_fast.search.__main__ import KINDS, Command
 from vpdarts_fast.search.config import SearchConfig, flag
 
 ROOT = Path(__file__).parent.parent
@@ -59,8 +59,11 @@ def words() -> frozenset[str]:
 @cache
 def flags() -> frozenset[str]:
     """Every flag of every command line here."""
-    settings: list[Any] = [SearchConfig, Command, kendall.Command, cost_model.Command, Assumptions]
-    known = {flag(field.name) for kind in settings for field in fields(kind)} | {"--seed"}
+    groups: list[Any] = [Command, kendall.Command, cost_model.Command, Assumptions]
+    groups += [type(getattr(SearchConfig(), field.name)) for field in fields(SearchConfig)[1:]]
+    for kind in KINDS.values():
+        groups += [kind.named(name) for name in kind.names()]
+    known = {flag(field.name) for group in groups for field in fields(group)} | {"--seed", "--preset"}
     known |= {f"--no-{name.removeprefix('--')}" for name in known}
     for text in source_files().values():
         known |= set(re.findall(r"(?:add_argument|addoption)\(\s*\"(--[\w-]+)\"", text))

@@ -15,6 +15,9 @@ PARTIAL = ".partial"
 SNAPSHOTS = "snapshots"
 """The folder of snapshots in that of a run."""
 
+SPACE_FILE = "space.json"
+"""Says what the run searches; see `vpdarts_fast.runs.space_file`."""
+
 LOCK_FILE = "lock"
 """Says who works in a folder; see `vpdarts_fast.runs.lock`."""
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
+from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 
 Content = dict[str, Any]
 Upgrade = Callable[[Content], Content]
@@ -367,6 +367,26 @@ def _kendall_4(analysis: Content) -> Content:
     return {**analysis, "removal": "zero"}
 
 
+def _drawing(architecture: str | None) -> Content | None:
+    """What pictures show of a cell of NAS-Bench-201, the only space there was."""
+    if architecture is None:
+        return None
+    choices = Genotype.from_string(architecture).choices
+    edges = [[source, target, OPS[op]] for (source, target), op in zip(EDGES, choices, strict=True)]
+    cell = {"name": "cell", "nodes": [str(node) for node in range(NUM_NODES)], "edges": edges}
+    return {"cells": [cell], "chosen": [[edge, op] for edge, op in enumerate(choices)]}
+
+
+def _epoch_5(epoch: Content) -> Content:
+    """What pictures show of its cell."""
+    return {**epoch, "drawing": _drawing(epoch["genotype"])}
+
+
+def _result_6(result: Content) -> Content:
+    """What pictures show of the cell, and the space by its name."""
+    return {**result, "space": "nas-bench-201", "drawing": _drawing(result["architecture"])}
+
+
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
@@ -374,15 +394,22 @@ SETTINGS = Format(
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
-EPOCH = Format("search epoch", "restore the file or remove it", (_epoch_2, _without_members, _with_op_images))
+EPOCH = Format(
+    "search epoch",
+    "restore the file or remove it",
+    (_epoch_2, _without_members, _with_op_images, _epoch_5),
+)
 """A line of metrics.jsonl."""
 
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (_same, _result_3, _without_members, _with_op_images),
+    (_same, _result_3, _without_members, _with_op_images, _result_6),
 )
 """result.json."""
+
+SPACE = Format("search space", "remove it, and --resume the run to have it written again", (), True)
+"""space.json; runs on NAS-Bench-201 of older versions have none."""
 
 SEEDS = Format("search of several seeds", "restore it from a copy, or --resume the seeds' folders", (_same,))
 """seeds.json."""

@@ -19,6 +19,7 @@ from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment, images_digest
 from vpdarts_fast.runs.formats import CHECKPOINT
+from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig, contradictions
@@ -229,6 +230,8 @@ class Search:
         result = {
             "architecture": str(genotype),
             "index": index_of(genotype),
+            "space": self.space.name,
+            "drawing": drawing_to_json(self.space, genotype),
             "criterion": self.criterion.name,
             "base_accuracy": evaluation.base_accuracy if evaluation else None,
             "benchmark": self._look_up(genotype),
@@ -321,6 +324,7 @@ class Search:
     def _metrics(self) -> dict[str, Any]:
         state, record, evaluation = self.state, self.state.record, self._evaluation()
         seconds = added([state.record.seconds for state in self._states])
+        genotype = self.space.parse(record.genotype) if record.genotype else None
         return {
             "epoch": state.epoch,
             "phase": "warm-up" if state.epoch < self.config.search.warmup_epochs else "pruning",
@@ -331,7 +335,8 @@ class Search:
             ),
             "alpha": numbers(self._alpha),
             "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
-            **self._chosen(self.space.parse(record.genotype) if record.genotype else None),
+            **self._chosen(genotype),
+            "drawing": drawing_to_json(self.space, genotype) if genotype else None,
             "decay": record.decay,
             "members": self._members_alone(),
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},

@@ -9,16 +9,17 @@ from typing import Any
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import parse_epoch, parse_result
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, is_empty, make_empty, write_atomically
-from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, Content, read_bytes
+from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, SPACE_FILE, is_empty, make_empty, write_atomically
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE, Content, read_bytes
+from vpdarts_fast.runs.space_file import space_to_json
 from vpdarts_fast.search.config import SearchConfig
 
 
 class RunFolder:
     """Where a search keeps what it made.
 
-    Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, with --finalists
-    finalists.pt, and with --snapshots a folder snapshots.
+    Files: config.json, space.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, with
+    --finalists finalists.pt, and with --snapshots a folder snapshots.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,9 +49,11 @@ class RunFolder:
         return cls(path), SearchConfig.read(path / "config.json")
 
     def write_config(self, config: SearchConfig) -> None:
-        """Writes config.json, whose paths are also kept relative to the run."""
+        """Writes config.json, whose paths are also kept relative to the run, and space.json."""
         text = SETTINGS.to_json(config.to_json(self.path), indent=2)
         write_atomically(self.path / "config.json", (text + "\n").encode())
+        text = SPACE.to_json(space_to_json(config.space))
+        write_atomically(self.path / SPACE_FILE, (text + "\n").encode())
 
     def discard(self) -> None:
         """Empties the folder of a run that did not begin; for who has created it and holds its lock."""

@@ -45,7 +45,7 @@ class AlphaTable:
 
 @dataclass(frozen=True)
 class CellDrawing:
-    """What a picture shows of a cell.
+    """What a picture shows of a cell; plain enough for a file of JSON.
 
     Attributes:
         name: of the cell type.

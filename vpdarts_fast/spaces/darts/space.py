@@ -31,31 +31,28 @@ NODE_NAMES = ("c_{k-2}", "c_{k-1}", *(str(node - NODES.start) for node in NODES)
 
 @dataclass(frozen=True)
 class Darts(Space[Genotype]):
-    """The space of DARTS (Liu, Simonyan and Yang, 2019): normal and reduction cells, 8 operations an edge.
-
-    Args:
-        channels: of the supernet's first cells.
-        layers: how many cells the supernet has.
-        found_channels: of the first cells of a found network.
-        found_layers: how many cells a found network has.
-        auxiliary: whether a found network has an auxiliary head.
-        drop_path: what a found network's `drop_path_prob` is at first; trainers ramp it up to this.
-        finalist_channels: of the first cells of the network in which finalists are compared.
-        finalist_layers: how many cells that has.
-    """
+    """The space of DARTS (Liu, Simonyan and Yang, 2019): normal and reduction cells, 8 operations an edge."""
 
     name: ClassVar[str] = "darts"
     normal_ops: ClassVar[OpsOfEdges] = ALL_OPS
     reduction_ops: ClassVar[OpsOfEdges] = ALL_OPS
 
     channels: int = 16
+    """C, the channels of the supernet's first cells."""
     layers: int = 8
+    """Cells of the supernet."""
     found_channels: int = 36
+    """C of the found network."""
     found_layers: int = 20
+    """Cells of the found network."""
     auxiliary: bool = True
+    """Give the found network an auxiliary head."""
     drop_path: float = 0.2
+    """Drop-path of the found network, which trainers ramp up to this."""
     finalist_channels: int = 8
+    """C of the networks in which finalists are trained."""
     finalist_layers: int = 5
+    """Cells of these networks."""
 
     @property
     def tables(self) -> tuple[AlphaTable, ...]:
