@@ -23,6 +23,7 @@ from vpdarts_fast.search.settings import (
     SearchSettings,
 )
 from vpdarts_fast.search.settings_files import from_values, to_values
+from vpdarts_fast.spaces import darts as darts  # so that --space finds them
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.space import Space
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
@@ -82,6 +83,10 @@ class Darts(Space[Genotype]):
             auxiliary=self.auxiliary,
             drop_path_prob=self.drop_path,
         )
+
+    @property
+    def finalist(self) -> Darts:
+        return dataclasses.replace(self, channels=self.finalist_channels, layers=self.finalist_layers)
 
     def finalist_network(
         self, genotype: Genotype, num_classes: int, *, fused: bool = False, backend: str = "auto"
