@@ -142,7 +142,7 @@ class SearchState:
         weight = next(self.supernet.parameters())
         self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
         self.alive = config.space.present.to(weight.device)
-        self._epoch = torch.zeros((), device=weight.device)
+        self._epoch = torch.zeros((), dtype=torch.float64, device=weight.device)
         self.moments = {
             kind: Moment(self._epoch, config.epochs, moved(part.new_state(config.space.shape), weight.device))
             for kind, part in parts_with_state(config.method).items()

@@ -14,7 +14,7 @@ class Moment:
     """Where a search is, for one of its parts.
 
     Attributes:
-        epoch: [] float32 on the supernet's device, the epoch in progress, from 0. What is computed of it
+        epoch: [] float64 on the supernet's device, the epoch in progress, from 0. What is computed of it
             follows the search also inside of a step that is captured as a CUDA graph.
         epochs: how many the search has.
         state: what the part keeps, by names of its own (`new_state` of its kind); changed in place, saved in
@@ -27,7 +27,7 @@ class Moment:
 
     @property
     def share(self) -> Tensor:
-        """[] float32: 0 in the first epoch, 1 in the last."""
+        """[] float64: 0 in the first epoch, 1 in the last."""
         return self.epoch / max(self.epochs - 1, 1)
 
 
@@ -46,7 +46,7 @@ class Ramp:
     shape: Literal["linear", "cosine"] = "linear"
 
     def at(self, moment: Moment) -> Tensor:
-        """[] float32, its value in that epoch."""
+        """[] float64, its value in that epoch."""
         share = moment.share
         if self.shape == "cosine":
             share = (1 - torch.cos(torch.pi * share)) / 2

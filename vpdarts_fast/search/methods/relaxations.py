@@ -103,7 +103,7 @@ class GumbelSoftmax(Relaxation):
         gumbel = -torch.empty_like(alpha).exponential_().log()
         logits = F.log_softmax(alpha, dim=1) + gumbel
         temperature = Ramp(self.temperature, self.temperature_end).at(moment)
-        soft = masked_softmax(logits / temperature.to(alpha.dtype), alive)
+        soft = masked_softmax(logits / temperature, alive)
         if not self.hard:
             return soft
         one_hot = torch.zeros_like(soft).scatter_(1, soft.argmax(1, keepdim=True), 1.0)
