@@ -33,6 +33,7 @@ from whole_supernets import DartsSupernet
 
 from vpdarts_fast import UserError, leave_one_out
 from vpdarts_fast.evaluation.perturbation import Perturbation
+from vpdarts_fast.evaluation.perturbation.draws import transformable_draws
 
 pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
 
@@ -146,9 +147,18 @@ class OneHotSupernet(DartsSupernet):
         return F.one_hot(self.alphas_normal.argmax(-1), 5).to(self.alphas_normal)
 
 
+class DirichletSupernet(DartsSupernet):
+    """Its weights are drawn in every forward pass (DrNAS)."""
+
+    def weights(self, reduction: bool) -> Any:
+        alphas = self.alphas_reduce if reduction else self.alphas_normal
+        return torch.distributions.Dirichlet(F.elu(alphas) + 1).rsample()
+
+
 @every_perturbation
 @pytest.mark.parametrize(
-    "supernet", [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet]
+    "supernet",
+    [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet, DirichletSupernet],
 )
 def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
     model, some = trained(lambda: supernet(steps=1)), batches(7, 5)
@@ -159,6 +169,27 @@ def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation:
     assert torch.equal(torch.get_rng_state(), state)
     assert fast.batched, fast.remark
     assert_all_same(fast, plain)
+
+
+def test_dirichlet_draws_are_what_they_were_before_and_after() -> None:
+    """Also in other threads while an evaluation lasts: with gradients they go PyTorch's own way."""
+    concentration = torch.rand(6, 5, dtype=torch.float64).add(0.5).requires_grad_()
+
+    def draw() -> tuple[Tensor, Tensor]:
+        torch.manual_seed(1)
+        drawn = torch.distributions.Dirichlet(concentration).rsample()
+        return drawn.detach(), torch.autograd.grad(drawn[:, 0].sum(), concentration)[0]
+
+    own = torch.distributions.dirichlet._Dirichlet
+    before = draw()
+    with transformable_draws(), transformable_draws():
+        within = draw()
+        with torch.no_grad():
+            torch.manual_seed(1)
+            assert torch.equal(torch.distributions.Dirichlet(concentration).rsample(), before[0])
+    assert torch.distributions.dirichlet._Dirichlet is own
+    for found in (within, draw()):
+        assert all(map(torch.equal, found, before))
 
 
 class Fading(Zero):

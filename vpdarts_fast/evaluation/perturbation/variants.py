@@ -29,6 +29,7 @@ from vpdarts_fast.evaluation.memory_budget import (
     whole_batches,
 )
 from vpdarts_fast.evaluation.perturbation.cells import CellTypes, Place
+from vpdarts_fast.evaluation.perturbation.draws import transformable_draws
 from vpdarts_fast.evaluation.perturbation.statistics import Statistics, estimated, joined, kept
 from vpdarts_fast.evaluation.perturbation.weights import Change, Weights
 from vpdarts_fast.evaluation.validation import Batch, BatchNorm, batch_norms, recalibrate
@@ -174,7 +175,7 @@ class Evaluation:
         args = change.factor, change.share, statistics.differing()
         statistics.use()
         try:
-            with _same_random_numbers(images.device):
+            with _same_random_numbers(images.device), transformable_draws():
                 logits: Tensor = torch.vmap(run, in_dims, randomness="same")(*args)
         except UserError:
             raise
