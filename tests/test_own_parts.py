@@ -26,9 +26,10 @@ HERE = Path(__file__).parent
 SPACE = str(HERE.parent / "examples" / "own_space.py")
 PARTS = str(HERE / "own_parts.py")
 SEARCH = [
-    "--plugin", SPACE, "--plugin", PARTS, "--space", "two-cells", "--relaxation", "test-sigmoid", "--sharpness", "3",
-    "--criterion", "test-both", "--regulariser", "test-pull", "--force", "0.25", "--pruning", "progressive",
-    "--channels", "2", "--max-images", "64", "--warmup-epochs", "1", "--pruning-epochs", "3", "--batch-size", "16",
+    "--plugin", SPACE, "--plugin", PARTS, "--space", "two-cells",
+    "--relaxation", "test-sigmoid", "--sharpness", "3", "--criterion", "test-both", "--regulariser", "test-pull", "--force", "0.25", "--pruning", "progressive",
+    "--channels", "2", "--max-images", "64", "--warmup-epochs", "1", "--pruning-epochs", "3",
+    "--batch-size", "16",
     "--finalists", "2", "--finalist-steps", "2", "--finalist-budget", "8", "--threads", "1",
 ]  # fmt: skip
 
@@ -128,8 +129,8 @@ def test_it_is_drawn_without_its_code(whole: Path, tmp_path: Path) -> None:
 
 def test_a_folder_imports_nothing_by_itself(whole: Path) -> None:
     """Resuming without --plugin says which part is not known, and what to do; no code is looked for."""
-    code = f"import sys; from vpdarts_fast.search.__main__ import main; sys.exit(main(['--resume', {str(whole)!r}]))"
-    ended = subprocess.run([sys.executable, "-c", code], check=False, capture_output=True, text=True)
+    command = [sys.executable, "-m", "vpdarts_fast.search", "--resume", str(whole)]
+    ended = subprocess.run(command, check=False, capture_output=True, text=True)
     assert ended.returncode == 2
     assert "config.json: --space two-cells is not known" in ended.stderr
     assert "found where --plugin names its file" in ended.stderr
