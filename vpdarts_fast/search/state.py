@@ -138,6 +138,7 @@ class SearchState:
         self.space, self.method = config.space, config.method
         self.supernet = supernet.to(device).train()
         if config.execution.fused and not config.space.fused:
+            self.supernet.to(memory_format=torch.channels_last)  # as batches of images are
             accelerate(self.supernet, backend=config.execution.backend)
         weight = next(self.supernet.parameters())
         self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
