@@ -30,6 +30,7 @@ from vpdarts_fast.runs.formats import (
     SEEDS,
     SETTINGS,
     SNAPSHOT,
+    SPACE,
     Content,
     Format,
 )
@@ -45,7 +46,7 @@ VERSION_1 = Path(__file__).parent / "run_folder_version_1"
 """Written before files had versions: a search of two seeds, killed in the second. The checkpoint and the
 snapshots of the first seed, and all pictures, are left out."""
 
-ALL = (SETTINGS, EPOCH, RESULT, SEEDS, CHECKPOINT, FINALISTS, SNAPSHOT, KENDALL)
+ALL = (SETTINGS, EPOCH, RESULT, SPACE, SEEDS, CHECKPOINT, FINALISTS, SNAPSHOT, KENDALL)
 
 
 @pytest.fixture
@@ -202,7 +203,8 @@ def write_newer(path: Path, form: Format) -> None:
 def test_files_of_a_newer_version_are_refused(
     name: str, form: Format, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS}  # that one: tests/test_finalist_training.py
+    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS, SPACE}
+    # These: tests/test_finalist_training.py, tests/test_report_spaces.py
     write_newer(old / name, form)
     complaint = (
         f"was written by a newer vpdarts_fast: {form.kind}, version {form.version + 1}; this one reads "

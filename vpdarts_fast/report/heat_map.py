@@ -30,7 +30,7 @@ _IMPORTANCE_TICKS = (-100, -30, -10, -3, -1, 0, 1, 3, 10, 30, 100)
 
 _ROW_HEIGHT = 0.21
 """In inches."""
-_LOWEST, _TALLEST = 4.5, 200.0
+_LOWEST = 4.5
 """Inches of a figure; its rows are as high as that needs."""
 _OPS_WIDTH = (29, 5.25)
 """Points that the names of operations take: these, and so many for each letter of the longest."""
@@ -60,7 +60,7 @@ class _Rows:
     @property
     def height(self) -> float:
         """Of the figure, in inches."""
-        return min(max(1.2 + _ROW_HEIGHT * len(self.places), _LOWEST), _TALLEST)
+        return max(1.2 + _ROW_HEIGHT * len(self.places), _LOWEST)
 
     def of(self, tables: Sequence[Array]) -> Array:
         """Tables [E, O] -> [rows, tables]."""

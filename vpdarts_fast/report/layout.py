@@ -7,10 +7,13 @@ different levels, so that their labels are at different heights.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from math import cos, radians, sin
+
+import numpy as np
+from numpy.typing import NDArray
 
 Edge = tuple[int, int]
 """(source, target), numbers of nodes; the source stands to the left."""
@@ -102,9 +105,10 @@ class Box:
         height = (self.height + other.height) / 2 - abs(self.y - other.y)
         return max(0.0, width) * max(0.0, height)
 
-    def holds(self, point: Point) -> bool:
-        """Whether a point is in it."""
-        return abs(point[0] - self.x) <= self.width / 2 and abs(point[1] - self.y) <= self.height / 2
+    def crossed_by(self, points: NDArray[np.float64]) -> bool:
+        """Whether one of the points [n, 2] is in it."""
+        x, y = points.T
+        return bool(np.any((abs(x - self.x) <= self.width / 2) & (abs(y - self.y) <= self.height / 2)))
 
 
 @cache
@@ -166,23 +170,23 @@ class Labels:
     curves: Sequence[Curve]
     taken: list[Box] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        places = [step / 60 for step in range(61)]
+        self._points = [np.array([point_of(curve, place) for place in places]) for curve in self.curves]
+
     def place(self, number: int, width: float, height: float) -> Point:
         """The middle of a label of that size on the curve of that number, where it covers least."""
 
         def covered(place: float) -> tuple[float, float]:
             box = Box(*point_of(self.curves[number], place), width, height)
-            others = [curve for other, curve in enumerate(self.curves) if other != number]
-            crossed = sum(any(box.holds(point) for point in _points(curve)) for curve in others)
+            others = self._points[:number] + self._points[number + 1 :]
+            crossed = sum(map(box.crossed_by, others))
             grown = Box(box.x, box.y, width + 0.1, height + 0.1)
             return 100 * sum(map(grown.overlap, self.taken)) + crossed, abs(place - 0.5)
 
         x, y = point_of(self.curves[number], min(_PLACES, key=covered))
         self.taken.append(Box(x, y, width, height))
         return x, y
-
-
-def _points(curve: Curve) -> Iterator[Point]:
-    return (point_of(curve, step / 60) for step in range(61))
 
 
 def _cross(one: Edge, other: Edge) -> bool:
@@ -193,16 +197,18 @@ def _cross(one: Edge, other: Edge) -> bool:
 
 def _ways(arcs: Sequence[int], weights: dict[tuple[int, int], int]) -> list[dict[int, int]]:
     """Sides of all arcs, 1 or -1, with the fewest crossings: all such ways, or one where arcs are many."""
+    if len(arcs) <= _ALL_TRIED:
+        ways = np.array(list(itertools.product((1, -1), repeat=len(arcs))), dtype=np.int64)
+        counts = np.zeros(len(ways), dtype=np.int64)
+        for (one, other), weight in weights.items():
+            counts += weight * (ways[:, arcs.index(one)] == ways[:, arcs.index(other)])
+        return [dict(zip(arcs, way, strict=True)) for way in ways[counts == counts.min()].tolist()]
 
     def crossings(sides: dict[int, int]) -> int:
         return sum(weight for (one, other), weight in weights.items() if sides[one] == sides[other])
 
-    if len(arcs) <= _ALL_TRIED:
-        ways = [dict(zip(arcs, sides, strict=True)) for sides in itertools.product((1, -1), repeat=len(arcs))]
-        fewest = min(map(crossings, ways))
-        return [sides for sides in ways if crossings(sides) == fewest]
     sides = {arc: 1 if number % 2 else -1 for number, arc in enumerate(arcs)}
-    for _ in range(len(arcs)):
+    for _ in arcs:
         before = crossings(sides)
         for arc in arcs:
             turned = {**sides, arc: -sides[arc]}

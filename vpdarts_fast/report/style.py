@@ -57,6 +57,9 @@ INK = "#222222"
 
 DOTS_PER_INCH = 150
 
+_MOST_DOTS = 30_000
+"""Of the longer side of a picture, which has fewer per inch instead."""
+
 _COLUMNS_PER_INCH = 13.2
 """Letters of the subheading."""
 _LINE_HEIGHT = 0.15
@@ -97,7 +100,8 @@ def new_figure(
     """
     lines = textwrap.wrap(subheading, int(_COLUMNS_PER_INCH * width) - 4, break_on_hyphens=False)
     height += _LINE_HEIGHT * max(0, len(lines) - 1)
-    figure = Figure(figsize=(width, height), dpi=DOTS_PER_INCH, facecolor="white", layout="constrained")
+    dots = min(DOTS_PER_INCH, _MOST_DOTS / max(width, height))
+    figure = Figure(figsize=(width, height), dpi=dots, facecolor="white", layout="constrained")
     if heading:
         figure.suptitle(heading, fontsize=13, fontweight="bold", color=INK)
     body: SubFigure = figure.subfigures(squeeze=False)[0, 0]
