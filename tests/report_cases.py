@@ -172,3 +172,5 @@ def write_space_run(
 
 
 DARTS_SPACE = space_to_json(DARTS)
+SPACES = {"darts": (DARTS_SPACE, DARTS_CHOICES), "ragged": (RAGGED_SPACE, RAGGED_CHOICES)}
+"""What is in space.json, and the choices of a run."""

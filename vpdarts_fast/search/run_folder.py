@@ -57,10 +57,10 @@ class RunFolder:
 
     def write_config(self, config: SearchConfig) -> None:
         """Writes config.json, whose paths are also kept relative to the run, and space.json."""
+        space = SPACE.to_json(space_to_json(config.space))  # which may complain, before there is a file
         text = SETTINGS.to_json(config.to_json(self.path), indent=2)
         write_atomically(self.path / "config.json", (text + "\n").encode())
-        text = SPACE.to_json(space_to_json(config.space))
-        write_atomically(self.path / SPACE_FILE, (text + "\n").encode())
+        write_atomically(self.path / SPACE_FILE, (space + "\n").encode())
 
     def discard(self) -> None:
         """Empties the folder of a run that did not begin; for who has created it and holds its lock."""
