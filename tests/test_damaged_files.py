@@ -18,7 +18,7 @@ from test_formats import VERSION_1, equal
 from vpdarts_fast.analysis.evaluation import evaluate_run, known_evaluations
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.run_files import read_run
+from vpdarts_fast.report.run_files import read_run, read_tables
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import EPOCH, KENDALL, RESULT, SEEDS, SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder, Search
@@ -54,6 +54,7 @@ READERS: dict[str, Callable[[Path], Any]] = {
     "seed-4/config.json": lambda path: RunFolder.open(path.parent)[1],
     "seed-4/metrics.jsonl": lambda path: RunFolder(path.parent).metrics(),
     "seed-3/result.json": lambda path: RunFolder(path.parent).result(),
+    "seed-3/space.json": lambda path: read_tables(path.parent),
     "seed-4/kendall.json": lambda path: known_evaluations(path, 8),
     "seed-4/checkpoint.pt": checkpoint.load,
     "seed-4/snapshots/epoch-01.pt": lambda path: checkpoint.load(path, SNAPSHOT),
@@ -184,7 +185,8 @@ METRICS_OUT_OF_RANGE: list[dict[str, Any]] = [
     {"phase": []}, {"alpha": [[0.2] * 5] * 5}, {"alpha": [["0.2"] * 5] * 6}, {"alpha": 3},
     {"weights_loss": "1"}, {"weights_loss": [1]}, {"seconds": []}, {"seconds": {"train": "1"}},
     {"seconds": {"train": -1}}, {"benchmark": []}, {"benchmark": {"a": "1"}}, {"importance": 3},
-    {"importance": {}}, {"genotype": 3}, {"learning_rate": "x"}, {"decay": "x"},
+    {"importance": {}}, {"genotype": 3}, {"drawing": {"cells": []}}, {"index": 3}, {"learning_rate": "x"},
+    {"decay": "x"},
 ]  # fmt: skip
 
 
@@ -210,7 +212,9 @@ def test_epochs_that_do_not_follow_each_other(runs: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "changes"),
     [
-        ("seed-3/result.json", {"index": 0}),
+        ("seed-3/result.json", {"index": -1}),
+        ("seed-3/result.json", {"drawing": None}),
+        ("seed-3/result.json", {"drawing": {"cells": [], "chosen": [[0, 1]]}}),
         ("seed-3/result.json", {"index": "3"}),
         ("seed-3/result.json", {"architecture": 5}),
         ("seed-3/result.json", {"base_accuracy": "high"}),

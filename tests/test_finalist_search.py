@@ -374,10 +374,10 @@ def test_finalists_are_read_and_drawn(finished: tuple[Path, Watcher], tmp_path: 
     written = RunFolder(folder).result()
     assert result is not None and result.finalists is not None and written is not None
     assert str(result.finalists.search) == written["finalists"]["search"]["architecture"]
-    assert result.finalists.winners[-1] == result.genotype
+    assert result.finalists.winners[-1] == str(result.genotype)
     rung = written["finalists"]["rounds"][0]["rungs"][0]
     for cell in rung["cells"]:
-        key = Genotype.from_string(cell["architecture"]), rung["steps"]
+        key = cell["architecture"], rung["steps"]
         assert result.finalists.accuracies[key] == tuple(cell["accuracy"])
     drawn = draw_pictures(folder)
     assert {folder / "cell.png", folder / "finalists.png"} <= set(drawn)
@@ -415,7 +415,8 @@ def test_the_picture_has_a_row_for_each_cell_and_a_mark_for_each_training(
     [
         lambda entry: entry.update(steps=-1),
         lambda entry: entry.pop("rounds"),
-        lambda entry: entry["search"].update(index=0),
+        lambda entry: entry["search"].update(index=-1),
+        lambda entry: entry["search"].update(architecture=None),
         lambda entry: entry["rounds"][0].update(winner=3),
         lambda entry: entry["rounds"][0]["rungs"][0].update(images="many"),
         lambda entry: entry["rounds"][0]["rungs"][0]["cells"][0].update(accuracy=[101]),

@@ -30,14 +30,16 @@ from vpdarts_fast.runs.formats import (
     SEEDS,
     SETTINGS,
     SNAPSHOT,
+    SPACE,
     Content,
     Format,
 )
+from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.search import RunFolder, Search, SearchConfig
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds
-from vpdarts_fast.spaces.nas_bench_201 import Genotype
+from vpdarts_fast.spaces.nas_bench_201 import Genotype, NasBench201
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -45,7 +47,7 @@ VERSION_1 = Path(__file__).parent / "run_folder_version_1"
 """Written before files had versions: a search of two seeds, killed in the second. The checkpoint and the
 snapshots of the first seed, and all pictures, are left out."""
 
-ALL = (SETTINGS, EPOCH, RESULT, SEEDS, CHECKPOINT, FINALISTS, SNAPSHOT, KENDALL)
+ALL = (SETTINGS, EPOCH, RESULT, SPACE, SEEDS, CHECKPOINT, FINALISTS, SNAPSHOT, KENDALL)
 
 
 @pytest.fixture
@@ -73,6 +75,7 @@ def test_runs_of_version_1_go_on_to_their_end(
         for line, text in zip(metrics, lines, strict=False):
             epoch = json.loads(text)
             new = {"environment": None, "members": [], "importance": on_all_images(epoch["importance"])}
+            new["drawing"] = drawing_of(epoch["genotype"])
             assert line == {**epoch, **new}
         assert read_run(folder).result
     assert drawn == [old / "seed-3", old / "seed-4"]
@@ -104,6 +107,12 @@ def test_a_search_of_version_1_is_restored_bit_for_bit(old: Path) -> None:
 def on_all_images(evaluation: dict[str, Any] | None) -> dict[str, Any] | None:
     """What a race would have told of it."""
     return evaluation and {**evaluation, "op_images": None}
+
+
+def drawing_of(architecture: str | None) -> dict[str, Any] | None:
+    """What the present version has of a cell of NAS-Bench-201 beside its text."""
+    space = NasBench201()
+    return architecture and drawing_to_json(space, space.parse(architecture))
 
 
 def equal(one: Any, other: Any) -> bool:
@@ -202,7 +211,8 @@ def write_newer(path: Path, form: Format) -> None:
 def test_files_of_a_newer_version_are_refused(
     name: str, form: Format, old: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS}  # that one: tests/test_finalist_training.py
+    assert {form for _, form in NEWER} == set(ALL) - {FINALISTS, SPACE}
+    # These: tests/test_finalist_training.py, tests/test_space_files.py
     write_newer(old / name, form)
     complaint = (
         f"was written by a newer vpdarts_fast: {form.kind}, version {form.version + 1}; this one reads "

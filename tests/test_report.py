@@ -24,17 +24,20 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.__main__ import main
 from vpdarts_fast.report.cell import cell_figure, draw_cell
 from vpdarts_fast.report.curves import curves_figure
-from vpdarts_fast.report.heat_map import alpha_figure, importance_figure
+from vpdarts_fast.report.heat_map import alpha_figures, importance_figures
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.report.style import OP_COLOURS, SERIES_COLOURS
 from vpdarts_fast.report.tensorboard import TensorBoardLog
+from vpdarts_fast.runs.formats import EPOCH, RESULT
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.nas_bench_201.genotype import OPS, Genotype
 
 PAPER = Genotype.from_string(
     "|nor_conv_3x3~0|+|nor_conv_3x3~0|nor_conv_3x3~1|+|skip_connect~0|nor_conv_3x3~1|nor_conv_3x3~2|"
 )
 MIXED = Genotype(("nor_conv_1x1", "none", "avg_pool_3x3", "skip_connect", "nor_conv_3x3", "none"))
+SPACE = NasBench201()
 WARMUP, PRUNING = 4, 6
 ALL_PICTURES = ["cell.png", "cell.svg", "alpha.png", "importance.png", "curves.png"]
 SIZES = {"cell.png": (1500, 645), "alpha.png": (1500, 1125), "importance.png": (1500, 1125)}
@@ -156,7 +159,7 @@ def test_a_finished_run_gets_all_pictures(drawn: list[Path]) -> None:
 
 
 def test_cell_svg_names_every_op_and_node(tmp_path: Path) -> None:
-    draw_cell(MIXED, tmp_path / "cell.svg", title="a title")
+    draw_cell(SPACE.drawings(MIXED), tmp_path / "cell.svg", title="a title")
     assert sorted(text_in(tmp_path / "cell.svg")) == sorted(
         [*MIXED.ops, "0", "1", "2", "3", "input", "output", "a title"]
     )
@@ -164,7 +167,7 @@ def test_cell_svg_names_every_op_and_node(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("op", OPS)
 def test_cell_labels_overlap_nothing(op: str) -> None:
-    figure = cell_figure(Genotype((op,) * 6), str(PAPER))
+    figure = cell_figure(SPACE.drawings(Genotype((op,) * 6)), str(PAPER))
     canvas: Any = FigureCanvasAgg(figure)
     canvas.draw()
     (axes,) = figure.subfigs[0].axes
@@ -180,17 +183,16 @@ def test_cell_labels_overlap_nothing(op: str) -> None:
 
 
 def test_each_op_has_one_colour_in_all_pictures(finished: Path) -> None:
-    assert set(OP_COLOURS) == set(OPS)
-    assert len({*OP_COLOURS.values(), *SERIES_COLOURS}) == len(OPS) + len(SERIES_COLOURS)
+    assert len({*(OP_COLOURS[op] for op in OPS), *SERIES_COLOURS}) == len(OPS) + len(SERIES_COLOURS)
 
-    (axes,) = cell_figure(MIXED).subfigs[0].axes
+    (axes,) = cell_figure(SPACE.drawings(MIXED)).subfigs[0].axes
     arrows = [patch for patch in axes.patches if isinstance(patch, FancyArrowPatch)]
     assert [to_hex(arrow.get_edgecolor()).upper() for arrow in arrows] == [OP_COLOURS[op] for op in MIXED.ops]
     assert [arrow.get_linestyle() != "solid" for arrow in arrows] == [op == "none" for op in MIXED.ops]
 
     run = read_run(finished)
-    for figure in (alpha_figure(run), importance_figure(run)):
-        assert figure is not None
+    for figures in (alpha_figures(run), importance_figures(run)):
+        (figure,) = figures.values()
         axes = figure.subfigs[0].axes[0]
         swatches = [patch for patch in axes.patches if isinstance(patch, Rectangle)]
         colours = [to_hex(swatch.get_facecolor()).upper() for swatch in swatches]
@@ -199,7 +201,7 @@ def test_each_op_has_one_colour_in_all_pictures(finished: Path) -> None:
 
 
 def test_alpha_map_shows_the_alphas_and_the_boundary(finished: Path) -> None:
-    axes = alpha_figure(read_run(finished)).subfigs[0].axes[0]
+    axes = alpha_figures(read_run(finished))["cell"].subfigs[0].axes[0]
     expected = np.array([epoch["alpha"] for epoch in all_epochs()]).reshape(-1, 30).T
     np.testing.assert_array_equal(np.asarray(axes.images[0].get_array()), expected)
     low, high = axes.images[0].get_clim()
@@ -209,9 +211,7 @@ def test_alpha_map_shows_the_alphas_and_the_boundary(finished: Path) -> None:
 
 
 def test_importance_map_shows_points_lost_and_marks_the_kept_ops(finished: Path) -> None:
-    figure = importance_figure(read_run(finished))
-    assert figure is not None
-    axes = figure.subfigs[0].axes[0]
+    axes = importance_figures(read_run(finished))["cell"].subfigs[0].axes[0]
     evaluations = [epoch["importance"] for epoch in all_epochs()[WARMUP:]] + [make_result()["importance"]]
     expected = np.stack([60 - np.array(entry["accuracy"]).ravel() for entry in evaluations], axis=1)
     np.testing.assert_allclose(np.asarray(axes.images[0].get_array()), expected)
@@ -277,7 +277,7 @@ def test_values_that_are_missing_leave_gaps(tmp_path: Path) -> None:
     run = write_run(tmp_path / "run", epochs, make_result())
     assert names(draw_pictures(run)) == ALL_PICTURES
     all_null = write_run(tmp_path / "null", [make_epoch(0) | {"alpha": [[None] * 5] * 6}])
-    low, high = alpha_figure(read_run(all_null)).subfigs[0].axes[0].images[0].get_clim()
+    low, high = alpha_figures(read_run(all_null))["cell"].subfigs[0].axes[0].images[0].get_clim()
     assert -low == high == 1e-3
 
 
@@ -369,9 +369,9 @@ def test_a_folder_without_a_run_is_refused(
 
 def test_draw_cell_refuses_other_formats_and_places(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"ends in \.png or \.svg"):
-        draw_cell(PAPER, tmp_path / "cell.jpeg")
+        draw_cell(SPACE.drawings(PAPER), tmp_path / "cell.jpeg")
     with pytest.raises(UserError, match="cannot write the picture"):
-        draw_cell(PAPER, tmp_path / "missing" / "cell.png")
+        draw_cell(SPACE.drawings(PAPER), tmp_path / "missing" / "cell.png")
 
 
 def test_command_line_draws_without_pyplot(finished: Path) -> None:
@@ -400,10 +400,10 @@ def test_tensorboard_log_reads_back(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard", reason="the optional package tensorboard is not installed")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    log = TensorBoardLog(tmp_path / "log")
+    log = TensorBoardLog(tmp_path / "log", SPACE.tables)
     for epoch in all_epochs():
-        log.add_epoch(epoch)
-    log.add_result(make_result())
+        log.add_epoch(EPOCH.upgraded(epoch, "epoch"))
+    log.add_result(RESULT.upgraded(make_result(), "result"))
     log.close()
 
     events = EventAccumulator(str(tmp_path / "log"), size_guidance={"scalars": 0, "tensors": 0}).Reload()
@@ -432,5 +432,5 @@ def test_tensorboard_log_reads_back(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("no_tensorboard")
 def test_tensorboard_missing_says_what_to_install(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pip install 'vpdarts-fast\[tensorboard\]'"):
-        TensorBoardLog(tmp_path)
+        TensorBoardLog(tmp_path, SPACE.tables)
     assert not list(tmp_path.iterdir())

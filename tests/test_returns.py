@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,9 +11,11 @@ import pytest
 from test_report import make_epoch
 
 from vpdarts_fast.analysis.returns import main, returns
-from vpdarts_fast.report.run_files import Result, Run, parse_epoch
-from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
+from vpdarts_fast.report.run_files import Choice, Finalists, Result, Run, parse_epoch
+from vpdarts_fast.runs.formats import EPOCH
+from vpdarts_fast.spaces.nas_bench_201 import Genotype, NasBench201
 
+SPACE = NasBench201()
 ROOT = Path(__file__).parent
 
 
@@ -26,8 +29,14 @@ def make_run(cells: Sequence[Genotype | None], decays: Sequence[float | None], e
     epochs = []
     for number, (genotype, decay) in enumerate(zip(cells, decays, strict=True)):
         values = {"genotype": genotype and str(genotype), "index": genotype and genotype.index}
-        epochs.append(parse_epoch({**make_epoch(number, importance=False), **values, "decay": decay}))
-    return Run(tuple(epochs), Result(end, None, {}, None) if end else None)
+        epoch = {**make_epoch(number, importance=False), **values, "decay": decay}
+        epochs.append(parse_epoch(EPOCH.upgraded(epoch, "epoch"), SPACE.tables))
+    return Run(SPACE.tables, tuple(epochs), Result(choice(end), None, {}, None) if end else None)
+
+
+def choice(genotype: Genotype) -> Choice:
+    """As files have it."""
+    return Choice(str(genotype), SPACE.drawings(genotype), tuple(enumerate(genotype.choices)))
 
 
 @pytest.mark.parametrize(
@@ -52,7 +61,15 @@ def test_returns(
     end: Genotype | None,
     expected: tuple[int, list[int]],
 ) -> None:
-    assert returns(make_run(cells, decays, end)) == expected
+    assert returns(make_run(cells, decays, end), SPACE) == expected
+
+
+def test_the_last_decision_is_the_search_s_own_whatever_finalists_came_to() -> None:
+    run = make_run([cell(1), cell(1)], [0.9, 0.8], cell(1))
+    assert run.result is not None
+    finalists = Finalists(str(cell(2)), (str(cell(1)),), {}, {})
+    run = dataclasses.replace(run, result=dataclasses.replace(run.result, finalists=finalists))
+    assert returns(run, SPACE) == (18, [2])
 
 
 def test_from_the_command_line(capsys: pytest.CaptureFixture[str]) -> None:

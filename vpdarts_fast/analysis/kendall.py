@@ -240,7 +240,7 @@ def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     truth = Table("edge", *OPS, title=f"True ranking: mean rank by {column}")
     for edge, row in zip(EDGES, ranks, strict=True):
-        truth.add_row(edge_name(edge), *(f"{rank:.2f}" for rank in row))
+        truth.add_row(edge_name(f"{edge[0]}->{edge[1]}"), *(f"{rank:.2f}" for rank in row))
     console.print(truth)
     seeds = ", ".join(str(run.config.search.seed) for run in runs)
     about = f"seeds {seeds}; {min(run.images for run in runs)} images; removal {runs[0].removal}"

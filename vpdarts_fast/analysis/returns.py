@@ -10,7 +10,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
@@ -19,7 +19,8 @@ from vpdarts_fast.analysis.evaluation import run_folders
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import Run, read_run
-from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
+from vpdarts_fast.search import RunFolder
+from vpdarts_fast.spaces.space import Space
 
 
 @dataclass(frozen=True)
@@ -34,24 +35,31 @@ class Command:
             raise UserError("name at least one RUN")
 
 
-def returns(run: Run) -> tuple[int, list[int]]:
-    """How many decisions a run's evaluations made, one an edge each, and which of them brought an op back.
+def returns(run: Run, space: Space[Any]) -> tuple[int, list[int]]:
+    """How many decisions a run's evaluations made, one an op chosen, and which of them brought an op back.
 
     Of each of these, in their order, by how many evaluations in a row the op had been decayed before.
+
+    Args:
+        run: what the search has written.
+        space: that was searched.
     """
-    decisions = [(epoch.genotype, epoch.decay) for epoch in run.epochs if epoch.genotype]
+    choices = [(epoch.genotype.chosen, epoch.decay) for epoch in run.epochs if epoch.genotype]
     if run.result:
-        last = run.result.finalists.search if run.result.finalists else run.result.genotype
-        decisions.append((last, 1.0))
-    edges = np.arange(len(EDGES))
-    decayed = np.zeros((len(EDGES), len(OPS)), dtype=np.int64)
-    epochs: list[int] = []
-    for genotype, decay in decisions:
-        chosen = edges, np.array(genotype.choices)
-        epochs += filter(None, decayed[chosen].tolist())
+        last = run.result.genotype.chosen
+        if run.result.finalists:  # which may have taken another cell than the search's
+            search = space.chosen(space.parse(run.result.finalists.search))
+            last = tuple((row, op) for row, op in search.nonzero().tolist())
+        choices.append((last, 1.0))
+    decayed = np.zeros(space.shape, dtype=np.int64)
+    decisions, epochs = 0, list[int]()
+    for chosen, decay in choices:
+        rows, ops = zip(*chosen, strict=True)
+        epochs += filter(None, decayed[rows, ops].tolist())
         decayed += decay < 1  # not where it is NaN: nothing was decayed
-        decayed[chosen] = 0
-    return len(decisions) * len(EDGES), epochs
+        decayed[rows, ops] = 0
+        decisions += len(chosen)
+    return decisions, epochs
 
 
 @command
@@ -59,7 +67,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line and returns the exit status; None takes the arguments of the process."""
     request = tyro.cli(Command, args=arguments, prog="python -m vpdarts_fast.analysis.returns")
     for folder in run_folders(request.runs):
-        decisions, epochs = returns(read_run(folder))
+        run = read_run(folder)
+        decisions, epochs = returns(run, RunFolder.open(folder)[1].space)
         text = f"{folder}: {decisions} decisions, {len(epochs)} of them for an op that had been decayed"
         if epochs:
             text += f", {min(epochs)} to {max(epochs)} times (median {statistics.median(epochs):g})"

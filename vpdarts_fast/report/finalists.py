@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from statistics import fmean
 
 from matplotlib.figure import Figure
@@ -9,7 +10,9 @@ from matplotlib.ticker import MaxNLocator
 
 from vpdarts_fast.report.run_files import Finalists, Run
 from vpdarts_fast.report.style import INK, SERIES_COLOURS, new_figure
-from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
+
+_LONGEST, _LONGEST_DIFFERENCE = 110, 50
+"""Letters of a label that is the text of a cell, and of one that says where the text differs."""
 
 
 def finalists_figure(run: Run) -> Figure | None:
@@ -33,7 +36,8 @@ def finalists_figure(run: Run) -> Figure | None:
         rows, accuracies = zip(*reached, strict=True)
         colour = SERIES_COLOURS[position % len(SERIES_COLOURS)]
         axes.plot(accuracies, rows, linestyle="", marker="o", color=colour, label=f"{steps:,} steps")
-    axes.set_yticks(range(len(cells)), [_name(cell, run, finalists) for cell in cells], fontsize=8, color=INK)
+    labels = [_name(cell, run.title, finalists) for cell in cells]
+    axes.set_yticks(range(len(cells)), labels, fontsize=8, color=INK, parse_math=False)
     axes.invert_yaxis()
     axes.xaxis.set_major_locator(MaxNLocator(nbins=10))
     axes.set_xlabel("accuracy on validation images (%)", fontsize=11)
@@ -44,14 +48,32 @@ def finalists_figure(run: Run) -> Figure | None:
     return figure
 
 
-def ranked(finalists: Finalists) -> list[Genotype]:
+def ranked(finalists: Finalists) -> list[str]:
     """The cells by the longest training that they had, then by its mean accuracy, best first."""
-    best: dict[Genotype, tuple[int, float]] = {}
+    best: dict[str, tuple[int, float]] = {}
     for (cell, steps), accuracies in finalists.accuracies.items():
         best[cell] = max(best.get(cell, (0, 0.0)), (steps, fmean(accuracies)))
     return sorted(best, key=lambda cell: best[cell], reverse=True)
 
 
-def _name(cell: Genotype, run: Run, finalists: Finalists) -> str:
-    marks = [mark for mark, other in (("taken", run.genotype), ("search", finalists.search)) if cell == other]
-    return " ".join([f"({', '.join(marks)})", str(cell)] if marks else [str(cell)])
+def _name(cell: str, taken: str, finalists: Finalists) -> str:
+    """The text of a cell; where it is long, what it has in other places than the one that was taken."""
+    others = (("taken", taken), ("search", finalists.search))
+    marks = ", ".join(mark for mark, other in others if cell == other)
+    if len(cell) > _LONGEST:
+        cell = _different_words(cell, taken) if cell != taken else "as above"
+    return f"({marks}) {cell}" if marks else cell
+
+
+def _different_words(text: str, other: str) -> str:
+    """The words of a text that the other one has not at their places, and an ellipsis for the rest."""
+    words, others = text.split(), other.split()
+    if len(words) == len(others):
+        same = [word == its for word, its in zip(words, others, strict=True)]
+    else:
+        same = [word in others for word in words]
+    found = " ".join(
+        "…" if is_same else word.strip("()[],'\"") for word, is_same in zip(words, same, strict=True)
+    )
+    found = re.sub(r"…(?: …)+", "…", found)
+    return found if len(found) <= _LONGEST_DIFFERENCE else found[: _LONGEST_DIFFERENCE - 1] + "…"

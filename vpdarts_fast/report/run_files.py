@@ -1,12 +1,13 @@
-"""Reads what a search has written into its run folder: ``metrics.jsonl`` and ``result.json``.
+"""Reads what a search has written into its run folder: `space.json`, `metrics.jsonl` and `result.json`.
 
-An interrupted run is a normal input: ``result.json`` may be missing, and the last line of
-``metrics.jsonl`` may have been cut off while it was being written.
+They say all that pictures need, so that the code of the space that was searched need not be there. An
+interrupted run is a normal input: `result.json` may be missing, and the last line of `metrics.jsonl` may have
+been cut off while it was being written.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,9 +16,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.runs.formats import EPOCH, RESULT, Content, Format, parse_json, read_bytes, shown
+from vpdarts_fast.runs.files import SPACE_FILE
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SPACE, Content, Format, parse_json, read_bytes, shown
+from vpdarts_fast.runs.space_file import cells_from_json, chosen_from_json, tables_from_json
 from vpdarts_fast.runs.values import mapping, number, numbers_by_name, whole
-from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
+from vpdarts_fast.spaces.nas_bench_201 import NasBench201
+from vpdarts_fast.spaces.space import AlphaTable, CellDrawing
 
 T = TypeVar("T")
 Array = NDArray[np.float64]
@@ -28,13 +32,32 @@ PHASES = ("warm-up", "pruning")
 
 
 @dataclass(frozen=True)
+class Choice:
+    """What a search has chosen, as its files have it; `str` of it is its text.
+
+    Attributes:
+        text: what the space writes it down as, an architecture string or a genotype.
+        cells: what pictures show, one of each cell type.
+        chosen: (row, column) of alpha [E, O] of each operation that it consists of, in ascending order.
+    """
+
+    text: str
+    cells: tuple[CellDrawing, ...]
+    chosen: tuple[tuple[int, int], ...]
+
+    def __str__(self) -> str:
+        return self.text
+
+
+@dataclass(frozen=True)
 class Importance:
     """What a leave-one-out evaluation says.
 
     Attributes:
-        base_accuracy: Of the unmodified supernet, in per cent.
-        lost: [6, 5], percentage points of accuracy lost without the op: larger is more important,
-            negative means that the supernet is better off without it. NaN where not evaluated.
+        base_accuracy: of the unmodified supernet, in per cent.
+        lost: [E, O], percentage points of accuracy lost without the op: larger is more important, negative
+            means that the supernet is better off without it. NaN where not evaluated, or where the edge has
+            no such op.
     """
 
     base_accuracy: float
@@ -43,14 +66,20 @@ class Importance:
 
 @dataclass(frozen=True)
 class Epoch:
-    """One line of ``metrics.jsonl``. Accuracies are in per cent; NaN where the run has no value.
+    """One line of `metrics.jsonl`. Accuracies are in per cent; NaN where the run has no value.
 
     Attributes:
-        alpha: [6, 5], after the epoch.
-        decay: What the alphas of all ops but the chosen ones were multiplied with, at its beginning.
-        importance: At the beginning of the epoch.
-        genotype: What the evaluation at the beginning of the epoch chose, if there was one.
-        benchmark: Accuracies of `genotype` by column of the benchmark table, empty without a table.
+        number: from 0.
+        phase: one of `PHASES`.
+        weights_loss: of the steps that train the weights, as `weights_accuracy`.
+        weights_accuracy: of these steps.
+        alpha_loss: of the steps that train alpha, as `alpha_accuracy`.
+        alpha_accuracy: of these steps.
+        alpha: [E, O], after the epoch; NaN where an edge has no such op.
+        decay: what the alphas of all ops but the chosen ones were multiplied with, at its beginning.
+        importance: at the beginning of the epoch.
+        genotype: what the evaluation at the beginning of the epoch chose, if there was one.
+        benchmark: accuracies of `genotype` by column of the benchmark table, empty without a table.
     """
 
     number: int
@@ -62,39 +91,39 @@ class Epoch:
     alpha: Array
     decay: float
     importance: Importance | None
-    genotype: Genotype | None
+    genotype: Choice | None
     benchmark: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class Finalists:
-    """What finalists, cells trained from scratch for a short time, came to.
+    """What finalists, cells trained from scratch for a short time, came to; each is named by its text.
 
     Attributes:
-        search: The answer of the search alone.
-        winners: Of each round.
-        accuracies: Of each cell and each length in steps that it was trained for, in per cent, by seed.
-        benchmark: Accuracies of each cell by column of the benchmark table, empty without a table.
+        search: the answer of the search alone.
+        winners: of each round.
+        accuracies: of each cell and each length in steps that it was trained for, in per cent, by seed.
+        benchmark: accuracies of each cell by column of the benchmark table, empty without a table.
     """
 
-    search: Genotype
-    winners: tuple[Genotype, ...]
-    accuracies: Mapping[tuple[Genotype, int], tuple[float, ...]]
-    benchmark: Mapping[Genotype, Mapping[str, float]]
+    search: str
+    winners: tuple[str, ...]
+    accuracies: Mapping[tuple[str, int], tuple[float, ...]]
+    benchmark: Mapping[str, Mapping[str, float]]
 
 
 @dataclass(frozen=True)
 class Result:
-    """``result.json``.
+    """`result.json`.
 
     Attributes:
-        genotype: The architecture found.
-        finalists: What they came to, if there were any.
-        importance: The evaluation that chose it, if one did.
-        benchmark: Its accuracies by column of the benchmark table, empty without a table.
+        genotype: what was found.
+        importance: the evaluation that chose it, if one did.
+        benchmark: its accuracies by column of the benchmark table, empty without a table.
+        finalists: what they came to, if there were any.
     """
 
-    genotype: Genotype
+    genotype: Choice
     importance: Importance | None
     benchmark: Mapping[str, float]
     finalists: Finalists | None
@@ -102,21 +131,28 @@ class Result:
 
 @dataclass(frozen=True)
 class Run:
-    """A run so far: at least one epoch, in ascending order, and the result once there is one."""
+    """A run so far.
 
+    Attributes:
+        tables: the names of alpha's rows and columns, one table for each cell type.
+        epochs: at least one, in ascending order.
+        result: once there is one.
+    """
+
+    tables: tuple[AlphaTable, ...]
     epochs: tuple[Epoch, ...]
     result: Result | None
 
     @property
-    def genotype(self) -> Genotype | None:
-        """The architecture found or, while the search goes on, the last epoch's; None in the warm-up."""
+    def genotype(self) -> Choice | None:
+        """What was found or, while the search goes on, the last epoch's choice; None in the warm-up."""
         return self.result.genotype if self.result else self.epochs[-1].genotype
 
     @property
     def title(self) -> str:
-        """The architecture string, with a remark while the search is not finished."""
+        """The text of the choice, with a remark while the search is not finished."""
         if self.result:
-            return str(self.genotype)
+            return str(self.result.genotype)
         return f"{self.genotype or 'no cell yet'} (epoch {self.epochs[-1].number}, unfinished)"
 
     @property
@@ -131,17 +167,48 @@ def read_run(folder: Path) -> Run:
     An epoch that occurs twice, as it may after resuming, counts as it was written last.
 
     Raises:
-        UserError: no such folder, no ``metrics.jsonl`` with a complete line, or a malformed file.
+        UserError: no such folder, no `metrics.jsonl` with a complete line, or a malformed file.
     """
     if not folder.is_dir():
         raise UserError(f"no folder {folder}: expected the one into which a search wrote {METRICS_FILE}")
-    epochs = _read_epochs(folder / METRICS_FILE)
+    tables = read_tables(folder)
+    epochs = _read_epochs(folder / METRICS_FILE, tables)
     path = folder / RESULT_FILE
-    return Run(epochs, _parse(read_bytes(path), str(path), RESULT, parse_result) if path.exists() else None)
+    if not path.exists():
+        return Run(tables, epochs, None)
+
+    def parse(entry: Content) -> Result:
+        return parse_result(entry, tables)
+
+    return Run(tables, epochs, _parse(read_bytes(path), str(path), RESULT, parse))
 
 
-def parse_epoch(entry: Mapping[str, Any]) -> Epoch:
-    """From one line of ``metrics.jsonl``; raises `KeyError`, `TypeError` or `ValueError`."""
+def read_tables(folder: Path) -> tuple[AlphaTable, ...]:
+    """The names of alpha's rows and columns, by the `space.json` of a run folder.
+
+    Runs of older versions have none: they are on NAS-Bench-201.
+
+    Raises:
+        UserError: the file is damaged or cannot be read.
+    """
+    path = folder / SPACE_FILE
+    if not path.exists():
+        return NasBench201().tables
+    return _parse(read_bytes(path), str(path), SPACE, tables_from_json)
+
+
+def parse_epoch(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Epoch:
+    """One line of `metrics.jsonl`, of the present version.
+
+    Args:
+        entry: the line's content.
+        tables: of the space that is searched.
+
+    Raises:
+        KeyError: an entry is missing.
+        TypeError: an entry is of another type.
+        ValueError: an entry is of another form or out of range.
+    """
     if entry["phase"] not in PHASES:
         raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {shown(entry['phase'])}")
     numbers_by_name(entry["seconds"], "seconds", 0)
@@ -153,23 +220,31 @@ def parse_epoch(entry: Mapping[str, Any]) -> Epoch:
         weights_accuracy=_number(entry["weights_accuracy"], "weights_accuracy"),
         alpha_loss=_number(entry["alpha_loss"], "alpha_loss"),
         alpha_accuracy=_number(entry["alpha_accuracy"], "alpha_accuracy"),
-        alpha=_table(entry["alpha"], "alpha"),
+        alpha=_table(entry["alpha"], "alpha", tables),
         decay=_number(entry["decay"], "decay"),
-        importance=_parse_importance(entry["importance"]),
-        genotype=_parse_genotype(entry["genotype"], entry["index"])
-        if entry["genotype"] is not None
-        else None,
+        importance=_parse_importance(entry["importance"], tables),
+        genotype=_parse_epochs_choice(entry, tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
     )
 
 
-def parse_result(entry: Mapping[str, Any]) -> Result:
-    """From ``result.json``; raises `KeyError`, `TypeError` or `ValueError`."""
+def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Result:
+    """`result.json`, of the present version.
+
+    Args:
+        entry: the file's content.
+        tables: of the space that was searched.
+
+    Raises:
+        KeyError: an entry is missing.
+        TypeError: an entry is of another type.
+        ValueError: an entry is of another form or out of range.
+    """
     _number(entry["base_accuracy"], "base_accuracy")
     numbers_by_name(entry["seconds"], "seconds", 0)
     return Result(
-        genotype=_parse_genotype(entry["architecture"], entry["index"]),
-        importance=_parse_importance(entry["importance"]),
+        genotype=_parse_choice(entry["architecture"], "architecture", entry, tables),
+        importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
     )
@@ -185,29 +260,50 @@ def _parse_finalists(entry: Any) -> Finalists | None:
         for rung in played["rungs"]:
             whole(rung["images"], "images of a rung", 1)
             for cell in rung["cells"]:
-                trained = Genotype.from_string(cell["architecture"]), whole(rung["steps"], "steps", 1)
+                trained = _text(cell["architecture"], "a finalist"), whole(rung["steps"], "steps", 1)
                 accuracies[trained] = tuple(number(value, "accuracy", 0, 100) for value in cell["accuracy"])
                 for loss in cell["training_loss"]:
                     _number(loss, "training_loss")
     search = values["search"]
+    _check_index(search["index"])
     return Finalists(
-        search=_parse_genotype(search["architecture"], search["index"]),
-        winners=tuple(Genotype.from_string(played["winner"]) for played in values["rounds"]),
+        search=_text(search["architecture"], "the search's finalist"),
+        winners=tuple(_text(played["winner"], "the winner of a round") for played in values["rounds"]),
         accuracies=accuracies,
         benchmark={
-            Genotype.from_string(cell): _parse_benchmark(benchmark)
+            _text(cell, "a finalist"): _parse_benchmark(benchmark)
             for cell, benchmark in mapping(values["benchmark"], "benchmark of the finalists").items()
         },
     )
 
 
-def _parse_genotype(architecture: Any, index: Any) -> Genotype:
-    if not isinstance(architecture, str):
-        raise TypeError(f"an architecture must be text; got {shown(architecture)}")
-    genotype = Genotype.from_string(architecture)
-    if whole(index, "index") != genotype.index:
-        raise ValueError(f"index must be {genotype.index}, that of {architecture}; got {index}")
-    return genotype
+def _parse_choice(text: Any, name: str, entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Choice:
+    """The choice of that text, with the entries `drawing` and `index` beside it."""
+    _check_index(entry["index"])
+    drawing = dict(mapping(entry["drawing"], "drawing"))
+    return Choice(_text(text, name), cells_from_json(drawing), chosen_from_json(drawing, tables))
+
+
+def _parse_epochs_choice(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Choice | None:
+    if entry["genotype"] is not None:
+        return _parse_choice(entry["genotype"], "genotype", entry, tables)
+    if entry["index"] is not None or entry["drawing"] is not None:
+        raise ValueError("index and drawing must be null where genotype is")
+    return None
+
+
+def _check_index(index: Any) -> None:
+    """The number that a benchmark has for a choice; there may be none."""
+    if index is not None:
+        whole(index, "index")
+
+
+def _text(value: Any, name: str) -> str:
+    """Text that can be drawn, white space aside."""
+    words = value.split() if isinstance(value, str) else []
+    if not words or not all(word.isprintable() for word in words):
+        raise ValueError(f"{name} must be text; got {shown(value)}")
+    return str(value)
 
 
 def _parse_benchmark(entry: Any) -> Mapping[str, float]:
@@ -216,25 +312,28 @@ def _parse_benchmark(entry: Any) -> Mapping[str, float]:
     return {column: _number(value, column) for column, value in mapping(entry, "benchmark").items()}
 
 
-def _parse_importance(entry: Any) -> Importance | None:
+def _parse_importance(entry: Any, tables: Sequence[AlphaTable]) -> Importance | None:
     if entry is None:
         return None
     values = mapping(entry, "importance")
     base = _number(values["base_accuracy"], "base_accuracy")
-    return Importance(base, base - _table(values["accuracy"], "importance accuracy"))
+    return Importance(base, base - _table(values["accuracy"], "importance accuracy", tables))
 
 
-def _read_epochs(path: Path) -> tuple[Epoch, ...]:
+def _read_epochs(path: Path, tables: Sequence[AlphaTable]) -> tuple[Epoch, ...]:
+    def parse(entry: Content) -> Epoch:
+        return parse_epoch(entry, tables)
+
     *complete, last = read_bytes(path).split(b"\n")
     epochs = [
-        _parse(line, f"{path}, line {number},", EPOCH, parse_epoch)
+        _parse(line, f"{path}, line {number},", EPOCH, parse)
         for number, line in enumerate(complete, start=1)
         if line.strip()
     ]
     # What follows the last line break is an epoch that was being written when the run was stopped,
     # and it is dropped unless it happens to be whole.
     if _is_json(last):
-        epochs.append(_parse(last, f"{path}, last line,", EPOCH, parse_epoch))
+        epochs.append(_parse(last, f"{path}, last line,", EPOCH, parse))
     if not epochs:
         raise UserError(f"{path} holds no complete epoch yet; draw again when the search has finished one")
     by_number = {epoch.number: epoch for epoch in epochs}
@@ -256,13 +355,20 @@ def _parse(text: bytes, source: str, form: Format, parse: Callable[[Content], T]
 
 
 def _number(value: Any, name: str) -> float:
-    """NaN for ``null``."""
+    """NaN for `null`."""
     return float("nan") if value is None else number(value, name)
 
 
-def _table(rows: Any, name: str) -> Array:
-    """A float64 array [6, 5]; ``null`` becomes NaN."""
+def _table(rows: Any, name: str, tables: Sequence[AlphaTable]) -> Array:
+    """A float64 array [E, O]; NaN for `null`, and where an edge has no such op, whatever stands there."""
+    ops = [names for table in tables for names in table.ops]
+    width = max(map(len, ops))
     sizes = [len(row) if isinstance(row, list) else -1 for row in rows] if isinstance(rows, list) else []
-    if sizes != [len(OPS)] * len(EDGES):
-        raise ValueError(f"{name} must have shape [{len(EDGES)}, {len(OPS)}]; got {shown(rows)}")
-    return np.array([[_number(value, name) for value in row] for row in rows], dtype=np.float64)
+    if sizes != [width] * len(ops):
+        raise ValueError(
+            f"{name} must have shape [{len(ops)}, {width}], by {SPACE_FILE} (without one, that of "
+            f"NAS-Bench-201); got {shown(rows)}"
+        )
+    values = np.array([[_number(value, name) for value in row] for row in rows], dtype=np.float64)
+    values[np.arange(width) >= np.array([[len(names)] for names in ops])] = np.nan
+    return values

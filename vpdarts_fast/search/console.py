@@ -32,7 +32,7 @@ class Console:
     """
 
     def __init__(self, run: RunFolder, config: SearchConfig) -> None:
-        self._run, self._epochs = run, config.epochs
+        self._run, self._epochs, self._tables = run, config.epochs, config.space.tables
         self._wants_tensorboard = config.reporting.tensorboard
         self._tensorboard: TensorBoardLog | None = None
         self._warned: set[str] = set()
@@ -74,7 +74,8 @@ class Console:
             self._progress.start()
 
     def _open_tensorboard(self, epoch: int) -> None:
-        self._tensorboard = TensorBoardLog(self._run.path / "tensorboard", first_step=epoch)
+        folder = self._run.path / "tensorboard"
+        self._tensorboard = TensorBoardLog(folder, self._tables, first_step=epoch)
 
     def line(self, text: str) -> None:
         """Prints and logs a line."""
@@ -186,7 +187,9 @@ def rung_lines(rung: Rung) -> list[str]:
 
 def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
     """What was found."""
-    lines = [f"found: {result['architecture']}", f"index: {result['index']}"]
+    lines = [f"found: {result['architecture']}"]
+    if result["index"] is not None:
+        lines.append(f"index: {result['index']}")
     if result["base_accuracy"] is not None:
         lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
     if result["benchmark"] is not None:

@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.run_files import parse_epoch, parse_result
+from vpdarts_fast.report.run_files import parse_epoch, parse_result, read_tables
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, SPACE_FILE, is_empty, make_empty, write_atomically
 from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE, Content, read_bytes
 from vpdarts_fast.runs.space_file import space_to_json
 from vpdarts_fast.search.config import SearchConfig
+from vpdarts_fast.spaces.space import AlphaTable
 
 
 class RunFolder:
@@ -20,10 +21,15 @@ class RunFolder:
 
     Files: config.json, space.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, with
     --finalists finalists.pt, and with --snapshots a folder snapshots.
+
+    Args:
+        path: the folder.
+        tables: of the space that is searched; None reads them from space.json when they are needed.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, tables: tuple[AlphaTable, ...] | None = None) -> None:
         self.path = path
+        self._given_tables = tables
         self.checkpoint = path / "checkpoint.pt"
         self.finalists = path / "finalists.pt"
         self.snapshots = path / SNAPSHOTS
@@ -35,7 +41,7 @@ class RunFolder:
     def create(cls, path: Path, config: SearchConfig) -> RunFolder:
         """Makes the folder; `UserError` if there is something in it already."""
         make_empty(path)
-        run = cls(path)
+        run = cls(path, config.space.tables)
         run.write_config(config)
         return run
 
@@ -46,14 +52,15 @@ class RunFolder:
             if path.is_dir() and is_empty(path):
                 raise UserError(f"no run has begun in {path}: start one with --out {path}")
             raise UserError(f"{path} is not the folder of a run: it holds no config.json")
-        return cls(path), SearchConfig.read(path / "config.json")
+        config = SearchConfig.read(path / "config.json")
+        return cls(path, config.space.tables), config
 
     def write_config(self, config: SearchConfig) -> None:
         """Writes config.json, whose paths are also kept relative to the run, and space.json."""
+        space = SPACE.to_json(space_to_json(config.space))  # which may complain, before there is a file
         text = SETTINGS.to_json(config.to_json(self.path), indent=2)
         write_atomically(self.path / "config.json", (text + "\n").encode())
-        text = SPACE.to_json(space_to_json(config.space))
-        write_atomically(self.path / SPACE_FILE, (text + "\n").encode())
+        write_atomically(self.path / SPACE_FILE, (space + "\n").encode())
 
     def discard(self) -> None:
         """Empties the folder of a run that did not begin; for who has created it and holds its lock."""
@@ -85,11 +92,12 @@ class RunFolder:
         if not self._metrics.exists():
             return []
         lines: list[Content] = []
+        tables = self._tables()
         for number, text in enumerate(read_bytes(self._metrics).splitlines(), start=1):
             source = f"{self._metrics}, line {number},"
             lines.append(EPOCH.from_json(text, source))
             with EPOCH.reading(source):
-                parse_epoch(lines[-1])
+                parse_epoch(lines[-1], tables)
             if number > 1 and lines[-1]["epoch"] <= lines[-2]["epoch"]:
                 raise EPOCH.damaged(source, f"epoch {lines[-1]['epoch']} follows epoch {lines[-2]['epoch']}")
         return lines
@@ -101,9 +109,9 @@ class RunFolder:
         """result.json of a finished run; `UserError` if it is damaged."""
         if not self._result.exists():
             return None
-        result = RESULT.read_json(self._result)
+        result, tables = RESULT.read_json(self._result), self._tables()
         with RESULT.reading(str(self._result)):
-            parse_result(result)
+            parse_result(result, tables)
         return result
 
     def write_snapshot(self, epoch: int, content: dict[str, Any]) -> None:
@@ -120,3 +128,6 @@ class RunFolder:
         # Paths whose names are no text of the encoding get their own bytes back.
         with self.log.open("a", encoding="utf-8", errors="surrogateescape") as file:
             file.write(text + "\n")
+
+    def _tables(self) -> tuple[AlphaTable, ...]:
+        return read_tables(self.path) if self._given_tables is None else self._given_tables
