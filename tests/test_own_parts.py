@@ -27,7 +27,8 @@ SPACE = str(HERE.parent / "examples" / "own_space.py")
 PARTS = str(HERE / "own_parts.py")
 SEARCH = [
     "--plugin", SPACE, "--plugin", PARTS, "--space", "two-cells",
-    "--relaxation", "test-sigmoid", "--sharpness", "3", "--criterion", "test-both", "--regulariser", "test-pull", "--force", "0.25", "--pruning", "progressive",
+    "--relaxation", "test-sigmoid", "--sharpness", "3", "--criterion", "test-both",
+    "--regulariser", "test-pull", "--force", "0.25", "--pruning", "progressive",
     "--channels", "2", "--max-images", "64", "--warmup-epochs", "1", "--pruning-epochs", "3",
     "--batch-size", "16",
     "--finalists", "2", "--finalist-steps", "2", "--finalist-budget", "8", "--threads", "1",

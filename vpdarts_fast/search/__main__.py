@@ -32,7 +32,7 @@ from vpdarts_fast.parts import Part
 from vpdarts_fast.plugins import load_plugins
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
-from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runs.files import SPACE_FILE, write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype, check_precision
@@ -381,7 +381,7 @@ def open_run(config: SearchConfig, folder: Path, resuming: bool) -> tuple[RunFol
     run, saved = RunFolder.open(folder)
     if changed := contradictions(saved, config):
         raise UserError(f"cannot change a run that has begun ({folder}):\n  " + "\n  ".join(changed))
-    if config != saved:
+    if config != saved or not (folder / SPACE_FILE).exists():
         run.write_config(config)
     return run, False
 
