@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpdarts_fast.data import ImageSet
+from vpdarts_fast.data import ImageHalf
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.contestants import Calls, Genotype
 from vpdarts_fast.search.finalists.progress import Progress
@@ -42,8 +42,8 @@ class Finalists:
         self,
         config: SearchConfig,
         classes: int,
-        training: ImageSet,
-        validation: ImageSet,
+        training: ImageHalf,
+        validation: ImageHalf,
         calls: Calls,
         path: Path,
         images: str,
@@ -86,7 +86,7 @@ class Finalists:
     def _train(
         self, genotype: Genotype, steps: int, repetition: int, on_step: Callable[[int], None]
     ) -> Score:
-        device = self._images.training.labels.device
+        device = self._images.training.device
         training = CellTraining(genotype, steps, repetition, self._config, self._classes, device)
         self._progress.restore(training)
         try:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vpdarts_fast.data import ImageSet, epoch_order
+from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.runs.values import number, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.rounds import Score
@@ -105,8 +105,8 @@ class Images:
         validation: the half that judges.
     """
 
-    training: ImageSet
-    validation: ImageSet
+    training: ImageHalf
+    validation: ImageHalf
     config: SearchConfig
 
     @property
@@ -115,8 +115,7 @@ class Images:
 
     def _order(self, repetition: int, epoch: int) -> list[Tensor]:
         count, size = len(self.training), self.config.optimisers.batch_size
-        height, width = self.training.images.shape[1:3]
-        smallest = self.config.space.smallest((height, width))
+        smallest = self.config.space.smallest(self.training.image_size)
         drop_last = last_batch_is_too_small(count, size, smallest)
         return epoch_order(
             count, size, stream(self.config.search.seed, "finalist order", repetition, epoch), drop_last
