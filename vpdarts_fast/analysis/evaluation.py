@@ -22,7 +22,8 @@ from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
-from vpdarts_fast.search.driver import choose_device, limited
+from vpdarts_fast.search.driver import limited
+from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -47,6 +47,7 @@ class ImageHalf(Protocol):
         """The same half, whose batches are made on a device."""
 
 
+@runtime_checkable
 class SearchImages(Protocol):
     """The images of a search, before they are divided into halves."""
 

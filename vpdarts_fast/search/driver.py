@@ -27,7 +27,7 @@ from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
-from vpdarts_fast.search.preflight import check_search, images_of_epoch
+from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
     Mean,
@@ -50,7 +50,7 @@ class Search:
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True saves and raises
             `Interrupted`.
-        loss: of logits and labels, what the supernet's training minimises.
+        loss: of logits and labels, what all training minimises; evaluations measure cross-entropy.
         on_evaluation: hears of every evaluation of the ops, when it is done; of one whose epoch did not end
             again, when the search is continued.
 
@@ -72,7 +72,7 @@ class Search:
         if not data.capturable:
             config = config.replaced(cuda_graphs=False)
         self.config, self.run_folder, self.observer = config, run, observer
-        self.table, self.stop, self.on_evaluation = table, stop, on_evaluation
+        self.table, self.stop, self._loss, self._on_evaluation = table, stop, loss, on_evaluation
         self.device = choose_device(config.execution.device)
         check_search(config, data, table, self.device)
         images = limited(data, config)
@@ -80,7 +80,7 @@ class Search:
             self.device, config.execution.backend if config.execution.fused else "none"
         )
         self.environment_change: str | None = None
-        self._images_digest, self._num_classes = images.digest(), data.num_classes
+        self._images_digest, self.num_classes = images.digest(), data.num_classes
         halves = images.halves(config.search.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.space, self.criterion, self.pruning = (
@@ -247,12 +247,13 @@ class Search:
 
         return Finalists(
             self.config,
-            self._num_classes,
+            self.num_classes,
             self.training,
             self.validation,
             calls,
             self.run_folder.finalists,
             self._images_digest,
+            self._loss,
         ).compare(earlier, on_step, self.observer.rung)
 
     def _rank_ops(self) -> Importance:
@@ -269,7 +270,7 @@ class Search:
         genotype = self.space.select(importance.order(self.state.alive.cpu()))
         for state in self._states:
             state.record.genotype = str(genotype)
-        self.on_evaluation(OpsEvaluated(self.state.epoch, importance, self._evaluation(), genotype))
+        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, self._evaluation(), genotype))
         return importance
 
     def _importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
@@ -398,18 +399,3 @@ def limited(data: SearchImages, config: SearchConfig) -> SearchImages:
         return data
     generator = stream(config.search.seed, "images used")
     return data.subset(torch.randperm(count, generator=generator, device="cpu")[:used])
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch finds no usable CUDA device here; use cpu or auto")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}")
-    return device

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -31,6 +32,26 @@ class Observer(Protocol):
 
     def rung(self, rung: Rung) -> None:
         """Finalists were trained alike; their scores."""
+
+
+class Reporting:
+    """An observer that passes on what it hears, and tells each epoch's metrics to a function too."""
+
+    def __init__(self, observer: Observer, on_epoch: Callable[[dict[str, Any]], object]) -> None:
+        self._observer, self._on_epoch = observer, on_epoch
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        self._observer.phase(description, total, done)
+
+    def advance(self, done: int, epochs: float) -> None:
+        self._observer.advance(done, epochs)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self._observer.epoch(metrics)
+        self._on_epoch(metrics)
+
+    def rung(self, rung: Rung) -> None:
+        self._observer.rung(rung)
 
 
 @dataclass(frozen=True)

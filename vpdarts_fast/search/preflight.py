@@ -230,6 +230,21 @@ def sizes(space: Space[Any], finalist: bool = False) -> str:
     return ", ".join(f"{flag(name)} ({value:,})" for name, value in numbers.items())
 
 
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch finds no usable CUDA device here; use cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}")
+    return device
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes that a device has in all; of the CPU, what this process may take of the machine's."""
     if device.type == "cuda":
