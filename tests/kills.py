@@ -30,6 +30,7 @@ import torch
 
 from vpdarts_fast.runs.files import LOCK_FILE
 from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import running
 
 SEARCH = [
     "--max-images", "32", "--channels", "1", "--warmup-epochs", "1", "--pruning-epochs", "2",
@@ -139,7 +140,7 @@ def _search(arguments: list[str], trap: Trap) -> NoReturn:
     try:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if str(trap.folder).endswith("several"):
-            command_line.draw_pictures = lambda folder: []
+            running.draw_pictures = lambda folder: []
         trap.set()
         status = command_line.main(arguments)
     finally:

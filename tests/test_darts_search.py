@@ -13,8 +13,7 @@ from test_own_parts import outcome
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.report.run_files import read_run
-from vpdarts_fast.search import RunFolder
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.spaces.darts import DartsS2, DartsS3, Genotype
 
@@ -46,7 +45,7 @@ def test_a_search_ends_with_a_genotype_and_resumes_bit_for_bit(
         "importance-reduction.png",
     }
     assert [cell.name for cell in read_run(whole).result.genotype.cells] == ["normal", "reduction"]  # type: ignore[union-attr]
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     with monkeypatch.context() as patch:
         stop_after(3, patch)  # in the epoch
         assert main([*SEARCH, "--out", str(stopped)]) == 130

@@ -23,8 +23,7 @@ from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import FINALISTS, RESULT, SETTINGS
-from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, member, preflight
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import Interrupted, RunFolder, Search, SearchConfig, member, preflight, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.finalists.rounds import Rung
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
@@ -250,7 +249,7 @@ FLAGS = ["--finalists", "3", "--finalist-channels", "2", "--finalist-cells-per-s
 
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 def test_the_command_tells_both_answers(

@@ -35,8 +35,7 @@ from vpdarts_fast.runs.formats import (
     Format,
 )
 from vpdarts_fast.runs.space_file import drawing_to_json
-from vpdarts_fast.search import RunFolder, Search, SearchConfig
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import RunFolder, Search, SearchConfig, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds
 from vpdarts_fast.spaces.nas_bench_201 import Genotype, NasBench201
@@ -61,7 +60,7 @@ def test_runs_of_version_1_go_on_to_their_end(
 ) -> None:
     """What was measured before stays, the rest is added, and from then on all is of the present version."""
     drawn: list[Path] = []
-    monkeypatch.setattr(command_line, "draw_pictures", drawn.append)
+    monkeypatch.setattr(running, "draw_pictures", drawn.append)
     before = [(old / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines() for seed in (3, 4)]
     assert main(["--resume", str(old)]) == 0
     said = capsys.readouterr().out
@@ -166,7 +165,7 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Without the settings that it did not have; to the last bit of what it would have come to."""
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     whole, older = tmp_path / "whole", tmp_path / "older"
     assert main([*TINY, "--alpha-start", "0.2", "--out", str(whole)]) == 0
     with monkeypatch.context() as patch:

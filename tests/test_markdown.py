@@ -14,7 +14,7 @@ import pytest
 
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
-from vpdarts_fast.search.__main__ import KINDS, Command
+from vpdarts_fast.search.arguments import KINDS, Command
 from vpdarts_fast.search.config import SearchConfig, flag
 
 ROOT = Path(__file__).parent.parent

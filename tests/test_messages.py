@@ -19,7 +19,7 @@ from search_commands import TINY, stop_after
 
 from vpdarts_fast import native
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import running
 from vpdarts_fast.search.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -110,7 +110,7 @@ def test_the_command_to_draw_draws(
 
     folder = tmp_path / "my run"
     with monkeypatch.context() as patched:
-        patched.setattr(command_line, "draw_pictures", fail)
+        patched.setattr(running, "draw_pictures", fail)
         assert main([*TINY, "--out", str(folder)]) == 0
     found = re.search(r"python -m vpdarts_fast.report (.*)", capsys.readouterr().err)
     assert found

@@ -19,7 +19,7 @@ from vpdarts_fast.benchmark_table import __main__ as benchmark_table
 from vpdarts_fast.command_line import command, forgiving_output, warn
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report import __main__ as report
-from vpdarts_fast.search import RunFolder
+from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search import __main__ as search
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -168,7 +168,7 @@ def test_a_search_in_a_folder_whose_name_is_no_text(
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     assert search.main([*TINY, "--snapshots", "--tensorboard", "--out", str(folder)]) == 0
-    monkeypatch.setattr(search, "draw_pictures", lambda run: [])  # they are drawn already
+    monkeypatch.setattr(running, "draw_pictures", lambda run: [])  # they are drawn already
     assert search.main(["--resume", str(folder)]) == 0
     said = capsys.readouterr().err
     assert "Traceback" not in said and "log.txt" not in said and "pictures" not in said
@@ -185,7 +185,7 @@ def test_reporting_that_fails_in_any_way_ends_no_search(
         raise RuntimeError("out of ink")
 
     monkeypatch.setattr(RunFolder, "write_log", fail)
-    monkeypatch.setattr(search, "draw_pictures", fail)
+    monkeypatch.setattr(running, "draw_pictures", fail)
     monkeypatch.setattr("vpdarts_fast.search.console.TensorBoardLog", full_disk)
     assert search.main([*TINY, "--tensorboard", "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err.splitlines()
@@ -208,7 +208,7 @@ def test_bars_that_fail_end_no_search(
     os.close(reader)
     monkeypatch.setattr(sys, "stdout", Terminal(io.FileIO(writer, "w"), encoding="utf-8"))
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(search, "draw_pictures", lambda run: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda run: [])
     assert search.main([*TINY, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert said == "warning: cannot write the standard output: Broken pipe; going on without it\n"

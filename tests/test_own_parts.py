@@ -15,8 +15,7 @@ from search_commands import error_of, stop_after
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import RunFolder
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.spaces.space import Space
 
@@ -98,7 +97,7 @@ def test_a_stopped_search_ends_the_same(
     after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, with random weights and what the regulariser keeps from step to step."""
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     folder = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         stop_after(after, patch)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from vpdarts_fast.search import running
 from vpdarts_fast.spaces.nas_bench_201 import Genotype
 
 ROOT = Path(__file__).parent.parent
@@ -23,10 +24,23 @@ def python_blocks(text: str) -> list[str]:
 
 
 def test_the_api_example_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    example, _ = python_blocks(README)
+    _, example, _ = python_blocks(README)
     exec(compile(example, "README.md", "exec"), {})
     architecture, index = capsys.readouterr().out.split()
     assert Genotype.from_index(int(index)) == Genotype.from_string(architecture)
+
+
+def test_the_search_from_python_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
+    example, *_ = python_blocks(README)
+    exec(compile(example, "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert "seconds to expect" in printed and "epoch 3/3 pruning" in printed
+    (folder,) = (tmp_path / "runs").iterdir()
+    assert f"runs/{folder.name} [" in printed.splitlines()[-1]
 
 
 @needs_examples
@@ -35,7 +49,7 @@ def test_the_drop_in_example_runs(
 ) -> None:
     monkeypatch.syspath_prepend(ROOT / "examples")
     network = importlib.import_module("nas_bench_201").Network(channels=4, cells=1)
-    _, example = python_blocks(README)
+    *_, example = python_blocks(README)
     exec(compile(example, "README.md", "exec"), {"model": network})
     assert capsys.readouterr().out.startswith("5 of 5 modules fused")
 

@@ -25,8 +25,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint, environment
 from vpdarts_fast.runs.files import LOCK_FILE, is_empty, write_atomically
 from vpdarts_fast.runs.lock import claimed, locked
-from vpdarts_fast.search import RunFolder, Search
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import RunFolder, Search, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.console import Console
 
@@ -38,7 +37,7 @@ PICTURES = {"cell.png", "cell.svg", "alpha.png", "importance.png", "curves.png"}
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the search."""
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 def names(folder: Path) -> set[str]:
@@ -204,7 +203,7 @@ def test_a_run_that_did_not_begin_leaves_nothing(
         raise error
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(*((command_line, "Search") if where == "made" else (Search, "_train_epoch")), fail)
+    monkeypatch.setattr(*((running, "Search") if where == "made" else (Search, "_train_epoch")), fail)
     empty = tmp_path / "empty"
     empty.mkdir()
     for arguments in ([], ["--out", "deep/er"], ["--out", str(empty)]):
@@ -280,12 +279,12 @@ def test_what_follows_the_result_is_done_on_resume(
         raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(*((Console, "result") if where == "lines" else (command_line, "draw_pictures")), kill)
+        patch.setattr(*((Console, "result") if where == "lines" else (running, "draw_pictures")), kill)
         with pytest.raises(Killed):
             main([*TINY, "--out", str(folder)])
     assert "result.json" in names(folder) and not names(folder) & PICTURES
     if where == "lines":  # the other draws them really
-        monkeypatch.setattr(command_line, "draw_pictures", lambda run: (run / "cell.png").touch())
+        monkeypatch.setattr(running, "draw_pictures", lambda run: (run / "cell.png").touch())
     assert main(["--resume", str(folder)]) == 0
     assert names(folder) >= (PICTURES if where == "pictures" else {"cell.png"})
     found = RunFolder(folder).result()
@@ -311,7 +310,7 @@ def whole(images: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """What the search comes to that is not interrupted."""
     folder = tmp_path_factory.mktemp("whole") / "run"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(command_line, "draw_pictures", lambda folder: [])
+        patch.setattr(running, "draw_pictures", lambda folder: [])
         assert main([*TINY, "--dataset", "npz", "--data", str(images), "--out", str(folder)]) == 0
     return outcome(folder)
 
@@ -434,7 +433,7 @@ def test_the_default_folder_of_images_is_found_again(
         roots.append(root)
         return load("npz", images)
 
-    monkeypatch.setattr(command_line, "load", load_few)
+    monkeypatch.setattr(running, "load", load_few)
     with monkeypatch.context() as patch:
         stop_after(1, patch)
         assert main([*TINY, "--dataset", "cifar10", "--out", "run"]) == 130

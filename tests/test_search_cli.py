@@ -26,7 +26,7 @@ from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import PRESETS, RunFolder, Search, SearchConfig
+from vpdarts_fast.search import PRESETS, RunFolder, Search, SearchConfig, running
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag
@@ -64,7 +64,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated as the plain modules are; a stop in the midst of an evaluation changes nothing."""
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     flags = ["--batch-norm", "variant", "--pruning-epochs", "1"]
     flags += ["--validation-proportion", "1", "--evaluation-batch-size", "32"]
     assert main([*TINY, *flags, "--out", str(tmp_path / "whole")]) == 0
@@ -115,6 +115,17 @@ def test_every_setting_is_a_flag_with_help(
             if field.target.id not in ("seed", "recipe"):
                 assert f"{flag(field.target.id)} " in shown or f"{flag(field.target.id)}," in shown
                 assert str(text.value).split()[0] in shown
+
+
+def test_the_help_says_where_defaults_come_from(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "150")
+    with pytest.raises(SystemExit):
+        main(["--preset", "cpu", "--method", "darts", "--help"])
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "Defaults are those of VP-DARTS' paper; those of --preset cpu for --channels" in shown
+    assert "those of --method darts for --relaxation --criterion --pruning" in shown
 
 
 def test_presets() -> None:
@@ -202,7 +213,7 @@ def test_missing_tensorboard_is_an_error_before_anything_is_read_or_made(
     seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(command_line, "load")
+    monkeypatch.delattr(running, "load")
     said = error_of([*TINY, "--tensorboard", "--out", "run", "--seeds", *seeds], capsys)
     assert "needs the package tensorboard" in said
     assert "pip install 'vpdarts-fast[tensorboard]', or search with --no-tensorboard" in said
@@ -221,7 +232,7 @@ def test_log_and_pictures_are_worth_a_warning_only(
         raise UserError("the pencil broke")
 
     monkeypatch.setattr(RunFolder, "write_log", full_disk)
-    monkeypatch.setattr(command_line, "draw_pictures", fail)
+    monkeypatch.setattr(running, "draw_pictures", fail)
     assert main([*TINY, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert said.count("log.txt: No space left on device; the search goes on without") == 1
@@ -297,7 +308,7 @@ def test_signals_outside_the_search_stop_at_once(
         os.kill(os.getpid(), signal.SIGTERM)
         time.sleep(5)
 
-    monkeypatch.setattr(command_line, busy, wait)
+    monkeypatch.setattr(running, busy, wait)
     assert main([*TINY, "--out", str(tmp_path / "run")]) == 143
     captured = capsys.readouterr()
     assert captured.err == "stopped at once\n"

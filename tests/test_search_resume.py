@@ -18,8 +18,7 @@ from search_commands import TINY, edited, error_of, full_disk, rewrite, stop_aft
 
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS
-from vpdarts_fast.search import RunFolder
-from vpdarts_fast.search import __main__ as command_line
+from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -28,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than the search."""
-    monkeypatch.setattr(command_line, "draw_pictures", lambda folder: [])
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 @pytest.fixture(scope="module")

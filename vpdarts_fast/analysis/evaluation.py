@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from vpdarts_fast.data import ImageSet, load, split_halves
+from vpdarts_fast.data import ImageHalf, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
 from vpdarts_fast.evaluation.validation import mean_of
@@ -22,7 +22,8 @@ from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
-from vpdarts_fast.search.driver import choose_device, limited
+from vpdarts_fast.search.driver import limited
+from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
 from vpdarts_fast.search.streams import stream
@@ -143,7 +144,7 @@ def evaluate_run(
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
     content = limited(load(config.images.dataset, data or config.images.data), config)
-    _, validation = split_halves(content, config.search.seed)
+    _, validation = content.halves(config.search.seed)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)
     known = known_evaluations(folder / RUN_FILE, count, removal) if reuse else {}
@@ -168,7 +169,7 @@ def snapshot_paths(folder: Path) -> list[Path]:
 
 
 def validation_batches(
-    validation: ImageSet, images: int, config: SearchConfig, device: torch.device
+    validation: ImageHalf, images: int, config: SearchConfig, device: torch.device
 ) -> Iterator[Batch]:
     """`images` of the validation set, drawn by the run's seed, in batches of nearly equal size."""
     generator = stream(config.search.seed, "analysis images")

@@ -1,7 +1,21 @@
-"""Image data sets as uint8 tensors in memory, and normalised, augmented batches made from them."""
+"""Images as uint8 tensors in memory or as data sets of PyTorch, and batches made from them."""
 
 from vpdarts_fast.data.batches import ImageSet, epoch_order, split_halves
+from vpdarts_fast.data.datasets import DatasetImages
 from vpdarts_fast.data.images import Augmentation, ImageData
-from vpdarts_fast.data.sources import DATASETS, load
+from vpdarts_fast.data.protocol import ImageHalf, SearchImages
+from vpdarts_fast.data.sources import DATASETS, GIVEN, load
 
-__all__ = ["DATASETS", "Augmentation", "ImageData", "ImageSet", "epoch_order", "load", "split_halves"]
+__all__ = [
+    "DATASETS",
+    "GIVEN",
+    "Augmentation",
+    "DatasetImages",
+    "ImageData",
+    "ImageHalf",
+    "ImageSet",
+    "SearchImages",
+    "epoch_order",
+    "load",
+    "split_halves",
+]

@@ -55,6 +55,16 @@ class ImageSet:
     def __len__(self) -> int:
         return len(self.images)
 
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return self.images.shape[1], self.images.shape[2]
+
+    @property
+    def device(self) -> torch.device:
+        """Where `take` makes batches."""
+        return self.labels.device
+
     def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """Gathers, augments if a generator is given, and normalises the images at ``indices``.
 
@@ -179,15 +189,28 @@ def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
     Raises:
         UserError: fewer than two training images.
     """
-    count = len(data.train_images)
-    if count < 2:
-        raise UserError(f"{data.name}: two halves need at least 2 training images; got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
     training, validation = (
         ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
-        for half in (order[: count // 2], order[count // 2 :])
+        for half in halves_of(data.name, len(data.train_images), seed)
     )
     return training, validation
+
+
+def halves_of(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+    """The numbers of the training and of the validation images, int64 [count // 2] and the rest.
+
+    Args:
+        name: of the data set, for the error.
+        count: how many images there are to divide.
+        seed: decides the order.
+
+    Raises:
+        UserError: fewer than two images.
+    """
+    if count < 2:
+        raise UserError(f"{name}: two halves need at least 2 training images; got {count}")
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    return order[: count // 2], order[count // 2 :]
 
 
 def epoch_order(

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from vpdarts_fast.data.batches import ImageSet
 
 
 @dataclass(frozen=True)
@@ -35,7 +41,7 @@ class Augmentation:
 
 @dataclass(frozen=True, eq=False)
 class ImageData:
-    """A data set in memory.
+    """A data set in memory; what a search takes (`vpdarts_fast.data.protocol.SearchImages`).
 
     Attributes:
         name: as shown to people.
@@ -87,6 +93,35 @@ class ImageData:
     def image_size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return self.train_images.shape[1], self.train_images.shape[2]
+
+    @property
+    def capturable(self) -> bool:
+        """Whether a CUDA graph can hold how a half of it takes a batch: always."""
+        return True
+
+    def digest(self) -> str:
+        """Of all bytes of the training images and labels."""
+        digest = hashlib.blake2b(digest_size=16)
+        for tensor in (self.train_images, self.train_labels):
+            digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
+            digest.update(tensor.contiguous().numpy().data)
+        return f"blake2b {digest.hexdigest()}"
+
+    def subset(self, indices: Tensor) -> ImageData:
+        """The data set with only some of its training images, int64 [n], in this order."""
+        return dataclasses.replace(
+            self, train_images=self.train_images[indices], train_labels=self.train_labels[indices]
+        )
+
+    def halves(self, seed: int) -> tuple[ImageSet, ImageSet]:
+        """`vpdarts_fast.data.batches.split_halves` of it.
+
+        Raises:
+            UserError: fewer than two training images.
+        """
+        from vpdarts_fast.data.batches import split_halves  # which knows this module
+
+        return split_halves(self, seed)
 
     @property
     def mean(self) -> Tensor:

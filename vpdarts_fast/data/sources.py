@@ -34,8 +34,13 @@ def load(dataset: str, root: Path | None = None, *, download: bool = False) -> I
         download: fetch ``cifar10`` or ``cifar100`` into ``root`` if it is not there yet.
 
     Raises:
-        UserError: an unknown name, or the data are missing, damaged, or cannot be read or fetched.
+        UserError: an unknown name or `GIVEN`, or the data are missing, damaged, or cannot be read or fetched.
     """
+    if dataset == GIVEN:
+        raise UserError(
+            "the images of this run are not in any file that is known: they were given to "
+            "vpdarts_fast.search_cells, which has to be given them again, with folder= and resume=True"
+        )
     if dataset not in _LOADERS:
         raise UserError(f"unknown data set {dataset!r}; expected one of {', '.join(DATASETS)}")
     try:
@@ -190,3 +195,6 @@ _LOADERS: dict[str, Callable[[Path | None, bool], ImageData]] = {
 
 DATASETS = tuple(_LOADERS)
 """What `load` knows."""
+
+GIVEN = "given"
+"""What the settings of a search call images that Python code gave it, and that none of the loaders has."""

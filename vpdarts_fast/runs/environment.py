@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
 from vpdarts_fast import native
-from vpdarts_fast.data import ImageData
 from vpdarts_fast.runs.values import mapping, whole
 
 NAMES = {
@@ -60,12 +58,3 @@ def change(saved: Mapping[str, Any] | None, now: Mapping[str, Any]) -> str | Non
     return "not what this run was computed on before, its last bits may change from here on: " + ", ".join(
         changed
     )
-
-
-def images_digest(data: ImageData) -> str:
-    """Of the training images and labels that a search uses."""
-    digest = hashlib.blake2b(digest_size=16)
-    for tensor in (data.train_images, data.train_labels):
-        digest.update(f"{tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().data)
-    return f"blake2b {digest.hexdigest()}"

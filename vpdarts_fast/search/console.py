@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -27,12 +28,14 @@ from vpdarts_fast.search.run_folder import RunFolder
 class Console:
     """The observer of one search; use it as a context manager, and `begin` before the search does.
 
-    Lines go to the standard output and to the run's log.txt. Progress bars with the time left are
-    drawn on a terminal only. Nothing can end a search from here: print inside `forgiving_output`.
+    Lines go to the standard output and to the run's log.txt, if `quiet` only there. Progress bars with the
+    time left are drawn on a terminal and, with ipywidgets, in a notebook. Nothing can end a search from here:
+    print inside `forgiving_output`.
     """
 
-    def __init__(self, run: RunFolder, config: SearchConfig) -> None:
-        self._run, self._epochs, self._tables = run, config.epochs, config.space.tables
+    def __init__(self, run: RunFolder, config: SearchConfig, *, quiet: bool = False) -> None:
+        self._run, self._epochs, self._quiet = run, config.epochs, quiet
+        self._tables = config.space.tables
         self._wants_tensorboard = config.reporting.tensorboard
         self._tensorboard: TensorBoardLog | None = None
         self._warned: set[str] = set()
@@ -47,8 +50,7 @@ class Console:
             transient=True,
             speed_estimate_period=math.inf,  # a step, or the evaluation between two, can take minutes
         )
-        # Not by the environment alone, which can ask for colours in a pipe.
-        self._interactive = sys.stdout.isatty() and self._progress.console.is_terminal
+        self._interactive = not quiet and draws_bars(self._progress.console)
         self._search = self._progress.add_task("search", total=self._epochs)
         self._phase = self._progress.add_task("", total=1, visible=False)
 
@@ -85,8 +87,8 @@ class Console:
     def _print(self, text: str) -> None:
         if self._interactive:
             self._progress.console.print(text, markup=False)
-            return
-        print(text, flush=True)
+        elif not self._quiet:
+            print(text, flush=True)
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
         self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
@@ -127,6 +129,14 @@ class Console:
                 reason = getattr(error, "strerror", None) or error
                 warn(f"cannot write {what}: {reason}; the search goes on without")
             self._warned.add(what)
+
+
+def draws_bars(console: RichConsole) -> bool:
+    """Whether the console can: on a terminal, or in a notebook that has the widgets that it takes."""
+    if console.is_jupyter:
+        return importlib.util.find_spec("ipywidgets") is not None
+    # Not by the environment alone, which can ask for colours in a pipe.
+    return sys.stdout.isatty() and console.is_terminal
 
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:

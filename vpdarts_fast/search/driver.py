@@ -2,32 +2,32 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
-from vpdarts_fast.data import ImageData, split_halves
+from vpdarts_fast.data import GIVEN, SearchImages
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.environment import change, checked, environment, images_digest
+from vpdarts_fast.runs.environment import change, checked, environment
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.config import SearchConfig, contradictions
-from vpdarts_fast.search.finalists import Calls, Decision, Finalists, Rung, decision_to_json
+from vpdarts_fast.search.finalists import Calls, Decision, Finalists, decision_to_json
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.criteria import Importance
-from vpdarts_fast.search.preflight import check_search, images_of_epoch
+from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
+from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import (
     Mean,
@@ -37,26 +37,6 @@ from vpdarts_fast.search.state import (
     numbers,
 )
 from vpdarts_fast.search.streams import stream
-
-
-class Interrupted(Exception):
-    """The search was asked to stop; everything is in the checkpoint."""
-
-
-class Observer(Protocol):
-    """Who watches a search."""
-
-    def phase(self, description: str, total: int, done: int = 0) -> None:
-        """A phase of an epoch begins, with so many units of work."""
-
-    def advance(self, done: int, epochs: float) -> None:
-        """So many units of the phase are done, and so many epochs of the search."""
-
-    def epoch(self, metrics: dict[str, Any]) -> None:
-        """An epoch is over; its line of metrics.jsonl."""
-
-    def rung(self, rung: Rung) -> None:
-        """Finalists were trained alike; their scores."""
 
 
 class Search:
@@ -70,7 +50,9 @@ class Search:
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True saves and raises
             `Interrupted`.
-        loss: of logits and labels, what the supernet's training minimises.
+        loss: of logits and labels, what all training minimises; evaluations measure cross-entropy.
+        on_evaluation: hears of every evaluation of the ops, when it is done; of one whose epoch did not end
+            again, when the search is continued.
 
     Raises:
         UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
@@ -79,15 +61,18 @@ class Search:
     def __init__(
         self,
         config: SearchConfig,
-        data: ImageData,
+        data: SearchImages,
         run: RunFolder,
         observer: Observer,
         table: BenchmarkTable | None = None,
         stop: Callable[[], bool] = lambda: False,
         loss: Loss = F.cross_entropy,
+        on_evaluation: Callable[[OpsEvaluated], object] = lambda evaluated: None,
     ) -> None:
+        if not data.capturable:
+            config = config.replaced(cuda_graphs=False)
         self.config, self.run_folder, self.observer = config, run, observer
-        self.table, self.stop = table, stop
+        self.table, self.stop, self._loss, self._on_evaluation = table, stop, loss, on_evaluation
         self.device = choose_device(config.execution.device)
         check_search(config, data, table, self.device)
         images = limited(data, config)
@@ -95,8 +80,8 @@ class Search:
             self.device, config.execution.backend if config.execution.fused else "none"
         )
         self.environment_change: str | None = None
-        self._images_digest, self._num_classes = images_digest(images), data.num_classes
-        halves = split_halves(images, config.search.seed)
+        self._images_digest, self.num_classes = images.digest(), data.num_classes
+        halves = images.halves(config.search.seed)
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.space, self.criterion, self.pruning = (
             config.space,
@@ -128,9 +113,12 @@ class Search:
             raise UserError(f"{path} contradicts config.json:\n  " + "\n  ".join(changed))
         if content.get("images") not in (None, self._images_digest):
             dataset = self.config.images.dataset
+            remedy = "name the data set that the run began with by --data"
+            if dataset == GIVEN:
+                remedy = "give it the data set that the run began with"
             raise UserError(
-                f"{path} was trained on other images than those that {dataset} is now: name the data set "
-                "that the run began with by --data, or start a new run"
+                f"{path} was trained on other images than those that {dataset} is now: {remedy}, or start a "
+                "new run"
             )
         with CHECKPOINT.reading(str(path)):
             saved = [content, *(mapping(member, "a member") for member in content["members"])]
@@ -212,7 +200,7 @@ class Search:
         self.run_folder.append_metrics(metrics)
         self._save()
         self.observer.epoch(metrics)
-        self._stop_if_asked()
+        self.stop_if_asked()
 
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
@@ -254,17 +242,18 @@ class Search:
         self.observer.phase("finalists", self.config.search.finalist_budget)
 
         def on_step(steps: int) -> None:
-            self._stop_if_asked()
+            self.stop_if_asked()
             self.observer.advance(steps, self.state.epoch)
 
         return Finalists(
             self.config,
-            self._num_classes,
+            self.num_classes,
             self.training,
             self.validation,
             calls,
             self.run_folder.finalists,
             self._images_digest,
+            self._loss,
         ).compare(earlier, on_step, self.observer.rung)
 
     def _rank_ops(self) -> Importance:
@@ -278,8 +267,10 @@ class Search:
                     self._check_finite(math.nan, "leave-one-out")
                 state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
         importance = self._importance(self._alpha, self._evaluation())
+        genotype = self.space.select(importance.order(self.state.alive.cpu()))
         for state in self._states:
-            state.record.genotype = str(self.space.select(importance.order(state.alive.cpu())))
+            state.record.genotype = str(genotype)
+        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, self._evaluation(), genotype))
         return importance
 
     def _importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
@@ -370,7 +361,8 @@ class Search:
         }
         checkpoint.save(self.run_folder.checkpoint, content)
 
-    def _stop_if_asked(self) -> None:
+    def stop_if_asked(self) -> None:
+        """Raises `Interrupted` if `stop` says so."""
         if self.stop():
             raise Interrupted
 
@@ -380,26 +372,6 @@ class Search:
                 f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
                 "smaller --learning-rate, --gradient-clip or --alpha-start"
             )
-
-
-class MemberWatch:
-    """What a member of a committee tells of its progress, as the search's observer hears it."""
-
-    def __init__(self, search: Search, number: int) -> None:
-        self._search, self._number, self._phase = search, number, ""
-
-    def begins(self, phase: str, total: int, done: int) -> None:
-        self._phase, members = phase, len(self._search.members)
-        which = f" {self._number + 1}/{members}" if members > 1 else ""
-        self._search.observer.phase(phase + which, total, done)
-
-    def stop_if_asked(self) -> None:
-        self._search._stop_if_asked()
-
-    def done(self, done: int, total: int) -> None:
-        share = 0.0 if self._phase == "leave-one-out" else (self._number + done / total)
-        epochs = self._search.state.epoch + share / len(self._search.members)
-        self._search.observer.advance(done, epochs)
 
 
 def index_of(genotype: Any) -> int | None:
@@ -420,29 +392,10 @@ def losses(weights: Mean, alpha: Mean) -> dict[str, float | None]:
     return dict(zip(names, (*weights.summary(), *alpha.summary()), strict=True))
 
 
-def limited(data: ImageData, config: SearchConfig) -> ImageData:
+def limited(data: SearchImages, config: SearchConfig) -> SearchImages:
     """`config.images.max_images` training images, drawn at random."""
-    if config.images.max_images is None or config.images.max_images >= len(data.train_images):
+    count, used = len(data.train_labels), config.images.max_images
+    if used is None or used >= count:
         return data
     generator = stream(config.search.seed, "images used")
-    kept = torch.randperm(len(data.train_images), generator=generator, device="cpu")[
-        : config.images.max_images
-    ]
-    return dataclasses.replace(
-        data, train_images=data.train_images[kept], train_labels=data.train_labels[kept]
-    )
-
-
-def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise UserError(f"--device {name}: PyTorch finds no usable CUDA device here; use cpu or auto")
-    if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}")
-    return device
+    return data.subset(torch.randperm(count, generator=generator, device="cpu")[:used])

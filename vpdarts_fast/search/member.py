@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.data import ImageSet, epoch_order
+from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.runtime.graphs import Captured, recorder_for
@@ -67,13 +67,12 @@ class Member:
         number: int,
         num_classes: int,
         device: torch.device,
-        training: ImageSet,
-        validation: ImageSet,
+        training: ImageHalf,
+        validation: ImageHalf,
         loss: Loss = F.cross_entropy,
     ) -> None:
         seed = config.search.seed if number == 0 else seed_for(config.search.seed, "member", number)
-        height, width = training.images.shape[1:3]
-        steps = steps_of_epoch(config, len(training), (height, width))
+        steps = steps_of_epoch(config, len(training), training.image_size)
         rate = alpha_rate(config, steps)
         self.config = config.replaced(seed=seed, alpha_learning_rate=rate)
         self._loss = loss
@@ -192,11 +191,10 @@ class Member:
         )
         return step_sums(*step, len(batch[1]))
 
-    def _draws(self, images: ImageSet, purpose: str) -> list[Tensor]:
+    def _draws(self, images: ImageHalf, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
         seed, size, epoch = self.config.search.seed, self.config.optimisers.batch_size, self.state.epoch
-        height, width = images.images.shape[1:3]
-        smallest = self.config.space.smallest((height, width))
+        smallest = self.config.space.smallest(images.image_size)
         visited = images_of_epoch(self.config, len(images))
         drop_last = last_batch_is_too_small(visited, size, smallest)
         order = epoch_order(len(images), size, stream(seed, f"{purpose} order", epoch), drop_last, visited)

@@ -10,7 +10,7 @@ import torch
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import LEAST_IMAGES
-from vpdarts_fast.data import ImageData
+from vpdarts_fast.data import GIVEN, SearchImages
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.runtime import machine
@@ -21,7 +21,7 @@ from vpdarts_fast.spaces.space import Space
 
 
 def check_search(
-    config: SearchConfig, data: ImageData, table: BenchmarkTable | None, device: torch.device
+    config: SearchConfig, data: SearchImages, table: BenchmarkTable | None, device: torch.device
 ) -> None:
     """Everything that would stop the search later and can be known now; allocates nothing of its size.
 
@@ -37,13 +37,13 @@ def check_search(
     check_finalists(config, data, device)
 
 
-def images_used(config: SearchConfig, data: ImageData) -> int:
+def images_used(config: SearchConfig, data: SearchImages) -> int:
     """How many training images of the data set both halves have together."""
-    available = len(data.train_images)
+    available = len(data.train_labels)
     return available if config.images.max_images is None else min(config.images.max_images, available)
 
 
-def validation_images(config: SearchConfig, data: ImageData) -> int:
+def validation_images(config: SearchConfig, data: SearchImages) -> int:
     """How many of these are to validate; of an odd number one more than to train."""
     used = images_used(config, data)
     return used - used // 2
@@ -74,9 +74,9 @@ def steps_of_epoch(config: SearchConfig, count: int, image_size: tuple[int, int]
     return math.ceil(count / size) - last_batch_is_too_small(count, size, config.space.smallest(image_size))
 
 
-def check_data(config: SearchConfig, data: ImageData) -> None:
+def check_data(config: SearchConfig, data: SearchImages) -> None:
     """Raises `UserError` for a data set that no search can learn from."""
-    count = len(data.train_images)
+    count = len(data.train_labels)
     if count < LEAST_IMAGES:
         raise UserError(
             f"{_named(config, data)} has too few training images: a search needs at least {LEAST_IMAGES}, "
@@ -94,7 +94,7 @@ def check_data(config: SearchConfig, data: ImageData) -> None:
         )
 
 
-def check_batches(config: SearchConfig, data: ImageData) -> None:
+def check_batches(config: SearchConfig, data: SearchImages) -> None:
     """Raises `UserError` where a batch norm would meet a single value per channel."""
     pixels = config.space.smallest(data.image_size)
     needed = math.ceil(2 / pixels)
@@ -129,7 +129,7 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
     )
 
 
-def check_memory(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+def check_memory(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
     weights = 4 * config.space.parameters(data.num_classes) * copies
@@ -150,7 +150,7 @@ def check_memory(config: SearchConfig, data: ImageData, device: torch.device) ->
         )
 
 
-def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+def check_memory_budget(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
     if (
         config.execution.memory_budget_mib is None
@@ -181,7 +181,7 @@ def check_memory_budget(config: SearchConfig, data: ImageData, device: torch.dev
         )
 
 
-def check_finalists(config: SearchConfig, data: ImageData, device: torch.device) -> None:
+def check_finalists(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
     """Raises `UserError` if a finalist needs more memory than the machine has, by a lower estimate."""
     if not config.search.finalists:
         return
@@ -213,7 +213,7 @@ def node_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
     return max(sizes, default=0) * activation_dtype(config.execution.precision).itemsize
 
 
-def evaluation_bytes(config: SearchConfig, data: ImageData) -> int:
+def evaluation_bytes(config: SearchConfig, data: SearchImages) -> int:
     """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
     count = images_evaluated(config, validation_images(config, data))
     batch = math.ceil(count / math.ceil(count / config.optimisers.evaluation_batch_size))
@@ -230,6 +230,21 @@ def sizes(space: Space[Any], finalist: bool = False) -> str:
     return ", ".join(f"{flag(name)} ({value:,})" for name, value in numbers.items())
 
 
+def choose_device(name: str) -> torch.device:
+    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise UserError(f"--device {name}: PyTorch finds no usable CUDA device here; use cpu or auto")
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--device must be auto, cpu or cuda; got {name!r}")
+    return device
+
+
 def memory_of(device: torch.device) -> int:
     """Bytes that a device has in all; of the CPU, what this process may take of the machine's."""
     if device.type == "cuda":
@@ -238,6 +253,8 @@ def memory_of(device: torch.device) -> int:
     return machine.memory()
 
 
-def _named(config: SearchConfig, data: ImageData) -> str:
+def _named(config: SearchConfig, data: SearchImages) -> str:
+    if config.images.dataset == GIVEN:
+        return f"the data set that was given ({data.name})"
     where = f" --data {config.images.data}" if config.images.data is not None else ""
     return f"the data set of --dataset {config.images.dataset}{where} ({data.name})"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vpdarts_fast.backends.registry import BACKENDS
-from vpdarts_fast.data import DATASETS
+from vpdarts_fast.data import DATASETS, GIVEN
 from vpdarts_fast.evaluation.validation import BatchNorm, Removal
 from vpdarts_fast.runtime.precision import Precision
 from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Dataset = str
     BackendName = str
 else:  # what `load` knows is only known at run time, and so are backends
-    Dataset = Literal[DATASETS]
+    Dataset = Literal[(*DATASETS, GIVEN)]
     BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
 
 Evaluation = Literal["full", "racing"]
@@ -125,7 +125,7 @@ class ImageSettings:
     """Which images are used, and where they lie."""
 
     dataset: Dataset = "cifar10"
-    """digits is embedded; the others read files from --data."""
+    """digits is embedded; the others read files from --data, and given are those of a call from Python."""
     data: Path | None = None
     """Folder of the data set, or the .npz file for --dataset npz. Default: ./data."""
     download: bool = False

@@ -10,12 +10,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vpdarts_fast.data import ImageSet
+import torch.nn.functional as F
+
+from vpdarts_fast.data import ImageHalf
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.contestants import Calls, Genotype
 from vpdarts_fast.search.finalists.progress import Progress
 from vpdarts_fast.search.finalists.rounds import Decision, Rules, Rung, Score, Tournament
 from vpdarts_fast.search.finalists.training import CellTraining, Images, finish
+from vpdarts_fast.search.methods.alpha_rules import Loss
 
 __all__ = ["Calls", "Decision", "Finalists", "Rung", "decision_to_json", "rung_to_json"]
 
@@ -33,6 +36,7 @@ class Finalists:
         calls: the last evaluation.
         path: of finalists.pt.
         images: the digest of the images, for the file.
+        loss: of logits and labels, what their training minimises.
 
     Attributes:
         steps: of all trainings so far, of at most `config.search.finalist_budget`.
@@ -42,12 +46,14 @@ class Finalists:
         self,
         config: SearchConfig,
         classes: int,
-        training: ImageSet,
-        validation: ImageSet,
+        training: ImageHalf,
+        validation: ImageHalf,
         calls: Calls,
         path: Path,
         images: str,
+        loss: Loss = F.cross_entropy,
     ) -> None:
+        self._loss = loss
         self._config, self._classes, self._calls = config, classes, calls
         self._images = Images(training, validation, config)
         origin = {"images": images, "search": str(calls.chosen)}
@@ -86,8 +92,8 @@ class Finalists:
     def _train(
         self, genotype: Genotype, steps: int, repetition: int, on_step: Callable[[int], None]
     ) -> Score:
-        device = self._images.training.labels.device
-        training = CellTraining(genotype, steps, repetition, self._config, self._classes, device)
+        device = self._images.training.device
+        training = CellTraining(genotype, steps, repetition, self._config, self._classes, device, self._loss)
         self._progress.restore(training)
         try:
             score = finish(training, self._images, lambda: on_step(self.steps + training.step))

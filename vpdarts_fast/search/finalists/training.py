@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from vpdarts_fast.data import ImageSet, epoch_order
+from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.runs.values import number, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.rounds import Score
+from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.optimizers import adapted, weights_optimizer
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.state import Mean, step_sums
@@ -47,7 +49,9 @@ class CellTraining:
         config: SearchConfig,
         classes: int,
         device: torch.device,
+        loss: Loss = F.cross_entropy,
     ) -> None:
+        self._loss = loss
         self.genotype, self.steps, self.repetition = genotype, steps, repetition
         self._config = config
         with torch.random.fork_rng():
@@ -65,7 +69,7 @@ class CellTraining:
         rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         self.optimizer.param_groups[0]["lr"] = rate
         clip = self._config.optimisers.gradient_clip
-        loss, correct = training_step(self.network, batch, self.optimizer, clip)
+        loss, correct = training_step(self.network, batch, self.optimizer, clip, self._loss)
         if counts:
             images = len(batch[1])
             self.last_epoch.add(step_sums(loss, correct, images), images)
@@ -105,8 +109,8 @@ class Images:
         validation: the half that judges.
     """
 
-    training: ImageSet
-    validation: ImageSet
+    training: ImageHalf
+    validation: ImageHalf
     config: SearchConfig
 
     @property
@@ -115,8 +119,7 @@ class Images:
 
     def _order(self, repetition: int, epoch: int) -> list[Tensor]:
         count, size = len(self.training), self.config.optimisers.batch_size
-        height, width = self.training.images.shape[1:3]
-        smallest = self.config.space.smallest((height, width))
+        smallest = self.config.space.smallest(self.training.image_size)
         drop_last = last_batch_is_too_small(count, size, smallest)
         return epoch_order(
             count, size, stream(self.config.search.seed, "finalist order", repetition, epoch), drop_last

@@ -1,0 +1,91 @@
+"""Who watches a search, what it hears, and how the search is stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
+from vpdarts_fast.search.finalists import Rung
+from vpdarts_fast.search.methods.criteria import Importance
+
+if TYPE_CHECKING:
+    from vpdarts_fast.search.driver import Search
+
+
+class Interrupted(Exception):
+    """The search was asked to stop; everything is in the checkpoint."""
+
+
+class Observer(Protocol):
+    """Who watches a search."""
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        """A phase of an epoch begins, with so many units of work."""
+
+    def advance(self, done: int, epochs: float) -> None:
+        """So many units of the phase are done, and so many epochs of the search."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """An epoch is over; its line of metrics.jsonl."""
+
+    def rung(self, rung: Rung) -> None:
+        """Finalists were trained alike; their scores."""
+
+
+class Reporting:
+    """An observer that passes on what it hears, and tells each epoch's metrics to a function too."""
+
+    def __init__(self, observer: Observer, on_epoch: Callable[[dict[str, Any]], object]) -> None:
+        self._observer, self._on_epoch = observer, on_epoch
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        self._observer.phase(description, total, done)
+
+    def advance(self, done: int, epochs: float) -> None:
+        self._observer.advance(done, epochs)
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        self._observer.epoch(metrics)
+        self._on_epoch(metrics)
+
+    def rung(self, rung: Rung) -> None:
+        self._observer.rung(rung)
+
+
+@dataclass(frozen=True)
+class OpsEvaluated:
+    """What an evaluation came to, before anything is pruned by it.
+
+    Attributes:
+        epoch: the epoch that it begins, from 0; of the last evaluation the number of epochs.
+        importance: of each op [E, O], to all members of a committee on average.
+        leave_one_out: what it was measured by; None for a criterion that needs no evaluation.
+        genotype: what the search would select by it.
+    """
+
+    epoch: int
+    importance: Importance
+    leave_one_out: LeaveOneOut | None
+    genotype: Any
+
+
+class MemberWatch:
+    """What a member of a committee tells of its progress, as the search's observer hears it."""
+
+    def __init__(self, search: Search, number: int) -> None:
+        self._search, self._number, self._phase = search, number, ""
+
+    def begins(self, phase: str, total: int, done: int) -> None:
+        self._phase, members = phase, len(self._search.members)
+        which = f" {self._number + 1}/{members}" if members > 1 else ""
+        self._search.observer.phase(phase + which, total, done)
+
+    def stop_if_asked(self) -> None:
+        self._search.stop_if_asked()
+
+    def done(self, done: int, total: int) -> None:
+        share = 0.0 if self._phase == "leave-one-out" else (self._number + done / total)
+        epochs = self._search.state.epoch + share / len(self._search.members)
+        self._search.observer.advance(done, epochs)
