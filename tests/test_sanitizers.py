@@ -34,7 +34,7 @@ PROGRAMS = {
     "masked_cell": ["cpu/kernels/masked_cell.cpp", "cpu/ops/cell_plan.cpp"],
     "mixed_cell": [
         "cpu/kernels/relu_conv.cpp",
-        "cpu/kernels/mixed_sum.cpp",
+        "cpu/kernels/mixed_cell.cpp",
         "cpu/ops/cell_statistics.cpp",
         "cpu/ops/training_cell.cpp",
         "cpu/ops/training_cell_backward.cpp",
@@ -48,8 +48,8 @@ PROGRAMS = {
     "node": [
         "cpu/kernels/gather.cpp",
         "cpu/kernels/relu_conv.cpp",
+        "cpu/kernels/mixed_cell.cpp",
         "cpu/kernels/mixed_sum.cpp",
-        "cpu/kernels/raw_sum.cpp",
     ],
     "residual_block": [
         "cpu/kernels/residual_block.cpp",

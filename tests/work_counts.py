@@ -52,7 +52,7 @@ SOURCES = (
     "tests/native/kernel_work.cpp",
     "csrc/cpu/kernels/masked_cell.cpp",
     "csrc/cpu/kernels/mixed_op.cpp",
-    "csrc/cpu/kernels/mixed_sum.cpp",
+    "csrc/cpu/kernels/mixed_cell.cpp",
     "csrc/cpu/kernels/relu_conv.cpp",
     "csrc/cpu/kernels/residual_block.cpp",
     "csrc/cpu/kernels/trained_residual_block.cpp",

@@ -4,9 +4,9 @@
 #include "cpu/dispatch.h"
 #include "cpu/kernels/gather.h"
 #include "cpu/kernels/masked_cell.h"
+#include "cpu/kernels/mixed_cell.h"
 #include "cpu/kernels/mixed_op.h"
 #include "cpu/kernels/mixed_sum.h"
-#include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/residual_block.h"
 #include "cpu/kernels/trained_residual_block.h"
@@ -16,8 +16,8 @@ namespace vpdarts::cpu {
 struct Kernels {
   const GatherKernels& gather;
   const ReluConvKernels& relu_conv;
+  const MixedCellKernels& mixed_cell;
   const MixedSumKernels& mixed_sum;
-  const RawSumKernels& raw_sum;
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
   const TrainedResidualKernels& trained_residual_block;

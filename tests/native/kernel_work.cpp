@@ -115,7 +115,7 @@ void mixed_cell() {
   }
   for (int64_t e = 0; e < kEdges; ++e) state.raw.push_back({memory.take(kFloats)});
   const std::vector<Dropout> keep(kEdges, Dropout{1, 2, 3u << 30, true});
-  const TrainingCell cell(VPDARTS_ISA::relu_conv_kernels(), VPDARTS_ISA::mixed_sum_kernels(), sizes,
+  const TrainingCell cell(VPDARTS_ISA::relu_conv_kernels(), VPDARTS_ISA::mixed_cell_kernels(), sizes,
                           kWeights.data(), kWeights.data(), keep, kEps, false);
   work_mixed_cell_forward(cell, plan, state);
   counted();

@@ -19,7 +19,7 @@ namespace {
 
 constexpr double kEps = 0.1;  // large, or the gradients of the weights of a lone channel cancel to nothing
 const ReluConvKernels& kReluConv = VPDARTS_ISA::relu_conv_kernels();
-const MixedSumKernels& kMixedSum = VPDARTS_ISA::mixed_sum_kernels();
+const MixedCellKernels& kMixedCell = VPDARTS_ISA::mixed_cell_kernels();
 
 std::mt19937 random_bits(0);
 
@@ -60,17 +60,17 @@ const ReluConvKernels& guarded_relu_conv() {
   return kernels;
 }
 
-const MixedSumKernels& guarded_mixed_sum() {
-  static const MixedSumKernels kernels = [] {
-    MixedSumKernels guarded = kMixedSum;
-    guarded.forward = [](const MixedSumForward& args, float*) {
-      kMixedSum.forward(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+const MixedCellKernels& guarded_mixed_cell() {
+  static const MixedCellKernels kernels = [] {
+    MixedCellKernels guarded = kMixedCell;
+    guarded.forward = [](const MixedCellForward& args, float*) {
+      kMixedCell.forward(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
-    guarded.reduce = [](const MixedSumReduce& args, float*) {
-      kMixedSum.reduce(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+    guarded.reduce = [](const MixedCellReduce& args, float*) {
+      kMixedCell.reduce(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
-    guarded.backward = [](const MixedSumBackward& args, float*) {
-      kMixedSum.backward(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+    guarded.backward = [](const MixedCellBackward& args, float*) {
+      kMixedCell.backward(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
     return guarded;
   }();
@@ -323,7 +323,7 @@ void test(const Case& c, bool skip_zeros) {
       for (int64_t t = i + 1; t < c.nodes; ++t) state.raw[edge_of(i, t)].push_back(take());
     }
   }
-  const TrainingCell cell(guarded_relu_conv(), guarded_mixed_sum(), sizes, weight_1x1.data(),
+  const TrainingCell cell(guarded_relu_conv(), guarded_mixed_cell(), sizes, weight_1x1.data(),
                           weight_3x3.data(), drops, kEps, skip_zeros);
   cell.forward(plan, state);
 

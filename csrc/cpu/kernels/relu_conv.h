@@ -1,6 +1,6 @@
 // The torch-free interface of the relu_conv kernels: r = relu(x), then the 3x3 convolutions of all edges
 // that leave a node, raw_e = W_e * r, by Winograd F(4x4, 3x3). Of the 1x1 convolutions the moments of r
-// say everything that batch norm needs, and in a mixed cell mixed_sum computes them pixel by pixel; the
+// say everything that batch norm needs, and in a mixed cell mixed_cell computes them pixel by pixel; the
 // kernels with 1x1 in their names are for cells that need their raw outputs.
 #pragma once
 

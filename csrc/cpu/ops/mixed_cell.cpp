@@ -79,8 +79,8 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
 TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps,
                      bool skip_zeros) {
   const Kernels& kernels = active_kernels(checked.sizes.channels);
-  return {kernels.relu_conv,  kernels.mixed_sum, checked.sizes, floats(weight_1x1),
-          floats(weight_3x3), checked.keep,      eps,           skip_zeros};
+  return {kernels.relu_conv,  kernels.mixed_cell, checked.sizes, floats(weight_1x1),
+          floats(weight_3x3), checked.keep,       eps,           skip_zeros};
 }
 
 void check_one(const Tensor& x, const Tensor& alpha) {

@@ -8,11 +8,11 @@
 
 namespace vpdarts::cpu {
 
-TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
+TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedCellKernels& mixed_cell,
                            const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,
                            std::vector<Dropout> keep, double eps, bool skip_zeros)
     : relu_conv_(relu_conv),
-      mixed_sum_(mixed_sum),
+      mixed_cell_(mixed_cell),
       sizes_(sizes),
       weight_3x3_(weight_3x3),
       keep_(std::move(keep)),
@@ -62,7 +62,7 @@ class TrainingCell::ForwardPass {
         moment_floats_(s_.padded + square_),
         weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
         scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_[0], s_.nodes - 1),
-                          cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1))) {
+                          cell.mixed_cell_.scratch(blocks_[0], s_.nodes - 1))) {
     state.moments.resize(s_.nodes - 1);
     state.statistics.resize(s_.edges());
     for (int64_t i = 1; i < s_.nodes; ++i) {
@@ -133,7 +133,7 @@ class TrainingCell::ForwardPass {
           shift_[u * s_.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
         }
         if (cell_.computes(alpha[2]))
-          cell_.mixed_sum_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
+          cell_.mixed_cell_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
       }
     });
   }
@@ -153,9 +153,9 @@ class TrainingCell::ForwardPass {
                   alpha[4],
                   cell_.keep(e)};
     }
-    cell_.mixed_sum_.forward({blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges,
-                              shift_.data() + u * s_.padded, state_.node[i][u] + offset},
-                             memory);
+    cell_.mixed_cell_.forward({blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges,
+                               shift_.data() + u * s_.padded, state_.node[i][u] + offset},
+                              memory);
   }
 
   // The 3x3 convolutions of a block of node i, and what their batch norms and those of the 1x1 need of it.

@@ -6,7 +6,7 @@
 #include <functional>
 #include <vector>
 
-#include "cpu/kernels/mixed_sum.h"
+#include "cpu/kernels/mixed_cell.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/ops/cell_statistics.h"
 #include "cpu/ops/parallel.h"
@@ -52,7 +52,7 @@ class TrainingCell {
  public:
   // weight_1x1 [E, C, C], weight_3x3 [E, C, C, 3, 3]; keep [E], or empty without dropout. skip_zeros: what
   // has alpha 0 is not computed; its statistics are 0, and so are its weights' gradients.
-  TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum, const CellSizes& sizes,
+  TrainingCell(const ReluConvKernels& relu_conv, const MixedCellKernels& mixed_cell, const CellSizes& sizes,
                const float* weight_1x1, const float* weight_3x3, std::vector<Dropout> keep, double eps,
                bool skip_zeros);
 
@@ -76,7 +76,7 @@ class TrainingCell {
   Floats transform_weights(bool transposed, const std::function<bool(int64_t edge)>& needed) const;
 
   const ReluConvKernels& relu_conv_;
-  const MixedSumKernels& mixed_sum_;
+  const MixedCellKernels& mixed_cell_;
   CellSizes sizes_;
   const float* weight_3x3_;
   std::vector<std::vector<float>> matrix_1x1_;  // [E], padded
