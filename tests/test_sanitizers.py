@@ -48,7 +48,6 @@ PROGRAMS = {
     "node": [
         "cpu/kernels/gather.cpp",
         "cpu/kernels/relu_conv.cpp",
-        "cpu/kernels/mixed_cell.cpp",
         "cpu/kernels/mixed_sum.cpp",
     ],
     "residual_block": [

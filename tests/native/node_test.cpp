@@ -7,7 +7,6 @@
 #include <vector>
 
 #include "cpu/kernels/gather.h"
-#include "cpu/kernels/mixed_cell.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/ops/parallel.h"
@@ -17,7 +16,6 @@ using namespace vpdarts::cpu;
 namespace {
 
 const ReluConvKernels& kReluConv = VPDARTS_ISA::relu_conv_kernels();
-const MixedCellKernels& kMixedCell = VPDARTS_ISA::mixed_cell_kernels();
 const MixedSumKernels& kMixedSum = VPDARTS_ISA::mixed_sum_kernels();
 
 using Values = std::vector<float>;
@@ -112,8 +110,8 @@ void test_1x1(const Case& c) {
     for (int64_t i = 0; i < square; ++i) turned[i] = weight.back()[i % padded * padded + i / padded];
     conv.push_back(unwritten(square));
     transposed.push_back(unwritten(square));
-    kMixedCell.pack(padded, weight.back().data(), conv.back().data());
-    kMixedCell.pack(padded, turned.data(), transposed.back().data());
+    kReluConv.pack_1x1(padded, weight.back().data(), conv.back().data());
+    kReluConv.pack_1x1(padded, turned.data(), transposed.back().data());
     raw.push_back(unwritten(c.block.floats()));
     down.push_back(normal(c, c.pixels()));
   }

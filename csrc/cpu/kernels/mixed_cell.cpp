@@ -264,17 +264,12 @@ void backward(const MixedCellBackward& args, float* memory) {
   }
 }
 
-void pack(int64_t padded, const float* matrix, float* conv) {
-  pack_rectangle(padded, padded, padded, padded, conv,
-                 [&](int64_t to, int64_t from) { return matrix[to * padded + from]; });
-}
-
 }  // namespace
 
 namespace vpdarts::cpu::VPDARTS_ISA {
 
 const MixedCellKernels& mixed_cell_kernels() {
-  static const MixedCellKernels kernels = {pack, scratch_floats, forward, reduce, backward};
+  static const MixedCellKernels kernels = {scratch_floats, forward, reduce, backward};
   return kernels;
 }
 

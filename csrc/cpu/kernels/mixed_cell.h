@@ -76,8 +76,6 @@ struct MixedCellBackward {
 };
 
 struct MixedCellKernels {
-  // matrix [padded out][padded in] to the layout of conv.
-  void (*pack)(int64_t padded, const float* matrix, float* conv);
   // Floats of scratch memory, 64-byte aligned.
   int64_t (*scratch)(const Block& block, int64_t edges);
   void (*forward)(const MixedCellForward& args, float* scratch);

@@ -85,6 +85,8 @@ struct ReluConvKernels {
   void (*backward)(const ReluConvBackward& args, float* scratch);
   // From an edge's weight_sums to the gradient [C, C, 3, 3] of its weight.
   void (*weight_gradient)(int64_t channels, int64_t padded, const float* weight_sums, float* gradient);
+  // matrix [padded out][padded in] of a 1x1 convolution to the layout of conv, here and in a mixed cell.
+  void (*pack_1x1)(int64_t padded, const float* matrix, float* conv);
   // Floats of scratch memory of the 1x1 convolutions, forward and backward.
   int64_t (*scratch_1x1)(const Block& block, int64_t edges);
   void (*forward_1x1)(const ReluConv1x1Forward& args, float* scratch);

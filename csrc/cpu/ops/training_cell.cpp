@@ -133,7 +133,7 @@ class TrainingCell::ForwardPass {
           shift_[u * s_.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
         }
         if (cell_.computes(alpha[2]))
-          cell_.mixed_cell_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
+          cell_.relu_conv_.pack_1x1(s_.padded, folded.data(), conv_.data() + at * square_);
       }
     });
   }

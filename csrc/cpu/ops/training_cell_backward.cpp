@@ -80,9 +80,9 @@ class TrainingCell::BackwardPass {
       any_1x1_ = true;
       gradient_1x1(s_.padded, cell_.matrix_1x1_[e].data(), edge_[e].norm_1x1, conv.data(), own.data(),
                    shift_.data());
-      cell_.mixed_cell_.pack(s_.padded, conv.data(), packed_.data() + k * square_);
+      cell_.relu_conv_.pack_1x1(s_.padded, conv.data(), packed_.data() + k * square_);
     }
-    cell_.mixed_cell_.pack(s_.padded, own.data(), packed_.data() + outgoing(i) * square_);
+    cell_.relu_conv_.pack_1x1(s_.padded, own.data(), packed_.data() + outgoing(i) * square_);
   }
 
   // A block of node i's gradient, and its share of the weight gradients of the edges that leave it.
