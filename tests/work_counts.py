@@ -56,13 +56,13 @@ SOURCES = (
     "csrc/cpu/kernels/relu_conv.cpp",
     "csrc/cpu/kernels/residual_block.cpp",
     "csrc/cpu/kernels/trained_residual_block.cpp",
-    "csrc/cpu/ops/cell_plan.cpp",
-    "csrc/cpu/ops/cell_statistics.cpp",
-    "csrc/cpu/ops/mixed_edge.cpp",
-    "csrc/cpu/ops/mixed_edge_backward.cpp",
-    "csrc/cpu/ops/training_cell.cpp",
-    "csrc/cpu/ops/training_cell_backward.cpp",
-    "csrc/cpu/ops/training_residual.cpp",
+    "csrc/cpu/ops/masked_cell_plan.cpp",
+    "csrc/cpu/ops/batch_norm.cpp",
+    "csrc/cpu/ops/mixed_op_passes.cpp",
+    "csrc/cpu/ops/mixed_op_passes_backward.cpp",
+    "csrc/cpu/ops/mixed_cell_passes.cpp",
+    "csrc/cpu/ops/mixed_cell_passes_backward.cpp",
+    "csrc/cpu/ops/trained_residual_block_passes.cpp",
 )
 
 MEMORY = re.compile(r"_*(mem(?:set|cpy|move|align)|malloc|calloc|aligned_alloc|operator new)")

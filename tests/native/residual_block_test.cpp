@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 using namespace vpdarts::cpu;
 
@@ -258,9 +258,9 @@ void test_trained(const Problem& p) {
   const ReluConvKernels relu_conv = guarded_relu_conv();
   const TrainedResidualKernels trained = guarded_trained();
   const Weights& w = p.weights;
-  const TrainingResidual block(trained, relu_conv, p.shape, channels,
-                               {w.a.data(), w.b.data(), w.shortcut.data(), w.gamma.data(), w.beta.data()},
-                               kEps);
+  const TrainedResidualBlockPasses block(
+      trained, relu_conv, p.shape, channels,
+      {w.a.data(), w.b.data(), w.shortcut.data(), w.gamma.data(), w.beta.data()}, kEps);
 
   // Forward.
   const auto input = padded_map(p.x, p.c.channels, p.shape.padded);

@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 #include "cpu/ops/layout.h"
 #include "cpu/ops/parallel.h"
 

@@ -9,7 +9,7 @@
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
 #include "cpu/ops/residual_arguments.h"
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -30,7 +30,7 @@ class Arguments {
               torch::stable::contiguous(weight_shortcut), torch::stable::contiguous(gamma),
               torch::stable::contiguous(beta)} {}
 
-  TrainingResidual block(double eps) const {
+  TrainedResidualBlockPasses block(double eps) const {
     check_eps(kName, eps);
     const Kernels& kernels = active_kernels(batch.channels);
     return {kernels.trained_residual_block,

@@ -2,17 +2,17 @@
 #include <vector>
 
 #include "cpu/ops/blocks.h"
+#include "cpu/ops/mixed_cell_passes.h"
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_cell.h"
 
 namespace vpdarts::cpu {
 
 // Node by node from the last one: its gradient, the weight gradients of the edges that leave it and the sums
 // that those into it need, in one pass over the batch; then the gradients that follow from the sums.
-class TrainingCell::BackwardPass {
+class MixedCellPasses::BackwardPass {
  public:
-  BackwardPass(const TrainingCell& cell, const float* alpha, const CellState& state, const float* gradient,
-               const CellGradients& wanted)
+  BackwardPass(const MixedCellPasses& cell, const float* alpha, const MixedCellState& state,
+               const float* gradient, const MixedCellGradients& wanted)
       : cell_(cell),
         s_(cell.sizes_),
         alpha_(alpha),
@@ -211,11 +211,11 @@ class TrainingCell::BackwardPass {
     to[4] = static_cast<float>(pool);
   }
 
-  const TrainingCell& cell_;
-  const CellSizes& s_;
+  const MixedCellPasses& cell_;
+  const MixedCellSizes& s_;
   const float* alpha_;
-  const CellState& state_;
-  const CellGradients& wanted_;
+  const MixedCellState& state_;
+  const MixedCellGradients& wanted_;
   const bool with_weights_, with_alpha_;
   const Blocks blocks_;
   const int64_t square_, weight_floats_;
@@ -234,8 +234,8 @@ class TrainingCell::BackwardPass {
   std::vector<Matrix> parts_;
 };
 
-void TrainingCell::backward(const float* alpha, const CellState& state, const float* gradient,
-                            const CellGradients& wanted) const {
+void MixedCellPasses::backward(const float* alpha, const MixedCellState& state, const float* gradient,
+                               const MixedCellGradients& wanted) const {
   BackwardPass(*this, alpha, state, gradient, wanted).run();
 }
 

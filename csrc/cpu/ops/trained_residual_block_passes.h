@@ -7,7 +7,7 @@
 
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/trained_residual_block.h"
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 
 namespace vpdarts::cpu {
 
@@ -29,12 +29,12 @@ struct TrainedResidualGradients {
   float *gamma, *beta;
 };
 
-class TrainingResidual {
+class TrainedResidualBlockPasses {
  public:
   // batch: all images.
-  TrainingResidual(const TrainedResidualKernels& kernels, const ReluConvKernels& relu_conv,
-                   const ResidualShape& batch, int64_t out_channels, const TrainedResidualWeights& weights,
-                   double eps)
+  TrainedResidualBlockPasses(const TrainedResidualKernels& kernels, const ReluConvKernels& relu_conv,
+                             const ResidualShape& batch, int64_t out_channels,
+                             const TrainedResidualWeights& weights, double eps)
       : kernels_(kernels),
         relu_conv_(relu_conv),
         batch_(batch),
