@@ -20,7 +20,7 @@ struct Kernels {
   const MixedSumKernels& mixed_sum;
   const MaskedCellKernels& masked_cell;
   const ResidualBlockKernels& residual_block;
-  const TrainedResidualKernels& trained_residual_block;
+  const TrainedResidualBlockKernels& trained_residual_block;
   const MixedOpKernels& mixed_op;
 };
 

@@ -78,14 +78,14 @@ WORK work_mixed_op_backward(const MixedOpPasses& edge, const MixedOpState& state
 }
 
 WORK work_trained_residual_block_forward(const TrainedResidualBlockPasses& block, const float* x,
-                                         const TrainedResidualState& state, float* out) {
+                                         const TrainedResidualBlockState& state, float* out) {
   block.forward(x, state, out);
   DONE;
 }
 
 WORK work_trained_residual_block_backward(const TrainedResidualBlockPasses& block, const float* x,
-                                          const TrainedResidualState& state, const float* gradient,
-                                          const TrainedResidualGradients& wanted) {
+                                          const TrainedResidualBlockState& state, const float* gradient,
+                                          const TrainedResidualBlockGradients& wanted) {
   block.backward(x, state, gradient, wanted);
   DONE;
 }
@@ -195,18 +195,19 @@ void trained_residual_block() {
   const auto weights_a = values(kWide * kChannels * 9, 0.1f), weights_b = values(kWide * kWide * 9, 0.1f),
              shortcut = values(kWide * kChannels, 0.1f), gradient = values(kBlock.out().floats());
   const std::vector<float> gamma(2 * kWide, 1.0f), beta(2 * kWide, 0.0f);
-  const TrainedResidualWeights weights{weights_a.data(), weights_b.data(), shortcut.data(), gamma.data(),
-                                       beta.data()};
-  const TrainedResidualBlockPasses block(VPDARTS_ISA::trained_residual_kernels(),
+  const TrainedResidualBlockWeights weights{weights_a.data(), weights_b.data(), shortcut.data(), gamma.data(),
+                                            beta.data()};
+  const TrainedResidualBlockPasses block(VPDARTS_ISA::trained_residual_block_kernels(),
                                          VPDARTS_ISA::relu_conv_kernels(), kBlock, kWide, weights, kEps);
   const int64_t floats = kBlock.out().floats();
-  const TrainedResidualState state{memory.take(floats), memory.take(floats), memory.take(2 * kWide),
-                                   memory.take(2 * kWide)};
+  const TrainedResidualBlockState state{memory.take(floats), memory.take(floats), memory.take(2 * kWide),
+                                        memory.take(2 * kWide)};
   work_trained_residual_block_forward(block, kX.data(), state, memory.take(floats));
   counted();
-  const TrainedResidualGradients wanted{memory.take(kFloats),           memory.take(kWide * kChannels * 9),
-                                        memory.take(kWide * kWide * 9), memory.take(kWide * kChannels),
-                                        memory.take(2 * kWide),         memory.take(2 * kWide)};
+  const TrainedResidualBlockGradients wanted{
+      memory.take(kFloats),           memory.take(kWide * kChannels * 9),
+      memory.take(kWide * kWide * 9), memory.take(kWide * kChannels),
+      memory.take(2 * kWide),         memory.take(2 * kWide)};
   work_trained_residual_block_backward(block, kX.data(), state, gradient.data(), wanted);
   counted();
 }

@@ -68,8 +68,8 @@ class Arguments {
 };
 
 // raw [2, N, H', W', padded], mean and variance [2, C_out].
-TrainedResidualState state_of(const Arguments& args, const Tensor& mean, const Tensor& variance,
-                              const Tensor& raw) {
+TrainedResidualBlockState state_of(const Arguments& args, const Tensor& mean, const Tensor& variance,
+                                   const Tensor& raw) {
   return {floats(raw), floats(raw) + args.batch.out().floats(), floats(mean), floats(variance)};
 }
 

@@ -28,8 +28,8 @@ struct TrainedResidualBlockPasses::Norm {
   Matrix mean, variance, scale, shift;
 };
 
-TrainedResidualBlockPasses::Norm TrainedResidualBlockPasses::norm(int64_t which,
-                                                                  const TrainedResidualState& state) const {
+TrainedResidualBlockPasses::Norm TrainedResidualBlockPasses::norm(
+    int64_t which, const TrainedResidualBlockState& state) const {
   const int64_t padded = batch_.out_padded, first = which * out_channels_;
   Norm norm{zeros(padded), zeros(padded), zeros(padded), zeros(padded)};
   for (int64_t c = 0; c < out_channels_; ++c) {
@@ -51,7 +51,7 @@ ResidualShape TrainedResidualBlockPasses::shape(int64_t images) const {
 // Blocks' statistics [blocks][2][out_padded] to those of the batch.
 void TrainedResidualBlockPasses::combine(int64_t which, const Matrix& statistics,
                                          const std::vector<int64_t>& pixels,
-                                         const TrainedResidualState& state) const {
+                                         const TrainedResidualBlockState& state) const {
   const int64_t padded = batch_.out_padded;
   Matrix mean = zeros(padded), variance = zeros(padded);
   combine_statistics(padded, statistics.data(), 2 * padded, pixels, mean.data(), variance.data());
@@ -72,7 +72,7 @@ Matrix TrainedResidualBlockPasses::packed(bool transposed) const {
   return packed;
 }
 
-void TrainedResidualBlockPasses::forward(const float* x, const TrainedResidualState& state,
+void TrainedResidualBlockPasses::forward(const float* x, const TrainedResidualBlockState& state,
                                          float* out) const {
   const Blocks blocks(batch_.out());
   const int64_t padded = batch_.out_padded, a_floats = in_lines(blocks[0].floats());
@@ -111,9 +111,9 @@ void TrainedResidualBlockPasses::forward(const float* x, const TrainedResidualSt
 }
 
 // From blocks' sums [blocks][2][out_padded]: the gradient of raw, and those of gamma and beta if wanted.
-NormalisedGradient TrainedResidualBlockPasses::norm_gradient(int64_t which, const Matrix& sums,
-                                                             const TrainedResidualState& state,
-                                                             const TrainedResidualGradients& wanted) const {
+NormalisedGradient TrainedResidualBlockPasses::norm_gradient(
+    int64_t which, const Matrix& sums, const TrainedResidualBlockState& state,
+    const TrainedResidualBlockGradients& wanted) const {
   const int64_t padded = batch_.out_padded, first = which * out_channels_;
   const auto blocks = static_cast<int64_t>(sums.size()) / (2 * padded);
   Matrix sum = zeros(2 * padded);
@@ -141,7 +141,7 @@ NormalisedGradient TrainedResidualBlockPasses::norm_gradient(int64_t which, cons
 // The sums of all parts to gradients.
 void TrainedResidualBlockPasses::write_weights(const std::vector<Matrix>& parts_a,
                                                const std::vector<Matrix>& parts_b,
-                                               const TrainedResidualGradients& wanted) const {
+                                               const TrainedResidualBlockGradients& wanted) const {
   const int64_t channels = batch_.channels, padded = batch_.out_padded, square = batch_.padded * padded;
   const Matrix winograd = total(parts_b, relu_conv_.weight_floats(padded));
   relu_conv_.weight_gradient(out_channels_, padded, winograd.data(), wanted.conv_b);
@@ -156,9 +156,9 @@ void TrainedResidualBlockPasses::write_weights(const std::vector<Matrix>& parts_
   }
 }
 
-void TrainedResidualBlockPasses::backward(const float* x, const TrainedResidualState& state,
+void TrainedResidualBlockPasses::backward(const float* x, const TrainedResidualBlockState& state,
                                           const float* gradient,
-                                          const TrainedResidualGradients& wanted) const {
+                                          const TrainedResidualBlockGradients& wanted) const {
   const Blocks blocks(batch_.out());
   const int64_t padded = batch_.out_padded, a_floats = in_lines(blocks[0].floats()),
                 border = in_lines(border_map(blocks[0]).floats),
