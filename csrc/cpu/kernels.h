@@ -11,17 +11,23 @@
 #include "cpu/kernels/residual_block.h"
 #include "cpu/kernels/trained_residual_block.h"
 
+// The one list of all tables: name and type. name_kernels(), in every instruction set, returns the table.
+#define VPDARTS_KERNEL_TABLES(TABLE)          \
+  TABLE(gather, GatherKernels)                \
+  TABLE(relu_conv, ReluConvKernels)           \
+  TABLE(mixed_sum, MixedSumKernels)           \
+  TABLE(mixed_op, MixedOpKernels)             \
+  TABLE(mixed_cell, MixedCellKernels)         \
+  TABLE(masked_cell, MaskedCellKernels)       \
+  TABLE(residual_block, ResidualBlockKernels) \
+  TABLE(trained_residual_block, TrainedResidualBlockKernels)
+
 namespace vpdarts::cpu {
 
 struct Kernels {
-  const GatherKernels& gather;
-  const ReluConvKernels& relu_conv;
-  const MixedCellKernels& mixed_cell;
-  const MixedSumKernels& mixed_sum;
-  const MaskedCellKernels& masked_cell;
-  const ResidualBlockKernels& residual_block;
-  const TrainedResidualBlockKernels& trained_residual_block;
-  const MixedOpKernels& mixed_op;
+#define VPDARTS_FIELD(name, Type) const Type& name;
+  VPDARTS_KERNEL_TABLES(VPDARTS_FIELD)
+#undef VPDARTS_FIELD
 };
 
 // Of active_isa(), but with narrower vectors where those hold all channels.

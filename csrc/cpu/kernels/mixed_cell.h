@@ -8,6 +8,7 @@
 
 #include "block.h"
 #include "dropout.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -83,14 +84,6 @@ struct MixedCellKernels {
   void (*backward)(const MixedCellBackward& args, float* scratch);
 };
 
-namespace baseline {
-const MixedCellKernels& mixed_cell_kernels();
-}
-namespace avx2 {
-const MixedCellKernels& mixed_cell_kernels();
-}
-namespace avx512 {
-const MixedCellKernels& mixed_cell_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const MixedCellKernels& mixed_cell_kernels();)
 
 }  // namespace vpdarts::cpu

@@ -6,6 +6,7 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 #include "relu_conv.h"
 
 namespace vpdarts::cpu {
@@ -58,14 +59,6 @@ struct MixedSumKernels {
   void (*raw_gradients)(const Block& block, int64_t count, const RawGradient* gradient, float* const* out);
 };
 
-namespace baseline {
-const MixedSumKernels& mixed_sum_kernels();
-}
-namespace avx2 {
-const MixedSumKernels& mixed_sum_kernels();
-}
-namespace avx512 {
-const MixedSumKernels& mixed_sum_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const MixedSumKernels& mixed_sum_kernels();)
 
 }  // namespace vpdarts::cpu

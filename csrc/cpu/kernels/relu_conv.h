@@ -5,6 +5,7 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -93,14 +94,6 @@ struct ReluConvKernels {
   void (*backward_1x1)(const ReluConv1x1Backward& args, float* scratch);
 };
 
-namespace baseline {
-const ReluConvKernels& relu_conv_kernels();
-}
-namespace avx2 {
-const ReluConvKernels& relu_conv_kernels();
-}
-namespace avx512 {
-const ReluConvKernels& relu_conv_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const ReluConvKernels& relu_conv_kernels();)
 
 }  // namespace vpdarts::cpu

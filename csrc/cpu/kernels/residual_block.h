@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -27,14 +28,6 @@ struct ResidualBlockKernels {
                   float* scratch);
 };
 
-namespace baseline {
-const ResidualBlockKernels& residual_block_kernels();
-}
-namespace avx2 {
-const ResidualBlockKernels& residual_block_kernels();
-}
-namespace avx512 {
-const ResidualBlockKernels& residual_block_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const ResidualBlockKernels& residual_block_kernels();)
 
 }  // namespace vpdarts::cpu

@@ -8,6 +8,7 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 #include "relu_conv.h"
 
 namespace vpdarts::cpu {
@@ -71,14 +72,6 @@ struct TrainedResidualBlockKernels {
   void (*rectified_gradient)(const RectifiedGradient& args);
 };
 
-namespace baseline {
-const TrainedResidualBlockKernels& trained_residual_block_kernels();
-}
-namespace avx2 {
-const TrainedResidualBlockKernels& trained_residual_block_kernels();
-}
-namespace avx512 {
-const TrainedResidualBlockKernels& trained_residual_block_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const TrainedResidualBlockKernels& trained_residual_block_kernels();)
 
 }  // namespace vpdarts::cpu
