@@ -32,12 +32,14 @@ def parameters(function: object) -> list[str]:
 
 def test_the_ops_are_those_of_the_registry() -> None:
     assert set(ops.__all__) == set(pytorch.__all__) == set(registry.OPS)
-    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {
-        *registry.OPS,
-        "__init__",
-        "arguments",
-        "shapes",
-    }
+    files = {path.stem for path in (PACKAGE / "ops" / "functions").glob("*.py")}
+    assert files == {*registry.OPS, "__init__"}
+
+
+def test_no_op_hides_a_module() -> None:
+    """What `from vpdarts_fast.ops import masked_cell` gives is all that has this name there."""
+    modules = {path.stem for path in (PACKAGE / "ops").iterdir()}
+    assert not modules & set(ops.__all__)
 
 
 def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
@@ -47,7 +49,7 @@ def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
 
 
 @pytest.mark.parametrize("op", registry.OPS)
-@pytest.mark.parametrize("layer", ["ops", "backends.pytorch"])
+@pytest.mark.parametrize("layer", ["ops.functions", "backends.pytorch"])
 def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
     module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
     assert isinstance(module, ModuleType)
@@ -157,6 +159,6 @@ def test_rooms_import_only_what_stands_above_them_in_the_documentation() -> None
 def test_an_import_is_found_wherever_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     inner = "    from vpdarts_fast.search import driver, Search"
-    file.write_text(f"import os, vpdarts_fast.ops.mixed_op\ndef f():\n{inner}\n")
+    file.write_text(f"import os, vpdarts_fast.ops.shapes\ndef f():\n{inner}\n")
     modules = {module_of(path) for path in PACKAGE.rglob("*.py")}
-    assert imported(file, modules) == {"search", "search.driver", "ops.mixed_op"}
+    assert imported(file, modules) == {"search", "search.driver", "ops.shapes"}
