@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import vpdarts_fast
-from vpdarts_fast import ops
+from vpdarts_fast import native, ops
 from vpdarts_fast.backends import pytorch, registry
 from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.contract import reference
@@ -98,6 +98,15 @@ def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleTyp
 @pytest.mark.parametrize("op", registry.OPS)
 def test_every_op_has_its_tests(op: str) -> None:
     assert f"def test_{op}_values" in (TESTS / f"test_{op}.py").read_text()
+
+
+@pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+def test_every_native_op_has_a_fake() -> None:
+    """But `masked_cell_fits`, which returns no tensor."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vpdarts_fast::")]
+    assert {name.removeprefix("vpdarts_fast::") for name in names} > set(registry.OPS)
+    without = [n for n in names if torch._library.simple_registry.singleton.find(n).fake_impl.kernel is None]
+    assert without == ["vpdarts_fast::masked_cell_fits"]
 
 
 def test_every_backend_has_the_reference_to_fall_back_on() -> None:
