@@ -100,6 +100,30 @@ def test_every_op_has_its_tests(op: str) -> None:
     assert f"def test_{op}_values" in (TESTS / f"test_{op}.py").read_text()
 
 
+def test_every_op_has_its_native_files_and_its_table_of_kernels() -> None:
+    """What of the kernels is no op's is named for what it does."""
+    folder = PACKAGE.parent / "csrc" / "cpu"
+    tables = dict(re.findall(r"^  TABLE\((\w+), (\w+)\)", (folder / "kernels.h").read_text(), re.MULTILINE))
+    assert set(tables) == {*registry.OPS, "gather"}
+    for name, table in tables.items():
+        assert table == name.title().replace("_", "") + "Kernels"
+        header = (folder / "kernels" / f"{name}.h").read_text()
+        assert f"const {table}& {name}_kernels();" in header
+        assert (folder / "kernels" / f"{name}.cpp").exists()
+    hosts = {path.stem for path in (folder / "ops").glob("*.cpp")}
+    assert set(registry.OPS) <= hosts
+    beside = {name for name in hosts if not any(f"{name}_".startswith(f"{op}_") for op in registry.OPS)}
+    assert beside == {"batch_norm"}
+
+
+def test_kernels_of_triton_and_cuda_are_in_files_of_their_op() -> None:
+    """Also where several ops run them."""
+    triton = {path.stem for path in (PACKAGE / "backends" / "triton" / "kernels").glob("*.py")}
+    assert triton - set(registry.OPS) == {"__init__", "pixels"}
+    cuda = {path.stem for path in (PACKAGE.parent / "csrc" / "cuda").glob("*/*.c[up]*")}
+    assert {name.removesuffix("_backward") for name in cuda} <= set(registry.OPS)
+
+
 @pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 def test_every_native_op_has_a_fake() -> None:
     """But `masked_cell_fits`, which returns no tensor."""
