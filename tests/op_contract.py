@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends.registry import BACKENDS
+from vpdarts_fast.backends.registry import BACKENDS, Backend
 from vpdarts_fast.contract import reference
 from vpdarts_fast.contract.branches import Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
@@ -32,16 +32,23 @@ ON_THE_CPU = [b for b in BACKENDS if not b.device_types or "cpu" in b.device_typ
 """The contract's tensors lie there."""
 
 
+def computed(op: str, backend: Backend) -> frozenset[torch.dtype]:
+    """The dtypes that the backend computes the op in."""
+    return backend.dtypes_of.get(op, backend.dtypes)
+
+
 def served(op: str, dtypes: Sequence[torch.dtype]) -> pytest.MarkDecorator:
     """Every (backend, dtype) that the registry serves for this op on the CPU."""
-    pairs = [(b.name, d) for b in ON_THE_CPU if op in b.implementations for d in dtypes if d in b.dtypes]
+    pairs = [
+        (b.name, d) for b in ON_THE_CPU if op in b.implementations for d in dtypes if d in computed(op, b)
+    ]
     ids = [f"{name}-{str(dtype).removeprefix('torch.')}" for name, dtype in pairs]
     return pytest.mark.parametrize(("backend", "dtype"), pairs, ids=ids)
 
 
 def backends_in(op: str, dtype: torch.dtype) -> pytest.MarkDecorator:
     """Every backend that serves this op in this dtype on the CPU."""
-    names = [b.name for b in ON_THE_CPU if op in b.implementations and dtype in b.dtypes]
+    names = [b.name for b in ON_THE_CPU if op in b.implementations and dtype in computed(op, b)]
     return pytest.mark.parametrize("backend", names)
 
 

@@ -9,6 +9,7 @@ import torch
 from op_contract import ON_THE_CPU
 
 from vpdarts_fast import Supernet, leave_one_out, ops
+from vpdarts_fast.backends import __main__ as command
 from vpdarts_fast.backends import registry
 from vpdarts_fast.backends.__main__ import main as show_table
 from vpdarts_fast.backends.registry import BACKENDS, Backend, preferred, select
@@ -115,6 +116,23 @@ def test_alphas_of_a_wider_dtype(wide: torch.dtype, dtype: torch.dtype) -> None:
     assert (not reasons) == (dtype == wide or (dtype == torch.bfloat16 and wide == torch.float32))
     elsewhere = some.unsupported("relu_conv", [torch.zeros(1)], [torch.zeros(1, device="meta")])
     assert any("must be on one device" in reason for reason in elsewhere)
+
+
+def test_an_op_may_have_dtypes_of_its_own(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    some = backend(
+        "some",
+        implementations=implemented("relu_conv", "mixed_sum"),
+        dtypes_of={"mixed_sum": frozenset({torch.bfloat16})},
+    )
+    assert some.unsupported("relu_conv", [torch.zeros(1)]) == []
+    reason = "computes mixed_sum in torch.bfloat16; got torch.float32"
+    assert some.unsupported("mixed_sum", [torch.zeros(1)]) == [reason]
+    monkeypatch.setattr(command, "BACKENDS", (some,))
+    show_table([])
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert ["relu_conv", "fp32*"] in rows and ["mixed_sum", "bf16*"] in rows
 
 
 def test_a_refusal_is_asked_for_last() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from op_contract import BOTH, ON_THE_CPU, double, example, flat, second_derivative_blocks
+from op_contract import BOTH, ON_THE_CPU, computed, double, example, flat, second_derivative_blocks
 from torch import Tensor
 
 from vpdarts_fast import ops
@@ -21,7 +21,7 @@ SERVED = [
     for op in DIFFERENTIABLE
     for backend in ON_THE_CPU
     for dtype in BOTH
-    if op in backend.implementations and dtype in backend.dtypes and backend.missing is None
+    if op in backend.implementations and dtype in computed(op, backend) and backend.missing is None
 ]
 every_implementation = pytest.mark.parametrize(("op", "backend", "dtype"), SERVED)
 

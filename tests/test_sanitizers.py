@@ -31,32 +31,31 @@ def cpu_has_avx2() -> bool:
 needs_avx2 = pytest.mark.skipif(not cpu_has_avx2(), reason="this CPU has no AVX2")
 
 PROGRAMS = {
-    "masked_cell": ["cpu/kernels/masked_cell.cpp", "cpu/ops/cell_plan.cpp"],
+    "masked_cell": ["cpu/kernels/masked_cell.cpp", "cpu/ops/masked_cell_plan.cpp"],
     "mixed_cell": [
         "cpu/kernels/relu_conv.cpp",
-        "cpu/kernels/mixed_sum.cpp",
-        "cpu/ops/cell_statistics.cpp",
-        "cpu/ops/training_cell.cpp",
-        "cpu/ops/training_cell_backward.cpp",
+        "cpu/kernels/mixed_cell.cpp",
+        "cpu/ops/batch_norm.cpp",
+        "cpu/ops/mixed_cell_passes.cpp",
+        "cpu/ops/mixed_cell_passes_backward.cpp",
     ],
     "mixed_op": [
         "cpu/kernels/mixed_op.cpp",
-        "cpu/ops/cell_statistics.cpp",
-        "cpu/ops/mixed_edge.cpp",
-        "cpu/ops/mixed_edge_backward.cpp",
+        "cpu/ops/batch_norm.cpp",
+        "cpu/ops/mixed_op_passes.cpp",
+        "cpu/ops/mixed_op_passes_backward.cpp",
     ],
     "node": [
         "cpu/kernels/gather.cpp",
         "cpu/kernels/relu_conv.cpp",
         "cpu/kernels/mixed_sum.cpp",
-        "cpu/kernels/raw_sum.cpp",
     ],
     "residual_block": [
         "cpu/kernels/residual_block.cpp",
         "cpu/kernels/trained_residual_block.cpp",
         "cpu/kernels/relu_conv.cpp",
-        "cpu/ops/cell_statistics.cpp",
-        "cpu/ops/training_residual.cpp",
+        "cpu/ops/batch_norm.cpp",
+        "cpu/ops/trained_residual_block_passes.cpp",
     ],
 }
 """Name of tests/native/<name>_test.cpp -> the sources that it tests."""

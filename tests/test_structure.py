@@ -16,7 +16,7 @@ import pytest
 import torch
 
 import vpdarts_fast
-from vpdarts_fast import ops
+from vpdarts_fast import native, ops
 from vpdarts_fast.backends import pytorch, registry
 from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.contract import reference
@@ -32,12 +32,14 @@ def parameters(function: object) -> list[str]:
 
 def test_the_ops_are_those_of_the_registry() -> None:
     assert set(ops.__all__) == set(pytorch.__all__) == set(registry.OPS)
-    assert {path.stem for path in (PACKAGE / "ops").glob("*.py")} == {
-        *registry.OPS,
-        "__init__",
-        "arguments",
-        "shapes",
-    }
+    files = {path.stem for path in (PACKAGE / "ops" / "functions").glob("*.py")}
+    assert files == {*registry.OPS, "__init__"}
+
+
+def test_no_op_hides_a_module() -> None:
+    """What `from vpdarts_fast.ops import masked_cell` gives is all that has this name there."""
+    modules = {path.stem for path in (PACKAGE / "ops").iterdir()}
+    assert not modules & set(ops.__all__)
 
 
 def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
@@ -47,7 +49,7 @@ def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
 
 
 @pytest.mark.parametrize("op", registry.OPS)
-@pytest.mark.parametrize("layer", ["ops", "backends.pytorch"])
+@pytest.mark.parametrize("layer", ["ops.functions", "backends.pytorch"])
 def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
     module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
     assert isinstance(module, ModuleType)
@@ -96,6 +98,39 @@ def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleTyp
 @pytest.mark.parametrize("op", registry.OPS)
 def test_every_op_has_its_tests(op: str) -> None:
     assert f"def test_{op}_values" in (TESTS / f"test_{op}.py").read_text()
+
+
+def test_every_op_has_its_native_files_and_its_table_of_kernels() -> None:
+    """What of the kernels is no op's is named for what it does."""
+    folder = PACKAGE.parent / "csrc" / "cpu"
+    tables = dict(re.findall(r"^  TABLE\((\w+), (\w+)\)", (folder / "kernels.h").read_text(), re.MULTILINE))
+    assert set(tables) == {*registry.OPS, "gather"}
+    for name, table in tables.items():
+        assert table == name.title().replace("_", "") + "Kernels"
+        header = (folder / "kernels" / f"{name}.h").read_text()
+        assert f"const {table}& {name}_kernels();" in header
+        assert (folder / "kernels" / f"{name}.cpp").exists()
+    hosts = {path.stem for path in (folder / "ops").glob("*.cpp")}
+    assert set(registry.OPS) <= hosts
+    beside = {name for name in hosts if not any(f"{name}_".startswith(f"{op}_") for op in registry.OPS)}
+    assert beside == {"batch_norm"}
+
+
+def test_kernels_of_triton_and_cuda_are_in_files_of_their_op() -> None:
+    """Also where several ops run them."""
+    triton = {path.stem for path in (PACKAGE / "backends" / "triton" / "kernels").glob("*.py")}
+    assert triton - set(registry.OPS) == {"__init__", "pixels"}
+    cuda = {path.stem for path in (PACKAGE.parent / "csrc" / "cuda").glob("*/*.c[up]*")}
+    assert {name.removesuffix("_backward") for name in cuda} <= set(registry.OPS)
+
+
+@pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
+def test_every_native_op_has_a_fake() -> None:
+    """But `masked_cell_fits`, which returns no tensor."""
+    names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vpdarts_fast::")]
+    assert {name.removeprefix("vpdarts_fast::") for name in names} > set(registry.OPS)
+    without = [n for n in names if torch._library.simple_registry.singleton.find(n).fake_impl.kernel is None]
+    assert without == ["vpdarts_fast::masked_cell_fits"]
 
 
 def test_every_backend_has_the_reference_to_fall_back_on() -> None:
@@ -157,6 +192,6 @@ def test_rooms_import_only_what_stands_above_them_in_the_documentation() -> None
 def test_an_import_is_found_wherever_it_stands(tmp_path: Path) -> None:
     file = tmp_path / "module.py"
     inner = "    from vpdarts_fast.search import driver, Search"
-    file.write_text(f"import os, vpdarts_fast.ops.mixed_op\ndef f():\n{inner}\n")
+    file.write_text(f"import os, vpdarts_fast.ops.shapes\ndef f():\n{inner}\n")
     modules = {module_of(path) for path in PACKAGE.rglob("*.py")}
-    assert imported(file, modules) == {"search", "search.driver", "ops.mixed_op"}
+    assert imported(file, modules) == {"search", "search.driver", "ops.shapes"}

@@ -78,12 +78,12 @@ def test_what_it_promises_beyond_the_contract() -> None:
 BROKEN = {
     "the pool reaches over the border": ("pixels.py", "(x < width)", "(x <= width)"),
     "the pool's adjoint is the pool": (
-        "raw_sum.py",
+        "mixed_sum.py",
         "box_share(y + dy, x + dx, height, width)",
         "box_share(y, x, height, width)",
     ),
-    "the ReLU has no adjoint": ("cell_gradient.py", "value <= 0", "value < -1e9"),
-    "a later node is taken for another": ("cell_gradient.py", "alpha + edge * 5 + 4", "alpha + NODE * 5 + 4"),
+    "the ReLU has no adjoint": ("mixed_cell.py", "value <= 0", "value < -1e9"),
+    "a later node is taken for another": ("mixed_cell.py", "alpha + edge * 5 + 4", "alpha + NODE * 5 + 4"),
 }
 """What is wrong -> kernel file, text, replacement."""
 

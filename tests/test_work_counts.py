@@ -42,8 +42,8 @@ def test_native_code(program: NativeProgram) -> None:
 
 @needs_avx2
 def test_native_code_that_copies_once_more_is_seen(program: NativeProgram) -> None:
-    name = "csrc/cpu/ops/training_cell.cpp"
-    head = "void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {\n"
+    name = "csrc/cpu/ops/mixed_cell_passes.cpp"
+    head = "void MixedCellPasses::forward(const ValuePlan& plan, MixedCellState& state) const {\n"
     text = (ROOT / name).read_text()
     assert head in text
     added = "  std::vector<float> copy(state.node[0][0], state.node[0][0] + sizes_.node_floats());\n"

@@ -29,7 +29,7 @@ from triton.runtime.interpreter import InterpretedFunction
 from vpdarts_fast import ops
 from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.backends.triton.blocks import ELEMENTS
-from vpdarts_fast.backends.triton.kernels import raw_sum
+from vpdarts_fast.backends.triton.kernels import mixed_sum as sum_kernels
 from vpdarts_fast.backends.triton.layout import pixel_rows
 from vpdarts_fast.backends.triton.masked_cell import float32_precision, plan, planned_cell
 from vpdarts_fast.backends.triton.mixed_sum import mixed_sum_with_dropout
@@ -169,7 +169,7 @@ def test_the_host_code_of_a_cell_can_be_captured(
         "add_up_parts",
         "differentiate_raws",
     ):
-        monkeypatch.setattr(raw_sum, kernel, NoKernel())
+        monkeypatch.setattr(sum_kernels, kernel, NoKernel())
     *tensors, dropout = mixed_cell_args(dtype=torch.float32)
     x, weight_1x1, weight_3x3, alpha, seeds = (tensor.to(META) for tensor in tensors)
     arguments = x, weight_1x1, weight_3x3, alpha, seeds, dropout, 1e-5

@@ -1,41 +1,48 @@
 #include "cpu/kernels.h"
 
+// The tables of the instruction set in whose namespace it stands.
+#define VPDARTS_TABLE(name, Type) name##_kernels(),
+#define VPDARTS_DEFINE_KERNELS                                         \
+  const Kernels& kernels() {                                           \
+    static const Kernels tables{VPDARTS_KERNEL_TABLES(VPDARTS_TABLE)}; \
+    return tables;                                                     \
+  }
+
 namespace vpdarts::cpu {
+
+namespace baseline {
+VPDARTS_DEFINE_KERNELS
+}
+
+#if defined(__x86_64__)
+namespace avx2 {
+VPDARTS_DEFINE_KERNELS
+}
+namespace avx512 {
+VPDARTS_DEFINE_KERNELS
+}
+namespace avx2_narrow {
+using namespace avx2;  // of all that is not compiled for four lanes with FMA, too
+VPDARTS_DEFINE_KERNELS
+}  // namespace avx2_narrow
+#endif
 
 const Kernels& active_kernels(int64_t channels) {
 #if defined(__x86_64__)
-  static const Kernels avx512_kernels{avx512::gather_kernels(),           avx512::relu_conv_kernels(),
-                                      avx512::mixed_sum_kernels(),        avx512::raw_sum_kernels(),
-                                      avx512::masked_cell_kernels(),      avx512::residual_block_kernels(),
-                                      avx512::trained_residual_kernels(), avx512::mixed_op_kernels()};
-  static const Kernels avx2_kernels{avx2::gather_kernels(),           avx2::relu_conv_kernels(),
-                                    avx2::mixed_sum_kernels(),        avx2::raw_sum_kernels(),
-                                    avx2::masked_cell_kernels(),      avx2::residual_block_kernels(),
-                                    avx2::trained_residual_kernels(), avx2::mixed_op_kernels()};
-  // Only mixed_op is compiled for four lanes with FMA, too.
-  static const Kernels narrow_kernels{avx2::gather_kernels(),           avx2::relu_conv_kernels(),
-                                      avx2::mixed_sum_kernels(),        avx2::raw_sum_kernels(),
-                                      avx2::masked_cell_kernels(),      avx2::residual_block_kernels(),
-                                      avx2::trained_residual_kernels(), avx2_narrow::mixed_op_kernels()};
   if (active_isa() != Isa::baseline) {
-    if (channels <= narrow_kernels.mixed_op.lanes) return narrow_kernels;
-    if (channels <= avx2_kernels.mixed_op.lanes) return avx2_kernels;
+    if (channels <= avx2_narrow::kernels().mixed_op.lanes) return avx2_narrow::kernels();
+    if (channels <= avx2::kernels().mixed_op.lanes) return avx2::kernels();
   }
 #endif
-  static const Kernels baseline_kernels{
-      baseline::gather_kernels(),           baseline::relu_conv_kernels(),
-      baseline::mixed_sum_kernels(),        baseline::raw_sum_kernels(),
-      baseline::masked_cell_kernels(),      baseline::residual_block_kernels(),
-      baseline::trained_residual_kernels(), baseline::mixed_op_kernels()};
   switch (active_isa()) {
 #if defined(__x86_64__)
     case Isa::avx512:
-      return avx512_kernels;
+      return avx512::kernels();
     case Isa::avx2:
-      return avx2_kernels;
+      return avx2::kernels();
 #endif
     default:
-      return baseline_kernels;
+      return baseline::kernels();
   }
 }
 

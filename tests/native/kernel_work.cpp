@@ -6,11 +6,11 @@
 
 #include "cpu/kernels/masked_cell.h"
 #include "cpu/kernels/residual_block.h"
-#include "cpu/ops/cell_plan.h"
-#include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/masked_cell_plan.h"
+#include "cpu/ops/mixed_cell_passes.h"
+#include "cpu/ops/mixed_op_passes.h"
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_cell.h"
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 using namespace vpdarts::cpu;
 
@@ -49,13 +49,13 @@ extern "C" __attribute__((noinline)) void counted() { asm volatile("" ::: "memor
 #define WORK extern "C" __attribute__((noinline)) void
 #define DONE asm volatile("" ::: "memory")
 
-WORK work_mixed_cell_forward(const TrainingCell& cell, const ValuePlan& plan, CellState& state) {
+WORK work_mixed_cell_forward(const MixedCellPasses& cell, const ValuePlan& plan, MixedCellState& state) {
   cell.forward(plan, state);
   DONE;
 }
 
-WORK work_mixed_cell_backward(const TrainingCell& cell, const float* alpha, const CellState& state,
-                              const float* gradient, const CellGradients& wanted) {
+WORK work_mixed_cell_backward(const MixedCellPasses& cell, const float* alpha, const MixedCellState& state,
+                              const float* gradient, const MixedCellGradients& wanted) {
   cell.backward(alpha, state, gradient, wanted);
   DONE;
 }
@@ -66,26 +66,26 @@ WORK work_masked_cell(const MaskedCellKernels& kernels, const BlockShape& shape,
   DONE;
 }
 
-WORK work_mixed_op_forward(const MixedEdge& edge, const EdgeState& state, float* out) {
+WORK work_mixed_op_forward(const MixedOpPasses& edge, const MixedOpState& state, float* out) {
   edge.forward(state, out);
   DONE;
 }
 
-WORK work_mixed_op_backward(const MixedEdge& edge, const EdgeState& state, const float* gradient,
-                            const EdgeGradients& wanted) {
+WORK work_mixed_op_backward(const MixedOpPasses& edge, const MixedOpState& state, const float* gradient,
+                            const MixedOpGradients& wanted) {
   edge.backward(state, gradient, wanted);
   DONE;
 }
 
-WORK work_trained_residual_block_forward(const TrainingResidual& block, const float* x,
-                                         const TrainedResidualState& state, float* out) {
+WORK work_trained_residual_block_forward(const TrainedResidualBlockPasses& block, const float* x,
+                                         const TrainedResidualBlockState& state, float* out) {
   block.forward(x, state, out);
   DONE;
 }
 
-WORK work_trained_residual_block_backward(const TrainingResidual& block, const float* x,
-                                          const TrainedResidualState& state, const float* gradient,
-                                          const TrainedResidualGradients& wanted) {
+WORK work_trained_residual_block_backward(const TrainedResidualBlockPasses& block, const float* x,
+                                          const TrainedResidualBlockState& state, const float* gradient,
+                                          const TrainedResidualBlockGradients& wanted) {
   block.backward(x, state, gradient, wanted);
   DONE;
 }
@@ -104,10 +104,10 @@ const auto kAlpha = values(kVariants * kEdges * 5);
 
 void mixed_cell() {
   Memory memory;
-  const CellSizes sizes{kNodes, kImages, kSize, kSize, kChannels, kChannels};
+  const MixedCellSizes sizes{kNodes, kImages, kSize, kSize, kChannels, kChannels};
   std::vector<float> x = kX;
   ValuePlan plan{{NodeValue{}}};
-  CellState state;
+  MixedCellState state;
   state.node.push_back({x.data()});
   for (int64_t i = 1; i < kNodes; ++i) {
     plan.push_back({NodeValue{std::vector<int64_t>(static_cast<size_t>(i), 0), &kAlpha[5 * edge_of(0, i)]}});
@@ -115,13 +115,13 @@ void mixed_cell() {
   }
   for (int64_t e = 0; e < kEdges; ++e) state.raw.push_back({memory.take(kFloats)});
   const std::vector<Dropout> keep(kEdges, Dropout{1, 2, 3u << 30, true});
-  const TrainingCell cell(VPDARTS_ISA::relu_conv_kernels(), VPDARTS_ISA::mixed_sum_kernels(), sizes,
-                          kWeights.data(), kWeights.data(), keep, kEps, false);
+  const MixedCellPasses cell(VPDARTS_ISA::relu_conv_kernels(), VPDARTS_ISA::mixed_cell_kernels(), sizes,
+                             kWeights.data(), kWeights.data(), keep, kEps, false);
   work_mixed_cell_forward(cell, plan, state);
   counted();
   const int64_t pairs = kEdges * kChannels * kChannels;
-  const CellGradients wanted{memory.take(kFloats), memory.take(pairs), memory.take(9 * pairs),
-                             memory.take(5 * kEdges)};
+  const MixedCellGradients wanted{memory.take(kFloats), memory.take(pairs), memory.take(9 * pairs),
+                                  memory.take(5 * kEdges)};
   work_mixed_cell_backward(cell, kAlpha.data(), state, kX.data(), wanted);
   counted();
 }
@@ -138,7 +138,7 @@ void masked_cell() {
   FoldedWeights weights(kernels, kChannels, kChannels, kEdges, kWeights.data(), kWeights.data(), mean.data(),
                         variance.data(), false, kVariants, alpha.data(), kEps);
   for (int64_t job = 0; job < weights.count(); ++job) weights.transform(job);
-  const CellPlan plan(weights, kNodes, kVariants);
+  const MaskedCellPlan plan(weights, kNodes, kVariants);
   const SharedPlan view = plan.view();
   const BlockShape shape{kImages, kSize, kSize, kChannels, kChannels};
   constexpr int64_t row = kSize * kChannels;
@@ -152,7 +152,7 @@ void masked_cell() {
 
 void mixed_op() {
   Memory memory;
-  EdgeArguments args{};
+  MixedOpArguments args{};
   args.shape = {kSize, kSize, 1, kChannels, 4};  // a border for 5x5, dilated
   args.variants = 1;
   args.images = kImages;
@@ -172,13 +172,13 @@ void mixed_op() {
   args.gamma = gamma.data();
   args.beta = beta.data();
   const auto stages = static_cast<int64_t>(args.stages.size());
-  const MixedEdge edge(VPDARTS_ISA::mixed_op_kernels(), args);
-  const EdgeState state{memory.take(stages * kFloats), memory.take(8 * kChannels),
-                        memory.take(8 * kChannels)};
+  const MixedOpPasses edge(VPDARTS_ISA::mixed_op_kernels(), args);
+  const MixedOpState state{memory.take(stages * kFloats), memory.take(8 * kChannels),
+                           memory.take(8 * kChannels)};
   work_mixed_op_forward(edge, state, memory.take(kFloats));
   counted();
-  EdgeGradients wanted{memory.take(kFloats), memory.take(8), {}, {}, {}, nullptr, nullptr};
-  for (const EdgeStage& stage : args.stages) {
+  MixedOpGradients wanted{memory.take(kFloats), memory.take(8), {}, {}, {}, nullptr, nullptr};
+  for (const MixedOpStage& stage : args.stages) {
     wanted.depthwise.push_back(memory.take(kChannels * stage.kernel * stage.kernel));
     wanted.pointwise.push_back(memory.take(kChannels * kChannels));
   }
@@ -195,18 +195,19 @@ void trained_residual_block() {
   const auto weights_a = values(kWide * kChannels * 9, 0.1f), weights_b = values(kWide * kWide * 9, 0.1f),
              shortcut = values(kWide * kChannels, 0.1f), gradient = values(kBlock.out().floats());
   const std::vector<float> gamma(2 * kWide, 1.0f), beta(2 * kWide, 0.0f);
-  const TrainedResidualWeights weights{weights_a.data(), weights_b.data(), shortcut.data(), gamma.data(),
-                                       beta.data()};
-  const TrainingResidual block(VPDARTS_ISA::trained_residual_kernels(), VPDARTS_ISA::relu_conv_kernels(),
-                               kBlock, kWide, weights, kEps);
+  const TrainedResidualBlockWeights weights{weights_a.data(), weights_b.data(), shortcut.data(), gamma.data(),
+                                            beta.data()};
+  const TrainedResidualBlockPasses block(VPDARTS_ISA::trained_residual_block_kernels(),
+                                         VPDARTS_ISA::relu_conv_kernels(), kBlock, kWide, weights, kEps);
   const int64_t floats = kBlock.out().floats();
-  const TrainedResidualState state{memory.take(floats), memory.take(floats), memory.take(2 * kWide),
-                                   memory.take(2 * kWide)};
+  const TrainedResidualBlockState state{memory.take(floats), memory.take(floats), memory.take(2 * kWide),
+                                        memory.take(2 * kWide)};
   work_trained_residual_block_forward(block, kX.data(), state, memory.take(floats));
   counted();
-  const TrainedResidualGradients wanted{memory.take(kFloats),           memory.take(kWide * kChannels * 9),
-                                        memory.take(kWide * kWide * 9), memory.take(kWide * kChannels),
-                                        memory.take(2 * kWide),         memory.take(2 * kWide)};
+  const TrainedResidualBlockGradients wanted{
+      memory.take(kFloats),           memory.take(kWide * kChannels * 9),
+      memory.take(kWide * kWide * 9), memory.take(kWide * kChannels),
+      memory.take(2 * kWide),         memory.take(2 * kWide)};
   work_trained_residual_block_backward(block, kX.data(), state, gradient.data(), wanted);
   counted();
 }

@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/ops/cell_plan.h"
+#include "cpu/ops/masked_cell_plan.h"
 
 using namespace vpdarts::cpu;
 
@@ -116,7 +116,7 @@ double run(const Case& c) {
   };
   std::vector<int64_t> value_of;
   if (c.shared) {
-    const CellPlan plan(weights, c.nodes, c.variants);
+    const MaskedCellPlan plan(weights, c.nodes, c.variants);
     const SharedPlan view = plan.view();
     value_of = plan.output();
     std::vector<ImageView> outs;

@@ -10,8 +10,8 @@
 #include <random>
 #include <vector>
 
+#include "cpu/ops/mixed_cell_passes.h"
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_cell.h"
 
 using namespace vpdarts::cpu;
 
@@ -19,7 +19,7 @@ namespace {
 
 constexpr double kEps = 0.1;  // large, or the gradients of the weights of a lone channel cancel to nothing
 const ReluConvKernels& kReluConv = VPDARTS_ISA::relu_conv_kernels();
-const MixedSumKernels& kMixedSum = VPDARTS_ISA::mixed_sum_kernels();
+const MixedCellKernels& kMixedCell = VPDARTS_ISA::mixed_cell_kernels();
 
 std::mt19937 random_bits(0);
 
@@ -60,17 +60,17 @@ const ReluConvKernels& guarded_relu_conv() {
   return kernels;
 }
 
-const MixedSumKernels& guarded_mixed_sum() {
-  static const MixedSumKernels kernels = [] {
-    MixedSumKernels guarded = kMixedSum;
-    guarded.forward = [](const MixedSumForward& args, float*) {
-      kMixedSum.forward(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+const MixedCellKernels& guarded_mixed_cell() {
+  static const MixedCellKernels kernels = [] {
+    MixedCellKernels guarded = kMixedCell;
+    guarded.forward = [](const MixedCellForward& args, float*) {
+      kMixedCell.forward(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
-    guarded.reduce = [](const MixedSumReduce& args, float*) {
-      kMixedSum.reduce(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+    guarded.reduce = [](const MixedCellReduce& args, float*) {
+      kMixedCell.reduce(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
-    guarded.backward = [](const MixedSumBackward& args, float*) {
-      kMixedSum.backward(args, scratch_of(kMixedSum.scratch(args.block, args.edges)).get());
+    guarded.backward = [](const MixedCellBackward& args, float*) {
+      kMixedCell.backward(args, scratch_of(kMixedCell.scratch(args.block, args.edges)).get());
     };
     return guarded;
   }();
@@ -289,7 +289,7 @@ ValuePlan random_plan(const Case& c, const std::vector<float>& alpha) {
 void test(const Case& c, bool skip_zeros) {
   const int64_t channels = c.channels, edges = edge_of(0, c.nodes), lanes = kReluConv.lanes;
   const int64_t padded = (channels + lanes - 1) / lanes * lanes;
-  const CellSizes sizes{c.nodes, c.images, c.height, c.width, channels, padded};
+  const MixedCellSizes sizes{c.nodes, c.images, c.height, c.width, channels, padded};
   const float scale = 1 / std::sqrt(static_cast<float>(channels));
   const auto weight_1x1 = normal(edges * channels * channels, scale);
   const auto weight_3x3 = normal(edges * channels * channels * 9, scale / 3);
@@ -306,7 +306,7 @@ void test(const Case& c, bool skip_zeros) {
   const auto x = normal(textbook.floats());
 
   // Forward.
-  CellState state;
+  MixedCellState state;
   std::vector<std::vector<float>> memory;
   memory.reserve(static_cast<size_t>((c.nodes + edges) * c.values + 1));
   memory.push_back(padded_map(x, channels, padded));
@@ -323,8 +323,8 @@ void test(const Case& c, bool skip_zeros) {
       for (int64_t t = i + 1; t < c.nodes; ++t) state.raw[edge_of(i, t)].push_back(take());
     }
   }
-  const TrainingCell cell(guarded_relu_conv(), guarded_mixed_sum(), sizes, weight_1x1.data(),
-                          weight_3x3.data(), drops, kEps, skip_zeros);
+  const MixedCellPasses cell(guarded_relu_conv(), guarded_mixed_cell(), sizes, weight_1x1.data(),
+                             weight_3x3.data(), drops, kEps, skip_zeros);
   cell.forward(plan, state);
 
   std::vector<std::vector<Map>> node{{Map(x.begin(), x.end())}};

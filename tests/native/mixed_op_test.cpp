@@ -9,7 +9,7 @@
 #include <random>
 #include <vector>
 
-#include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/mixed_op_passes.h"
 #include "cpu/ops/parallel.h"
 
 using namespace vpdarts::cpu;
@@ -245,8 +245,8 @@ struct Problem {
     for (double& value : of) value *= alpha[1 + t];
     return t == 2 ? of : Norm(terms[t], c.channels).backward(terms[t], of);
   }
-  EdgeArguments arguments() const {
-    EdgeArguments args{};
+  MixedOpArguments arguments() const {
+    MixedOpArguments args{};
     const int64_t border = std::max<int64_t>(2, (stages[0].kernel - 1) / 2);
     args.shape = {c.height, c.width, c.stride, padded, border};
     args.variants = 1, args.images = c.images, args.channels = c.channels;
@@ -273,7 +273,7 @@ struct Problem {
   std::vector<Map> terms;
 };
 
-void test_forward(const Problem& p, const MixedEdge& edge, const EdgeState& state) {
+void test_forward(const Problem& p, const MixedOpPasses& edge, const MixedOpState& state) {
   const int64_t channels = p.c.channels;
   auto result = unwritten(p.out.floats() / channels * p.padded);
   edge.forward(state, result.data());
@@ -320,15 +320,15 @@ struct Expected {
 };
 
 // One of the choices of gradients, five bits.
-void test_backward(const Problem& p, const MixedEdge& edge, const EdgeState& state, const Expected& expected,
-                   int wanted) {
+void test_backward(const Problem& p, const MixedOpPasses& edge, const MixedOpState& state,
+                   const Expected& expected, int wanted) {
   const int64_t channels = p.c.channels;
   const auto room = [&](int bit, int64_t count) { return unwritten(wanted >> bit & 1 ? count : 0); };
   const auto to = [](std::vector<float>& some) { return some.empty() ? nullptr : some.data(); };
   auto x = room(0, int64_t(p.laid_out.size())), alpha = room(1, 6),
        given = room(2, p.skips() ? 0 : int64_t(p.laid_given.size()));
   std::vector<std::vector<float>> weights;
-  EdgeGradients where{to(x), to(alpha), {}, {}, {}, nullptr, nullptr};
+  MixedOpGradients where{to(x), to(alpha), {}, {}, {}, nullptr, nullptr};
   for (const Stage& s : p.stages) {
     weights.push_back(room(3, int64_t(s.depthwise.size())));
     where.depthwise.push_back(to(weights.back()));
@@ -354,10 +354,10 @@ void test_backward(const Problem& p, const MixedEdge& edge, const EdgeState& sta
 
 void test(const Problem& p) {
   const MixedOpKernels kernels = guarded();
-  const MixedEdge edge(kernels, p.arguments());
+  const MixedOpPasses edge(kernels, p.arguments());
   auto raw = unwritten(3 * int64_t(p.laid_given.size())), mean = unwritten(5 * p.c.channels),
        variance = unwritten(5 * p.c.channels);
-  const EdgeState state{raw.data(), mean.data(), variance.data()};
+  const MixedOpState state{raw.data(), mean.data(), variance.data()};
   test_forward(p, edge, state);
   const Expected expected(p);
   for (int wanted = 0; wanted < 32; ++wanted) test_backward(p, edge, state, expected, wanted);

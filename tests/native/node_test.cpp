@@ -1,4 +1,4 @@
-// The kernels of gather, relu_conv's 1x1 convolutions and raw_sum against the textbook in double precision,
+// The kernels of gather, relu_conv's 1x1 convolutions and mixed_sum against the textbook in double precision,
 // without PyTorch, so that they can run under sanitizers. Every buffer has exactly the size that the
 // interface asks for and holds NaN before it is written. Exit status 0 if all is well.
 #include <cmath>
@@ -8,7 +8,6 @@
 
 #include "cpu/kernels/gather.h"
 #include "cpu/kernels/mixed_sum.h"
-#include "cpu/kernels/raw_sum.h"
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/ops/parallel.h"
 
@@ -18,7 +17,6 @@ namespace {
 
 const ReluConvKernels& kReluConv = VPDARTS_ISA::relu_conv_kernels();
 const MixedSumKernels& kMixedSum = VPDARTS_ISA::mixed_sum_kernels();
-const RawSumKernels& kRawSum = VPDARTS_ISA::raw_sum_kernels();
 
 using Values = std::vector<float>;
 using Map = std::vector<double>;
@@ -112,8 +110,8 @@ void test_1x1(const Case& c) {
     for (int64_t i = 0; i < square; ++i) turned[i] = weight.back()[i % padded * padded + i / padded];
     conv.push_back(unwritten(square));
     transposed.push_back(unwritten(square));
-    kMixedSum.pack(padded, weight.back().data(), conv.back().data());
-    kMixedSum.pack(padded, turned.data(), transposed.back().data());
+    kReluConv.pack_1x1(padded, weight.back().data(), conv.back().data());
+    kReluConv.pack_1x1(padded, turned.data(), transposed.back().data());
     raw.push_back(unwritten(c.block.floats()));
     down.push_back(normal(c, c.pixels()));
   }
@@ -175,7 +173,7 @@ void test_forward(const Case& c, const std::vector<Edge>& edges) {
   const Values shift = normal(c, 1);
   Map node(static_cast<size_t>(c.block.floats()));
   for (size_t i = 0; i < node.size(); ++i) node[i] = shift[i % padded];
-  std::vector<RawSumEdge> terms;
+  std::vector<MixedSumEdge> terms;
   for (const Edge& edge : edges) {
     const Map pooled = pool(c, edge.x, false);
     for (size_t i = 0; i < node.size(); ++i) {
@@ -190,14 +188,14 @@ void test_forward(const Case& c, const std::vector<Edge>& edges) {
                      edge.pool});
   }
   Values got = unwritten(c.block.floats());
-  kRawSum.forward({c.block, c.edges, terms.data(), shift.data(), got.data()},
-                  scratch_of(kRawSum.scratch(c.block, c.edges)).get());
+  kMixedSum.forward({c.block, c.edges, terms.data(), shift.data(), got.data()},
+                    scratch_of(kMixedSum.scratch(c.block, c.edges)).get());
   check(c, "node", got, node);
 
   Values statistics = unwritten(2 * padded);
   Map moments(static_cast<size_t>(2 * padded));
   const Values& raw = edges[0].raw[0];
-  kRawSum.statistics(c.block, raw.data(), statistics.data());
+  kMixedSum.statistics(c.block, raw.data(), statistics.data());
   for (size_t i = 0; i < raw.size(); ++i) moments[i % padded] += raw[i] / double(c.pixels());
   for (size_t i = 0; i < raw.size(); ++i)
     moments[padded + i % padded] += std::pow(raw[i] - moments[i % padded], 2);
@@ -212,7 +210,7 @@ void test_reduce(const Case& c, const std::vector<Edge>& edges, bool with_alpha)
   for (int64_t e = 0; e < c.edges; ++e)
     got.push_back({unwritten(floats), unwritten(floats), unwritten(padded), unwritten(padded),
                    unwritten(padded), unwritten(padded)});
-  std::vector<RawSumReducedEdge> terms;
+  std::vector<MixedSumReducedEdge> terms;
   for (int64_t e = 0; e < c.edges; ++e) {
     const Edge& edge = edges[e];
     terms.push_back({edge.x.data(),
@@ -228,8 +226,8 @@ void test_reduce(const Case& c, const std::vector<Edge>& edges, bool with_alpha)
                      with_alpha ? got[e][5].data() : nullptr});
   }
   Values sum = unwritten(padded);
-  kRawSum.reduce({c.block, c.edges, terms.data(), g.data(), sum.data()},
-                 scratch_of(kRawSum.scratch(c.block, c.edges)).get());
+  kMixedSum.reduce({c.block, c.edges, terms.data(), g.data(), sum.data()},
+                   scratch_of(kMixedSum.scratch(c.block, c.edges)).get());
   Map total(static_cast<size_t>(padded));
   for (int64_t i = 0; i < floats; ++i) total[i % padded] += g[i];
   check(c, "sum", sum, total);
@@ -256,7 +254,7 @@ void test_reduce(const Case& c, const std::vector<Edge>& edges, bool with_alpha)
                              edges[0].scale[1].data(), shift.data()};
   Values of_raw = unwritten(floats);
   float* out[] = {of_raw.data()};
-  kRawSum.raw_gradients(c.block, 1, &gradient, out);
+  kMixedSum.raw_gradients(c.block, 1, &gradient, out);
   Map wanted(g.size());
   for (int64_t i = 0; i < floats; ++i)
     wanted[i] = double(edges[0].scale[0][i % padded]) * g[i] +

@@ -11,7 +11,7 @@
 #include <vector>
 
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 using namespace vpdarts::cpu;
 
@@ -19,7 +19,7 @@ namespace {
 
 constexpr double kEps = 0.1;  // large, or gradients through a batch norm of few values cancel to nothing
 const ResidualBlockKernels& kFixed = VPDARTS_ISA::residual_block_kernels();
-const TrainedResidualKernels& kTrained = VPDARTS_ISA::trained_residual_kernels();
+const TrainedResidualBlockKernels& kTrained = VPDARTS_ISA::trained_residual_block_kernels();
 const ReluConvKernels& kReluConv = VPDARTS_ISA::relu_conv_kernels();
 
 std::mt19937 random_bits(0);
@@ -51,12 +51,12 @@ ReluConvKernels guarded_relu_conv() {
   return guarded;
 }
 
-TrainedResidualKernels guarded_trained() {
-  TrainedResidualKernels guarded = kTrained;
-  guarded.forward = [](const TrainedResidualForward& args, float*) {
+TrainedResidualBlockKernels guarded_trained() {
+  TrainedResidualBlockKernels guarded = kTrained;
+  guarded.forward = [](const TrainedResidualBlockForward& args, float*) {
     kTrained.forward(args, scratch_of(kTrained.forward_scratch(args.shape)).get());
   };
-  guarded.backward = [](const TrainedResidualBackward& args, float*) {
+  guarded.backward = [](const TrainedResidualBlockBackward& args, float*) {
     kTrained.backward(args, scratch_of(kTrained.backward_scratch(args.shape)).get());
   };
   return guarded;
@@ -75,7 +75,7 @@ struct Image {
 };
 
 struct Weights {
-  std::vector<float> a, b, shortcut, gamma, beta;  // as in TrainedResidualWeights
+  std::vector<float> a, b, shortcut, gamma, beta;  // as in TrainedResidualBlockWeights
 };
 
 // A convolution of a rectified map, or of none and 1x1 the identity's; with its adjoints.
@@ -256,17 +256,17 @@ void test_fixed(const Problem& p) {
 void test_trained(const Problem& p) {
   const int64_t channels = p.c.out_channels, padded = p.shape.out_padded, floats = p.shape.out().floats();
   const ReluConvKernels relu_conv = guarded_relu_conv();
-  const TrainedResidualKernels trained = guarded_trained();
+  const TrainedResidualBlockKernels trained = guarded_trained();
   const Weights& w = p.weights;
-  const TrainingResidual block(trained, relu_conv, p.shape, channels,
-                               {w.a.data(), w.b.data(), w.shortcut.data(), w.gamma.data(), w.beta.data()},
-                               kEps);
+  const TrainedResidualBlockPasses block(
+      trained, relu_conv, p.shape, channels,
+      {w.a.data(), w.b.data(), w.shortcut.data(), w.gamma.data(), w.beta.data()}, kEps);
 
   // Forward.
   const auto input = padded_map(p.x, p.c.channels, p.shape.padded);
   const Floats raw_a = scratch_of(floats), raw_b = scratch_of(floats);
   auto mean = unwritten(2 * channels), variance = unwritten(2 * channels), out = unwritten(floats);
-  const TrainedResidualState state{raw_a.get(), raw_b.get(), mean.data(), variance.data()};
+  const TrainedResidualBlockState state{raw_a.get(), raw_b.get(), mean.data(), variance.data()};
   block.forward(input.data(), state, out.data());
 
   const Map x(p.x.begin(), p.x.end());

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration.variants import STATISTICS, BatchNorm, batch_norms, of_variants, replaced
+from vpdarts_fast.acceleration.vmap import STATISTICS, BatchNorm, batch_norms, of_variants, replaced
 
 
 class Estimate(Tensor):

@@ -32,7 +32,7 @@ from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import ORIGINAL, STATE, Snapshot, is_simple, original_class, snapshot
-from vpdarts_fast.acceleration.variants import STATISTICS, batch_norms, batched_statistics, of_variants
+from vpdarts_fast.acceleration.vmap import STATISTICS, batch_norms, batched_statistics, of_variants
 from vpdarts_fast.contract.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100

@@ -16,7 +16,7 @@ from vpdarts_fast.acceleration.recognise_op import layer_called, square
 from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.tracing import trace
-from vpdarts_fast.acceleration.variants import batched_statistics, of_variants
+from vpdarts_fast.acceleration.vmap import batched_statistics, of_variants
 from vpdarts_fast.contract.derivatives import with_statistics
 
 LAYERS = {nn.ReLU: 2, nn.Conv2d: 3, nn.BatchNorm2d: 2, nn.AvgPool2d: 1}

@@ -44,10 +44,11 @@ class Backend:
         name: as the user writes it.
         implementations: op -> function with the signature of `vpdarts_fast.contract.reference`.
         device_types: torch device types it runs on; empty means any.
-        dtypes: it computes in.
+        dtypes: it computes in, but for the ops of `dtypes_of`.
         node_values: cell op -> how many tensors of a node's size it holds at once for each variant, at the
             peak, in a leave-one-out evaluation.
         node_values_once: the same besides, however many variants there are; none if not given.
+        dtypes_of: op -> the dtypes it computes that op in, where they are others.
         in_transforms: ops that it has also within transforms, as those of `torch.func`.
         missing: why it is not there at all, or None.
         refusal: (op, tensors) -> why it cannot serve a call that it could by op, device and dtype, or None.
@@ -59,6 +60,7 @@ class Backend:
     dtypes: frozenset[torch.dtype]
     node_values: Mapping[str, int]
     node_values_once: Mapping[str, int] = field(default_factory=dict)
+    dtypes_of: Mapping[str, frozenset[torch.dtype]] = field(default_factory=dict)
     in_transforms: frozenset[str] = frozenset()
     missing: str | None = None
     refusal: Callable[[str, Sequence[Tensor]], str | None] = lambda op, tensors: None
@@ -84,9 +86,11 @@ class Backend:
         dtypes |= {tensor.dtype for tensor in small} - beside
         if len(dtypes) > 1:
             reasons.append(f"all tensors must have one dtype; got {', '.join(sorted(map(str, dtypes)))}")
-        if not dtypes <= self.dtypes:
-            computes, got = (", ".join(sorted(map(str, some))) for some in (self.dtypes, dtypes))
-            reasons.append(f"computes in {computes}; got {got}")
+        able = self.dtypes_of.get(op, self.dtypes)
+        if not dtypes <= able:
+            computes, got = (", ".join(sorted(map(str, some))) for some in (able, dtypes))
+            what = f"computes {op}" if op in self.dtypes_of else "computes"
+            reasons.append(f"{what} in {computes}; got {got}")
         refusal = None if reasons else self.refusal(op, (*tensors, *small))
         return reasons if refusal is None else [refusal]
 

@@ -12,19 +12,19 @@ from vpdarts_fast.backends import registry
 from vpdarts_fast.backends.registry import Backend, named, preferred, serving
 from vpdarts_fast.errors import UserError
 
-Stage = tuple[int, int, int]
-"""Channels, height and width of cells."""
+StageSize = tuple[int, int, int]
+"""Channels, height and width of the cells of a stage."""
 
 
-def probe(stage: Stage, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
+def probe(size: StageSize, dtype: torch.dtype, device: torch.device) -> tuple[list[Tensor], list[Tensor]]:
     """What stands for the arguments of any op there: activations, and alphas, which are float32 or better."""
-    x = torch.empty(1, 1, *stage, dtype=dtype, device=device)
+    x = torch.empty(1, 1, *size, dtype=dtype, device=device)
     return [x], [torch.empty(25, 6, 5, dtype=torch.promote_types(dtype, torch.float32), device=device)]
 
 
 def report(
     phases: Mapping[str, Sequence[str]],
-    stages: Sequence[Stage],
+    stages: Sequence[StageSize],
     dtype: torch.dtype,
     device: torch.device,
     backend: str = "auto",
@@ -58,7 +58,7 @@ def report(
 
 
 def _check_choice(
-    name: str, ops: Sequence[str], stages: Sequence[Stage], dtype: torch.dtype, device: torch.device
+    name: str, ops: Sequence[str], stages: Sequence[StageSize], dtype: torch.dtype, device: torch.device
 ) -> None:
     (backend,) = named(name)
     asked = [op for op in ops if preferred(op, name) == name]
@@ -88,14 +88,14 @@ def _passed_over(
     ]
 
 
-def _by_op(ops: Sequence[str], names: Mapping[str, Sequence[str]], stages: Sequence[Stage]) -> str:
+def _by_op(ops: Sequence[str], names: Mapping[str, Sequence[str]], stages: Sequence[StageSize]) -> str:
     """One name if all ops are served by it everywhere."""
     if len({name for op in ops for name in names[op]}) == 1:
         return names[ops[0]][0]
     return ", ".join(f"{op} {_by_stage(names[op], stages)}" for op in ops)
 
 
-def _by_stage(names: Sequence[str], stages: Sequence[Stage]) -> str:
+def _by_stage(names: Sequence[str], stages: Sequence[StageSize]) -> str:
     channels: dict[str, list[str]] = {}
     for name, stage in zip(names, stages, strict=True):
         channels.setdefault(name, []).append(str(stage[0]))

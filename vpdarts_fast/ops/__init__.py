@@ -1,12 +1,12 @@
 """The fused ops: one public function each, served by the backend that fits the call."""
 
-from vpdarts_fast.ops.masked_cell import masked_cell
-from vpdarts_fast.ops.mixed_cell import mixed_cell
-from vpdarts_fast.ops.mixed_op import mixed_op
-from vpdarts_fast.ops.mixed_sum import mixed_sum
-from vpdarts_fast.ops.relu_conv import relu_conv
-from vpdarts_fast.ops.residual_block import residual_block
-from vpdarts_fast.ops.trained_residual_block import trained_residual_block
+from vpdarts_fast.ops.functions.masked_cell import masked_cell
+from vpdarts_fast.ops.functions.mixed_cell import mixed_cell
+from vpdarts_fast.ops.functions.mixed_op import mixed_op
+from vpdarts_fast.ops.functions.mixed_sum import mixed_sum
+from vpdarts_fast.ops.functions.relu_conv import relu_conv
+from vpdarts_fast.ops.functions.residual_block import residual_block
+from vpdarts_fast.ops.functions.trained_residual_block import trained_residual_block
 
 __all__ = [
     "masked_cell",

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -11,14 +12,6 @@ struct GatherKernels {
   void (*images)(const Block& block, int64_t channels, ConstImageView x, float* out);
 };
 
-namespace baseline {
-const GatherKernels& gather_kernels();
-}
-namespace avx2 {
-const GatherKernels& gather_kernels();
-}
-namespace avx512 {
-const GatherKernels& gather_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const GatherKernels& gather_kernels();)
 
 }  // namespace vpdarts::cpu

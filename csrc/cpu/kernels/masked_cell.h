@@ -8,6 +8,7 @@
 #include <cstdint>
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -65,14 +66,6 @@ struct MaskedCellKernels {
                  float* scratch);
 };
 
-namespace baseline {
-const MaskedCellKernels& masked_cell_kernels();
-}
-namespace avx2 {
-const MaskedCellKernels& masked_cell_kernels();
-}
-namespace avx512 {
-const MaskedCellKernels& masked_cell_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const MaskedCellKernels& masked_cell_kernels();)
 
 }  // namespace vpdarts::cpu

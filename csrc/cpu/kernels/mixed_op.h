@@ -3,6 +3,7 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 #include "relu_conv.h"
 
 namespace vpdarts::cpu {
@@ -109,16 +110,8 @@ struct MixedOpKernels {
   void (*mask)(const StageShape& shape, const float* map, float* gradient);
 };
 
-namespace baseline {
-const MixedOpKernels& mixed_op_kernels();
-}
-namespace avx2 {
-const MixedOpKernels& mixed_op_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const MixedOpKernels& mixed_op_kernels();)
 namespace avx2_narrow {  // four lanes
-const MixedOpKernels& mixed_op_kernels();
-}
-namespace avx512 {
 const MixedOpKernels& mixed_op_kernels();
 }
 

@@ -1,272 +1,235 @@
-// mixed_sum: the node as a weighted sum and its adjoints. See mixed_sum.h for the formulas.
+// mixed_sum: the node from given raw outputs, and its adjoints. See mixed_sum.h for the formulas.
+//
+// All are bound by memory: each pass reads a tensor once, chunk of pixels by chunk, so that what several
+// edges read or write stays in the first-level cache.
 //
 // Compiled once per instruction set; VPDARTS_ISA names the namespace.
 #include "mixed_sum.h"
 
 #include "images.h"
 #include "pool.h"
-#include "relu_conv.h"
 
 namespace {
 
-using vpdarts::cpu::border_map;
-using vpdarts::cpu::BorderMap;
-using vpdarts::cpu::Dropout;
-using vpdarts::cpu::IncomingEdge;
-using vpdarts::cpu::kMostIncoming;
-using vpdarts::cpu::MixedSumBackward;
+using vpdarts::cpu::MixedSumEdge;
 using vpdarts::cpu::MixedSumForward;
 using vpdarts::cpu::MixedSumReduce;
-using vpdarts::cpu::OutgoingEdge;
-using vpdarts::cpu::ReducedEdge;
+using vpdarts::cpu::MixedSumReducedEdge;
+using vpdarts::cpu::RawGradient;
 
-typedef uint32_t Bits __attribute__((vector_size(4 * VPDARTS_LANES)));
+constexpr int64_t kSums = 4;  // side by side, so that no addition waits for the one before
 
-// 32 well-mixed bits of each element's place: multiply, shift, exclusive or. `reference.keep_bits`.
-inline __attribute__((always_inline)) Bits keep_bits(const Dropout& keep, Bits place) {
-  Bits bits = (place ^ keep.low) * 0x21f0aaadu;
-  bits = (bits ^ (bits >> 15) ^ keep.high) * 0x735a2d97u;
-  bits = (bits ^ (bits >> 16)) * 0x21f0aaadu;
-  return bits ^ (bits >> 15);
-}
-
-// x where kept, else 0. `place` of the first lane's element.
-inline __attribute__((always_inline)) Vec kept(const Dropout& keep, int64_t place, Vec x) {
-  Bits places;
-  for (int i = 0; i < kLanes; ++i) places[i] = static_cast<uint32_t>(i);
-  const auto stays = keep_bits(keep, places + static_cast<uint32_t>(place)) < keep.threshold;
-  return stays ? x : Vec{};
-}
-
-// out = relu(x) - origin of `count` pixels.
-inline void rectify(const float* x, const float* origin, int64_t count, int64_t padded, float* out) {
-  for (int64_t p = 0; p < count; ++p) {
-    for (int64_t c = 0; c < padded; c += kLanes)
-      store(out + p * padded + c, relu(load(x + p * padded + c)) - load(origin + c));
+// Calls take(pixel, sum) for `count` pixels, which adds to sum [kTerms]; then to[term * stride] += sum.
+template <int kTerms, typename Take>
+inline __attribute__((always_inline)) void add_up(int64_t count, float* to, int64_t stride,
+                                                  const Take& take) {
+  Vec sum[kSums][kTerms] = {};
+  int64_t p = 0;
+  for (; p + kSums <= count; p += kSums) {
+#pragma GCC unroll 4
+    for (int64_t i = 0; i < kSums; ++i) take(p + i, sum[i]);
+  }
+  for (; p < count; ++p) take(p, sum[0]);
+  for (int term = 0; term < kTerms; ++term) {
+    const Vec total = (sum[0][term] + sum[1][term]) + (sum[2][term] + sum[3][term]);
+    store(to + term * stride, load(to + term * stride) + total);
   }
 }
 
-struct Scratch {
-  Scratch(const Block& block, int64_t edges, float* scratch)
-      : chunk(round_up(chunk_pixels(block.padded) * block.padded, 16)) {
-    Arena arena(scratch);
-    sums = arena.take((block.height + 2) * block.width * block.padded);
-    product = arena.take(chunk);
-    rectified = arena.take((edges + 1) * chunk);
-  }
-  int64_t chunk;
-  float *sums, *product, *rectified;
-};
-
-int64_t scratch_floats(const Block& block, int64_t edges) {
-  return round_up((block.height + 2) * block.width * block.padded, 16) +
-         (edges + 2) * round_up(chunk_pixels(block.padded) * block.padded, 16);
-}
-
-// The edges that have a raw output, and those that have a skip connection.
-struct Terms {
-  explicit Terms(const MixedSumForward& args) {
-    for (int64_t e = 0; e < args.edges; ++e) {
-      if (args.edge[e].raw != nullptr) raw[raws++] = &args.edge[e];
-      if (args.edge[e].skip != 0) skip[skips++] = &args.edge[e];
+void statistics(const Block& s, const float* raw, float* statistics) {
+  const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded);
+  zero(statistics, 2 * s.padded);
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most;
+    for (int64_t c = 0; c < s.padded; c += kLanes) {
+      const Vec pivot = load(raw + c);
+      const float* from = raw + p * s.padded + c;
+      add_up<2>(count, statistics + c, s.padded, [&](int64_t q, Vec* sum) {
+        const Vec difference = load(from + q * s.padded) - pivot;
+        sum[0] += difference;
+        sum[1] += difference * difference;
+      });
     }
   }
-  const IncomingEdge *raw[kMostIncoming], *skip[kMostIncoming];
-  int64_t raws = 0, skips = 0;
-};
+  const float share = 1.0f / static_cast<float>(pixels);
+  for (int64_t c = 0; c < s.padded; c += kLanes) {
+    const Vec sum = load(statistics + c), mean = sum * share;
+    store(statistics + c, load(raw + c) + mean);
+    store(statistics + s.padded + c, load(statistics + s.padded + c) - mean * sum);
+  }
+}
 
-template <bool kPool>
-void forward_chunk(const MixedSumForward& args, const Terms& terms, int64_t image, int64_t first,
-                   int64_t count, const float* product, const float* sums) {
-  const Block& s = args.block;
-  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
+// Pooled takes a pointer and a float: four floats.
+int64_t scratch_floats(const Block& block, int64_t edges) {
+  return round_up((block.height + 2) * block.width * block.padded, 16) +
+         2 * round_up(chunk_pixels(block.padded) * block.padded, 16) + round_up(4 * edges, 16);
+}
+
+// node = shift + pool(terms) of a chunk of an image.
+void start_chunk(const Block& s, int64_t first, int64_t count, const float* shift, const float* sums,
+                 float* node) {
+  const int64_t row = s.width * s.padded;
   int64_t y = first / s.width, i = first % s.width;
   for (int64_t p = 0; p < count; ++p) {
-    const float share = kPool ? box_share(y, s.height) * box_share(i, s.width) : 0;
-    const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
+    const float share = box_share(y, s.height) * box_share(i, s.width);
     for (int64_t c = 0; c < s.padded; c += kLanes) {
-      const int64_t at = start + p * s.padded + c;
-      Vec value = load(args.shift + c);
-      if (product != nullptr) value += load(product + p * s.padded + c);
-      for (int64_t e = 0; e < terms.raws; ++e)
-        value += load(terms.raw[e]->scale + c) * load(terms.raw[e]->raw + at);
-      for (int64_t e = 0; e < terms.skips; ++e) {
-        const IncomingEdge& edge = *terms.skip[e];
-        Vec x = load(edge.x + at);
-        if (edge.keep.drops) x = kept(edge.keep, place + c, x);
-        value += edge.skip * x;
-      }
-      if (kPool) value += share * pooled(sums, (first + p) * s.padded + c, row);
-      store(args.node + at, value);
+      Vec value = load(shift + c);
+      if (sums != nullptr) value += share * pooled(sums, (first + p) * s.padded + c, row);
+      store(node + p * s.padded + c, value);
     }
     if (++i == s.width) i = 0, ++y;
   }
 }
 
-void forward(const MixedSumForward& args, float* memory) {
+// node += skip keep x + scale_1x1 raw_1x1 + scale_3x3 raw_3x3 of the pixels from `start` floats on.
+template <bool kKeep>
+void add_edge(const MixedSumEdge& edge, int64_t start, int64_t count, int64_t padded, float* node) {
+  const float *x = edge.x + start, *keep = kKeep ? edge.keep + start : nullptr,
+              *raw_1x1 = edge.raw[0] + start, *raw_3x3 = edge.raw[1] + start;
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    const Vec scale_1x1 = load(edge.scale[0] + c), scale_3x3 = load(edge.scale[1] + c);
+    for (int64_t p = 0; p < count; ++p) {
+      const int64_t at = p * padded + c;
+      Vec skipped = edge.skip * load(x + at);
+      if (kKeep) skipped *= load(keep + at);
+      store(node + at,
+            load(node + at) + skipped + (scale_1x1 * load(raw_1x1 + at) + scale_3x3 * load(raw_3x3 + at)));
+    }
+  }
+}
+
+void forward(const MixedSumForward& args, float* scratch) {
   const Block& s = args.block;
-  const Scratch scratch(s, args.edges, memory);
-  const Terms terms(args);
   const int64_t image_floats = s.height * s.width * s.padded;
+  Arena arena(scratch);
+  Pooled* terms = reinterpret_cast<Pooled*>(arena.take(4 * args.edges));
+  float* sums = arena.take((s.height + 2) * s.width * s.padded);
   for (int64_t b = 0; b < s.images; ++b) {
-    Pooled pooled[kMostIncoming];
     int64_t pools = 0;
     for (int64_t e = 0; e < args.edges; ++e) {
-      if (args.edge[e].pool != 0) pooled[pools++] = {args.edge[e].x + b * image_floats, args.edge[e].pool};
+      if (args.edge[e].pool != 0) terms[pools++] = {args.edge[e].x + b * image_floats, args.edge[e].pool};
     }
-    if (pools > 0) pool_rows(s, pooled, pools, false, scratch.sums);
+    if (pools > 0) pool_rows(s, terms, pools, false, sums);
     for_each_chunk(s, [&](int64_t first, int64_t count) {
-      Operand operands[kMostIncoming];
-      int64_t products = 0;
+      const int64_t start = b * image_floats + first * s.padded;
+      float* node = args.node + start;
+      start_chunk(s, first, count, args.shift, pools > 0 ? sums : nullptr, node);
       for (int64_t e = 0; e < args.edges; ++e) {
-        if (args.edge[e].conv == nullptr) continue;
-        float* rectified = scratch.rectified + products * scratch.chunk;
-        rectify(args.edge[e].x + b * image_floats + first * s.padded, count * s.padded, rectified);
-        operands[products++] = {rectified, args.edge[e].conv};
-      }
-      const float* product = products > 0 ? scratch.product : nullptr;
-      if (products > 0) multiply(operands, products, count, s.padded, scratch.product);
-      if (pools > 0) {
-        forward_chunk<true>(args, terms, b, first, count, product, scratch.sums);
-      } else {
-        forward_chunk<false>(args, terms, b, first, count, product, scratch.sums);
+        if (args.edge[e].keep != nullptr) {
+          add_edge<true>(args.edge[e], start, count, s.padded, node);
+        } else {
+          add_edge<false>(args.edge[e], start, count, s.padded, node);
+        }
       }
     });
   }
 }
 
-// Adds the sums over a chunk's pixels of what alpha's gradient needs.
-void reduce_alpha(const MixedSumReduce& args, const ReducedEdge& edge, int64_t image, int64_t first,
-                  int64_t count, const float* sums) {
-  const Block& s = args.block;
-  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
-  const int64_t place = (args.first_pixel + image * s.height * s.width + first) * args.channels;
-  for (int64_t c = 0; c < s.padded; c += kLanes) {
-    const float *x = edge.x + start + c, *g = args.gradient + start + c;
-    const Vec skip = sum_of(count, [&](int64_t p) {
-      const Vec value = load(x + p * s.padded);
-      return load(g + p * s.padded) *
-             (edge.keep.drops ? kept(edge.keep, place + p * args.channels + c, value) : value);
+// sum += sum over `count` pixels of a (b - origin).
+void add_products(const float* a, const float* b, const float* origin, int64_t count, int64_t padded,
+                  float* sum) {
+  for (int64_t c = 0; c < padded; c += kLanes) {
+    const Vec from = origin != nullptr ? load(origin + c) : Vec{};
+    add_up<1>(count, sum + c, padded, [&](int64_t p, Vec* part) {
+      part[0] += load(a + p * padded + c) * (load(b + p * padded + c) - from);
     });
-    const Vec pool = sum_of(count, [&](int64_t p) {
-      return pooled(sums, (first + p) * s.padded + c, row) * load(x + p * s.padded);
-    });
-    store(edge.skip + c, load(edge.skip + c) + skip);
-    store(edge.pool + c, load(edge.pool + c) + pool);
   }
 }
 
-void reduce(const MixedSumReduce& args, float* memory) {
-  const Block& s = args.block;
-  const Scratch scratch(s, args.edges, memory);
-  const int64_t image_floats = s.height * s.width * s.padded;
-  const bool with_alpha = args.edge[0].skip != nullptr;
-  zero(args.sum, s.padded);
+// out = a b, floats by floats.
+void multiply_floats(const float* a, const float* b, float factor, int64_t count, float* out) {
+  for (int64_t i = 0; i < count; i += kLanes) store(out + i, factor * (load(a + i) * load(b + i)));
+}
+
+// A chunk of one edge: g its gradient, pooled its pool^T(g), kept room for keep g.
+void reduce_edge(const MixedSumReducedEdge& edge, int64_t start, int64_t count, int64_t padded,
+                 const float* g, const float* pooled_gradient, float* kept) {
+  const int64_t floats = count * padded;
+  for (int o = 0; o < 2; ++o) {
+    if (edge.raw_sum[o] != nullptr)
+      add_products(g, edge.raw[o] + start, edge.raw_mean[o], count, padded, edge.raw_sum[o]);
+  }
+  const float* skipped = g;
+  if (edge.keep != nullptr && (edge.skip_sum != nullptr || edge.x_gradient != nullptr)) {
+    multiply_floats(g, edge.keep + start, 1, floats, kept);
+    skipped = kept;
+  }
+  if (edge.skip_sum != nullptr) {
+    add_products(skipped, edge.x + start, nullptr, count, padded, edge.skip_sum);
+    add_products(pooled_gradient, edge.x + start, nullptr, count, padded, edge.pool_sum);
+  }
+  if (edge.x_gradient != nullptr) {
+    float* out = edge.x_gradient + start;
+    if (edge.pool != 0) {
+      for (int64_t i = 0; i < floats; i += kLanes)
+        store(out + i, edge.skip * load(skipped + i) + edge.pool * load(pooled_gradient + i));
+    } else {
+      for (int64_t i = 0; i < floats; i += kLanes) store(out + i, edge.skip * load(skipped + i));
+    }
+  }
+  if (edge.keep_gradient != nullptr)
+    multiply_floats(g, edge.x + start, edge.skip, floats, edge.keep_gradient + start);
+}
+
+void zero_sums(const MixedSumReduce& args) {
+  const int64_t padded = args.block.padded;
+  zero(args.sum, padded);
   for (int64_t e = 0; e < args.edges; ++e) {
-    if (args.edge[e].raw_sum != nullptr) zero(args.edge[e].raw_sum, s.padded);
-    if (args.edge[e].cross != nullptr) zero(args.edge[e].cross, s.padded * s.padded);
-    if (with_alpha) zero(args.edge[e].skip, s.padded), zero(args.edge[e].pool, s.padded);
+    const MixedSumReducedEdge& edge = args.edge[e];
+    float* const sums[] = {edge.raw_sum[0], edge.raw_sum[1], edge.skip_sum, edge.pool_sum};
+    for (float* sum : sums) {
+      if (sum != nullptr) zero(sum, padded);
+    }
   }
+}
+
+void reduce(const MixedSumReduce& args, float* scratch) {
+  const Block& s = args.block;
+  const int64_t row = s.width * s.padded, image_floats = s.height * row;
+  Arena arena(scratch);
+  float* sums = arena.take((s.height + 2) * s.width * s.padded);
+  float* pooled_gradient = arena.take(chunk_pixels(s.padded) * s.padded);
+  float* kept = arena.take(chunk_pixels(s.padded) * s.padded);
+  bool pools = false;
+  for (int64_t e = 0; e < args.edges; ++e) {
+    const MixedSumReducedEdge& edge = args.edge[e];
+    pools = pools || edge.pool_sum != nullptr || (edge.x_gradient != nullptr && edge.pool != 0);
+  }
+  zero_sums(args);
   for (int64_t b = 0; b < s.images; ++b) {
     const Pooled term{args.gradient + b * image_floats, 1.0f};
-    if (with_alpha) pool_rows(s, &term, 1, true, scratch.sums);
+    if (pools) pool_rows(s, &term, 1, true, sums);
     for_each_chunk(s, [&](int64_t first, int64_t count) {
       const int64_t start = b * image_floats + first * s.padded;
       const float* g = args.gradient + start;
+      for (int64_t i = 0; pools && i < count * s.padded; i += kLanes)
+        store(pooled_gradient + i, pooled(sums, first * s.padded + i, row));
+      for (int64_t c = 0; c < s.padded; c += kLanes)
+        add_up<1>(count, args.sum + c, s.padded,
+                  [&](int64_t p, Vec* sum) { sum[0] += load(g + p * s.padded + c); });
+      for (int64_t e = 0; e < args.edges; ++e)
+        reduce_edge(args.edge[e], start, count, s.padded, g, pooled_gradient, kept);
+    });
+  }
+}
+
+void raw_gradients(const Block& s, int64_t tensors, const RawGradient* gradients, float* const* out) {
+  const int64_t pixels = s.pixels(), most = chunk_pixels(s.padded);
+  for (int64_t p = 0; p < pixels; p += most) {
+    const int64_t count = pixels - p < most ? pixels - p : most;
+    for (int64_t t = 0; t < tensors; ++t) {
+      const RawGradient& gradient = gradients[t];
       for (int64_t c = 0; c < s.padded; c += kLanes) {
-        const Vec sum = sum_of(count, [&](int64_t p) { return load(g + p * s.padded + c); });
-        store(args.sum + c, load(args.sum + c) + sum);
-      }
-      for (int64_t e = 0; e < args.edges; ++e) {
-        const ReducedEdge& edge = args.edge[e];
-        for (int64_t c = 0; edge.raw_sum != nullptr && c < s.padded; c += kLanes) {
-          const Vec mean = load(edge.raw_mean + c);
-          const Vec sum = sum_of(count, [&](int64_t p) {
-            return load(g + p * s.padded + c) * (load(edge.raw + start + p * s.padded + c) - mean);
-          });
-          store(edge.raw_sum + c, load(edge.raw_sum + c) + sum);
+        const Vec node_scale = load(gradient.node_scale + c), raw_scale = load(gradient.raw_scale + c),
+                  shift = load(gradient.shift + c);
+        for (int64_t q = p; q < p + count; ++q) {
+          const int64_t at = q * s.padded + c;
+          store(out[t] + at,
+                node_scale * load(gradient.node + at) + (raw_scale * load(gradient.raw + at) + shift));
         }
-        if (edge.cross != nullptr) {
-          rectify(edge.x + start, edge.mean, count, s.padded, scratch.rectified);
-          outer(g, scratch.rectified, count, s.padded, edge.cross);
-        }
-        if (with_alpha) reduce_alpha(args, edge, b, first, count, scratch.sums);
       }
-    });
-  }
-}
-
-template <bool kPool>
-void backward_chunk(const MixedSumBackward& args, int64_t image, int64_t first, int64_t count,
-                    const float* product, const float* sums) {
-  const Block& s = args.block;
-  const BorderMap border = border_map(s);
-  const int64_t row = s.width * s.padded, start = (image * s.height * s.width + first) * s.padded;
-  int64_t y = first / s.width, i = first % s.width;
-  for (int64_t p = 0; p < count; ++p) {
-    const int64_t border_at = image * border.image + border.first + y * border.row + i * s.padded;
-    const int64_t place = (args.first_pixel + image * s.height * s.width + first + p) * args.channels;
-    for (int64_t c = 0; c < s.padded; c += kLanes) {
-      const int64_t at = start + p * s.padded + c;
-      Vec value{};
-      if (product != nullptr || args.rectified != nullptr) {
-        Vec inner = load(args.shift + c);
-        if (product != nullptr) inner += load(product + p * s.padded + c);
-        if (args.rectified != nullptr) inner += load(args.rectified + border_at + c);
-        value = relu_gradient(load(args.x + at), inner);
-      }
-      for (int64_t e = 0; e < args.edges; ++e) {
-        const OutgoingEdge& edge = args.edge[e];
-        if (edge.skip == 0) continue;
-        Vec g = load(edge.gradient + at);
-        if (edge.keep.drops) g = kept(edge.keep, place + c, g);
-        value += edge.skip * g;
-      }
-      if (kPool) value += pooled(sums, (first + p) * s.padded + c, row);
-      store(args.x_gradient + at, value);
     }
-    if (++i == s.width) i = 0, ++y;
   }
-}
-
-void backward(const MixedSumBackward& args, float* memory) {
-  const Block& s = args.block;
-  const Scratch scratch(s, args.edges, memory);
-  const int64_t image_floats = s.height * s.width * s.padded;
-  for (int64_t b = 0; b < s.images; ++b) {
-    Pooled terms[kMostIncoming];
-    int64_t pools = 0;
-    for (int64_t e = 0; e < args.edges; ++e) {
-      if (args.edge[e].pool != 0)
-        terms[pools++] = {args.edge[e].gradient + b * image_floats, args.edge[e].pool};
-    }
-    if (pools > 0) pool_rows(s, terms, pools, true, scratch.sums);
-    for_each_chunk(s, [&](int64_t first, int64_t count) {
-      const int64_t start = b * image_floats + first * s.padded;
-      Operand operands[kMostIncoming + 1];
-      int64_t products = 0;
-      for (int64_t e = 0; e < args.edges; ++e) {
-        if (args.edge[e].conv != nullptr)
-          operands[products++] = {args.edge[e].gradient + start, args.edge[e].conv};
-      }
-      if (args.own != nullptr) {
-        rectify(args.x + start, count * s.padded, scratch.rectified);
-        operands[products++] = {scratch.rectified, args.own};
-      }
-      const float* product = products > 0 ? scratch.product : nullptr;
-      if (products > 0) multiply(operands, products, count, s.padded, scratch.product);
-      if (pools > 0) {
-        backward_chunk<true>(args, b, first, count, product, scratch.sums);
-      } else {
-        backward_chunk<false>(args, b, first, count, product, scratch.sums);
-      }
-    });
-  }
-}
-
-void pack(int64_t padded, const float* matrix, float* conv) {
-  pack_rectangle(padded, padded, padded, padded, conv,
-                 [&](int64_t to, int64_t from) { return matrix[to * padded + from]; });
 }
 
 }  // namespace
@@ -274,7 +237,7 @@ void pack(int64_t padded, const float* matrix, float* conv) {
 namespace vpdarts::cpu::VPDARTS_ISA {
 
 const MixedSumKernels& mixed_sum_kernels() {
-  static const MixedSumKernels kernels = {pack, scratch_floats, forward, reduce, backward};
+  static const MixedSumKernels kernels = {statistics, scratch_floats, forward, reduce, raw_gradients};
   return kernels;
 }
 

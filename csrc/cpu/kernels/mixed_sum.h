@@ -1,98 +1,64 @@
-// The torch-free interface of the mixed_sum kernels: a node as the weighted sum over its incoming edges,
+// The torch-free interface of the mixed_sum kernels: a node where both convolutions' raw outputs are given,
 //
-//   node = sum_e [ skip_e keep_e x_e + pool_e pool(x_e) + conv_e relu(x_e) + scale_e raw_e ] + shift,
+//   node = sum_e [ skip_e keep_e x_e + pool_e pool(x_e) + sum_o scale_eo raw_eo ] + shift,
 //
-// batch norm and alpha folded into conv_e (the 1x1 convolution), scale_e, raw_e's factor (the 3x3
-// convolution's), and shift. keep_e is the dropout behind the skip connection: see keep_bits in dropout.h.
+// o the 1x1 and the 3x3 convolution, batch norm and alpha folded into scale_eo and shift, keep_e given too.
 #pragma once
 
 #include "block.h"
-#include "dropout.h"
+#include "isas.h"
+#include "relu_conv.h"
 
 namespace vpdarts::cpu {
 
-constexpr int64_t kMostIncoming = 5;  // edges into, or out of, a node of six
-
-// One edge as the forward pass sees it: x is the source node. raw and conv are null where the edge has no
-// such convolution, here and below.
-struct IncomingEdge {
-  const float *x, *raw;
-  const float* conv;   // [padded / block][padded][block], rows are input channels
-  const float* scale;  // [padded]
+struct MixedSumEdge {
+  const float *x, *keep;  // the source node; what dropout multiplies it with, null for 1
+  const float* raw[2];
+  const float* scale[2];  // [padded]
   float skip, pool;
-  Dropout keep;
 };
 
 struct MixedSumForward {
   Block block;
-  int64_t channels;     // before padding
-  int64_t first_pixel;  // of the block, in the whole batch
   int64_t edges;
-  const IncomingEdge* edge;  // [edges]
+  const MixedSumEdge* edge;  // [edges]
   const float* shift;        // [padded]
   float* node;
 };
 
-// What the gradients of alpha and of the batch norms need of one incoming edge.
-struct ReducedEdge {
-  const float *x, *raw;
-  const float *mean, *raw_mean;  // of relu(x) and of raw, [padded]
-  Dropout keep;
-  float* raw_sum;  // sum of g (raw - raw_mean), [padded]; null without a 3x3 convolution
-  float* cross;    // sum of g (relu(x) - mean)^T, [padded g][padded x]; null without a 1x1 convolution
-  float* skip;     // sum of g keep x, [padded]; null if the gradient of alpha is not wanted
-  float* pool;     // sum of g pool(x), [padded]; likewise
+// One edge in the first pass of the backward pass, g the gradient of the node; null is what nobody wants.
+struct MixedSumReducedEdge {
+  const float *x, *keep;
+  const float* raw[2];
+  const float* raw_mean[2];  // [padded]
+  float skip, pool;
+  float* x_gradient;     // skip keep g + pool pool^T(g)
+  float* keep_gradient;  // skip x g
+  float* raw_sum[2];     // sum of g (raw - raw_mean), [padded]
+  float* skip_sum;       // sum of g keep x, [padded]
+  float* pool_sum;       // sum of g pool(x), [padded]
 };
 
-// Sums over a block's pixels, g the gradient of the node.
+// Sums over a block's pixels, and the gradients that need none of them.
 struct MixedSumReduce {
   Block block;
-  int64_t channels, first_pixel, edges;
-  const ReducedEdge* edge;  // [edges]
-  const float* gradient;
-  float* sum;  // of g, [padded]
-};
-
-// One edge as the backward pass of its source node sees it: the gradient is of the node it enters.
-struct OutgoingEdge {
-  const float* gradient;
-  const float* conv;  // [padded / block][padded][block], rows are channels of the gradient; or null
-  float skip, pool;
-  Dropout keep;
-};
-
-// dx = sum_e [ skip_e keep_e g_e + pool^T(pool_e g_e) ] + [x > 0] ( rectified + sum_e conv_e g_e + own
-// relu(x)
-// + shift ).
-struct MixedSumBackward {
-  Block block;
-  int64_t channels, first_pixel, edges;
-  const OutgoingEdge* edge;  // [edges]
-  const float* x;
-  const float* own;        // [padded / block][padded][block]; null without 1x1 convolutions
-  const float* shift;      // [padded]
-  const float* rectified;  // what relu_conv's backward pass says of relu(x), a border_map; null if nothing
-  float* x_gradient;
+  int64_t edges;
+  const MixedSumReducedEdge* edge;  // [edges]
+  const float* gradient;            // g
+  float* sum;                       // of g, [padded]
 };
 
 struct MixedSumKernels {
-  // matrix [padded out][padded in] to the layout of conv.
-  void (*pack)(int64_t padded, const float* matrix, float* conv);
+  // statistics = mean of raw [padded] and sum of (raw - mean)^2 [padded].
+  void (*statistics)(const Block& block, const float* raw, float* statistics);
   // Floats of scratch memory, 64-byte aligned.
   int64_t (*scratch)(const Block& block, int64_t edges);
   void (*forward)(const MixedSumForward& args, float* scratch);
   void (*reduce)(const MixedSumReduce& args, float* scratch);
-  void (*backward)(const MixedSumBackward& args, float* scratch);
+  // The second pass: out[i] = gradient[i], a tensor for each raw output that wants it.
+  void (*raw_gradients)(const Block& block, int64_t count, const RawGradient* gradient, float* const* out);
 };
 
-namespace baseline {
-const MixedSumKernels& mixed_sum_kernels();
-}
-namespace avx2 {
-const MixedSumKernels& mixed_sum_kernels();
-}
-namespace avx512 {
-const MixedSumKernels& mixed_sum_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const MixedSumKernels& mixed_sum_kernels();)
 
 }  // namespace vpdarts::cpu

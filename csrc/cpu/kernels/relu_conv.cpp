@@ -281,6 +281,11 @@ void weight_gradient(int64_t channels, int64_t padded, const float* sums, float*
   }
 }
 
+void pack_1x1(int64_t padded, const float* matrix, float* conv) {
+  pack_rectangle(padded, padded, padded, padded, conv,
+                 [&](int64_t to, int64_t from) { return matrix[to * padded + from]; });
+}
+
 int64_t scratch_1x1(const Block& block, int64_t edges) {
   // An Operand takes two pointers: four floats.
   return 2 * round_up(chunk_pixels(block.padded) * block.padded, 16) + round_up(4 * edges, 16);
@@ -344,9 +349,9 @@ void backward_1x1(const ReluConv1x1Backward& args, float* scratch) {
 namespace vpdarts::cpu::VPDARTS_ISA {
 
 const ReluConvKernels& relu_conv_kernels() {
-  static const ReluConvKernels kernels = {kLanes,      weight_floats,    transform_conv, forward_scratch,
-                                          forward,     backward_scratch, backward,       weight_gradient,
-                                          scratch_1x1, forward_1x1,      backward_1x1};
+  static const ReluConvKernels kernels = {kLanes,   weight_floats,    transform_conv, forward_scratch,
+                                          forward,  backward_scratch, backward,       weight_gradient,
+                                          pack_1x1, scratch_1x1,      forward_1x1,    backward_1x1};
   return kernels;
 }
 

@@ -1,10 +1,11 @@
 // The torch-free interface of the relu_conv kernels: r = relu(x), then the 3x3 convolutions of all edges
 // that leave a node, raw_e = W_e * r, by Winograd F(4x4, 3x3). Of the 1x1 convolutions the moments of r
-// say everything that batch norm needs, and in a mixed cell mixed_sum computes them pixel by pixel; the
+// say everything that batch norm needs, and in a mixed cell mixed_cell computes them pixel by pixel; the
 // kernels with 1x1 in their names are for cells that need their raw outputs.
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
@@ -85,20 +86,14 @@ struct ReluConvKernels {
   void (*backward)(const ReluConvBackward& args, float* scratch);
   // From an edge's weight_sums to the gradient [C, C, 3, 3] of its weight.
   void (*weight_gradient)(int64_t channels, int64_t padded, const float* weight_sums, float* gradient);
+  // matrix [padded out][padded in] of a 1x1 convolution to the layout of conv, here and in a mixed cell.
+  void (*pack_1x1)(int64_t padded, const float* matrix, float* conv);
   // Floats of scratch memory of the 1x1 convolutions, forward and backward.
   int64_t (*scratch_1x1)(const Block& block, int64_t edges);
   void (*forward_1x1)(const ReluConv1x1Forward& args, float* scratch);
   void (*backward_1x1)(const ReluConv1x1Backward& args, float* scratch);
 };
 
-namespace baseline {
-const ReluConvKernels& relu_conv_kernels();
-}
-namespace avx2 {
-const ReluConvKernels& relu_conv_kernels();
-}
-namespace avx512 {
-const ReluConvKernels& relu_conv_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const ReluConvKernels& relu_conv_kernels();)
 
 }  // namespace vpdarts::cpu

@@ -12,7 +12,7 @@
 namespace {
 
 using vpdarts::cpu::ConstImageView;
-using vpdarts::cpu::ResidualWeights;
+using vpdarts::cpu::ResidualBlockWeights;
 
 // Folded weights, in one piece of memory.
 struct Folded {
@@ -32,7 +32,7 @@ struct Folded {
 };
 
 void fold(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded,
-          const ResidualWeights& weights, float* folded) {
+          const ResidualBlockWeights& weights, float* folded) {
   zero(folded, Folded::floats(padded, out_padded));
   const Folded to(folded, padded, out_padded);
   for (int64_t tap = 0; tap < kTaps; ++tap) {

@@ -5,12 +5,13 @@
 #include <cstdint>
 
 #include "block.h"
+#include "isas.h"
 
 namespace vpdarts::cpu {
 
 // conv_a [C_out, C, 3, 3], conv_b [C_out, C_out, 3, 3], shortcut [C_out, C, 1, 1]; scale and shift
 // [2, C_out], of conv_a and conv_b.
-struct ResidualWeights {
+struct ResidualBlockWeights {
   const float *conv_a, *conv_b, *shortcut, *scale, *shift;
 };
 
@@ -19,7 +20,7 @@ struct ResidualBlockKernels {
   // Floats of folded weights.
   int64_t (*weight_floats)(int64_t padded, int64_t out_padded);
   void (*fold)(int64_t channels, int64_t out_channels, int64_t padded, int64_t out_padded,
-               const ResidualWeights& weights, float* folded);
+               const ResidualBlockWeights& weights, float* folded);
   // Floats of scratch memory, 64-byte aligned.
   int64_t (*scratch)(const ResidualShape& shape);
   // out: as shape.out() says, NHWC without gaps.
@@ -27,14 +28,6 @@ struct ResidualBlockKernels {
                   float* scratch);
 };
 
-namespace baseline {
-const ResidualBlockKernels& residual_block_kernels();
-}
-namespace avx2 {
-const ResidualBlockKernels& residual_block_kernels();
-}
-namespace avx512 {
-const ResidualBlockKernels& residual_block_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const ResidualBlockKernels& residual_block_kernels();)
 
 }  // namespace vpdarts::cpu

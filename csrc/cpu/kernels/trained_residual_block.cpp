@@ -20,8 +20,8 @@ using vpdarts::cpu::BorderMap;
 using vpdarts::cpu::NormSums;
 using vpdarts::cpu::RawGradient;
 using vpdarts::cpu::RectifiedGradient;
-using vpdarts::cpu::TrainedResidualBackward;
-using vpdarts::cpu::TrainedResidualForward;
+using vpdarts::cpu::TrainedResidualBlockBackward;
+using vpdarts::cpu::TrainedResidualBlockForward;
 
 // Ten matrices, conv_a's taps and the shortcut.
 int64_t packed_floats(int64_t padded, int64_t out_padded) { return (kTaps + 1) * padded * out_padded; }
@@ -69,7 +69,7 @@ inline __attribute__((always_inline)) void add_row(const float* raw, const float
 
 // One block of kVecs vectors of output channels of image b.
 template <int kVecs>
-void forward_image(const TrainedResidualForward& args, int64_t b, const float* map, const float* pooled,
+void forward_image(const TrainedResidualBlockForward& args, int64_t b, const float* map, const float* pooled,
                    int64_t c, float* pivot) {
   const ResidualShape& s = args.shape;
   const int64_t image = b * s.out().floats() / s.images;
@@ -82,7 +82,7 @@ void forward_image(const TrainedResidualForward& args, int64_t b, const float* m
   multiply_pooled<kVecs>(s, args.weights + kTaps * s.padded * s.out_padded, pooled, c, args.shortcut + image);
 }
 
-void forward(const TrainedResidualForward& args, float* scratch) {
+void forward(const TrainedResidualBlockForward& args, float* scratch) {
   const ResidualShape& s = args.shape;
   Arena arena(scratch);
   float* map = arena.take(RectifiedMap(s).floats);
@@ -212,7 +212,7 @@ int64_t backward_scratch(const ResidualShape& s) {
          round_up(GradientMap(s).floats, 16);
 }
 
-void backward(const TrainedResidualBackward& args, float* scratch) {
+void backward(const TrainedResidualBlockBackward& args, float* scratch) {
   const ResidualShape& s = args.shape;
   Arena arena(scratch);
   float* map = arena.take(RectifiedMap(s).floats);
@@ -283,10 +283,10 @@ void rectified_gradient(const RectifiedGradient& args) {
 
 namespace vpdarts::cpu::VPDARTS_ISA {
 
-const TrainedResidualKernels& trained_residual_kernels() {
-  static const TrainedResidualKernels kernels = {kLanes,    packed_floats,     pack,     forward_scratch,
-                                                 forward,   backward_scratch,  backward, affine,
-                                                 norm_sums, rectified_gradient};
+const TrainedResidualBlockKernels& trained_residual_block_kernels() {
+  static const TrainedResidualBlockKernels kernels = {kLanes,    packed_floats,     pack,     forward_scratch,
+                                                      forward,   backward_scratch,  backward, affine,
+                                                      norm_sums, rectified_gradient};
   return kernels;
 }
 

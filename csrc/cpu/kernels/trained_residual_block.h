@@ -8,11 +8,12 @@
 #pragma once
 
 #include "block.h"
+#include "isas.h"
 #include "relu_conv.h"
 
 namespace vpdarts::cpu {
 
-struct TrainedResidualForward {
+struct TrainedResidualBlockForward {
   ResidualShape shape;
   const float* x;
   const float* weights;  // packed
@@ -23,7 +24,7 @@ struct TrainedResidualForward {
 };
 
 // From the gradients of raw_a (see RawGradient) and of the shortcut to those of x and of the weights.
-struct TrainedResidualBackward {
+struct TrainedResidualBlockBackward {
   ResidualShape shape;
   const float* x;
   RawGradient raw;
@@ -54,7 +55,7 @@ struct RectifiedGradient {
   float *g, *sums;
 };
 
-struct TrainedResidualKernels {
+struct TrainedResidualBlockKernels {
   int64_t lanes;
   // Floats of packed weights.
   int64_t (*weight_floats)(int64_t padded, int64_t out_padded);
@@ -63,22 +64,14 @@ struct TrainedResidualKernels {
                const float* conv_a, const float* shortcut, bool transposed, float* packed);
   // Floats of scratch memory, 64-byte aligned.
   int64_t (*forward_scratch)(const ResidualShape& shape);
-  void (*forward)(const TrainedResidualForward& args, float* scratch);
+  void (*forward)(const TrainedResidualBlockForward& args, float* scratch);
   int64_t (*backward_scratch)(const ResidualShape& shape);
-  void (*backward)(const TrainedResidualBackward& args, float* scratch);
+  void (*backward)(const TrainedResidualBlockBackward& args, float* scratch);
   void (*affine)(const Affine& args);
   void (*norm_sums)(const NormSums& args);
   void (*rectified_gradient)(const RectifiedGradient& args);
 };
 
-namespace baseline {
-const TrainedResidualKernels& trained_residual_kernels();
-}
-namespace avx2 {
-const TrainedResidualKernels& trained_residual_kernels();
-}
-namespace avx512 {
-const TrainedResidualKernels& trained_residual_kernels();
-}
+VPDARTS_IN_EVERY_ISA(const TrainedResidualBlockKernels& trained_residual_block_kernels();)
 
 }  // namespace vpdarts::cpu

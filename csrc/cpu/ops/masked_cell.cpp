@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cpu/ops/cell_plan.h"
+#include "cpu/ops/masked_cell_plan.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
@@ -90,7 +90,7 @@ Tensor masked_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
 
   const bool shared = x.size(0) == 1 && variants > 1;
   if (shared) {
-    const CellPlan plan(weights, nodes, variants);
+    const MaskedCellPlan plan(weights, nodes, variants);
     if (2 * plan.convolutions() <= variants * edges) {
       const SharedPlan view = plan.view();
       const auto& value_of = plan.output();

@@ -14,8 +14,8 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
+#include "cpu/ops/mixed_cell_passes.h"
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_cell.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -40,7 +40,7 @@ uint32_t bits(float value) {
 }
 
 struct Checked {
-  CellSizes sizes;
+  MixedCellSizes sizes;
   std::vector<Dropout> keep;
 };
 
@@ -51,8 +51,8 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
   const int64_t d = x.dim(), edges = alpha.size(alpha.dim() - 2), nodes = nodes_of(edges);
   STD_TORCH_CHECK(nodes != 0, kName, ": alpha must have 1, 3, 6, 10 or 15 edges; got ", edges);
   const int64_t channels = x.size(d - 3), lanes = active_kernels(channels).relu_conv.lanes;
-  const CellSizes sizes{nodes,         x.size(d - 4), x.size(d - 2),
-                        x.size(d - 1), channels,      (channels + lanes - 1) / lanes * lanes};
+  const MixedCellSizes sizes{nodes,         x.size(d - 4), x.size(d - 2),
+                             x.size(d - 1), channels,      (channels + lanes - 1) / lanes * lanes};
   check_tensor(kName, "weight_1x1", weight_1x1, {edges, channels, channels, 1, 1});
   check_tensor(kName, "weight_3x3", weight_3x3, {edges, channels, channels, 3, 3});
   STD_TORCH_CHECK(sizes.pixels() >= 2 && channels >= 1, kName,
@@ -76,11 +76,11 @@ Checked check(const Tensor& x, const Tensor& weight_1x1, const Tensor& weight_3x
   return {sizes, keep};
 }
 
-TrainingCell cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3, double eps,
-                     bool skip_zeros) {
+MixedCellPasses cell_of(const Checked& checked, const Tensor& weight_1x1, const Tensor& weight_3x3,
+                        double eps, bool skip_zeros) {
   const Kernels& kernels = active_kernels(checked.sizes.channels);
-  return {kernels.relu_conv,  kernels.mixed_sum, checked.sizes, floats(weight_1x1),
-          floats(weight_3x3), checked.keep,      eps,           skip_zeros};
+  return {kernels.relu_conv,  kernels.mixed_cell, checked.sizes, floats(weight_1x1),
+          floats(weight_3x3), checked.keep,       eps,           skip_zeros};
 }
 
 void check_one(const Tensor& x, const Tensor& alpha) {
@@ -91,8 +91,9 @@ void check_one(const Tensor& x, const Tensor& alpha) {
 }
 
 // [E, 2, C] each, from the statistics of the edges' source values; 0 of what is not computed.
-void write_statistics(const CellSizes& s, const CellState& state, const std::vector<int64_t>& source,
-                      const float* alpha, bool skip_zeros, float* mean, float* variance) {
+void write_statistics(const MixedCellSizes& s, const MixedCellState& state,
+                      const std::vector<int64_t>& source, const float* alpha, bool skip_zeros, float* mean,
+                      float* variance) {
   for (int64_t e = 0; e < s.edges(); ++e) {
     const float* from = state.statistics[e][source[e]].data();
     for (int64_t op = 0; op < 2; ++op) {
@@ -109,9 +110,9 @@ void write_statistics(const CellSizes& s, const CellState& state, const std::vec
 }
 
 // The saved tensors as the state of a cell. statistics [E, 4, padded], moments [nodes-1, 1+padded, padded].
-CellState restore(const CellSizes& s, const Tensor& x, const Tensor& nodes, const Tensor& raw,
-                  const Tensor& statistics, const Tensor& moments) {
-  CellState state;
+MixedCellState restore(const MixedCellSizes& s, const Tensor& x, const Tensor& nodes, const Tensor& raw,
+                       const Tensor& statistics, const Tensor& moments) {
+  MixedCellState state;
   state.node.push_back({floats(x)});
   for (int64_t i = 0; i + 2 < s.nodes; ++i) state.node.push_back({floats(nodes) + i * s.node_floats()});
   for (int64_t e = 0; e < s.edges(); ++e) {
@@ -133,7 +134,7 @@ Forward mixed_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
                    const std::optional<Tensor>& skip_seed, double skip_dropout, double eps, bool skip_zeros) {
   check_one(x, alpha);
   const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
-  const CellSizes& s = checked.sizes;
+  const MixedCellSizes& s = checked.sizes;
   const Tensor input = channels_last(x, s.padded), w1 = torch::stable::contiguous(weight_1x1),
                w3 = torch::stable::contiguous(weight_3x3), table = torch::stable::contiguous(alpha);
   Tensor out = torch::stable::new_empty(x, {s.images, s.height, s.width, s.padded});
@@ -145,7 +146,7 @@ Forward mixed_cell(const Tensor& x, const Tensor& weight_1x1, const Tensor& weig
   Tensor moments = torch::stable::new_empty(x, {s.nodes - 1, 1 + s.padded, s.padded});
 
   ValuePlan plan;
-  CellState state;
+  MixedCellState state;
   for (int64_t i = 0; i < s.nodes; ++i) {
     plan.push_back({{std::vector<int64_t>(i, 0), floats(table) + 5 * edge_of(0, i)}});
     state.node.push_back({i == 0             ? floats(input)
@@ -196,7 +197,7 @@ SharedValues share(int64_t nodes, int64_t variants, const float* alpha) {
 // Pieces of memory of a node's size, each used again after `give_back`: the system clears new memory first.
 class NodePool {
  public:
-  explicit NodePool(const CellSizes& sizes) : floats_(sizes.node_floats()) {}
+  explicit NodePool(const MixedCellSizes& sizes) : floats_(sizes.node_floats()) {}
   float* take() {
     if (taken_ == pieces_.size()) pieces_.push_back(allocate(floats_));
     return pieces_[taken_++].get();
@@ -210,11 +211,11 @@ class NodePool {
 };
 
 // All variants on one input: out [V][node floats], statistics written per variant.
-void forward_shared(const TrainingCell& cell, const CellSizes& s, NodePool& pool, int64_t variants,
+void forward_shared(const MixedCellPasses& cell, const MixedCellSizes& s, NodePool& pool, int64_t variants,
                     const float* alpha, bool skip_zeros, float* input, float* out, float* mean,
                     float* variance) {
   const SharedValues shared = share(s.nodes, variants, alpha);
-  CellState state;
+  MixedCellState state;
   pool.give_back();
   state.raw.resize(s.edges());
   for (int64_t i = 0; i < s.nodes; ++i) {
@@ -255,13 +256,13 @@ std::tuple<Tensor, Tensor, Tensor> mixed_cell_variants(const Tensor& x, const Te
   check_tensor(kName, "alpha", alpha, {variants, alpha.size(1), 5});
   check_count(kName, "variants", variants);
   const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
-  const CellSizes& s = checked.sizes;
+  const MixedCellSizes& s = checked.sizes;
   const Tensor w1 = torch::stable::contiguous(weight_1x1), w3 = torch::stable::contiguous(weight_3x3),
                tables = torch::stable::contiguous(alpha), input = channels_last(x, s.padded);
   Tensor out = torch::stable::new_empty(x, {variants, s.images, s.height, s.width, s.padded});
   Tensor mean = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
   Tensor variance = torch::stable::new_empty(x, {variants, s.edges(), 2, s.channels});
-  const TrainingCell cell = cell_of(checked, w1, w3, eps, skip_zeros);
+  const MixedCellPasses cell = cell_of(checked, w1, w3, eps, skip_zeros);
   NodePool pool(s);
   if (inputs == 1) {
     forward_shared(cell, s, pool, variants, floats(tables), skip_zeros, floats(input), floats(out),
@@ -286,7 +287,7 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
                              bool wants_weights, bool wants_alpha) {
   check_one(x, alpha);
   const Checked checked = check(x, weight_1x1, weight_3x3, alpha, skip_seed, skip_dropout, eps);
-  const CellSizes& s = checked.sizes;
+  const MixedCellSizes& s = checked.sizes;
   check_tensor(kName, "gradient", gradient, {s.images, s.channels, s.height, s.width});
   check_tensor(kName, "nodes", nodes, {s.nodes - 2, s.images, s.height, s.width, s.padded});
   check_tensor(kName, "raw", raw, {s.edges(), s.images, s.height, s.width, s.padded});
@@ -304,7 +305,7 @@ Backward mixed_cell_backward(const Tensor& gradient, const Tensor& x, const Tens
       torch::stable::new_empty(x, {wants_weights ? s.edges() : 0, s.channels, s.channels, 3, 3});
   Tensor alpha_gradient = torch::stable::new_empty(x, {wants_alpha ? s.edges() : 0, 5});
   STD_TORCH_CHECK(!(skip_zeros && wants_alpha), kName, ": what is not computed has no gradient of alpha");
-  const CellState state = restore(s, input, kept[1], kept[2], kept[3], kept[4]);
+  const MixedCellState state = restore(s, input, kept[1], kept[2], kept[3], kept[4]);
   cell_of(checked, w1, w3, eps, skip_zeros)
       .backward(
           floats(table), state, floats(kept[0]),

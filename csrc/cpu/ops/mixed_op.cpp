@@ -11,7 +11,7 @@
 #include "check.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
-#include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/mixed_op_passes.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
@@ -124,8 +124,8 @@ void check_stages(const Inputs& in) {
 }
 
 // Checks that stages, given terms and batch norms are as many as the branches have.
-std::vector<EdgeBranch> branches_of(const Inputs& in) {
-  std::vector<EdgeBranch> result;
+std::vector<MixedOpBranch> branches_of(const Inputs& in) {
+  std::vector<MixedOpBranch> result;
   int64_t norms = 0, stages = 0, given = 0;
   for (size_t o = 0; o < in.kinds.size(); ++o) {
     const int64_t kind = in.kinds[o], count = in.norms[o];
@@ -183,12 +183,12 @@ class Arguments {
     }
   }
 
-  MixedEdge run() const { return {active_kernels(channels).mixed_op, edge}; }
+  MixedOpPasses run() const { return {active_kernels(channels).mixed_op, edge}; }
   int64_t norms() const { return length(edge.eps); }
   int64_t stages() const { return length(edge.stages); }
 
   int64_t channels;
-  EdgeArguments edge{};
+  MixedOpArguments edge{};
 
  private:
   const float* hold(const Tensor& tensor) {
@@ -208,7 +208,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_op(const Tensor& x, const Tenso
                                                     const std::optional<Tensor>& statistics, int64_t stride) {
   const Arguments args(
       {x, alpha, kinds, norms, depthwise, pointwise, dilation, given, gamma, beta, eps, statistics, stride});
-  const EdgeArguments& edge = args.edge;
+  const MixedOpArguments& edge = args.edge;
   const Block s = edge.shape.out();
   const Tensor out =
       torch::stable::new_empty(alpha, {edge.variants, edge.images, s.height, s.width, s.padded});
@@ -243,11 +243,11 @@ Gradients mixed_op_backward(const Tensor& gradient, const Tensor& x, const Tenso
                             bool wants_weights, const std::vector<bool>& wants_given, bool wants_norms) {
   const Arguments args(
       {x, alpha, kinds, norms, depthwise, pointwise, dilation, given, gamma, beta, eps, statistics, stride});
-  const EdgeArguments& edge = args.edge;
+  const MixedOpArguments& edge = args.edge;
   const Block s = edge.shape.out();
   const int64_t v = edge.variants, c = args.channels;
   bool all = edge.x.variants == v;
-  for (const EdgeImages& some : edge.given) all = all && some.variants == v;
+  for (const MixedOpImages& some : edge.given) all = all && some.variants == v;
   STD_TORCH_CHECK(all, kName, ": x and given must hold V = ", v, " variants in a backward pass");
   check_tensor(kName, "gradient", gradient, {v, edge.images, c, s.height, s.width});
   check_tensor(kName, "mean", mean, {v, args.norms(), c});
@@ -263,8 +263,8 @@ Gradients mixed_op_backward(const Tensor& gradient, const Tensor& x, const Tenso
   const Tensor of_gamma = torch::stable::new_zeros(gamma, {wants_norms ? args.norms() : 0, c});
   const Tensor of_beta = torch::stable::new_zeros(beta, {wants_norms ? args.norms() : 0, c});
   const auto wanted = [](bool wants, const Tensor& tensor) { return wants ? floats(tensor) : nullptr; };
-  EdgeGradients to{wanted(wants_x, of_x),         wanted(wants_alpha, of_alpha), {}, {}, {},
-                   wanted(wants_norms, of_gamma), wanted(wants_norms, of_beta)};
+  MixedOpGradients to{wanted(wants_x, of_x),         wanted(wants_alpha, of_alpha), {}, {}, {},
+                      wanted(wants_norms, of_gamma), wanted(wants_norms, of_beta)};
   const Tensors of_depthwise = new_like(depthwise, wants_weights, to.depthwise);
   const Tensors of_pointwise = new_like(pointwise, wants_weights, to.pointwise);
   Tensors of_given;

@@ -9,7 +9,7 @@
 
 #include "check.h"
 #include "cpu/kernels.h"
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 #include "cpu/ops/layout.h"
 #include "cpu/ops/parallel.h"
 
@@ -89,11 +89,11 @@ Normalised normalised(const Terms& t, const Statistics& statistics, double eps, 
 ScratchSpace scratch_space(const Terms& t, const Blocks& blocks, int64_t gradient) {
   const int64_t copies = scratch_of(t.x, blocks) + scratch_of(t.raw[0], blocks) +
                          scratch_of(t.raw[1], blocks) + scratch_of(t.keep, blocks);
-  return ScratchSpace(copies + gradient + active_kernels(t.channels).raw_sum.scratch(blocks[0], t.edges));
+  return ScratchSpace(copies + gradient + active_kernels(t.channels).mixed_sum.scratch(blocks[0], t.edges));
 }
 
 Statistics measure(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch) {
-  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
+  const MixedSumKernels& kernels = active_kernels(t.channels).mixed_sum;
   const int64_t raws = 2 * t.edges, floats_of_block = raws * 2 * t.batch.padded;
   Matrix sums = zeros(t.variants * blocks.count() * floats_of_block);
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
@@ -117,7 +117,7 @@ Statistics measure(const Terms& t, const Blocks& blocks, const ScratchSpace& scr
 
 void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, const Statistics& statistics,
             double eps, const Tensor& node) {
-  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
+  const MixedSumKernels& kernels = active_kernels(t.channels).mixed_sum;
   const int64_t padded = t.batch.padded;
   Matrix scale = zeros(t.variants * t.edges * 2 * padded), shift = zeros(t.variants * padded);
   for (int64_t v = 0; v < t.variants; ++v) {
@@ -132,7 +132,7 @@ void add_up(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, c
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
     const int64_t v = unit / blocks.count(), b = blocks.turned(unit % blocks.count(), 1),
                   offset = blocks.offset(b);
-    std::vector<RawSumEdge> edges;
+    std::vector<MixedSumEdge> edges;
     for (int64_t e = 0; e < t.edges; ++e) {
       const float* scales = scale.data() + (v * t.edges + e) * 2 * padded;
       edges.push_back({t.x[e].block(blocks, v, b, memory),
@@ -186,7 +186,7 @@ struct Sums {
 // Of all variants, [V] sums; writes the gradients of xs and of skip_scale on the way.
 Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch, const Statistics& statistics,
               const Source& gradient, const Wanted& wanted) {
-  const RawSumKernels& kernels = active_kernels(t.channels).raw_sum;
+  const MixedSumKernels& kernels = active_kernels(t.channels).mixed_sum;
   const int64_t count = Sums::floats(t);
   Matrix sums = zeros(t.variants * blocks.count() * count);
   run(t.variants * blocks.count(), scratch, [&](int64_t unit, float* memory) {
@@ -200,7 +200,7 @@ Matrix reduce(const Terms& t, const Blocks& blocks, const ScratchSpace& scratch,
       return needed ? source.block(blocks, v, b, memory) : nullptr;
     };
     const float* g = gradient.block(blocks, v, b, memory);
-    std::vector<RawSumReducedEdge> edges;
+    std::vector<MixedSumReducedEdge> edges;
     for (int64_t e = 0; e < t.edges; ++e) {
       const bool drops = !t.keep.empty(), with_alpha = wanted.alpha != nullptr;
       const bool with_x = wanted.x[e] != nullptr, with_keep = drops && wanted.keep[e] != nullptr;
@@ -283,7 +283,7 @@ void differentiate_raws(const Terms& t, const Blocks& blocks, const ScratchSpace
       out.push_back(wanted.raw[o][e] + v * t.batch.floats() + offset);
     }
     active_kernels(t.channels)
-        .raw_sum.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(), out.data());
+        .mixed_sum.raw_gradients(blocks[b], static_cast<int64_t>(out.size()), gradients.data(), out.data());
   });
 }
 

@@ -57,7 +57,7 @@ class Weights {
         for (int64_t in = 0; in < c; ++in)
           matrix[transposed ? in * padded + out : out * padded + in] = from_1x1[(e * c + out) * c + in];
       }
-      kernels.mixed_sum.pack(padded, matrix.data(), conv_1x1_.data() + e * s.square());
+      kernels.relu_conv.pack_1x1(padded, matrix.data(), conv_1x1_.data() + e * s.square());
       kernels.relu_conv.transform_weight(c, padded, from_3x3 + 9 * e * c * c, transposed,
                                          conv_3x3_.data() + e * weight_floats);
     });

@@ -9,7 +9,7 @@
 #include "cpu/kernels.h"
 #include "cpu/ops/layout.h"
 #include "cpu/ops/residual_arguments.h"
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 namespace vpdarts::cpu {
 namespace {
@@ -30,7 +30,7 @@ class Arguments {
               torch::stable::contiguous(weight_shortcut), torch::stable::contiguous(gamma),
               torch::stable::contiguous(beta)} {}
 
-  TrainingResidual block(double eps) const {
+  TrainedResidualBlockPasses block(double eps) const {
     check_eps(kName, eps);
     const Kernels& kernels = active_kernels(batch.channels);
     return {kernels.trained_residual_block,
@@ -68,8 +68,8 @@ class Arguments {
 };
 
 // raw [2, N, H', W', padded], mean and variance [2, C_out].
-TrainedResidualState state_of(const Arguments& args, const Tensor& mean, const Tensor& variance,
-                              const Tensor& raw) {
+TrainedResidualBlockState state_of(const Arguments& args, const Tensor& mean, const Tensor& variance,
+                                   const Tensor& raw) {
   return {floats(raw), floats(raw) + args.batch.out().floats(), floats(mean), floats(variance)};
 }
 

@@ -9,7 +9,13 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.backends import pytorch
-from vpdarts_fast.backends.cpu.masked_cell import padded, padded_channels_last
+from vpdarts_fast.backends.cpu.fakes import (
+    gradient_of,
+    gradient_of_images,
+    padded,
+    padded_channels_last,
+    register_fake,
+)
 from vpdarts_fast.contract import derivatives
 
 _forward = torch.ops.vpdarts_fast.mixed_cell
@@ -43,17 +49,8 @@ def mixed_cell(
     return node, mean, variance
 
 
-@torch.library.register_fake("vpdarts_fast::mixed_cell")  # type: ignore[untyped-decorator]
-def _forward_fake(
-    x: Tensor,
-    weight_1x1: Tensor,
-    weight_3x3: Tensor,
-    alpha: Tensor,
-    skip_seed: Tensor | None,
-    skip_dropout: float,
-    eps: float,
-    skip_zeros: bool,
-) -> tuple[Tensor, ...]:
+@register_fake("mixed_cell")
+def _forward_fake(x: Tensor, alpha: Tensor) -> tuple[Tensor, ...]:
     images, channels, height, width = x.shape
     edges, wide = alpha.shape[0], padded(channels)
     nodes = next((n for n in range(2, 7) if n * (n - 1) // 2 == edges), None)
@@ -70,17 +67,8 @@ def _forward_fake(
     )
 
 
-@torch.library.register_fake("vpdarts_fast::mixed_cell_variants")  # type: ignore[untyped-decorator]
-def _variants_fake(
-    x: Tensor,
-    weight_1x1: Tensor,
-    weight_3x3: Tensor,
-    alpha: Tensor,
-    skip_seed: Tensor | None,
-    skip_dropout: float,
-    eps: float,
-    skip_zeros: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+@register_fake("mixed_cell_variants")
+def _variants_fake(x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     statistics = (*alpha.shape[:2], 2, x.shape[2])
     return (
         padded_channels_last(x, (alpha.shape[0], *x.shape[1:])),
@@ -89,33 +77,21 @@ def _variants_fake(
     )
 
 
-@torch.library.register_fake("vpdarts_fast::mixed_cell_backward")  # type: ignore[untyped-decorator]
+@register_fake("mixed_cell_backward")
 def _backward_fake(
-    gradient: Tensor,
     x: Tensor,
     weight_1x1: Tensor,
     weight_3x3: Tensor,
     alpha: Tensor,
-    skip_seed: Tensor | None,
-    skip_dropout: float,
-    eps: float,
-    skip_zeros: bool,
-    nodes: Tensor,
-    raw: Tensor,
-    statistics: Tensor,
-    moments: Tensor,
     wants_x: bool,
     wants_weights: bool,
     wants_alpha: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    def like(tensor: Tensor, wanted: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape[0] if wanted else 0, *tensor.shape[1:])
-
     return (
-        padded_channels_last(x, (x.shape[0] if wants_x else 0, *x.shape[1:])),
-        like(weight_1x1, wants_weights),
-        like(weight_3x3, wants_weights),
-        like(alpha, wants_alpha),
+        gradient_of_images(x, wants_x),
+        gradient_of(weight_1x1, wants_weights),
+        gradient_of(weight_3x3, wants_weights),
+        gradient_of(alpha, wants_alpha),
     )
 
 

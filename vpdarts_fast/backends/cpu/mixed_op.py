@@ -11,7 +11,13 @@ from torch import Tensor
 
 from vpdarts_fast import native
 from vpdarts_fast.backends import pytorch
-from vpdarts_fast.backends.cpu.masked_cell import padded, padded_channels_last
+from vpdarts_fast.backends.cpu.fakes import (
+    gradient_of,
+    gradient_of_images,
+    padded,
+    padded_channels_last,
+    register_fake,
+)
 from vpdarts_fast.contract import derivatives
 from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero, affine
 from vpdarts_fast.contract.branches import norms as norms_of
@@ -71,21 +77,9 @@ def _stacked(some: Sequence[Tensor | None], default: Tensor) -> Tensor:
     return torch.stack([default if tensor is None else tensor for tensor in some])
 
 
-@torch.library.register_fake("vpdarts_fast::mixed_op")  # type: ignore[untyped-decorator]
+@register_fake("mixed_op")
 def _forward_fake(
-    x: Tensor,
-    alpha: Tensor,
-    kinds: Sequence[int],
-    norms: Sequence[int],
-    depthwise: Sequence[Tensor],
-    pointwise: Sequence[Tensor],
-    dilation: Sequence[int],
-    given: Sequence[Tensor],
-    gamma: Tensor,
-    beta: Tensor,
-    eps: Sequence[float],
-    statistics: Tensor | None,
-    stride: int,
+    x: Tensor, alpha: Tensor, depthwise: Sequence[Tensor], eps: Sequence[float], stride: int
 ) -> tuple[Tensor, ...]:
     variants, (inputs, images, channels, height, width) = alpha.shape[0], x.shape
     size = (height + stride - 1) // stride, (width + stride - 1) // stride
@@ -98,46 +92,30 @@ def _forward_fake(
     )
 
 
-@torch.library.register_fake("vpdarts_fast::mixed_op_backward")  # type: ignore[untyped-decorator]
+@register_fake("mixed_op_backward")
 def _backward_fake(
-    gradient: Tensor,
     x: Tensor,
     alpha: Tensor,
-    kinds: Sequence[int],
-    norms: Sequence[int],
     depthwise: Sequence[Tensor],
     pointwise: Sequence[Tensor],
-    dilation: Sequence[int],
     given: Sequence[Tensor],
     gamma: Tensor,
     beta: Tensor,
-    eps: Sequence[float],
-    statistics: Tensor | None,
-    stride: int,
-    mean: Tensor,
-    variance: Tensor,
-    raw: Tensor,
     wants_x: bool,
     wants_alpha: bool,
     wants_weights: bool,
     wants_given: Sequence[bool],
     wants_norms: bool,
 ) -> tuple[Any, ...]:
-    def like(tensor: Tensor, wanted: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape[0] if wanted else 0, *tensor.shape[1:])
-
-    def images_like(tensor: Tensor, wanted: bool) -> Tensor:
-        shape = tensor.shape[0] if wanted else 0, *tensor.shape[1:]
-        return padded_channels_last(tensor, shape, native.mixed_op_lanes(tensor.shape[2]))
-
+    lanes = native.mixed_op_lanes(x.shape[2])
     return (
-        images_like(x, wants_x),
-        like(alpha, wants_alpha),
-        [like(weight, wants_weights) for weight in depthwise],
-        [like(weight, wants_weights) for weight in pointwise],
-        [images_like(raw, wanted) for raw, wanted in zip(given, wants_given, strict=True)],
-        like(gamma, wants_norms),
-        like(beta, wants_norms),
+        gradient_of_images(x, wants_x, lanes),
+        gradient_of(alpha, wants_alpha),
+        [gradient_of(weight, wants_weights) for weight in depthwise],
+        [gradient_of(weight, wants_weights) for weight in pointwise],
+        [gradient_of_images(raw, wanted, lanes) for raw, wanted in zip(given, wants_given, strict=True)],
+        gradient_of(gamma, wants_norms),
+        gradient_of(beta, wants_norms),
     )
 
 

@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from vpdarts_fast.backends import pytorch
-from vpdarts_fast.backends.cpu.masked_cell import padded_channels_last
+from vpdarts_fast.backends.cpu.fakes import (
+    gradient_of,
+    gradient_of_images,
+    padded_channels_last,
+    register_fake,
+)
 from vpdarts_fast.contract import derivatives
 
 _forward = torch.ops.vpdarts_fast.relu_conv
@@ -22,7 +27,7 @@ def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[T
     return raw_1x1, raw_3x3
 
 
-@torch.library.register_fake("vpdarts_fast::relu_conv")  # type: ignore[untyped-decorator]
+@register_fake("relu_conv")
 def _forward_fake(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
     if not x.device == weight_1x1.device == weight_3x3.device:
         raise ValueError("relu_conv: all tensors must be on one device")
@@ -31,24 +36,14 @@ def _forward_fake(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[li
     return raw_1x1, raw_3x3
 
 
-@torch.library.register_fake("vpdarts_fast::relu_conv_backward")  # type: ignore[untyped-decorator]
+@register_fake("relu_conv_backward")
 def _backward_fake(
-    gradient_1x1: Sequence[Tensor],
-    gradient_3x3: Sequence[Tensor],
-    x: Tensor,
-    weight_1x1: Tensor,
-    weight_3x3: Tensor,
-    wants_x: bool,
-    wants_1x1: bool,
-    wants_3x3: bool,
+    x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor, wants_x: bool, wants_1x1: bool, wants_3x3: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    def like(weight: Tensor, wanted: bool) -> Tensor:
-        return weight.new_empty(weight.shape[0] if wanted else 0, *weight.shape[1:])
-
     return (
-        padded_channels_last(x, (x.shape[0] if wants_x else 0, *x.shape[1:])),
-        like(weight_1x1, wants_1x1),
-        like(weight_3x3, wants_3x3),
+        gradient_of_images(x, wants_x),
+        gradient_of(weight_1x1, wants_1x1),
+        gradient_of(weight_3x3, wants_3x3),
     )
 
 

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from vpdarts_fast import native
 from vpdarts_fast.backends import pytorch
-from vpdarts_fast.backends.cpu.masked_cell import padded, padded_channels_last
+from vpdarts_fast.backends.cpu.fakes import (
+    gradient_of,
+    gradient_of_images,
+    padded,
+    padded_channels_last,
+    register_fake,
+)
 from vpdarts_fast.contract import derivatives
 
 _forward = torch.ops.vpdarts_fast.trained_residual_block
@@ -31,16 +37,8 @@ def trained_residual_block(
     return out, mean, variance
 
 
-@torch.library.register_fake("vpdarts_fast::trained_residual_block")  # type: ignore[untyped-decorator]
-def _forward_fake(
-    x: Tensor,
-    weight_a: Tensor,
-    weight_b: Tensor,
-    weight_shortcut: Tensor,
-    gamma: Tensor,
-    beta: Tensor,
-    eps: float,
-) -> tuple[Tensor, ...]:
+@register_fake("trained_residual_block")
+def _forward_fake(x: Tensor, weight_a: Tensor) -> tuple[Tensor, ...]:
     images, in_channels, height, width = x.shape
     channels, size = weight_a.shape[0], ((height + 1) // 2, (width + 1) // 2)
     lanes = native.cpu_lanes(in_channels)
@@ -52,31 +50,23 @@ def _forward_fake(
     )
 
 
-@torch.library.register_fake("vpdarts_fast::trained_residual_block_backward")  # type: ignore[untyped-decorator]
+@register_fake("trained_residual_block_backward")
 def _backward_fake(
-    gradient: Tensor,
     x: Tensor,
     weight_a: Tensor,
     weight_b: Tensor,
     weight_shortcut: Tensor,
     gamma: Tensor,
     beta: Tensor,
-    eps: float,
-    mean: Tensor,
-    variance: Tensor,
-    raw: Tensor,
     wants_x: bool,
     wants_weights: bool,
     wants_norms: bool,
 ) -> tuple[Tensor, ...]:
-    def like(tensor: Tensor, wanted: bool) -> Tensor:
-        return tensor.new_empty(tensor.shape[0] if wanted else 0, *tensor.shape[1:])
-
     return (
-        padded_channels_last(x, (x.shape[0] if wants_x else 0, *x.shape[1:])),
-        *(like(weight, wants_weights) for weight in (weight_a, weight_b, weight_shortcut)),
-        like(gamma, wants_norms),
-        like(beta, wants_norms),
+        gradient_of_images(x, wants_x),
+        *(gradient_of(weight, wants_weights) for weight in (weight_a, weight_b, weight_shortcut)),
+        gradient_of(gamma, wants_norms),
+        gradient_of(beta, wants_norms),
     )
 
 

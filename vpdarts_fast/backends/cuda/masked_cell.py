@@ -5,8 +5,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from vpdarts_fast.backends.cpu.masked_cell import padded_channels_last
-
 _strict = torch.ops.vpdarts_fast.masked_cell
 _rounded = torch.ops.vpdarts_fast.masked_cell_tf32
 
@@ -25,16 +23,3 @@ def masked_cell(
     op = _rounded if rounds else _strict
     output: Tensor = op(x, weight_1x1, weight_3x3, mean, variance, alpha, eps)
     return output
-
-
-@torch.library.register_fake("vpdarts_fast::masked_cell_tf32")  # type: ignore[untyped-decorator]
-def _masked_cell_fake(
-    x: Tensor,
-    weight_1x1: Tensor,
-    weight_3x3: Tensor,
-    mean: Tensor,
-    variance: Tensor,
-    alpha: Tensor,
-    eps: float,
-) -> Tensor:
-    return padded_channels_last(x, (alpha.shape[0], *x.shape[1:]))

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from vpdarts_fast.backends import pytorch
 from vpdarts_fast.backends.pytorch.mixed_cell import node_by_node, without_zeros
-from vpdarts_fast.backends.triton.kernels import raw_sum
-from vpdarts_fast.backends.triton.kernels.cell_gradient import differentiate_node
+from vpdarts_fast.backends.triton.kernels import mixed_sum as sum_kernels
+from vpdarts_fast.backends.triton.kernels.mixed_cell import differentiate_node
 from vpdarts_fast.backends.triton.layout import channels_last, device_of, empty_channels_last
 from vpdarts_fast.backends.triton.mixed_sum import (
     Terms,
@@ -317,7 +317,7 @@ class _Backward:
         if node == 0 and self.of_alpha is None:
             return
         totals = self.mean.new_empty(rows, t.channels)
-        raw_sum.add_up_parts[rows, 1](
+        sum_kernels.add_up_parts[rows, 1](
             *(totals, self.of_alpha, parts, blocks, self.variance, self.eps),
             ROWS=rows,
             RAWS=t.raw_count,
@@ -334,7 +334,7 @@ class _Backward:
         if not any(gradient is not None for gradient in wanted):
             return
         statistics = (some[:, edges] for some in (self.alpha, self.mean, self.variance))
-        raw_sum.differentiate_raws[t.tuned_grid](
+        sum_kernels.differentiate_raws[t.tuned_grid](
             *(wanted, steps, own, own_step, *t.raws, *statistics, totals, self.eps, t.pixels),
             ROWS=rows,
             **t.tuned_sizes,

@@ -1,6 +1,6 @@
 """`mixed_sum` in Triton, with its backward pass.
 
-Its passes are these kernels of `vpdarts_fast.backends.triton.kernels.raw_sum`::
+Its passes are these kernels of `vpdarts_fast.backends.triton.kernels.mixed_sum`::
 
     forward     block_statistics, combine_statistics: mean and variance of every raw output; then form_node
     backward    reduce_gradient, add_up_parts: the sums that batch norms and alpha need, alpha's gradient, and
@@ -21,7 +21,7 @@ from torch import Tensor
 from vpdarts_fast.backends import pytorch
 from vpdarts_fast.backends.pytorch.mixed_sum import mixed_sum_with_dropout as pytorch_with_dropout
 from vpdarts_fast.backends.triton.blocks import block_sizes
-from vpdarts_fast.backends.triton.kernels import raw_sum
+from vpdarts_fast.backends.triton.kernels import mixed_sum as sum_kernels
 from vpdarts_fast.backends.triton.layout import device_of, empty_channels_last, pixel_rows
 from vpdarts_fast.contract import derivatives
 
@@ -144,14 +144,14 @@ def launch_forward(
     """Writes node, its ReLU if there is a tensor for it, and mean and variance [V, k, 2, C]."""
     blocks, channel_blocks, variants = t.grid
     parts = mean.new_empty(variants, blocks, t.raw_count, 2, t.channels)
-    raw_sum.block_statistics[blocks, t.raw_count, variants * channel_blocks](
+    sum_kernels.block_statistics[blocks, t.raw_count, variants * channel_blocks](
         parts, *t.raws, t.pixels, **t.sizes
     )
-    raw_sum.combine_statistics[variants * t.raw_count, channel_blocks](
+    sum_kernels.combine_statistics[variants * t.raw_count, channel_blocks](
         mean, variance, parts, blocks, t.pixels, RAWS=t.raw_count, **t.sizes
     )
     terms = *t.xs, *t.raws, *t.scales, skip_seed, *t.dropout
-    raw_sum.form_node[t.tuned_grid](
+    sum_kernels.form_node[t.tuned_grid](
         node, rectified, *terms, alpha, mean, variance, eps, *t.image, **t.tuned_sizes
     )
 
@@ -208,7 +208,7 @@ def _backward(
     wants_raws = in_turn(wants_1x1, wants_3x3)
     scale_gradients = _or_none(of_scale, wants_scale) or (None,) * len(xs)
     with device_of(gradient):
-        raw_sum.reduce_gradient[t.grid](
+        sum_kernels.reduce_gradient[t.grid](
             *(parts, _or_none(of_xs, wants_xs), scale_gradients, g, step),
             *(*t.xs, *t.raws, *t.scales, skip_seed, *t.dropout, table, mean, *t.image),
             WANTS_RAWS=tuple(wanted or wants_alpha for wanted in wants_raws),
@@ -218,7 +218,7 @@ def _backward(
         if not (wants_alpha or any(wants_raws)):
             return found
         totals = mean.new_empty(variants, rows, t.channels)
-        raw_sum.add_up_parts[rows, variants](
+        sum_kernels.add_up_parts[rows, variants](
             *(totals, of_alpha if wants_alpha else None, parts, blocks, variance, eps),
             ROWS=rows,
             RAWS=t.raw_count,
@@ -229,7 +229,7 @@ def _backward(
         if any(wants_raws):
             gradients = _or_none(in_turn(of_1x1, of_3x3), wants_raws)
             steps = (t.channels,) * t.raw_count
-            raw_sum.differentiate_raws[t.tuned_grid](
+            sum_kernels.differentiate_raws[t.tuned_grid](
                 *(gradients, steps, g, step, *t.raws, table, mean, variance, totals, eps, t.pixels),
                 ROWS=rows,
                 **t.tuned_sizes,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.estimates import Estimate
-from vpdarts_fast.acceleration.variants import STATISTICS, replaced
+from vpdarts_fast.acceleration.vmap import STATISTICS, replaced
 from vpdarts_fast.evaluation.validation import Batch, Norm, recalibrate
 
 

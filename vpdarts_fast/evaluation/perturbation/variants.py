@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.fused import Fused, backend_of
-from vpdarts_fast.acceleration.variants import batched_statistics
+from vpdarts_fast.acceleration.vmap import batched_statistics
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.memory_budget import (
     Need,

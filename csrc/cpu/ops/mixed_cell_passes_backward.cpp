@@ -2,17 +2,17 @@
 #include <vector>
 
 #include "cpu/ops/blocks.h"
+#include "cpu/ops/mixed_cell_passes.h"
 #include "cpu/ops/parallel.h"
-#include "cpu/ops/training_cell.h"
 
 namespace vpdarts::cpu {
 
 // Node by node from the last one: its gradient, the weight gradients of the edges that leave it and the sums
 // that those into it need, in one pass over the batch; then the gradients that follow from the sums.
-class TrainingCell::BackwardPass {
+class MixedCellPasses::BackwardPass {
  public:
-  BackwardPass(const TrainingCell& cell, const float* alpha, const CellState& state, const float* gradient,
-               const CellGradients& wanted)
+  BackwardPass(const MixedCellPasses& cell, const float* alpha, const MixedCellState& state,
+               const float* gradient, const MixedCellGradients& wanted)
       : cell_(cell),
         s_(cell.sizes_),
         alpha_(alpha),
@@ -26,7 +26,7 @@ class TrainingCell::BackwardPass {
         edge_sums_(s_.padded + square_ + (with_alpha_ ? 2 * s_.padded : 0)),
         conv_scratch_((cell.relu_conv_.backward_scratch(blocks_[0], s_.nodes - 1) + 15) / 16 * 16),
         border_((border_map(blocks_[0]).floats + 15) / 16 * 16),
-        scratch_(conv_scratch_ + border_ + cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1)),
+        scratch_(conv_scratch_ + border_ + cell.mixed_cell_.scratch(blocks_[0], s_.nodes - 1)),
         transformed_(cell.transform_weights(true, [&](int64_t e) { return has_3x3(e); })),
         memory_(s_.nodes),
         node_gradient_(s_.nodes),
@@ -80,9 +80,9 @@ class TrainingCell::BackwardPass {
       any_1x1_ = true;
       gradient_1x1(s_.padded, cell_.matrix_1x1_[e].data(), edge_[e].norm_1x1, conv.data(), own.data(),
                    shift_.data());
-      cell_.mixed_sum_.pack(s_.padded, conv.data(), packed_.data() + k * square_);
+      cell_.relu_conv_.pack_1x1(s_.padded, conv.data(), packed_.data() + k * square_);
     }
-    cell_.mixed_sum_.pack(s_.padded, own.data(), packed_.data() + outgoing(i) * square_);
+    cell_.relu_conv_.pack_1x1(s_.padded, own.data(), packed_.data() + outgoing(i) * square_);
   }
 
   // A block of node i's gradient, and its share of the weight gradients of the edges that leave it.
@@ -111,10 +111,10 @@ class TrainingCell::BackwardPass {
                                 memory);
     }
     if (target_ == nullptr) return;
-    cell_.mixed_sum_.backward({blocks_[b], s_.channels, blocks_.first_pixel(b), edges, edge, x,
-                               any_1x1_ ? packed_.data() + edges * square_ : nullptr, shift_.data(),
-                               convolutions > 0 ? rectified : nullptr, target_ + offset},
-                              rest);
+    cell_.mixed_cell_.backward({blocks_[b], s_.channels, blocks_.first_pixel(b), edges, edge, x,
+                                any_1x1_ ? packed_.data() + edges * square_ : nullptr, shift_.data(),
+                                convolutions > 0 ? rectified : nullptr, target_ + offset},
+                               rest);
   }
 
   // The sums over a block of node i's gradient for the edges into it.
@@ -138,7 +138,7 @@ class TrainingCell::BackwardPass {
                             with_alpha_ ? to + 2 * s_.padded + square_ : nullptr};
     }
     if (convolved == 0) return;
-    cell_.mixed_sum_.reduce(
+    cell_.mixed_cell_.reduce(
         {blocks_[b], s_.channels, blocks_.first_pixel(b), convolved, edges, node_gradient_[i] + offset, sum},
         memory + conv_scratch_ + border_);
   }
@@ -211,11 +211,11 @@ class TrainingCell::BackwardPass {
     to[4] = static_cast<float>(pool);
   }
 
-  const TrainingCell& cell_;
-  const CellSizes& s_;
+  const MixedCellPasses& cell_;
+  const MixedCellSizes& s_;
   const float* alpha_;
-  const CellState& state_;
-  const CellGradients& wanted_;
+  const MixedCellState& state_;
+  const MixedCellGradients& wanted_;
   const bool with_weights_, with_alpha_;
   const Blocks blocks_;
   const int64_t square_, weight_floats_;
@@ -234,8 +234,8 @@ class TrainingCell::BackwardPass {
   std::vector<Matrix> parts_;
 };
 
-void TrainingCell::backward(const float* alpha, const CellState& state, const float* gradient,
-                            const CellGradients& wanted) const {
+void MixedCellPasses::backward(const float* alpha, const MixedCellState& state, const float* gradient,
+                               const MixedCellGradients& wanted) const {
   BackwardPass(*this, alpha, state, gradient, wanted).run();
 }
 

@@ -1,4 +1,4 @@
-#include "cpu/ops/cell_plan.h"
+#include "cpu/ops/masked_cell_plan.h"
 
 #include <cmath>
 #include <cstring>
@@ -78,7 +78,7 @@ void FoldedWeights::transform(int64_t number) {
                             conv_3x3_ + job.edge * pairs * 9, scale_1x1.data(), scale_3x3.data(), job.weight);
 }
 
-CellPlan::CellPlan(const FoldedWeights& weights, int64_t nodes, int64_t variants)
+MaskedCellPlan::MaskedCellPlan(const FoldedWeights& weights, int64_t nodes, int64_t variants)
     : values_{1}, products_{0}, product_(1), addends_(1) {
   // of[j][v]: the number of node j's value in variant v.
   std::vector<std::vector<int64_t>> of{std::vector<int64_t>(variants, 0)};
@@ -118,12 +118,12 @@ CellPlan::CellPlan(const FoldedWeights& weights, int64_t nodes, int64_t variants
   for (const auto& addends : addends_) addend_pointers_.push_back(addends.data());
 }
 
-SharedPlan CellPlan::view() const {
+SharedPlan MaskedCellPlan::view() const {
   return {static_cast<int64_t>(values_.size()), values_.data(), products_.data(), product_pointers_.data(),
           addend_pointers_.data()};
 }
 
-int64_t CellPlan::convolutions() const {
+int64_t MaskedCellPlan::convolutions() const {
   int64_t total = 0;
   for (int64_t products : products_) total += products;
   return total;

@@ -1,4 +1,4 @@
-// The small algebra of a cell's batch norms: from sums over pixels to statistics, folded coefficients and
+// The small algebra of batch norms: from sums over pixels to statistics, folded coefficients and
 // gradients. Matrices are [padded][padded], rows are output channels.
 #pragma once
 

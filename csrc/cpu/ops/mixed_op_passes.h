@@ -5,13 +5,13 @@
 #include <vector>
 
 #include "cpu/kernels/mixed_op.h"
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 
 namespace vpdarts::cpu {
 
 enum class BranchKind : int64_t { none, skip, average_pool, maximum_pool, separable, given };
 
-struct EdgeBranch {
+struct MixedOpBranch {
   BranchKind kind;
   int64_t norm;   // its first batch norm, -1 if it has none
   int64_t first;  // its first stage, or its given term
@@ -19,26 +19,26 @@ struct EdgeBranch {
 };
 
 // A stage of a separable convolution: depthwise [C, 1, k, k], pointwise [C, C, 1, 1].
-struct EdgeStage {
+struct MixedOpStage {
   int64_t kernel, dilation;
   const float *depthwise, *pointwise;
 };
 
 // Images [1 or V][N] of the output's size.
-struct EdgeImages {
+struct MixedOpImages {
   const float* data;
   int64_t variants;
 };
 
 // Images NHWC, channels padded with zeros; the shape is that of x and of the first stages.
-struct EdgeArguments {
+struct MixedOpArguments {
   StageShape shape;
   int64_t variants, images, channels;
-  EdgeImages x;
+  MixedOpImages x;
   const float* alpha;  // [V][O]
-  std::vector<EdgeBranch> branches;
-  std::vector<EdgeStage> stages;
-  std::vector<EdgeImages> given;
+  std::vector<MixedOpBranch> branches;
+  std::vector<MixedOpStage> stages;
+  std::vector<MixedOpImages> given;
   std::vector<double> eps;    // [M]
   const float *gamma, *beta;  // [M][C]
   const float* statistics;    // [M][2][C], or [V][M][2][C], or null for the batch's own
@@ -46,13 +46,13 @@ struct EdgeArguments {
 };
 
 // What a forward pass leaves behind.
-struct EdgeState {
+struct MixedOpState {
   float* raw;              // [1 or V as x][stages][N], images of the output's size
   float *mean, *variance;  // [V][M][C]
 };
 
 // Null where nobody wants it; those of the weights together, and those of gamma and beta.
-struct EdgeGradients {
+struct MixedOpGradients {
   float *x, *alpha;
   std::vector<float*> depthwise, pointwise;  // [stages]
   std::vector<float*> given;                 // [given]
@@ -62,15 +62,15 @@ struct EdgeGradients {
 // Rounded up to whole cache lines.
 inline int64_t in_lines(int64_t floats) { return (floats + 15) / 16 * 16; }
 
-class MixedEdge {
+class MixedOpPasses {
  public:
-  MixedEdge(const MixedOpKernels& kernels, const EdgeArguments& args);
+  MixedOpPasses(const MixedOpKernels& kernels, const MixedOpArguments& args);
 
   // state points to memory that is filled in; out [V][N].
-  void forward(const EdgeState& state, float* out) const;
+  void forward(const MixedOpState& state, float* out) const;
 
   // gradient [V][N] of out. x and given terms have V variants.
-  void backward(const EdgeState& state, const float* gradient, const EdgeGradients& wanted) const;
+  void backward(const MixedOpState& state, const float* gradient, const MixedOpGradients& wanted) const;
 
  private:
   struct Norms;
@@ -86,35 +86,35 @@ class MixedEdge {
   const float* x(int64_t v, int64_t n) const {
     return args_.x.data + ((args_.x.variants > 1 ? v : 0) * args_.images + n) * args_.shape.in().floats();
   }
-  const float* term(const EdgeImages& some, int64_t v, int64_t n) const {
+  const float* term(const MixedOpImages& some, int64_t v, int64_t n) const {
     return some.data + ((some.variants > 1 ? v : 0) * args_.images + n) * out_floats();
   }
-  float* raw(const EdgeState& state, int64_t v, int64_t stage, int64_t n) const {
+  float* raw(const MixedOpState& state, int64_t v, int64_t stage, int64_t n) const {
     const auto stages = static_cast<int64_t>(args_.stages.size());
     return state.raw + (((args_.x.variants > 1 ? v : 0) * stages + stage) * args_.images + n) * out_floats();
   }
-  static bool pools(const EdgeBranch& branch) {
+  static bool pools(const MixedOpBranch& branch) {
     return branch.kind == BranchKind::average_pool || branch.kind == BranchKind::maximum_pool;
   }
-  Pool pool(const EdgeBranch& branch, const float* x) const {
+  Pool pool(const MixedOpBranch& branch, const float* x) const {
     return {args_.shape, branch.kind == BranchKind::maximum_pool, x};
   }
   // A branch's term before its last batch norm; a pool's is written to `memory`,
   // which has room for scratch memory behind it.
-  const float* image(const EdgeState& state, const EdgeBranch& branch, int64_t v, int64_t n,
+  const float* image(const MixedOpState& state, const MixedOpBranch& branch, int64_t v, int64_t n,
                      float* memory) const;
   // Variants that a branch's raw outputs have.
-  int64_t variants_of(const EdgeBranch& branch) const {
+  int64_t variants_of(const MixedOpBranch& branch) const {
     return branch.kind == BranchKind::given ? args_.given[branch.first].variants : args_.x.variants;
   }
 
-  void first_pass(const EdgeState& state, int64_t v, int64_t n, float* sums, float* memory) const;
-  void second_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* sums,
+  void first_pass(const MixedOpState& state, int64_t v, int64_t n, float* sums, float* memory) const;
+  void second_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n, float* sums,
                    float* memory) const;
   int64_t scratch_floats() const;
-  void combine(const std::vector<float>& sums, bool second, const EdgeState& state) const;
-  Norms folded(const EdgeState& state) const;
-  void third_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* out,
+  void combine(const std::vector<float>& sums, bool second, const MixedOpState& state) const;
+  Norms folded(const MixedOpState& state) const;
+  void third_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n, float* out,
                   float* memory) const;
 
   NormalisedGradient norm_gradient(const Backward& b, int64_t v, int64_t norm, double alpha,
@@ -131,7 +131,7 @@ class MixedEdge {
   void write_weights(const Backward& b) const;
 
   const MixedOpKernels& kernels_;
-  EdgeArguments args_;
+  MixedOpArguments args_;
   std::vector<Matrix> packed_;  // weights of every stage
 };
 

@@ -1,4 +1,4 @@
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 
 #include <algorithm>
 #include <cmath>

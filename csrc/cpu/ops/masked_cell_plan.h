@@ -43,9 +43,9 @@ class FoldedWeights {
 };
 
 // The plan for an input that all variants share.
-class CellPlan {
+class MaskedCellPlan {
  public:
-  CellPlan(const FoldedWeights& weights, int64_t nodes, int64_t variants);
+  MaskedCellPlan(const FoldedWeights& weights, int64_t nodes, int64_t variants);
 
   SharedPlan view() const;
   // For each variant, the number of its value of the last node.

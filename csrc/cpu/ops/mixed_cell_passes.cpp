@@ -1,4 +1,4 @@
-#include "cpu/ops/training_cell.h"
+#include "cpu/ops/mixed_cell_passes.h"
 
 #include <algorithm>
 #include <utility>
@@ -8,11 +8,12 @@
 
 namespace vpdarts::cpu {
 
-TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKernels& mixed_sum,
-                           const CellSizes& sizes, const float* weight_1x1, const float* weight_3x3,
-                           std::vector<Dropout> keep, double eps, bool skip_zeros)
+MixedCellPasses::MixedCellPasses(const ReluConvKernels& relu_conv, const MixedCellKernels& mixed_cell,
+                                 const MixedCellSizes& sizes, const float* weight_1x1,
+                                 const float* weight_3x3, std::vector<Dropout> keep, double eps,
+                                 bool skip_zeros)
     : relu_conv_(relu_conv),
-      mixed_sum_(mixed_sum),
+      mixed_cell_(mixed_cell),
       sizes_(sizes),
       weight_3x3_(weight_3x3),
       keep_(std::move(keep)),
@@ -26,19 +27,19 @@ TrainingCell::TrainingCell(const ReluConvKernels& relu_conv, const MixedSumKerne
   }
 }
 
-float TrainingCell::kept_scale(int64_t edge) const {
+float MixedCellPasses::kept_scale(int64_t edge) const {
   const Dropout keep = this->keep(edge);
   return keep.drops ? 4294967296.0f / static_cast<float>(keep.threshold) : 1.0f;
 }
 
-Normalised TrainingCell::normalised(int64_t op, float alpha, const std::vector<float>& statistics) const {
+Normalised MixedCellPasses::normalised(int64_t op, float alpha, const std::vector<float>& statistics) const {
   const float* data = statistics.data() + op * 2 * sizes_.padded;
   return {alpha, eps_, data, data + sizes_.padded};
 }
 
-Floats TrainingCell::transform_weights(bool transposed,
-                                       const std::function<bool(int64_t edge)>& needed) const {
-  const CellSizes& s = sizes_;
+Floats MixedCellPasses::transform_weights(bool transposed,
+                                          const std::function<bool(int64_t edge)>& needed) const {
+  const MixedCellSizes& s = sizes_;
   const int64_t floats = relu_conv_.weight_floats(s.padded);
   Floats transformed = allocate(s.edges() * floats);
   run_each(s.edges(), [&](int64_t e) {
@@ -50,9 +51,9 @@ Floats TrainingCell::transform_weights(bool transposed,
 }
 
 // Node by node: fold what is known into coefficients, one pass over the batch, statistics from its sums.
-class TrainingCell::ForwardPass {
+class MixedCellPasses::ForwardPass {
  public:
-  ForwardPass(const TrainingCell& cell, const ValuePlan& plan, CellState& state)
+  ForwardPass(const MixedCellPasses& cell, const ValuePlan& plan, MixedCellState& state)
       : cell_(cell),
         s_(cell.sizes_),
         plan_(plan),
@@ -62,7 +63,7 @@ class TrainingCell::ForwardPass {
         moment_floats_(s_.padded + square_),
         weight_floats_(cell.relu_conv_.weight_floats(s_.padded)),
         scratch_(std::max(cell.relu_conv_.forward_scratch(blocks_[0], s_.nodes - 1),
-                          cell.mixed_sum_.scratch(blocks_[0], s_.nodes - 1))) {
+                          cell.mixed_cell_.scratch(blocks_[0], s_.nodes - 1))) {
     state.moments.resize(s_.nodes - 1);
     state.statistics.resize(s_.edges());
     for (int64_t i = 1; i < s_.nodes; ++i) {
@@ -133,7 +134,7 @@ class TrainingCell::ForwardPass {
           shift_[u * s_.padded + c] += norm_1x1.shift(c) + norm_3x3.shift(c);
         }
         if (cell_.computes(alpha[2]))
-          cell_.mixed_sum_.pack(s_.padded, folded.data(), conv_.data() + at * square_);
+          cell_.relu_conv_.pack_1x1(s_.padded, folded.data(), conv_.data() + at * square_);
       }
     });
   }
@@ -153,9 +154,9 @@ class TrainingCell::ForwardPass {
                   alpha[4],
                   cell_.keep(e)};
     }
-    cell_.mixed_sum_.forward({blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges,
-                              shift_.data() + u * s_.padded, state_.node[i][u] + offset},
-                             memory);
+    cell_.mixed_cell_.forward({blocks_[b], s_.channels, blocks_.first_pixel(b), i, edges,
+                               shift_.data() + u * s_.padded, state_.node[i][u] + offset},
+                              memory);
   }
 
   // The 3x3 convolutions of a block of node i, and what their batch norms and those of the 1x1 need of it.
@@ -201,10 +202,10 @@ class TrainingCell::ForwardPass {
     });
   }
 
-  const TrainingCell& cell_;
-  const CellSizes& s_;
+  const MixedCellPasses& cell_;
+  const MixedCellSizes& s_;
   const ValuePlan& plan_;
-  CellState& state_;
+  MixedCellState& state_;
   const Blocks blocks_;
   const int64_t square_, moment_floats_, weight_floats_;
   const ScratchSpace scratch_;
@@ -216,7 +217,7 @@ class TrainingCell::ForwardPass {
   Matrix moments_, statistics_;
 };
 
-void TrainingCell::forward(const ValuePlan& plan, CellState& state) const {
+void MixedCellPasses::forward(const ValuePlan& plan, MixedCellState& state) const {
   ForwardPass(*this, plan, state).run();
 }
 

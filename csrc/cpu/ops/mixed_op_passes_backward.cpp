@@ -1,4 +1,4 @@
-// The backward pass of an edge.
+// The backward pass of mixed_op.
 //
 //   sums    of g, and of g (term - mean) for every term: gradients of alpha and of last batch norms
 //   second  stages: from raw = node_scale g + raw_scale raw + shift down to h = relu(norm of the first),
@@ -8,8 +8,8 @@
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/ops/mixed_edge.h"
-#include "cpu/ops/mixed_edge_norms.h"
+#include "cpu/ops/mixed_op_norms.h"
+#include "cpu/ops/mixed_op_passes.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
@@ -29,10 +29,10 @@ std::vector<double> add_up(const Matrix& units, int64_t groups, int64_t count) {
 
 }  // namespace
 
-struct MixedEdge::Backward {
-  const EdgeState& state;
+struct MixedOpPasses::Backward {
+  const MixedOpState& state;
   const float* gradient;
-  const EdgeGradients& wanted;
+  const MixedOpGradients& wanted;
   Norms norms;
   ScratchSpace scratch;
   std::vector<NormalisedGradient> last{}, inner{};  // [V][O], of branches and of first stages of two
@@ -44,13 +44,13 @@ struct MixedEdge::Backward {
   bool with_weights() const { return !wanted.depthwise.empty() && wanted.depthwise[0] != nullptr; }
 };
 
-float* MixedEdge::inner_gradient(const Backward& b, int64_t v, int64_t inner, int64_t n) const {
+float* MixedOpPasses::inner_gradient(const Backward& b, int64_t v, int64_t inner, int64_t n) const {
   return b.gradients.get() + ((v * b.inners + inner) * args_.images + n) * out_floats();
 }
 
 // The gradient of a batch norm of `alpha` times its output; adds to those of gamma and beta.
-NormalisedGradient MixedEdge::norm_gradient(const Backward& b, int64_t v, int64_t norm, double alpha,
-                                            const double* g_sum, const double* raw_sum) const {
+NormalisedGradient MixedOpPasses::norm_gradient(const Backward& b, int64_t v, int64_t norm, double alpha,
+                                                const double* g_sum, const double* raw_sum) const {
   const int64_t padded = args_.shape.padded, channels = args_.channels, at = (v * norms() + norm) * channels;
   NormalisedGradient result{zeros(padded), zeros(padded), zeros(padded)};
   const double count = static_cast<double>(args_.images * args_.shape.out().pixels());
@@ -74,7 +74,7 @@ NormalisedGradient MixedEdge::norm_gradient(const Backward& b, int64_t v, int64_
 }
 
 // The first pass; writes the gradient of alpha.
-void MixedEdge::reduce(Backward& b) const {
+void MixedOpPasses::reduce(Backward& b) const {
   const int64_t padded = args_.shape.padded, most = static_cast<int64_t>(args_.branches.size()),
                 count = (1 + most) * padded, units = args_.variants * args_.images;
   Matrix sums = zeros(units * count);
@@ -83,7 +83,7 @@ void MixedEdge::reduce(Backward& b) const {
     const int64_t v = unit / args_.images, n = unit % args_.images;
     const float* g = b.gradient + unit * out_floats();
     std::vector<Term> terms;
-    for (const EdgeBranch& branch : args_.branches) {
+    for (const MixedOpBranch& branch : args_.branches) {
       // Of no term, g again: sums that nobody reads.
       const int64_t last = branch.norm + (branch.stages > 1 ? 1 : 0);
       const float* mean = branch.norm < 0 ? nothing.data() : b.norms.mean.data() + b.norms.at(v, last);
@@ -95,7 +95,7 @@ void MixedEdge::reduce(Backward& b) const {
   const std::vector<double> totals = add_up(sums, args_.variants, count);
   for (int64_t i = 0; i < args_.variants * most; ++i) {
     const int64_t v = i / most, o = i % most;
-    const EdgeBranch& branch = args_.branches[o];
+    const MixedOpBranch& branch = args_.branches[o];
     const double *g_sum = totals.data() + v * count, *raw_sum = g_sum + (1 + o) * padded;
     const float alpha = args_.alpha[i];
     if (branch.norm >= 0) {
@@ -111,9 +111,9 @@ void MixedEdge::reduce(Backward& b) const {
 }
 
 // One stage of an image: the gradient of its input is added to `gradient`.
-void MixedEdge::differentiate_stage(Backward& b, int64_t part, int64_t stage, const StageShape& s,
-                                    const float* map, const RawGradient& raw, float* gradient,
-                                    float* scratch) const {
+void MixedOpPasses::differentiate_stage(Backward& b, int64_t part, int64_t stage, const StageShape& s,
+                                        const float* map, const RawGradient& raw, float* gradient,
+                                        float* scratch) const {
   const int64_t taps = args_.stages[stage].kernel * args_.stages[stage].kernel * s.padded;
   float* sums = nullptr;
   if (b.with_weights()) {
@@ -126,7 +126,7 @@ void MixedEdge::differentiate_stage(Backward& b, int64_t part, int64_t stage, co
 }
 
 // The second pass.
-void MixedEdge::differentiate_second(Backward& b) const {
+void MixedOpPasses::differentiate_second(Backward& b) const {
   const StageShape s = args_.shape.next();
   const int64_t most = static_cast<int64_t>(args_.branches.size()), count = 2 * s.padded,
                 units = args_.variants * args_.images;
@@ -136,7 +136,7 @@ void MixedEdge::differentiate_second(Backward& b) const {
     const int64_t unit = units - 1 - turned, v = unit / args_.images, n = unit % args_.images;
     float* scratch = map + in_lines(args_.shape.map_floats());
     for (int64_t o = 0; o < most; ++o) {
-      const EdgeBranch& branch = args_.branches[o];
+      const MixedOpBranch& branch = args_.branches[o];
       if (branch.stages < 2) continue;
       const int64_t at = b.norms.at(v, branch.norm), inner = b.inner_of[o];
       const float* inner_raw = raw(b.state, v, branch.first, n);
@@ -156,7 +156,7 @@ void MixedEdge::differentiate_second(Backward& b) const {
   const std::vector<double> totals = add_up(sums, args_.variants * b.inners, count);
   for (int64_t v = 0; v < args_.variants; ++v) {
     for (int64_t o = 0; o < most; ++o) {
-      const EdgeBranch& branch = args_.branches[o];
+      const MixedOpBranch& branch = args_.branches[o];
       if (branch.stages < 2) continue;
       const double* sum = totals.data() + (v * b.inners + b.inner_of[o]) * count;
       b.inner.push_back(norm_gradient(b, v, branch.norm, 1, sum, sum + s.padded));
@@ -165,7 +165,7 @@ void MixedEdge::differentiate_second(Backward& b) const {
 }
 
 // The last pass, for one image.
-void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_t n, float* map) const {
+void MixedOpPasses::differentiate_first(Backward& b, int64_t part, int64_t v, int64_t n, float* map) const {
   const StageShape& s = args_.shape;
   const int64_t most = static_cast<int64_t>(args_.branches.size()), unit = v * args_.images + n;
   float *scratch = map + in_lines(s.map_floats()),
@@ -175,7 +175,7 @@ void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_
   if (gradient != nullptr || b.with_weights()) {
     kernels_.rectify({s, x(v, n), nullptr, nullptr, map});
     for (int64_t o = 0; o < most; ++o) {
-      const EdgeBranch& branch = args_.branches[o];
+      const MixedOpBranch& branch = args_.branches[o];
       if (branch.kind != BranchKind::separable) continue;
       const int64_t inner = b.inner_of[o];
       const float* own = raw(b.state, v, branch.first, n);
@@ -188,7 +188,7 @@ void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_
   }
   const Matrix ones(static_cast<size_t>(s.padded), 1.0f), nothing = zeros(s.padded);
   for (int64_t o = 0; o < most; ++o) {
-    const EdgeBranch& branch = args_.branches[o];
+    const MixedOpBranch& branch = args_.branches[o];
     const NormalisedGradient& of = b.last[v * most + o];
     if (pools(branch) && gradient != nullptr) {
       float* of_pool = scratch + in_lines(out_floats());
@@ -207,7 +207,7 @@ void MixedEdge::differentiate_first(Backward& b, int64_t part, int64_t v, int64_
 }
 
 // Of all parts, in their order.
-void MixedEdge::write_weights(const Backward& b) const {
+void MixedOpPasses::write_weights(const Backward& b) const {
   const int64_t padded = args_.shape.padded, c = args_.channels,
                 stages = static_cast<int64_t>(args_.stages.size());
   for (int64_t stage = 0; stage < stages; ++stage) {
@@ -222,10 +222,12 @@ void MixedEdge::write_weights(const Backward& b) const {
   }
 }
 
-void MixedEdge::backward(const EdgeState& state, const float* gradient, const EdgeGradients& wanted) const {
+void MixedOpPasses::backward(const MixedOpState& state, const float* gradient,
+                             const MixedOpGradients& wanted) const {
   Backward b{state, gradient, wanted, folded(state), ScratchSpace(scratch_floats())};
   b.weights.resize(static_cast<size_t>(b.scratch.threads()) * args_.stages.size());
-  for (const EdgeBranch& branch : args_.branches) b.inner_of.push_back(branch.stages > 1 ? b.inners++ : -1);
+  for (const MixedOpBranch& branch : args_.branches)
+    b.inner_of.push_back(branch.stages > 1 ? b.inners++ : -1);
   reduce(b);
   const bool stages = wanted.x != nullptr || b.with_weights();
   if (b.inners > 0 && (stages || wanted.gamma != nullptr)) differentiate_second(b);

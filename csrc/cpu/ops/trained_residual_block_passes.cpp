@@ -1,4 +1,4 @@
-#include "cpu/ops/training_residual.h"
+#include "cpu/ops/trained_residual_block_passes.h"
 
 #include <algorithm>
 #include <cmath>
@@ -24,11 +24,12 @@ Matrix total(const std::vector<Matrix>& parts, int64_t floats) {
 
 // A batch norm behind a convolution: its statistics, and scale raw + shift. All [out_padded], zero where
 // there is no channel.
-struct TrainingResidual::Norm {
+struct TrainedResidualBlockPasses::Norm {
   Matrix mean, variance, scale, shift;
 };
 
-TrainingResidual::Norm TrainingResidual::norm(int64_t which, const TrainedResidualState& state) const {
+TrainedResidualBlockPasses::Norm TrainedResidualBlockPasses::norm(
+    int64_t which, const TrainedResidualBlockState& state) const {
   const int64_t padded = batch_.out_padded, first = which * out_channels_;
   Norm norm{zeros(padded), zeros(padded), zeros(padded), zeros(padded)};
   for (int64_t c = 0; c < out_channels_; ++c) {
@@ -41,15 +42,16 @@ TrainingResidual::Norm TrainingResidual::norm(int64_t which, const TrainedResidu
   return norm;
 }
 
-ResidualShape TrainingResidual::shape(int64_t images) const {
+ResidualShape TrainedResidualBlockPasses::shape(int64_t images) const {
   ResidualShape shape = batch_;
   shape.images = images;
   return shape;
 }
 
 // Blocks' statistics [blocks][2][out_padded] to those of the batch.
-void TrainingResidual::combine(int64_t which, const Matrix& statistics, const std::vector<int64_t>& pixels,
-                               const TrainedResidualState& state) const {
+void TrainedResidualBlockPasses::combine(int64_t which, const Matrix& statistics,
+                                         const std::vector<int64_t>& pixels,
+                                         const TrainedResidualBlockState& state) const {
   const int64_t padded = batch_.out_padded;
   Matrix mean = zeros(padded), variance = zeros(padded);
   combine_statistics(padded, statistics.data(), 2 * padded, pixels, mean.data(), variance.data());
@@ -57,20 +59,21 @@ void TrainingResidual::combine(int64_t which, const Matrix& statistics, const st
   std::copy_n(variance.data(), out_channels_, state.variance + which * out_channels_);
 }
 
-Matrix TrainingResidual::conv_b(bool transposed) const {
+Matrix TrainedResidualBlockPasses::conv_b(bool transposed) const {
   Matrix weight = zeros(relu_conv_.weight_floats(batch_.out_padded));
   relu_conv_.transform_weight(out_channels_, batch_.out_padded, weights_.conv_b, transposed, weight.data());
   return weight;
 }
 
-Matrix TrainingResidual::packed(bool transposed) const {
+Matrix TrainedResidualBlockPasses::packed(bool transposed) const {
   Matrix packed = zeros(kernels_.weight_floats(batch_.padded, batch_.out_padded));
   kernels_.pack(batch_.channels, out_channels_, batch_.padded, batch_.out_padded, weights_.conv_a,
                 weights_.shortcut, transposed, packed.data());
   return packed;
 }
 
-void TrainingResidual::forward(const float* x, const TrainedResidualState& state, float* out) const {
+void TrainedResidualBlockPasses::forward(const float* x, const TrainedResidualBlockState& state,
+                                         float* out) const {
   const Blocks blocks(batch_.out());
   const int64_t padded = batch_.out_padded, a_floats = in_lines(blocks[0].floats());
   const ScratchSpace scratch(std::max(kernels_.forward_scratch(shape(blocks[0].images)),
@@ -108,9 +111,9 @@ void TrainingResidual::forward(const float* x, const TrainedResidualState& state
 }
 
 // From blocks' sums [blocks][2][out_padded]: the gradient of raw, and those of gamma and beta if wanted.
-NormalisedGradient TrainingResidual::norm_gradient(int64_t which, const Matrix& sums,
-                                                   const TrainedResidualState& state,
-                                                   const TrainedResidualGradients& wanted) const {
+NormalisedGradient TrainedResidualBlockPasses::norm_gradient(
+    int64_t which, const Matrix& sums, const TrainedResidualBlockState& state,
+    const TrainedResidualBlockGradients& wanted) const {
   const int64_t padded = batch_.out_padded, first = which * out_channels_;
   const auto blocks = static_cast<int64_t>(sums.size()) / (2 * padded);
   Matrix sum = zeros(2 * padded);
@@ -136,8 +139,9 @@ NormalisedGradient TrainingResidual::norm_gradient(int64_t which, const Matrix& 
 }
 
 // The sums of all parts to gradients.
-void TrainingResidual::write_weights(const std::vector<Matrix>& parts_a, const std::vector<Matrix>& parts_b,
-                                     const TrainedResidualGradients& wanted) const {
+void TrainedResidualBlockPasses::write_weights(const std::vector<Matrix>& parts_a,
+                                               const std::vector<Matrix>& parts_b,
+                                               const TrainedResidualBlockGradients& wanted) const {
   const int64_t channels = batch_.channels, padded = batch_.out_padded, square = batch_.padded * padded;
   const Matrix winograd = total(parts_b, relu_conv_.weight_floats(padded));
   relu_conv_.weight_gradient(out_channels_, padded, winograd.data(), wanted.conv_b);
@@ -152,8 +156,9 @@ void TrainingResidual::write_weights(const std::vector<Matrix>& parts_a, const s
   }
 }
 
-void TrainingResidual::backward(const float* x, const TrainedResidualState& state, const float* gradient,
-                                const TrainedResidualGradients& wanted) const {
+void TrainedResidualBlockPasses::backward(const float* x, const TrainedResidualBlockState& state,
+                                          const float* gradient,
+                                          const TrainedResidualBlockGradients& wanted) const {
   const Blocks blocks(batch_.out());
   const int64_t padded = batch_.out_padded, a_floats = in_lines(blocks[0].floats()),
                 border = in_lines(border_map(blocks[0]).floats),

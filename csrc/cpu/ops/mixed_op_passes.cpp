@@ -1,25 +1,25 @@
-#include "cpu/ops/mixed_edge.h"
+#include "cpu/ops/mixed_op_passes.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "cpu/ops/mixed_edge_norms.h"
+#include "cpu/ops/mixed_op_norms.h"
 #include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
 
-MixedEdge::MixedEdge(const MixedOpKernels& kernels, const EdgeArguments& args)
+MixedOpPasses::MixedOpPasses(const MixedOpKernels& kernels, const MixedOpArguments& args)
     : kernels_(kernels), args_(args) {
   const int64_t padded = args_.shape.padded;
-  for (const EdgeStage& stage : args_.stages) {
+  for (const MixedOpStage& stage : args_.stages) {
     packed_.push_back(zeros(stage.kernel * stage.kernel * padded + 2 * padded * padded));
     kernels_.pack(args_.channels, padded, stage.kernel, stage.depthwise, stage.pointwise,
                   packed_.back().data());
   }
 }
 
-SeparableWeights MixedEdge::weights(int64_t stage) const {
-  const EdgeStage& of = args_.stages[stage];
+SeparableWeights MixedOpPasses::weights(int64_t stage) const {
+  const MixedOpStage& of = args_.stages[stage];
   const float* depthwise = packed_[stage].data();
   const float* pointwise = depthwise + of.kernel * of.kernel * args_.shape.padded;
   return {of.kernel, of.dilation, depthwise, pointwise, pointwise + args_.shape.padded * args_.shape.padded};
@@ -27,14 +27,15 @@ SeparableWeights MixedEdge::weights(int64_t stage) const {
 
 // What x alone, or a given term, decides: raw outputs of first stages, and the statistics of all but second
 // stages. sums [M][2][padded], those of the image.
-void MixedEdge::first_pass(const EdgeState& state, int64_t v, int64_t n, float* sums, float* memory) const {
+void MixedOpPasses::first_pass(const MixedOpState& state, int64_t v, int64_t n, float* sums,
+                               float* memory) const {
   const StageShape& s = args_.shape;
   float *map = memory, *image = map + in_lines(s.map_floats()), *scratch = image + in_lines(out_floats());
-  const auto measure = [&](const EdgeBranch& branch, const float* of) {
+  const auto measure = [&](const MixedOpBranch& branch, const float* of) {
     if (!fixed()) kernels_.statistics(s.out(), of, sums + branch.norm * 2 * s.padded);
   };
   bool mapped = false;
-  for (const EdgeBranch& branch : args_.branches) {
+  for (const MixedOpBranch& branch : args_.branches) {
     if (v >= variants_of(branch)) continue;
     if (branch.kind == BranchKind::separable) {
       if (!mapped) kernels_.rectify({s, x(v, n), nullptr, nullptr, map});
@@ -50,11 +51,11 @@ void MixedEdge::first_pass(const EdgeState& state, int64_t v, int64_t n, float* 
 }
 
 // Second stages.
-void MixedEdge::second_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* sums,
-                            float* memory) const {
+void MixedOpPasses::second_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n,
+                                float* sums, float* memory) const {
   const StageShape s = args_.shape.next();
   float* scratch = memory + in_lines(s.map_floats());
-  for (const EdgeBranch& branch : args_.branches) {
+  for (const MixedOpBranch& branch : args_.branches) {
     if (branch.stages < 2) continue;
     const int64_t at = norms.at(v, branch.norm);
     kernels_.rectify(
@@ -66,11 +67,11 @@ void MixedEdge::second_pass(const EdgeState& state, const Norms& norms, int64_t 
 }
 
 // Images' statistics [1 or V][N][M][2][padded] to those of the batch, of second stages or of all others.
-void MixedEdge::combine(const std::vector<float>& sums, bool second, const EdgeState& state) const {
+void MixedOpPasses::combine(const std::vector<float>& sums, bool second, const MixedOpState& state) const {
   const int64_t padded = args_.shape.padded, c = args_.channels, stride = norms() * 2 * padded;
   const std::vector<int64_t> pixels(static_cast<size_t>(args_.images), args_.shape.out().pixels());
   Matrix mean = zeros(padded), variance = zeros(padded);
-  for (const EdgeBranch& branch : args_.branches) {
+  for (const MixedOpBranch& branch : args_.branches) {
     if (branch.norm < 0 || (second && branch.stages < 2)) continue;
     const int64_t norm = branch.norm + (second ? 1 : 0);
     for (int64_t v = 0; v < args_.variants; ++v) {
@@ -83,7 +84,7 @@ void MixedEdge::combine(const std::vector<float>& sums, bool second, const EdgeS
   }
 }
 
-MixedEdge::Norms MixedEdge::folded(const EdgeState& state) const {
+MixedOpPasses::Norms MixedOpPasses::folded(const MixedOpState& state) const {
   const int64_t padded = args_.shape.padded, c = args_.channels, count = args_.variants * norms();
   Norms result{norms(), padded, zeros(count * padded), zeros(count * padded), zeros(count * padded)};
   for (int64_t i = 0; i < count; ++i) {
@@ -99,8 +100,8 @@ MixedEdge::Norms MixedEdge::folded(const EdgeState& state) const {
   return result;
 }
 
-const float* MixedEdge::image(const EdgeState& state, const EdgeBranch& branch, int64_t v, int64_t n,
-                              float* memory) const {
+const float* MixedOpPasses::image(const MixedOpState& state, const MixedOpBranch& branch, int64_t v,
+                                  int64_t n, float* memory) const {
   if (branch.kind == BranchKind::skip) return x(v, n);
   if (branch.kind == BranchKind::given) return term(args_.given[branch.first], v, n);
   if (branch.kind == BranchKind::separable) return raw(state, v, branch.first + branch.stages - 1, n);
@@ -109,13 +110,13 @@ const float* MixedEdge::image(const EdgeState& state, const EdgeBranch& branch, 
 }
 
 // The weighted sum of all terms.
-void MixedEdge::third_pass(const EdgeState& state, const Norms& norms, int64_t v, int64_t n, float* out,
-                           float* memory) const {
+void MixedOpPasses::third_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n,
+                               float* out, float* memory) const {
   const int64_t padded = args_.shape.padded, most = static_cast<int64_t>(args_.branches.size());
   Matrix scales = zeros(most * padded), shift = zeros(padded);
   std::vector<Term> terms;
   for (int64_t o = 0; o < most; ++o) {
-    const EdgeBranch& branch = args_.branches[o];
+    const MixedOpBranch& branch = args_.branches[o];
     if (branch.kind == BranchKind::none) continue;
     const float alpha = args_.alpha[v * most + o];
     float* scale = scales.data() + o * padded;
@@ -131,10 +132,10 @@ void MixedEdge::third_pass(const EdgeState& state, const Norms& norms, int64_t v
       {args_.shape.out(), static_cast<int64_t>(terms.size()), terms.data(), shift.data(), out});
 }
 
-void MixedEdge::forward(const EdgeState& state, float* out) const {
+void MixedOpPasses::forward(const MixedOpState& state, float* out) const {
   const int64_t images = args_.images, stride = norms() * 2 * args_.shape.padded;
   int64_t different = args_.x.variants;
-  for (const EdgeImages& some : args_.given) different = std::max(different, some.variants);
+  for (const MixedOpImages& some : args_.given) different = std::max(different, some.variants);
   const ScratchSpace scratch(scratch_floats());
   std::vector<float> sums = zeros(fixed() ? 0 : different * images * stride);
   const auto of = [&](int64_t unit) { return fixed() ? nullptr : sums.data() + unit * stride; };
@@ -165,9 +166,9 @@ void MixedEdge::forward(const EdgeState& state, float* out) const {
 }
 
 // A map of relu(x), images of pools and one more, and what the kernels need.
-int64_t MixedEdge::scratch_floats() const {
+int64_t MixedOpPasses::scratch_floats() const {
   int64_t images = 1;
-  for (const EdgeBranch& branch : args_.branches) images += pools(branch) ? 1 : 0;
+  for (const MixedOpBranch& branch : args_.branches) images += pools(branch) ? 1 : 0;
   return in_lines(args_.shape.map_floats()) + images * in_lines(out_floats()) +
          std::max(kernels_.scratch(args_.shape), kernels_.scratch(args_.shape.next()));
 }

@@ -7,34 +7,34 @@
 
 #include "cpu/kernels/relu_conv.h"
 #include "cpu/kernels/trained_residual_block.h"
-#include "cpu/ops/cell_statistics.h"
+#include "cpu/ops/batch_norm.h"
 
 namespace vpdarts::cpu {
 
-struct TrainedResidualWeights {
+struct TrainedResidualBlockWeights {
   const float *conv_a, *conv_b, *shortcut;  // [C_out, C, 3, 3], [C_out, C_out, 3, 3], [C_out, C, 1, 1]
   const float *gamma, *beta;                // [2, C_out]
 };
 
 // What a forward pass leaves behind of both convolutions' outputs.
-struct TrainedResidualState {
+struct TrainedResidualBlockState {
   float *raw_a, *raw_b;    // like the output, NHWC, aligned to 64 bytes
   float *mean, *variance;  // [2, C_out], the variance biased
 };
 
 // Null if not wanted, those of the weights and those of gamma and beta together.
-struct TrainedResidualGradients {
+struct TrainedResidualBlockGradients {
   float* x;  // like x
   float *conv_a, *conv_b, *shortcut;
   float *gamma, *beta;
 };
 
-class TrainingResidual {
+class TrainedResidualBlockPasses {
  public:
   // batch: all images.
-  TrainingResidual(const TrainedResidualKernels& kernels, const ReluConvKernels& relu_conv,
-                   const ResidualShape& batch, int64_t out_channels, const TrainedResidualWeights& weights,
-                   double eps)
+  TrainedResidualBlockPasses(const TrainedResidualBlockKernels& kernels, const ReluConvKernels& relu_conv,
+                             const ResidualShape& batch, int64_t out_channels,
+                             const TrainedResidualBlockWeights& weights, double eps)
       : kernels_(kernels),
         relu_conv_(relu_conv),
         batch_(batch),
@@ -43,32 +43,32 @@ class TrainingResidual {
         eps_(eps) {}
 
   // x and out NHWC, channels padded with zeros. state points to memory that is filled in.
-  void forward(const float* x, const TrainedResidualState& state, float* out) const;
+  void forward(const float* x, const TrainedResidualBlockState& state, float* out) const;
 
   // gradient: of out.
-  void backward(const float* x, const TrainedResidualState& state, const float* gradient,
-                const TrainedResidualGradients& wanted) const;
+  void backward(const float* x, const TrainedResidualBlockState& state, const float* gradient,
+                const TrainedResidualBlockGradients& wanted) const;
 
  private:
   struct Norm;
-  Norm norm(int64_t which, const TrainedResidualState& state) const;
+  Norm norm(int64_t which, const TrainedResidualBlockState& state) const;
   ResidualShape shape(int64_t images) const;
   void combine(int64_t which, const std::vector<float>& statistics, const std::vector<int64_t>& pixels,
-               const TrainedResidualState& state) const;
+               const TrainedResidualBlockState& state) const;
   NormalisedGradient norm_gradient(int64_t which, const std::vector<float>& sums,
-                                   const TrainedResidualState& state,
-                                   const TrainedResidualGradients& wanted) const;
+                                   const TrainedResidualBlockState& state,
+                                   const TrainedResidualBlockGradients& wanted) const;
   std::vector<float> conv_b(bool transposed) const;
   std::vector<float> packed(bool transposed) const;
   void write_weights(const std::vector<std::vector<float>>& parts_a,
                      const std::vector<std::vector<float>>& parts_b,
-                     const TrainedResidualGradients& wanted) const;
+                     const TrainedResidualBlockGradients& wanted) const;
 
-  const TrainedResidualKernels& kernels_;
+  const TrainedResidualBlockKernels& kernels_;
   const ReluConvKernels& relu_conv_;
   ResidualShape batch_;
   int64_t out_channels_;
-  TrainedResidualWeights weights_;
+  TrainedResidualBlockWeights weights_;
   double eps_;
 };
 
