@@ -17,7 +17,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-PRELOADED = ["torch", "pytest", "hypothesis.strategies"]
+PRELOADED = ["torch", "torch.distributed.tensor", "pytest", "hypothesis.strategies"]
+"""The second is imported by the first call of torch.testing.assert_close, and takes a second."""
 
 processor_seconds = 0.0
 """Of all that have run so far; they are no children of this process."""

@@ -25,9 +25,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-import sklearn.datasets  # noqa: F401  Only so that the forked processes need not import it.
+import sklearn.datasets  # noqa: F401  This and the last only so that the forked processes need not import it.
 import torch
+import torch._dynamo
 
+from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.runs.files import LOCK_FILE
 from vpdarts_fast.search import __main__ as command_line
 from vpdarts_fast.search import running
@@ -191,6 +193,7 @@ class Trials:
     """Kills and compares; counts what was killed."""
 
     def __init__(self, root: Path, random_seed: int) -> None:
+        BenchmarkTable.published()  # is kept, so that the forked processes need not read it
         self.root = root
         self.random = random.Random(random_seed)
         self.killed: Counter[str] = Counter()

@@ -47,6 +47,7 @@ def benchmarks(*arguments: str, folder: Path) -> subprocess.Popen[str]:
     # Beside other processes of pytest-xdist nothing would be measured.
     outside = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     environment = outside | {"PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    environment |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1", "PYTEST_PLUGINS": "pytest_benchmark.plugin"}
     return subprocess.Popen(
         command,
         cwd=folder,

@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,12 @@ SMALL = SearchConfig().replaced(
 
 def setting(**changes: Any) -> Setting:
     return Setting(SMALL.replaced(**changes), 2048, 8, 10, torch.float32, SHARED)
+
+
+@cache
+def steps(some: Setting) -> tuple[Tally, ...]:
+    """Counted once for all tests, none of which changes them."""
+    return tuple(training_steps(some, True))
 
 
 def tally_of(run: Callable[[], object]) -> Tally:
@@ -187,7 +194,7 @@ def test_a_lone_tensor_is_no_cell_to_refuse() -> None:
 def test_training_steps_scale() -> None:
     """Launches with the cells alone, bytes with the batch, products with the square of C."""
     changes = ({}, {"cells_per_stage": 2}, {"channels": 8, "batch_size": 16})
-    for one, two, large in zip(*(training_steps(setting(**some), True) for some in changes), strict=True):
+    for one, two, large in zip(*(steps(setting(**some)) for some in changes), strict=True):
         for kernel, nodes in (("form_node", 9), ("differentiate_node", 12), ("block_statistics", 9)):
             assert (one.by_kernel()[kernel], two.by_kernel()[kernel]) == (nodes, 2 * nodes)
         assert large.kernels == one.kernels < two.kernels
@@ -230,8 +237,8 @@ def test_half_precision_moves_half_the_bytes() -> None:
     floats, own = setting(), setting(batch_norm="variant")
     halves, own_halves = (replace(some, dtype=torch.bfloat16) for some in (floats, own))
     for wide, half in zip(
-        (*training_steps(floats, True), evaluation(floats, True), evaluation(own, True)),
-        (*training_steps(halves, True), evaluation(halves, True), evaluation(own_halves, True)),
+        (*steps(floats), evaluation(floats, True), evaluation(own, True)),
+        (*steps(halves), evaluation(halves, True), evaluation(own_halves, True)),
         strict=True,
     ):
         assert 0.5 < half.bytes / wide.bytes < 0.6 and half.flops == pytest.approx(wide.flops, rel=0.02)

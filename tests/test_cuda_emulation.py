@@ -106,6 +106,7 @@ def run_checks(library: Path, *arguments: str, **env: str) -> tuple[int, str]:
         *arguments,
     ]
     env |= {"PYTHONPATH": paths, "VPDARTS_EMULATED_LIBRARY": str(library)}
+    env |= {"PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     if "LD_PRELOAD" not in env:
         return run_python(command, ROOT, env)
     result = run([sys.executable, *command], **env)

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
@@ -14,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fresh_process import run_python
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_hex
 from matplotlib.lines import Line2D
@@ -374,16 +373,17 @@ def test_draw_cell_refuses_other_formats_and_places(tmp_path: Path) -> None:
         draw_cell(SPACE.drawings(PAPER), tmp_path / "missing" / "cell.png")
 
 
-def test_command_line_draws_without_pyplot(finished: Path) -> None:
+def test_command_line_draws_without_pyplot(finished: Path, tmp_path: Path) -> None:
     """pyplot would keep every figure alive, pick a window system and not be safe in threads."""
-    program = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import sys; from vpdarts_fast.report.__main__ import main; status = main(sys.argv[1:]);"
-        "sys.exit('pyplot was imported' if 'matplotlib.pyplot' in sys.modules else status)"
+        "sys.exit(3 if 'matplotlib.pyplot' in sys.modules else status)"
     )
-    command = [sys.executable, "-c", program, str(finished)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.split() == [str(finished / name) for name in ALL_PICTURES]
+    environment = {"PYTHONPATH": str(Path(__file__).parent.parent)}
+    status, output = run_python([str(program), str(finished)], tmp_path, environment)
+    assert status == 0, output
+    assert output.split() == [str(finished / name) for name in ALL_PICTURES]
 
 
 def test_pictures_are_the_same_from_several_threads(tmp_path: Path, drawn: list[Path]) -> None:

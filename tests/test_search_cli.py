@@ -9,7 +9,6 @@ import itertools
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import pytest
 import torch
+from fresh_process import run_python
 from search_commands import TINY, error_of, full_disk, stop_after
 
 from vpdarts_fast import native
@@ -35,6 +35,8 @@ from vpdarts_fast.search.methods.pruning import SoftPruning
 from vpdarts_fast.search.settings import MethodSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+ROOT = Path(__file__).parent.parent
 
 
 def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -263,25 +265,33 @@ def test_a_search_that_diverges_says_so(tmp_path: Path, capsys: pytest.CaptureFi
         checkpoint.load(folder / "checkpoint.pt")
 
 
+SIGNALLED = """
+import os, sys, threading, time
+from pathlib import Path
+from vpdarts_fast.search.__main__ import main
+
+def send(number, metrics):
+    while not metrics.exists():
+        time.sleep(0.01)
+    os.kill(os.getpid(), number)
+
+number, folder, *arguments = sys.argv[1:]
+threading.Thread(target=send, args=(int(number), Path(folder, "metrics.jsonl")), daemon=True).start()
+sys.exit(main([*arguments, "--out", folder]))
+"""
+"""A search that gets a signal some time after its first epoch."""
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_signals_stop_a_search_in_order(number: signal.Signals, status: int, tmp_path: Path) -> None:
-    folder = tmp_path / "run"
-    command = [sys.executable, "-m", "vpdarts_fast.search", *TINY[:-4], "--threads", "1"]
-    with subprocess.Popen(
-        [*command, "--warmup-epochs", "1000", "--out", str(folder)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    ) as process:
-        assert process.stdout and process.stderr
-        for line in process.stdout:
-            if line.startswith("epoch "):
-                break
-        process.send_signal(number)
-        out, err = process.communicate(timeout=60)
-    assert process.returncode == status, err
-    assert f"continue with: python -m vpdarts_fast.search --resume {folder}" in out
-    assert "stopping after this step" in err and "Traceback" not in err
+    program, folder = tmp_path / "program.py", tmp_path / "run"
+    program.write_text(SIGNALLED)
+    arguments = [str(int(number)), str(folder), *TINY, "--warmup-epochs", "1000"]
+    environment = {"PYTHONPATH": str(ROOT)}
+    ended, said = run_python([str(program), *arguments], tmp_path, environment, timeout=60)
+    assert ended == status, said
+    assert f"continue with: python -m vpdarts_fast.search --resume {folder}" in said
+    assert "stopping after this step" in said and "Traceback" not in said
     assert checkpoint.load(folder / "checkpoint.pt")["epoch"] >= 1
 
 
@@ -319,12 +329,9 @@ def test_an_unsupported_instruction_set_is_an_error_before_there_is_a_folder(tmp
     """In a process of its own, since an instruction set is chosen once."""
     if not native.available():
         pytest.skip(str(native.why_not()))
-    run = subprocess.run(
-        [sys.executable, "-m", "vpdarts_fast.search", "--out", str(tmp_path / "run")],
-        env=os.environ | {"VPDARTS_CPU_ISA": "sse9"},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 2
-    assert run.stderr.startswith("error: VPDARTS_CPU_ISA must be one of baseline")
+    environment = {"VPDARTS_CPU_ISA": "sse9", "PYTHONPATH": str(ROOT)}
+    command = ["-m", "vpdarts_fast.search", "--out", str(tmp_path / "run")]
+    status, said = run_python(command, tmp_path, environment)
+    assert status == 2
+    assert said.startswith("error: VPDARTS_CPU_ISA must be one of baseline")
     assert not (tmp_path / "run").exists()

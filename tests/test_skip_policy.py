@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import skip_policy
+from fresh_process import run_python
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -26,11 +24,10 @@ def run_skipping(folder: Path, reason: str, ci: str) -> tuple[int, str]:
     """Status and output of a run of all ways to skip."""
     for number, code in enumerate(SKIPPING.values()):
         (folder / f"test_{number}.py").write_text(f"import pytest\n\n{code.format(reason=reason)}")
-    command = [sys.executable, "-m", "pytest", "-p", "skip_policy", "-p", "no:cacheprovider", "-q"]
+    command = ["-m", "pytest", "-p", "skip_policy", "-p", "no:cacheprovider", "-q"]
     command += ["--continue-on-collection-errors", "."]
-    environment = os.environ | {"CI": ci, "PYTHONPATH": str(ROOT / "tests")}
-    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, check=False)
-    return run.returncode, run.stdout
+    environment = {"CI": ci, "PYTHONPATH": str(ROOT / "tests"), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return run_python(command, folder, environment)
 
 
 def test_a_skip_without_an_allowed_reason_fails_in_ci(tmp_path: Path) -> None:
@@ -63,16 +60,17 @@ def test_every_allowed_reason_is_given_by_some_test() -> None:
 
 
 @pytest.mark.parametrize(("native", "status"), [("on", 1), ("auto", 0)])
-def test_set_up_fails_where_an_extension_is_demanded_and_does_not_load(native: str, status: int) -> None:
+def test_set_up_fails_where_an_extension_is_demanded_and_does_not_load(
+    native: str, status: int, tmp_path: Path
+) -> None:
     """What the Makefile runs behind each build, with an extension that cannot be imported."""
     found = re.search(
         r"^STATUS := \$\(BIN\)/python -c '(.*)'$", (ROOT / "Makefile").read_text(), re.MULTILINE
     )
     assert found
-    code = f"import sys; sys.modules['vpdarts_fast._C'] = None\n{found[1]}"
-    environment = os.environ | {"VPDARTS_NATIVE": native, "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert run.returncode == status, run.stderr
-    assert "[setup] the native extension does not load" in run.stdout
+    program = tmp_path / "program.py"
+    program.write_text(f"import sys; sys.modules['vpdarts_fast._C'] = None\n{found[1]}")
+    environment = {"VPDARTS_NATIVE": native, "PYTHONPATH": str(ROOT)}
+    ended, output = run_python([str(program)], tmp_path, environment)
+    assert ended == status, output
+    assert "[setup] the native extension does not load" in output

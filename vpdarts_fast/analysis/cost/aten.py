@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
 from vpdarts_fast.analysis.cost.work import Uncountable, Work, total_size
@@ -97,8 +96,11 @@ def is_uninitialised(func: torch._ops.OpOverload) -> bool:
 
 
 def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested sequences."""
-    return [leaf for leaf in tree_leaves(value) if isinstance(leaf, Tensor)]
+    """All tensors in nested sequences and dicts; `tree_leaves` takes many times as long."""
+    if isinstance(value, Tensor):
+        return [value]
+    items = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()
+    return [tensor for item in items for tensor in tensors(item)]
 
 
 def _convolution_backward(args: Sequence[Any], out: Any) -> Work:
