@@ -322,7 +322,7 @@ def test_a_run_that_has_begun_keeps_its_settings_and_images(
         vpdarts_fast.search_cells(data, channels=3, preset="paper", **again)
     with pytest.raises(UserError, match="--dataset: the run has given, asked for digits"):
         vpdarts_fast.search_cells("digits", **again)
-    with pytest.raises(UserError, match=r"other images .* give it the data set that the run began with"):
+    with pytest.raises(UserError, match=r"other images .* name the data set that the run began with, or"):
         vpdarts_fast.search_cells(pixels(classes=2), **again)
     with pytest.raises(UserError, match="which has to be given them again"):
         vpdarts_fast.search_cells(**again)
