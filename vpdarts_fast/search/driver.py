@@ -113,12 +113,10 @@ class Search:
             raise UserError(f"{path} contradicts config.json:\n  " + "\n  ".join(changed))
         if content.get("images") not in (None, self._images_digest):
             dataset = self.config.images.dataset
-            remedy = "name the data set that the run began with by --data"
-            if dataset == GIVEN:
-                remedy = "give it the data set that the run began with"
+            by = "" if dataset == GIVEN else " by --data"
             raise UserError(
-                f"{path} was trained on other images than those that {dataset} is now: {remedy}, or start a "
-                "new run"
+                f"{path} was trained on other images than those that {dataset} is now: name the data set "
+                f"that the run began with{by}, or start a new run"
             )
         with CHECKPOINT.reading(str(path)):
             saved = [content, *(mapping(member, "a member") for member in content["members"])]
