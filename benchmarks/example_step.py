@@ -15,6 +15,7 @@ from step import BATCH
 from torch import Tensor, nn
 
 from vpdarts_fast import accelerate
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 
@@ -96,3 +97,18 @@ class ExampleStep:
     def gradient(self) -> Tensor:
         """Of the last step, by weights and alphas, as one vector."""
         return torch.cat([parameter.grad.flatten().double() for parameter in self.network.parameters()])
+
+
+@torch.no_grad()
+def evaluate_one(network: nn.Module, images: Tensor, mode: BatchNorm) -> None:
+    """What the loop runs of one variant."""
+    norms = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
+    if mode == "variant":
+        for norm in norms:
+            norm.train()
+        network(images)
+    network.eval()
+    if mode == "batch":
+        for norm in norms:  # without buffers it uses the batch's own statistics
+            norm.running_mean = norm.running_var = None
+    network(images)

@@ -9,8 +9,8 @@ from functools import partial
 import pytest
 import torch
 from contenders import CHANNELS, Contender, new_batch, relative_error
-from example_step import example
-from torch import Tensor, nn
+from example_step import evaluate_one, example
+from torch import nn
 
 from vpdarts_fast import Perturbed, accelerate, leave_one_out
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm
@@ -39,21 +39,6 @@ def verify(fast: nn.Module, batch: Batch, mode: BatchNorm) -> None:
     found = evaluate(fast, (images, labels), mode)
     assert found.batched, found.remark
     assert relative_error(found.cells["reduction"].loss, exact.loss) < 1e-5
-
-
-@torch.no_grad()
-def evaluate_one(network: nn.Module, images: Tensor, mode: BatchNorm) -> None:
-    """What the loop runs of one variant."""
-    norms = [norm for norm in network.modules() if isinstance(norm, nn.BatchNorm2d)]
-    if mode == "variant":
-        for norm in norms:
-            norm.train()
-        network(images)
-    network.eval()
-    if mode == "batch":
-        for norm in norms:  # without buffers it uses the batch's own statistics
-            norm.running_mean = norm.running_var = None
-    network(images)
 
 
 @pytest.mark.parametrize("batch_norm", ["running", "batch", "variant"])

@@ -9,8 +9,7 @@ from time import perf_counter
 import pytest
 import torch
 from contenders import CHANNELS, CLASSES, EAGER, Contender, Form, new_batch, relative_error
-from example_step import EXAMPLE_FORMS
-from test_perturbation import evaluate_one
+from example_step import EXAMPLE_FORMS, evaluate_one
 from torch import Tensor, nn
 
 from vpdarts_fast import accelerate, leave_one_out

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
-from search_commands import TINY, rewrite, stop_after
+from search_commands import TINY, edited, rewrite, stop_after
 from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
 from vpdarts_fast.analysis.evaluation import MODES, evaluate_run
@@ -361,13 +361,13 @@ def test_what_it_refuses(runs: Path, table: Path, tmp_path: Path, capsys: pytest
     assert "a run is named twice" in error_of([first, str(runs), *known], capsys)
     assert "--device must be" in error_of([first, *known, "--device", "abacus"], capsys)
     path = runs / "seed-7" / "config.json"
-    rewrite(path, SETTINGS, alpha_start=1.0)
+    rewrite(path, SETTINGS, **edited(SETTINGS.read_json(path), alpha_start=1.0))
     said = error_of([first, second, *known], capsys)
-    assert "are not seeds of one search: alpha_start is 0.2 and 1.0" in said
+    assert "are not seeds of one search: alpha_start is None and 1.0" in said
     shutil.rmtree(runs / "seed-3" / "snapshots")
     assert "has no snapshots: run the search with --snapshots" in error_of([first, *known], capsys)
     (tmp_path / "file").touch()
-    rewrite(path, SETTINGS, alpha_start=0.2)
+    rewrite(path, SETTINGS, **edited(SETTINGS.read_json(path), alpha_start=None))
     said = error_of([second, *known, "--images", "8", "--out", str(tmp_path / "file")], capsys)
     assert "cannot make the folder" in said
 

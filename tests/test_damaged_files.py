@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from search_commands import TINY, rewrite, stop_after
+from search_commands import TINY, edited, rewrite, stop_after
 from test_formats import VERSION_1, equal
 
 from vpdarts_fast.analysis.evaluation import evaluate_run, known_evaluations
@@ -123,7 +123,7 @@ def test_an_entry_that_is_missing_or_added_is_seen(runs: Path) -> None:
             {**content, "seed": 9},
             {key: value for key, value in content.items() if key != "digest"},
             {key: value for key, value in content.items() if key != "format"},
-            {key: value for key, value in content.items() if key not in ("config", "channels", "index")},
+            {key: value for key, value in content.items() if key not in ("config", "space", "index")},
         ):
             path.write_text(json.dumps(changed))
             with pytest.raises(UserError, match="is damaged: its digest does not fit"):
@@ -175,7 +175,8 @@ SETTINGS_OUT_OF_RANGE: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("changes", SETTINGS_OUT_OF_RANGE, ids=str)
 def test_settings_out_of_range(changes: dict[str, Any], runs: Path) -> None:
-    rewrite(runs / "seed-4" / "config.json", SETTINGS, **changes)
+    path = runs / "seed-4" / "config.json"
+    rewrite(path, SETTINGS, **edited(SETTINGS.read_json(path), **changes))
     with pytest.raises(UserError, match=r"config\.json: "):
         RunFolder.open(runs / "seed-4")
 

@@ -340,7 +340,7 @@ def test_finalists_of_a_run_that_has_begun_stay_as_they_are(
     said = error_of(["--resume", str(folder), "--finalists", "0", "--finalist-steps", "1"], capsys)
     assert "--finalists: the run has 3, asked for 0" in said and "--finalist-steps" in said
     assert main(["--resume", str(folder)]) == 0
-    assert "VP-DARTS search, continued at the finalists" in capsys.readouterr().out
+    assert "vp-darts search in nas-bench-201, continued at the finalists" in capsys.readouterr().out
 
 
 # --- files

@@ -242,7 +242,7 @@ def test_a_run_that_has_begun_stays_whatever_happens(
     with monkeypatch.context() as patch:
         patch.setattr(Search, "_end_epoch", fail)
         error_of([*TINY, "--out", str(folder)], capsys)
-    assert names(folder) == {"config.json", "log.txt"}
+    assert names(folder) == {"config.json", "space.json", "log.txt"}
     assert main(["--resume", str(folder)]) == 0
 
 
@@ -381,7 +381,7 @@ def test_several_seeds_where_the_images_have_moved(
         stop_after(1, patch)
         assert main(["--resume", str(runs), "--data", str(tmp_path / "two.npz")]) == 130
     assert main(["--resume", str(runs)]) == 0
-    assert RunFolder.open(runs / "seed-4")[1].data == tmp_path / "two.npz"
+    assert RunFolder.open(runs / "seed-4")[1].images.data == tmp_path / "two.npz"
 
 
 def test_resume_on_other_images_is_refused(
@@ -419,7 +419,7 @@ def test_what_a_run_is_computed_on_is_recorded_and_its_change_is_said(
     assert line in (folder / "log.txt").read_text()
     threads = [entry["environment"]["threads"] for entry in RunFolder(folder).metrics()]
     assert threads[0] == 1 and threads[-1] == 2
-    assert RunFolder.open(folder)[1].threads == 2
+    assert RunFolder.open(folder)[1].execution.threads == 2
 
 
 def test_the_default_folder_of_images_is_found_again(

@@ -43,16 +43,16 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     folder = tmp_path / "run"
     assert main([*TINY, "--out", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == {
-        "config.json", "metrics.jsonl", "checkpoint.pt", "result.json", "log.txt",
+        "config.json", "space.json", "metrics.jsonl", "checkpoint.pt", "result.json", "log.txt",
         "cell.png", "cell.svg", "alpha.png", "importance.png", "curves.png",
     }  # fmt: skip
     printed = capsys.readouterr().out
     assert "\x1b" not in printed and "\r" not in printed, "plain lines where there is no terminal"
     assert printed == (folder / "log.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
-    assert config.pop("format") == "vpdarts_fast search settings, version 7" and config.pop("digest")
-    for name, value in config.items():
-        assert f"{name}={tuple(value) if isinstance(value, list) else value}" in printed
+    assert config.pop("format") == "vpdarts_fast search settings, version 8" and config.pop("digest")
+    for name, value in SearchConfig.read(folder / "config.json").flat().items():
+        assert f"{name}={value}" in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3
     result = json.loads((folder / "result.json").read_text())
     assert f"found: {result['architecture']}\nindex: {result['index']}\n" in printed

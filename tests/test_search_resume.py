@@ -54,7 +54,7 @@ def test_resume_goes_on_and_refuses_other_settings(
     assert "--channels: the run has 2, asked for 3" in said and "--seeds" in said
     assert "stays in its folder" in error_of(["--resume", str(stopped), "--out", "elsewhere"], capsys)
     assert main(["--resume", str(stopped)]) == 0
-    assert "VP-DARTS search, continued at epoch 2, step " in capsys.readouterr().out
+    assert "vp-darts search in nas-bench-201, continued at epoch 2, step " in capsys.readouterr().out
     assert [line["epoch"] for line in RunFolder(stopped).metrics()] == [0, 1, 2]
 
 
@@ -186,7 +186,9 @@ def test_several_seeds(
         result["architecture"] for result in results
     ]
     assert f"base_accuracy: mean {(low + high) / 2:.2f} %, standard deviation" in printed
-    assert [json.loads((whole / f"seed-{s}" / "config.json").read_text())["seed"] for s in (3, 7)] == [3, 7]
+    assert [
+        json.loads((whole / f"seed-{s}" / "config.json").read_text())["search"]["seed"] for s in (3, 7)
+    ] == [3, 7]
 
     with monkeypatch.context() as patch:
         stop_after(15, patch)
