@@ -1,4 +1,4 @@
-"""`vpdarts_fast.search_cells`: a search as a call."""
+"""A search as a call: `search_cells`."""
 
 from __future__ import annotations
 
@@ -119,12 +119,13 @@ def search_cells(
 
     Args:
         images: what to search on; both halves of the search are drawn from it. The name of one of
-            `vpdarts_fast.data.DATASETS`; an `ImageData`; a map-style `torch.utils.data.Dataset` with items
-            (image float32 [3, H, W], label), see `DatasetImages`, which also takes a name and a number of
-            classes; a `DataLoader`, whose data set, `collate_fn` and, unless `batch_size` is set, batch size
-            are taken, and nothing else: this process reads the images; None: those that the preset or the
-            resumed run names.
-        preset: where the settings start from, a key of `vpdarts_fast.search.PRESETS`; `quick` if not given.
+            `vpdarts_fast.data.sources.DATASETS`; an `ImageData`; a map-style `torch.utils.data.Dataset` with
+            items (image float32 [3, H, W], label), see `DatasetImages`, which also takes a name and a number
+            of classes; a `DataLoader`, whose data set, `collate_fn` and, unless `batch_size` is set, batch
+            size are taken, and nothing else: this process reads the images; None: those that the preset or
+            the resumed run names.
+        preset: where the settings start from, a key of `vpdarts_fast.search.config.PRESETS`; `quick` if not
+            given.
         method: the recipe that parts are taken from, as --method has it; `vp-darts` if not given.
         folder: of the run; a new one under ./runs if not given. It must not exist or be empty.
         resume: go on with the run in `folder`, with its own settings; others may be given as far as
