@@ -38,7 +38,7 @@ class Calls:
         return self.space.select(self.importance.order(self.alive))
 
     def lag(self, genotype: Genotype) -> tuple[float, float]:
-        """By how much importance a cell is behind `chosen`, summed over its ops; then by the tie-break's.
+        """Sums up over its ops by how much importance a cell is behind `chosen`, and by how much tie-break.
 
         (0, 0) for `chosen` itself, the larger the less the evaluation speaks for the cell.
         """

@@ -178,7 +178,7 @@ class Darts(Space[Genotype]):
         return genotype
 
     def drawings(self, genotype: Genotype) -> tuple[CellDrawing, ...]:
-        """Of each type of cells the nodes, their operations, and arrows `concat` from them to the output."""
+        """Draws nodes and operations of each type of cells, and arrows `concat` from nodes to the output."""
         output = NODES.stop
         concat = tuple((node, output, "concat") for node in NODES)
         return tuple(
