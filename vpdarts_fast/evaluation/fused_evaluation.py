@@ -50,7 +50,7 @@ class OwnStatistics:
     last: Fixed
 
     def some(self, variants: slice | Tensor) -> OwnStatistics:
-        """Of some of the variants; by their numbers, if not a slice."""
+        """Selects the statistics of some of the variants, by a slice or by their numbers."""
         return OwnStatistics(
             tuple((mean[variants], variance[variants]) for mean, variance in self.cells),
             (self.last[0][variants], self.last[1][variants]),
@@ -68,7 +68,7 @@ def variant_logits(
     normalisation: Normalisation,
     memory_budget: int | None,
 ) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Logits of every variant for every image, piece by piece.
+    """Computes the logits of every variant for every image, piece by piece.
 
     Args:
         supernet: in eval mode.
@@ -111,7 +111,7 @@ def variant_logits(
 def own_statistics(
     supernet: Supernet, calibration: Sequence[Tensor], alpha: Tensor, memory_budget: int | None
 ) -> OwnStatistics:
-    """Statistics of every variant: the average, over some batches, of those that the batch has.
+    """Estimates the statistics of every variant: the average, over some batches, of those of each batch.
 
     Args:
         supernet: in eval mode.
@@ -147,7 +147,7 @@ def _found_in(supernet: Supernet, images: Tensor, alpha: Tensor, memory_budget: 
 
 
 def _normalised(norm: nn.Module, x: Tensor, fixed: Fixed | None) -> Tensor:
-    """x [N, C, H, W] by a batch norm with mean and variance [C], or the batch's own."""
+    """Normalises x [N, C, H, W] by a batch norm with mean and variance [C], or the batch's own."""
     assert isinstance(norm, nn.BatchNorm2d)
     mean, variance = fixed or (None, None)
     return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=fixed is None, eps=norm.eps)

@@ -59,12 +59,12 @@ NONES = torch.tensor([[op == "none" for op in OPS]] * len(EDGES), device="cpu")
 
 
 def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """The base and every removal that differs from it.
+    """Collects the tables of the base and of every removal that differs from it.
 
     Removing `none`, or an op whose alpha is zero, changes nothing, renormalised or not: it is the base.
 
     Returns:
-        tables [V, E, O], the base first, convolution removals last and the rest ordered by edge; for
+        Tables [V, E, O], the base first, convolution removals last and the rest ordered by edge; for
         each of the E*O removals, the number of its table.
     """
     edges, ops = alpha.shape
@@ -138,7 +138,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
         supernet: any mode; dropout is off while it is evaluated.
         batches: images [N, 3, H, W] and labels [N]; iterated once. Every variant sees all of them, unless ops
             race.
-        alpha: [E, O].
+        *args: alpha [E, O], of supernets of this package's spaces only.
+        **options: what follows, by name.
         batch_norm: `running` uses the stored statistics; `recalibrated` re-estimates them first for the
             unmodified supernet, as the average over the first batches with 250 images or more; `batch`
             uses each batch's own, per variant; `variant` re-estimates them as `recalibrated` does, for every
@@ -298,7 +299,7 @@ class Part:
         self._evaluate_captured = Captured(self._evaluate, recorder)
 
     def add(self, inputs: Tensor, labels: Tensor) -> None:
-        """A batch more."""
+        """Evaluates a batch more: images [N, 3, H, W] and labels [N] int64."""
         self._evaluate_captured(inputs, labels)
         self.images += len(labels)
 
@@ -312,12 +313,16 @@ class Part:
             self._products.add_(scores @ scores.T)
 
     def sums(self) -> Tensor:
-        """Right predictions and losses [2, R] float64, on the CPU; `UserError` for a label out of range."""
+        """Sums of right predictions and losses [2, R] float64, on the CPU.
+
+        Raises:
+            UserError: a label is out of range.
+        """
         correct, losses = self._counts.read()
         return torch.stack([correct.double(), losses])
 
     def moments(self) -> tuple[Tensor, Tensor]:
-        """What `Race.look` is told of the scores."""
+        """Sums and products of the scores, [R] and [R, R], as `Race.look` takes them."""
         correct, losses = self.sums()
         assert self._scores_of is not None
         return self._scores_of(losses, correct), self._products.cpu()
@@ -336,7 +341,7 @@ class Totals:
         self._sums, self._sums_of_base = torch.zeros(2, 2, variants, dtype=torch.float64, device="cpu")
 
     def add(self, part: Part) -> None:
-        """What variants, the first among them, have predicted since they were added last."""
+        """Adds what variants, the first among them, have predicted since they were added last."""
         self.seen += part.images
         self._images[part.variants] += part.images
         self._sums[:, part.variants] += part.sums()
@@ -345,8 +350,8 @@ class Totals:
     def means(self) -> tuple[Tensor, Tensor]:
         """Accuracy in per cent and loss, [V] float64 each.
 
-        Of a variant that has seen fewer images than the base: how much it differed from the base on these,
-        added to what the base has on all. So easy images make no op look unimportant.
+        For a variant that has seen fewer images than the base, they are what the base has on all, with the
+        difference from the base on the images seen added to it. So easy images make no op look unimportant.
         """
         means, of_base = self._sums / self._images, self._sums_of_base / self._images
         correct, loss = means + (means[:, :1] - of_base)
@@ -377,7 +382,7 @@ def _check_has_statistics(images: Tensor) -> None:
 def evaluation_mode(
     supernet: Supernet, batch_norm: BatchNorm, calibration: Sequence[Batch], tables: Tensor
 ) -> Iterator[validation.StatisticsOf]:
-    """As `validation.evaluation_mode`, for variants with these alpha tables [V, E, O], the base first."""
+    """Does what `validation.evaluation_mode` does, for alpha tables [V, E, O], the base first."""
 
     def forward(table: Tensor, images: Tensor) -> Tensor:
         _check_has_statistics(images)

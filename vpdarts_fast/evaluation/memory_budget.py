@@ -23,12 +23,12 @@ class Need:
     once: int = 0
 
     def total(self, variants: int, images: int) -> int:
-        """Bytes of so many variants of so many images."""
+        """How many bytes so many variants of so many images take."""
         return (self.once + self.variant * variants) * images
 
 
 def cell_op(batch_statistics: bool) -> str:
-    """The op that evaluates cells whose batch norms use each batch's statistics, or fixed ones."""
+    """Names the op that evaluates cells whose batch norms use each batch's statistics, or fixed ones."""
     return "mixed_cell" if batch_statistics else "masked_cell"
 
 
@@ -65,7 +65,10 @@ def few_images(need: Need, variants: int, images: int, budget: int | None, defau
 
 
 def few_variants(need: Need, variants: int, images: int, budget: int | None, default: int) -> tuple[int, int]:
-    """As `few_images`, the images of a batch first."""
+    """Does what `few_images` does, but fits as many images of the batch as it can before more variants.
+
+    It takes and raises what `few_images` does.
+    """
     _check(need.total(1, 1), budget, images, "an image", "")
     allowed = default if budget is None else budget
     together = max(1, min(images, allowed // need.total(1, 1)))
@@ -75,7 +78,19 @@ def few_variants(need: Need, variants: int, images: int, budget: int | None, def
 def whole_batches(
     need: Need, variants: int, images: int, budget: int | None, default: int, batch_norm: str
 ) -> tuple[int, int]:
-    """As `few_images`, a batch not cut, as its own statistics normalise it."""
+    """Does what `few_images` does, but never cuts the batch, as its own statistics normalise it.
+
+    Args:
+        need: of the model, for each image.
+        variants: how many there are.
+        images: of the batch.
+        budget: bytes, or none for what is fast.
+        default: bytes that are fast.
+        batch_norm: the setting that forbids to cut the batch, for the error.
+
+    Raises:
+        UserError: the budget is too small for one variant of the batch; says the least that will do.
+    """
     what = f"a batch of {images} images, which batch_norm={batch_norm!r} cannot cut"
     _check(need.total(1, images), budget, images, what, " or evaluate smaller batches")
     allowed = default if budget is None else budget - need.once * images

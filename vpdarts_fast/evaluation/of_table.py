@@ -55,8 +55,11 @@ def leave_one_out_of_table(
         supernet: called with images [N, 3, H, W] and weights of the ops [E, O]; returns logits [N, classes].
         batches: images and labels [N] int64; iterated once. Every variant sees all of them.
         weights: [E, O], the same in all batches.
-        batch_norm, removal, memory_budget, on_batch: as `vpdarts_fast.leave_one_out` has them.
+        batch_norm: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
+        removal: likewise.
         batched: evaluate many variants together, where the supernet is accelerated.
+        memory_budget: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
+        on_batch: likewise.
         nones: [E, O] bool, which ops add nothing to their edges; only `renormalised` removal asks.
 
     Returns:
@@ -102,18 +105,18 @@ class Table:
 
     @property
     def removable(self) -> list[tuple[int, int]]:
-        """(edge, op) whose removal changes anything."""
+        """Lists the pairs (edge, op) whose removal changes anything."""
         pairs: list[tuple[int, int]] = self.weights.nonzero().tolist()
         return [(e, o) for e, o in pairs]
 
     def without(self, edge: int, op: int) -> Tensor:
-        """[E, O]."""
+        """The weights [E, O] without this op on this edge."""
         return self.removed[edge * self.weights.shape[1] + op]
 
     def result(
         self, variants: Sequence[tuple[int, int]], accuracy: Tensor, loss: Tensor, images: int
     ) -> LeaveOneOut:
-        """Of accuracy and loss [1 + V], the unmodified supernet first, then these variants."""
+        """Makes the result of accuracy and loss [1 + V], the unmodified supernet first, then the variants."""
         number = torch.zeros(self.weights.shape, dtype=torch.int64, device="cpu")
         for v, (e, o) in enumerate(variants, start=1):
             number[e, o] = v
@@ -200,6 +203,7 @@ class WithWeights(nn.Module):
         self.supernet, self.weights = supernet, weights
 
     def forward(self, images: Tensor) -> Tensor:
+        """Maps images [N, 3, H, W] to the supernet's logits [N, classes] with these weights."""
         logits: Tensor = self.supernet(images, self.weights)
         return logits
 

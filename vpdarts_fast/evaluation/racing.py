@@ -68,7 +68,7 @@ class Racing:
 
     @property
     def scores(self) -> ImageScores:
-        """Of the criterion."""
+        """What computes the scores of images by the criterion."""
         return IMAGE_SCORES[self.criterion]
 
     def looks(self) -> list[int]:
@@ -114,7 +114,11 @@ class Race:
         return all(len(variants) == 1 for variants in self._edges)
 
     def images_of_ops(self, seen: int) -> Tensor:
-        """[E, O] int64: on how many images each op was in the race of its edge, which ends after `seen`."""
+        """Counts on how many images each op was in the race of its edge: [E, O] int64.
+
+        Args:
+            seen: how many images have been seen when the race ends.
+        """
         images = self._images.clone()
         for edge, variants in enumerate(self._edges):
             if len(variants) > 1:
@@ -126,7 +130,7 @@ class Race:
         return bool(self._looks) and images >= self._looks[0]
 
     def look(self, images: int, sums: Tensor, products: Tensor) -> None:
-        """Ops leave the race.
+        """Takes those ops out of the race that cannot lead their edge any more.
 
         Args:
             images: how many have been seen since the look before.

@@ -9,12 +9,15 @@ from vpdarts_fast.evaluation.validation import Removal
 
 
 def removals(weights: Tensor, removal: Removal = "zero", nones: Tensor | None = None) -> Tensor:
-    """Weights [E, O] -> [E*O, E, O]: table e*O + o is that without op o on edge e (`reference.without_op`).
+    """Makes the table of the weights without each op in turn (`reference.without_op`).
 
     Args:
-        weights: of the ops.
-        removal: as `vpdarts_fast.leave_one_out` has it.
+        weights: [E, O], of the ops.
+        removal: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
         nones: [E, O] bool, which ops add nothing to their edges, so that without one all others stay.
+
+    Returns:
+        [E*O, E, O]; table e*O + o is that without op o on edge e.
     """
     edges, ops = weights.shape
     tables = weights.detach().repeat(edges * ops, 1, 1)

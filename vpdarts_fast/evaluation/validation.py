@@ -51,7 +51,7 @@ class LeaveOneOut:
 
 
 def mean_of(evaluations: Sequence[LeaveOneOut]) -> LeaveOneOut:
-    """The mean of what was measured of several supernets, each on as many images; of one that itself."""
+    """Averages what was measured of several supernets, each on as many images; of one it is that itself."""
     if len(evaluations) == 1:
         return evaluations[0]
     return LeaveOneOut(
@@ -73,7 +73,7 @@ class Counts:
         self._least, self._greatest = torch.zeros(2, dtype=torch.int64, device=device)
 
     def add(self, variants: slice, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits [variants, N, classes] and labels [N] of N images more.
+        """Adds N images more, with logits [variants, N, classes] and labels [N] int64.
 
         Returns:
             Which predictions are right, bool, and the losses, float64; [variants, N] each.
@@ -119,7 +119,7 @@ def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[
 
 
 def check_options(batch_norm: str, memory_budget: int | None, removal: str = "zero") -> None:
-    """Raises `UserError` for what no evaluation takes."""
+    """Raises `UserError` for options that no evaluation takes."""
     if batch_norm not in get_args(BatchNorm):
         raise UserError(f"batch_norm must be one of {', '.join(get_args(BatchNorm))}; got {batch_norm!r}")
     if removal not in get_args(Removal):
@@ -144,7 +144,7 @@ def checked_pair(batch: object) -> Batch:
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:
-    """int64, one for each image."""
+    """Raises `UserError` unless labels are int64 [N], one for each image."""
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:
         raise UserError(
             f"labels must be int64 [N] = [{len(images)}]; got {list(labels.shape)} of {labels.dtype}"
@@ -167,7 +167,7 @@ def evaluation_mode(
     calibration: Sequence[Batch],
     forwards: Sequence[Callable[[Tensor], object]],
 ) -> Iterator[StatisticsOf]:
-    """Dropout off and the batch norms as asked, restored on exit.
+    """Turns dropout off and sets the batch norms as asked; all is as it was on exit.
 
     Args:
         model: whose batch norms they are.
@@ -178,6 +178,9 @@ def evaluation_mode(
 
     Yields:
         What has to be called before a variant is evaluated; without `variant` it changes nothing.
+
+    Raises:
+        UserError: `running` is asked of a model that keeps no running statistics.
     """
     modes = [(module, module.training) for module in model.modules()]
     norms = batch_norms(model)
@@ -214,7 +217,7 @@ def evaluation_mode(
 
 
 def batch_norms(model: nn.Module) -> list[Norm]:
-    """All that an evaluation gives other statistics."""
+    """Lists the batch norms of a model, all of which an evaluation gives other statistics."""
     return [module for module in model.modules() if isinstance(module, NORMS)]
 
 

@@ -55,10 +55,12 @@ class StopRequest:
             signal.signal(number, handler)
 
     def __call__(self) -> bool:
+        """Whether a signal has asked the search to stop."""
         return self.signal is not None
 
     @contextlib.contextmanager
     def deferred(self) -> Iterator[None]:
+        """Within, the first signal is a request to stop, and does not end the program by itself."""
         self._deferred = True
         try:
             yield
@@ -96,7 +98,12 @@ def _main(arguments: list[str]) -> int:
 
 
 def run_command(command: Command, stop: StopRequest) -> int:
-    """One search per seed, or what one would take."""
+    """Runs one search per seed or, with --dry-run, prints what one would take.
+
+    Raises:
+        UserError: a search could not begin or be finished.
+        Interrupted: a signal stopped it.
+    """
     machine.reuse_memory()
     with process_settings(command.config):
         config, data, table = prepared(command.config)
@@ -115,7 +122,7 @@ def run_command(command: Command, stop: StopRequest) -> int:
 
 
 def run_seeds(config: SearchConfig, seeds: tuple[int, ...], root: Path, session: Session) -> None:
-    """One search after the other, in folders of their own, and their summary."""
+    """Runs one search after the other, each in a folder of its own, and writes and prints their summary."""
     save = write_seeds if session.resuming else create_seeds  # where things lie may have changed
     save(root, seeds, config.to_json(root))
     results = {}

@@ -77,7 +77,11 @@ KINDS: dict[str, type[Part]] = {
 
 
 def parse(arguments: list[str]) -> Command:
-    """Flags over the defaults of --preset, --method and parts or, with --resume, the run's own settings."""
+    """Reads flags, which change the defaults of --preset, --method and parts or, with --resume, a run's own.
+
+    Raises:
+        UserError: no seeds that will do, or flags that change what the resumed run cannot change any more.
+    """
     default = default_command(arguments)
     command = tyro.cli(
         Command,
@@ -110,7 +114,7 @@ def parse(arguments: list[str]) -> Command:
 
 
 def default_command(arguments: list[str]) -> Command:
-    """What is not said by flags: of --resume the run's command, else of --preset, --method and the parts."""
+    """What flags do not say: with --resume the run's command, else what --preset, --method and parts give."""
     early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
     early.add_argument("--preset", default="quick")
     early.add_argument("--resume", type=Path)
@@ -148,13 +152,17 @@ def origins(config: SearchConfig) -> str:
 
 
 def command_of(config: SearchConfig, seeds: tuple[int, ...] = (0,)) -> Command:
-    """A command with these settings."""
+    """Makes a command with these settings."""
     flat = config.flat()
     return Command(config, **{name: flat[name] for name in KINDS}, method=config.method.recipe, seeds=seeds)
 
 
 def resumed(folder: Path) -> Command:
-    """The command that began the run in `folder`."""
+    """Reads the command that began the run in `folder`.
+
+    Raises:
+        UserError: there is no run in it, or its settings cannot be read.
+    """
     several = read_seeds(folder)
     if several is not None:
         seeds, values = several

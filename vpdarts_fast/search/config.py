@@ -106,11 +106,11 @@ class SearchConfig:
 
     @property
     def epochs(self) -> int:
-        """Of the warm-up and of the pruning together."""
+        """How many epochs warm-up and pruning have together."""
         return self.search.warmup_epochs + self.search.pruning_epochs
 
     def flat(self) -> dict[str, Any]:
-        """All settings by their names, over all groups; a part by its name, followed by its own settings.
+        """Lists all settings of all groups by their names; a part by its name, before its own settings.
 
         Raises:
             UserError: two settings have the same name.
@@ -123,7 +123,7 @@ class SearchConfig:
         return values
 
     def replaced(self, **settings: Any) -> SearchConfig:
-        """The same with other values of some settings, by their names; a part by its name or itself.
+        """Makes a copy with other values of some settings, by their names; a part by its name or itself.
 
         A recipe brings its settings along.
 
@@ -139,7 +139,10 @@ class SearchConfig:
         return changed
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:
-        """Plain values for config.json and the checkpoint, with the mark of their format; paths as places."""
+        """Makes plain values for config.json and the checkpoint, with the mark of their format.
+
+        Paths become lists of places; `folder` is the one to which the second place is relative.
+        """
         return SETTINGS.marked(to_values(self, folder))
 
     @classmethod
@@ -153,7 +156,7 @@ class SearchConfig:
 
     @classmethod
     def read(cls, path: Path) -> SearchConfig:
-        """The settings in config.json of a run; `UserError` if it is damaged or of a newer version."""
+        """Reads the settings in config.json of a run; `UserError` if it is damaged or of a newer version."""
         return from_values(cls, SETTINGS.read_json(path), str(path), path.parent)
 
 
@@ -224,10 +227,11 @@ PRESETS: dict[str, SearchConfig] = {
     ),
     "paper": _PAPER,
 }
+"""The settings of each value of --preset."""
 
 
 def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
-    """Settings of a resumed run that differ and matter, as `--flag: saved, asked`."""
+    """Lists the settings of a resumed run that differ and matter, as `--flag: saved, asked`."""
     others = asked.flat()
     return [
         f"{flag(name)}: the run has {value}, asked for {others.get(name)}"

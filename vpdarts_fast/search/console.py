@@ -91,13 +91,16 @@ class Console:
             print(text, flush=True)
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
+        """Shows a bar for a phase of an epoch, with `total` units of work of which `done` are done."""
         self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
 
     def advance(self, done: int, epochs: float) -> None:
+        """Moves the bars: `done` units of the phase are done, and so many epochs of the search."""
         self._progress.update(self._phase, completed=done)
         self._progress.update(self._search, completed=epochs)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
+        """Prints and logs how an epoch went, by its line of metrics.jsonl, and adds it to TensorBoard."""
         self.line(epoch_line(metrics, self._epochs))
         for text in member_lines(metrics["members"]):
             self.line(text)
@@ -105,11 +108,12 @@ class Console:
             self._guarded("TensorBoard events", lambda: tensorboard.add_epoch(metrics))
 
     def rung(self, rung: Rung) -> None:
+        """Prints and logs the scores of finalists that were trained alike."""
         for text in rung_lines(rung):
             self.line(text)
 
     def result(self, result: dict[str, Any]) -> None:
-        """The search is over."""
+        """Ends the bars, prints and logs what result.json holds, and adds it to TensorBoard."""
         self._stop_bars()
         for text in result_lines(result, self._run):
             self.line(text)
@@ -140,7 +144,7 @@ def draws_bars(console: RichConsole) -> bool:
 
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
-    """An epoch in one line."""
+    """Says in one line how an epoch of so many went, by its line of metrics.jsonl."""
     parts = [
         f"epoch {metrics['epoch'] + 1:>{len(str(epochs))}}/{epochs} {metrics['phase']:<7}",
         f"weights {metrics['weights_loss']:.3f} {metrics['weights_accuracy']:5.1f} %",
@@ -159,7 +163,7 @@ def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
 
 
 def images_text(importance: dict[str, Any]) -> str:
-    """On how many images an op was left out, on average, where they raced."""
+    """Says on how many images an op was left out, on average, where ops raced; elsewhere it is empty."""
     if importance["op_images"] is None:
         return ""
     counts = [count for edge in importance["op_images"] for count in edge]
@@ -167,7 +171,7 @@ def images_text(importance: dict[str, Any]) -> str:
 
 
 def member_lines(members: Sequence[dict[str, Any]]) -> list[str]:
-    """Of each supernet of a committee how it trains, and what it would select by itself."""
+    """Says of each supernet of a committee how it trains, and what it would select by itself."""
     lines = []
     for number, member in enumerate(members, start=1):
         parts = [f"  supernet {number}"]
@@ -183,7 +187,7 @@ def member_lines(members: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def rung_lines(rung: Rung) -> list[str]:
-    """Finalists that were trained alike, the best first."""
+    """Says how finalists that were trained alike compare, the best first."""
     values = rung_to_json(rung)
     cells = sorted(values["cells"], key=lambda cell: -sum(cell["accuracy"]))
     lines = [f"finalists, {rung.steps:,} steps, judged on {values['images']:,} images:"]
@@ -196,7 +200,7 @@ def rung_lines(rung: Rung) -> list[str]:
 
 
 def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
-    """What was found."""
+    """Says what a search found, by its result.json."""
     lines = [f"found: {result['architecture']}"]
     if result["index"] is not None:
         lines.append(f"index: {result['index']}")
@@ -212,7 +216,7 @@ def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
 
 
 def finalist_lines(finalists: dict[str, Any], architecture: str) -> list[str]:
-    """Both answers, and what parts them."""
+    """Says how each round of finalists ended, and what the search alone would answer if that is another."""
     search, rounds = finalists["search"], finalists["rounds"]
     trained = {cell["architecture"] for one in rounds for rung in one["rungs"] for cell in rung["cells"]}
     lines = [f"finalists: {len(trained)} cells, {finalists['steps']:,} steps"]
@@ -228,7 +232,7 @@ def finalist_lines(finalists: dict[str, Any], architecture: str) -> list[str]:
 
 
 def benchmark_text(accuracies: dict[str, float]) -> str:
-    """The table's accuracies after full training, as far as it has them."""
+    """Says what accuracies after full training the table has, in per cent."""
     names = {"cifar10_test_200ep": "C10", "cifar100_test_200ep": "C100", "imagenet16_120_test_200ep": "IN16"}
     shown = [f"{short} {accuracies[column]:.2f}" for column, short in names.items() if column in accuracies]
     return "[" + " ".join(shown) + "]"

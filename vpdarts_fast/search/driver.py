@@ -48,11 +48,9 @@ class Search:
         run: where metrics, checkpoints and the result go.
         observer: hears of progress.
         table: where to look the epochs' cells up.
-        stop: asked before every step and after every evaluation batch and epoch; True saves and raises
-            `Interrupted`.
+        stop: asked before every step and after every evaluation batch and epoch; True raises `Interrupted`.
         loss: of logits and labels, what all training minimises; evaluations measure cross-entropy.
-        on_evaluation: hears of every evaluation of the ops, when it is done; of one whose epoch did not end
-            again, when the search is continued.
+        on_evaluation: hears of every evaluation of the ops, and may hear of the last one again on resume.
 
     Raises:
         UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
@@ -95,7 +93,7 @@ class Search:
 
     @property
     def state(self) -> SearchState:
-        """Of the first member, whose epoch is that of the search."""
+        """The state of the first member, whose epoch is that of the search."""
         return self.members[0].state
 
     def resume(self) -> None:
@@ -139,7 +137,7 @@ class Search:
 
     @property
     def position(self) -> str:
-        """Where the search is, for people."""
+        """Says where the search is, for people."""
         if self.state.epoch == self.config.epochs:
             return "the final evaluation" if self.state.record.genotype is None else "the finalists"
         for number, member in enumerate(self.members, start=1):
@@ -379,19 +377,19 @@ def index_of(genotype: Any) -> int | None:
 
 
 def added(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Seconds by phase, of all together; in the order in which phases occur first."""
+    """Adds seconds up by phase; phases stand in the order in which they occur first."""
     phases = dict.fromkeys(phase for values in seconds for phase in values)
     return {phase: sum(values.get(phase, 0.0) for values in seconds) for phase in phases}
 
 
 def losses(weights: Mean, alpha: Mean) -> dict[str, float | None]:
-    """Loss and accuracy of an epoch's steps, as the files have them."""
+    """Sums up an epoch's steps by mean loss and accuracy in per cent, under the names that the files have."""
     names = ("weights_loss", "weights_accuracy", "alpha_loss", "alpha_accuracy")
     return dict(zip(names, (*weights.summary(), *alpha.summary()), strict=True))
 
 
 def limited(data: SearchImages, config: SearchConfig) -> SearchImages:
-    """`config.images.max_images` training images, drawn at random."""
+    """Draws `config.images.max_images` of the training images at random; all where there are no more."""
     count, used = len(data.train_labels), config.images.max_images
     if used is None or used >= count:
         return data

@@ -65,7 +65,7 @@ class Counts:
 
     @classmethod
     def of(cls, config: SearchConfig, training: int, validation: int, size: tuple[int, int]) -> Counts:
-        """Of a search on halves of so many images of that height and width."""
+        """Counts what a search does on halves of so many images of that height and width."""
         search, members = config.search, config.search.committee
         steps = steps_of_epoch(config, training, size)
         moving = search.pruning_epochs if config.method.alpha_rule.moves else 0
@@ -124,7 +124,7 @@ class Expectation:
         return sum(self.seconds.values())
 
     def lines(self, seeds: int = 1) -> list[str]:
-        """For people; of so many searches, one after the other."""
+        """Says it in lines for people, for so many searches one after the other."""
         counts, seconds = self.counts, self.seconds
         warmup, pruning = counts.epochs
         where = "on the GPU" if self.device.type == "cuda" else "resident"
@@ -251,7 +251,7 @@ class Nobody:
 
 
 class Enough(Exception):
-    """What was to be timed is."""
+    """Raised when what was to be timed has been timed."""
 
 
 class Stopwatch:
@@ -284,7 +284,7 @@ class Stopwatch:
         self.times.append(_now(self._device))
 
     def until_enough(self, work: Callable[[], object]) -> None:
-        """Calls a function that tells this watch of its progress."""
+        """Calls a function that tells this watch of its progress, until there is enough of it."""
         try:
             work()
         except Enough:
@@ -305,12 +305,12 @@ def _now(device: torch.device) -> float:
 
 
 def many(count: int, what: str, ending: str = "s") -> str:
-    """A count with its noun, as in `1 epoch` and `2,000 epochs`."""
+    """Writes a count with its noun, as in `1 epoch` and `2,000 epochs`."""
     return f"{count:,} {what}{'' if count == 1 else ending}"
 
 
 def duration(seconds: float) -> str:
-    """For people, as in `3 h 20 min`."""
+    """Writes seconds for people, as in `3 h 20 min`."""
     if seconds < 90:
         return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
     minutes = round(seconds / 60)

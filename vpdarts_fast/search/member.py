@@ -118,7 +118,10 @@ class Member:
         state.epoch, state.step, state.record = state.epoch + 1, 0, EpochRecord()
 
     def evaluate(self, watch: Watch) -> LeaveOneOut:
-        """Leave-one-out on a fresh random share of the validation half; losses need not be finite."""
+        """Evaluates the supernet without each op in turn, on a fresh random share of the validation half.
+
+        Losses need not be finite. What `watch` raises stops the evaluation.
+        """
         state, config = self.state, self.config
         started = time.perf_counter()
         generator = stream(config.search.seed, "evaluation images", state.epoch)

@@ -28,10 +28,10 @@ class Observer(Protocol):
         """So many units of the phase are done, and so many epochs of the search."""
 
     def epoch(self, metrics: dict[str, Any]) -> None:
-        """An epoch is over; its line of metrics.jsonl."""
+        """An epoch is over; `metrics` is its line of metrics.jsonl."""
 
     def rung(self, rung: Rung) -> None:
-        """Finalists were trained alike; their scores."""
+        """Finalists were trained alike; `rung` has their scores."""
 
 
 class Reporting:
@@ -41,16 +41,20 @@ class Reporting:
         self._observer, self._on_epoch = observer, on_epoch
 
     def phase(self, description: str, total: int, done: int = 0) -> None:
+        """Tells the observer that a phase of an epoch begins."""
         self._observer.phase(description, total, done)
 
     def advance(self, done: int, epochs: float) -> None:
+        """Tells the observer how much of the phase and of the search is done."""
         self._observer.advance(done, epochs)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
+        """Tells the observer and then the function that an epoch is over."""
         self._observer.epoch(metrics)
         self._on_epoch(metrics)
 
     def rung(self, rung: Rung) -> None:
+        """Tells the observer that finalists were trained alike."""
         self._observer.rung(rung)
 
 
@@ -78,14 +82,21 @@ class MemberWatch:
         self._search, self._number, self._phase = search, number, ""
 
     def begins(self, phase: str, total: int, done: int) -> None:
+        """Tells the observer that a phase begins, with the member's number if there are several members."""
         self._phase, members = phase, len(self._search.members)
         which = f" {self._number + 1}/{members}" if members > 1 else ""
         self._search.observer.phase(phase + which, total, done)
 
     def stop_if_asked(self) -> None:
+        """Stops the member if the search is asked to stop.
+
+        Raises:
+            Interrupted: the search is asked to stop.
+        """
         self._search.stop_if_asked()
 
     def done(self, done: int, total: int) -> None:
+        """Tells the observer how many units of the phase, and what part of the epoch, are done."""
         share = 0.0 if self._phase == "leave-one-out" else (self._number + done / total)
         epochs = self._search.state.epoch + share / len(self._search.members)
         self._search.observer.advance(done, epochs)

@@ -29,6 +29,14 @@ class CapturableSGD(torch.optim.SGD):
         self._rate.fill_(self.param_groups[0]["lr"])
 
     def step(self, closure: Callable[[], float] | None = None) -> float | None:  # type: ignore[override]
+        """Takes a step of SGD with the learning rate that was published last.
+
+        Args:
+            closure: computes the loss anew, as PyTorch's SGD takes it.
+
+        Returns:
+            What the closure returned, or None without one.
+        """
         (group,) = self.param_groups
         number, group["lr"] = group["lr"], self._rate
         try:
@@ -41,6 +49,13 @@ class CapturableSGD(torch.optim.SGD):
 def weights_optimizer(
     parameters: Iterable[nn.Parameter], config: SearchConfig, captured: bool
 ) -> torch.optim.SGD:
+    """Makes the optimiser of a network's weights: SGD, with momentum and decay as the settings say.
+
+    Args:
+        parameters: the weights.
+        config: the settings.
+        captured: whether its steps are recorded as CUDA graphs; it is then a `CapturableSGD`.
+    """
     make = CapturableSGD if captured else torch.optim.SGD
     return make(
         parameters,
@@ -67,6 +82,13 @@ def alpha_rate(config: SearchConfig, steps: int) -> float:
 
 
 def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torch.optim.Adam:
+    """Makes the optimiser of alpha [E, O]: Adam, with betas and decay as the settings say.
+
+    Args:
+        alpha: [E, O], a leaf that requires a gradient.
+        config: the settings; their `alpha_learning_rate` is taken as it is, see `alpha_rate`.
+        captured: whether its steps are recorded as CUDA graphs.
+    """
     return torch.optim.Adam(
         [alpha],
         lr=config.optimisers.alpha_learning_rate,
@@ -78,7 +100,7 @@ def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torc
 
 
 def adapted(saved: Any, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """A saved state dict for this optimiser, whose settings and way of computing stay its own.
+    """Turns a saved state dict into one for this optimiser, whose settings and way of computing stay.
 
     Taken from `saved` are the learning rate, which a schedule has moved, and what the optimiser keeps of each
     parameter.

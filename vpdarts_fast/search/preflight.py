@@ -23,7 +23,7 @@ from vpdarts_fast.spaces.space import Space
 def check_search(
     config: SearchConfig, data: SearchImages, table: BenchmarkTable | None, device: torch.device
 ) -> None:
-    """Everything that would stop the search later and can be known now; allocates nothing of its size.
+    """Checks all that would stop the search later and can be known now; allocates nothing of its size.
 
     Raises:
         UserError: too few images or classes, batches without a variance to normalise with, a table without
@@ -62,7 +62,7 @@ def images_of_epoch(config: SearchConfig, count: int) -> int:
 def last_batch_is_too_small(count: int, batch_size: int, smallest: int) -> bool:
     """Whether the rest of so many images that fills no batch has no variance to normalise with.
 
-    It is then left out of the epoch, as PyTorch's `drop_last` does. smallest: see `Space.smallest`.
+    It is then left out of the epoch, as PyTorch's `drop_last` does; `smallest` is from `Space.smallest`.
     """
     rest = count % batch_size
     return rest > 0 and rest * smallest < 2
@@ -203,25 +203,28 @@ def check_finalists(config: SearchConfig, data: SearchImages, device: torch.devi
 
 
 def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
-    """What a training step of the supernet keeps of an image for the backward pass, at least."""
+    """How many bytes a training step of the supernet keeps of an image for the backward pass, at least."""
     return config.space.kept_values(image_size) * activation_dtype(config.execution.precision).itemsize
 
 
 def node_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
-    """What the largest of the nodes takes of an image; 0 if that is not known."""
+    """How many bytes the largest of the nodes takes of an image; 0 if that is not known."""
     sizes = [math.prod(stage) for stage in config.space.stages(image_size)]
     return max(sizes, default=0) * activation_dtype(config.execution.precision).itemsize
 
 
 def evaluation_bytes(config: SearchConfig, data: SearchImages) -> int:
-    """What a batch of leave-one-out takes, at least: a cell's input and its output for one variant."""
+    """How many bytes a batch of leave-one-out takes, at least.
+
+    They are those of a cell's input and of its output for one variant.
+    """
     count = images_evaluated(config, validation_images(config, data))
     batch = math.ceil(count / math.ceil(count / config.optimisers.evaluation_batch_size))
     return 2 * batch * node_bytes(config, data.image_size)
 
 
 def sizes(space: Space[Any], finalist: bool = False) -> str:
-    """The flags that say how large the networks of a space are, with what they are."""
+    """Lists the flags that say how large the networks of a space are, with what they are."""
     numbers = {
         each.name: getattr(space, each.name)
         for each in dataclasses.fields(space)  # type: ignore[arg-type]
@@ -231,7 +234,7 @@ def sizes(space: Space[Any], finalist: bool = False) -> str:
 
 
 def choose_device(name: str) -> torch.device:
-    """auto takes a GPU where there is one; `UserError` for a device that is not there."""
+    """Finds the device of a name, of `auto` a GPU where there is one; `UserError` where it is not there."""
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -246,7 +249,7 @@ def choose_device(name: str) -> torch.device:
 
 
 def memory_of(device: torch.device) -> int:
-    """Bytes that a device has in all; of the CPU, what this process may take of the machine's."""
+    """How many bytes a device has in all; of the CPU, what this process may take of the machine's."""
     if device.type == "cuda":
         total: int = torch.cuda.mem_get_info(device)[1]
         return total

@@ -47,7 +47,11 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> tuple[RunFolder, SearchConfig]:
-        """A run that exists, and its settings."""
+        """Opens the folder of a run that exists; also returns its settings.
+
+        Raises:
+            UserError: there is no run in it, or its settings cannot be read.
+        """
         if not (path / "config.json").is_file():
             if path.is_dir() and is_empty(path):
                 raise UserError(f"no run has begun in {path}: start one with --out {path}")
@@ -88,7 +92,7 @@ class RunFolder:
         write_atomically(self._metrics, text.encode())
 
     def metrics(self) -> list[dict[str, Any]]:
-        """The epochs written so far; `UserError` if the file is damaged."""
+        """Reads the epochs written so far; `UserError` if the file is damaged."""
         if not self._metrics.exists():
             return []
         lines: list[Content] = []
@@ -103,10 +107,15 @@ class RunFolder:
         return lines
 
     def write_result(self, result: dict[str, Any]) -> None:
+        """Writes result.json, as a whole or not at all.
+
+        Raises:
+            UserError: the disk is full or not writable.
+        """
         write_atomically(self._result, (RESULT.to_json(result, indent=2) + "\n").encode())
 
     def result(self) -> dict[str, Any] | None:
-        """result.json of a finished run; `UserError` if it is damaged."""
+        """Reads result.json; None of a run that is not finished, `UserError` if it is damaged."""
         if not self._result.exists():
             return None
         result, tables = RESULT.read_json(self._result), self._tables()

@@ -65,7 +65,7 @@ class Session:
     searching: Callable[[], AbstractContextManager[object]] = nullcontext
 
     def search(self, config: SearchConfig, run: RunFolder, observer: Observer) -> Search:
-        """A search of the session, at its beginning.
+        """Makes a search of the session, at its beginning.
 
         Raises:
             UserError: it could not be finished.
@@ -76,7 +76,7 @@ class Session:
 
 @contextmanager
 def process_settings(config: SearchConfig) -> Iterator[None]:
-    """What a search needs of the process: threads, and a cuDNN that repeats itself; put back behind it."""
+    """Sets, while it is entered, what a search needs: threads, and a cuDNN that repeats itself."""
     threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
     if config.execution.threads is not None:
@@ -91,7 +91,7 @@ def process_settings(config: SearchConfig) -> Iterator[None]:
 def prepared(
     config: SearchConfig, data: SearchImages | None = None
 ) -> tuple[SearchConfig, SearchImages, BenchmarkTable | None]:
-    """All that can be complained of before there is a folder.
+    """Prepares a search, and complains of all that can be complained of before there is a folder.
 
     Args:
         config: the settings.
@@ -131,7 +131,7 @@ def benchmark_table(config: SearchConfig) -> BenchmarkTable | None:
 
 
 def new_folder(config: SearchConfig) -> Path:
-    """A folder under ./runs that does not exist yet."""
+    """Names a folder under ./runs that does not exist yet."""
     name = time.strftime("%Y%m%d-%H%M%S") + f"-{config.preset}-{config.images.dataset}"
     folder = Path("runs") / name
     suffix = 1
@@ -142,7 +142,7 @@ def new_folder(config: SearchConfig) -> Path:
 
 
 def run_one(config: SearchConfig, folder: Path, session: Session) -> dict[str, Any]:
-    """One search in its folder, new or continued, to its result and pictures.
+    """Runs one search in its folder, new or continued, to its result and pictures.
 
     What follows the result is done again on resume, since nobody knows how far it came. A run that fails
     before its first step leaves nothing that would be in the way of the next.
@@ -172,7 +172,7 @@ def run_one(config: SearchConfig, folder: Path, session: Session) -> dict[str, A
 
 
 def run_search(search: Search, console: Console, session: Session) -> dict[str, Any]:
-    """The search from where its folder has it; returns the result."""
+    """Runs the search from where its folder has it, and returns what result.json holds."""
     if search.run_folder.has_begun():
         search.resume()
     console.begin(search.state.epoch)
@@ -188,7 +188,13 @@ def run_search(search: Search, console: Console, session: Session) -> dict[str, 
 
 
 def open_run(config: SearchConfig, folder: Path, resuming: bool) -> tuple[RunFolder, bool]:
-    """The folder of a run, and whether the run is new; of a stopped group, a seed may have none yet."""
+    """Opens or makes the folder of a run; also returns whether the run is new.
+
+    Of a group of seeds that was stopped, a seed may have none yet.
+
+    Raises:
+        UserError: the run has begun with other settings.
+    """
     if not (resuming and (folder / "config.json").exists()):
         return RunFolder.create(folder, config), True
     run, saved = RunFolder.open(folder)
@@ -200,7 +206,7 @@ def open_run(config: SearchConfig, folder: Path, resuming: bool) -> tuple[RunFol
 
 
 def header_lines(search: Search, data: SearchImages) -> list[str]:
-    """What is about to run: the resolved settings, the images and the device."""
+    """Says what is about to run: the resolved settings, the images and the device."""
     config = search.config
     settings = "  ".join(f"{name}={value}" for name, value in config.flat().items())
     position = f", continued at {search.position}" if search.begun else ""
@@ -221,7 +227,7 @@ def header_lines(search: Search, data: SearchImages) -> list[str]:
 
 
 def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
-    """What serves training and leave-one-out on this device, and why nothing better does.
+    """Says what serves training and leave-one-out on this device, and why nothing better does.
 
     Raises:
         UserError: --backend names one that cannot.

@@ -31,7 +31,7 @@ def write_seeds(folder: Path, seeds: tuple[int, ...], config: dict[str, Any]) ->
 
 
 def read_seeds(folder: Path) -> tuple[tuple[int, ...], dict[str, Any]] | None:
-    """Seeds and settings of a folder of several runs; None if it is not one.
+    """Reads the seeds and the settings of a folder of several runs; None if it is not one.
 
     Raises:
         UserError: seeds.json is damaged or of a newer version.
@@ -59,11 +59,12 @@ def discard_seeds(folder: Path, seeds: tuple[int, ...]) -> None:
 
 
 def seed_folder(seed: int) -> str:
+    """Names the folder of a seed's run, within the folder of several runs."""
     return f"seed-{seed}"
 
 
 def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
-    """Per seed what was found; over the seeds mean, standard deviation and variance of the accuracies.
+    """Sums up what each seed found, and mean, standard deviation and variance of the accuracies.
 
     Standard deviation and variance are of the sample (n - 1), None for a single seed.
     """
@@ -95,7 +96,7 @@ def summarise(results: dict[int, dict[str, Any]]) -> dict[str, Any]:
 
 
 def summary_lines(summary: dict[str, Any]) -> list[str]:
-    """The summary for people."""
+    """Says for people what each seed found, and how the accuracies spread."""
     lines = [
         f"seed {seed}: {result['architecture']} (index {result['index']})"
         for seed, result in summary["seeds"].items()

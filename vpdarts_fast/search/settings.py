@@ -91,7 +91,7 @@ class MethodSettings:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Of weights (SGD) and alpha (Adam)."""
+    """How the weights (SGD) and alpha (Adam) are optimised."""
 
     batch_size: int = 64
     """Images in a training step."""

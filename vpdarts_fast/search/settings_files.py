@@ -15,7 +15,7 @@ Group = TypeVar("Group")
 
 
 def to_values(group: Any, folder: Path | None) -> dict[str, Any]:
-    """Plain values of a dataclass of settings, groups and parts; of a part with its name.
+    """Turns a dataclass of settings into plain values, with its groups and parts; a part has its name.
 
     A path becomes a list of places: the absolute one and, for a file in `folder`, the one relative to that
     folder, which is still right when both have moved together.
@@ -32,7 +32,7 @@ def to_values(group: Any, folder: Path | None) -> dict[str, Any]:
 
 
 def from_values(group: type[Group], values: Any, source: str, folder: Path | None) -> Group:
-    """The inverse of `to_values`.
+    """Makes a dataclass of settings of plain values, as the inverse of `to_values`.
 
     Raises:
         UserError: naming `source`, for missing or unknown settings, values of another type or out of bounds,

@@ -34,7 +34,7 @@ class Mean:
         self._images = images
 
     def add(self, sums: Tensor, images: int) -> None:
-        """What `step_sums` gives of so many images."""
+        """Adds what `step_sums` gives of so many images."""
         self._sums = self._sums.to(sums.device).add_(sums)
         self._images += images
 
@@ -47,14 +47,14 @@ class Mean:
 
     @classmethod
     def together(cls, means: Sequence[Mean]) -> Mean:
-        """Over the images of all of them; of one that itself."""
+        """Joins means into that over the images of all of them; of one it is that itself."""
         if len(means) == 1:
             return means[0]
         loss, correct = torch.stack([mean._sums.cpu() for mean in means]).sum(0).tolist()
         return cls(loss, int(correct), sum(mean._images for mean in means))
 
     def to_dict(self) -> dict[str, Any]:
-        """The arguments of a new one that goes on from here."""
+        """Returns the arguments of a new one that goes on from here."""
         loss, correct = self._sums.tolist()
         return {"loss": loss, "correct": int(correct), "images": self._images}
 
@@ -67,9 +67,12 @@ class Mean:
 
 
 def step_sums(loss: Tensor, correct: Tensor, images: int) -> Tensor:
-    """[2] float64 of a step: the loss summed over its images, and how many were right.
+    """Sums up a step as [2] float64: the loss summed over its images, and how many were right.
 
-    loss [] is their mean, correct [].
+    Args:
+        loss: [], the mean over the images.
+        correct: [], how many were right.
+        images: how many there are.
     """
     return torch.stack([loss.double() * images, correct.double()])
 
@@ -97,6 +100,7 @@ class EpochRecord:
     seconds: dict[str, float] = field(default_factory=lambda: {"leave_one_out": 0.0, "train": 0.0})
 
     def to_dict(self) -> dict[str, Any]:
+        """Returns plain values for a checkpoint, as `from_dict` takes them."""
         return {**vars(self), "weights": self.weights.to_dict(), "alpha": self.alpha.to_dict()}
 
     @classmethod
@@ -176,7 +180,7 @@ class SearchState:
     _PARTS = ("supernet", "weights_optimizer", "alpha_optimizer", "schedule")
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values for `checkpoint.save`."""
+        """Returns tensors and plain values for `checkpoint.save`."""
         return {
             **{part: getattr(self, part).state_dict() for part in self._PARTS},
             "alpha": self.alpha.detach(),
@@ -189,7 +193,7 @@ class SearchState:
         }
 
     def snapshot(self) -> dict[str, Any]:
-        """The part of it that leave-one-out evaluation looks at."""
+        """Returns the part of `state_dict` that leave-one-out evaluation looks at."""
         return {
             "supernet": self.supernet.state_dict(),
             "alpha": self.alpha.detach(),
@@ -247,7 +251,7 @@ class SearchState:
 
 
 def first_alpha(config: SearchConfig) -> Tensor:
-    """[E, O] float64 on the CPU: where alpha starts, each supernet's by its own seed."""
+    """Says where alpha starts, [E, O] float64 on the CPU; a supernet's noise is drawn by its own seed."""
     present = config.space.present
     start = config.method.alpha_start
     row = 1 / present.sum(1, dtype=torch.float64) if start is None else torch.tensor(start).double()
@@ -277,7 +281,7 @@ def parts_with_state(method: MethodSettings) -> dict[str, Relaxation | Regularis
 
 
 def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
-    """The tensors on a device."""
+    """Moves tensors to a device."""
     return {name: tensor.to(device) for name, tensor in tensors.items()}
 
 
@@ -316,7 +320,7 @@ def check_table(table: Any, name: str, shape: tuple[int, int]) -> None:
 
 
 def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, Any]:
-    """As it stands in metrics.jsonl and result.json."""
+    """Turns an evaluation into plain values, as they stand in metrics.jsonl and result.json."""
     return {
         "accuracy": evaluation.accuracy.tolist(),
         "loss": evaluation.loss.tolist(),
@@ -329,7 +333,7 @@ def evaluation_to_json(evaluation: LeaveOneOut, batch_norm: str) -> dict[str, An
 
 
 def evaluation_from_json(values: Mapping[str, Any]) -> LeaveOneOut:
-    """The inverse of `evaluation_to_json`, bit for bit."""
+    """Makes an evaluation of what `evaluation_to_json` returned, bit for bit."""
     tables = {
         name: torch.tensor(values[name], dtype=torch.float64, device="cpu") for name in ("accuracy", "loss")
     }
@@ -343,6 +347,6 @@ def evaluation_from_json(values: Mapping[str, Any]) -> LeaveOneOut:
 
 
 def numbers(table: Tensor) -> list[list[float]]:
-    """A table [E, O] as plain lists."""
+    """Turns a table [E, O] into plain lists."""
     rows: list[list[float]] = table.detach().cpu().tolist()
     return rows

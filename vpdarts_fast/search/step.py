@@ -36,7 +36,10 @@ def training_step(
     gradient_clip: float,
     loss_of: Loss = F.cross_entropy,
 ) -> tuple[Tensor, Tensor]:
-    """As `weights_step`, of a network that is called with images alone."""
+    """Trains a network that is called with images alone on a training batch.
+
+    It returns what `weights_step` does.
+    """
     images, labels = batch
     logits = network(images)
     loss = loss_of(logits, labels)

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vpdarts_fast import ops
 from vpdarts_fast.backends.pytorch.dropout import skip_scale
@@ -19,7 +20,10 @@ from vpdarts_fast.contract.transforms import in_transform
 
 
 class ReLUConvBN(nn.Module):
-    """ReLU, convolution without bias, batch norm. [N, C_in, H, W] -> [N, C_out, H/stride, W/stride]."""
+    """ReLU, then a convolution without bias, then a batch norm.
+
+    [N, C_in, H, W] -> [N, C_out, ceil(H / stride), ceil(W / stride)], for an odd kernel.
+    """
 
     def __init__(self, channels_in: int, channels_out: int, kernel: int, stride: int, affine: bool) -> None:
         super().__init__()
@@ -31,17 +35,20 @@ class ReLUConvBN(nn.Module):
 
     @property
     def conv(self) -> nn.Conv2d:
+        """The convolution, whose weight is [C_out, C_in, kernel, kernel]."""
         conv = self.op[1]
         assert isinstance(conv, nn.Conv2d)
         return conv
 
     @property
     def norm(self) -> nn.BatchNorm2d:
+        """The batch norm of the C_out channels."""
         norm = self.op[2]
         assert isinstance(norm, nn.BatchNorm2d)
         return norm
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` [N, C_in, H, W] to [N, C_out, ceil(H / stride), ceil(W / stride)]."""
         out: Tensor = self.op(x)
         return out
 
@@ -50,6 +57,7 @@ class Zero(nn.Module):
     """The `none` operation."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns zeros of the shape and the dtype of `x`."""
         return torch.zeros_like(x)
 
 
@@ -65,16 +73,22 @@ class SkipConnect(nn.Module):
         self.dropout = dropout
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns `x` [N, C, H, W], in training mode with dropout.
+
+        Dropout makes elements 0 with the probability `dropout`, and scales the others up by as much as keeps
+        the expected value.
+        """
         if not self.training or self.dropout == 0:
             return x
         return x * skip_scale(draw_seeds(1, x.device)[0], self.dropout, x)
 
+    @override
     def extra_repr(self) -> str:
         return f"dropout={self.dropout}"
 
 
 def draw_seeds(count: int, device: torch.device) -> Tensor:
-    """[count] int64 on the device, from PyTorch's generator of that device."""
+    """Draws seeds [count] int64 on the device, from PyTorch's generator of that device."""
     return torch.empty(count, dtype=torch.int64, device=device).random_(-(2**63), None)
 
 
@@ -92,7 +106,7 @@ class MixedOp(nn.ModuleList):
     """The alpha-weighted sum of an edge's candidate operations (paper, Eq. 3: no softmax)."""
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
-        """x [N, C, H, W], alpha [O] -> [N, C, H, W]."""
+        """Adds up what the operations make of `x` [N, C, H, W], weighted by `alpha` [O]: [N, C, H, W]."""
         out: Tensor = alpha[0] * self[0](x)
         for o in range(1, len(self)):
             out = out + alpha[o] * self[o](x)
@@ -122,7 +136,7 @@ class SearchCell(nn.Module):
         )
 
     def mixed_ops(self) -> list[MixedOp]:
-        """In the order of alpha's rows."""
+        """Lists the cell's mixed operations in the order of alpha's rows."""
         return [edge for edge in self.edges.values() if isinstance(edge, MixedOp)]
 
     def convolutions(self) -> list[tuple[ReLUConvBN, ReLUConvBN]]:
@@ -135,7 +149,7 @@ class SearchCell(nn.Module):
         return pairs
 
     def convolution_weights(self) -> tuple[Tensor, Tensor]:
-        """[E, C, C, 1, 1] and [E, C, C, 3, 3]."""
+        """Stacks the weights of all edges' convolutions: 1x1 [E, C, C, 1, 1] and 3x3 [E, C, C, 3, 3]."""
         convolutions = self.convolutions()
         return (
             torch.stack([conv_1x1.conv.weight for conv_1x1, _ in convolutions]),
@@ -150,12 +164,12 @@ class SearchCell(nn.Module):
         return conv_1x1.norm
 
     def skip_connections(self) -> list[SkipConnect]:
-        """In the order of alpha's rows."""
+        """Lists the edges' skip connections in the order of alpha's rows."""
         skips = [edge[1] for edge in self.mixed_ops()]
         return [skip for skip in skips if isinstance(skip, SkipConnect)]
 
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
-        """x [N, C, H, W], alpha [E, O] -> [N, C, H, W]."""
+        """Computes the last node [N, C, H, W] of `x` [N, C, H, W], the ops weighted by `alpha` [E, O]."""
         if self.fused and not in_transform():
             if normalises_batches(self.norm):
                 return self._with_batch_statistics(x, alpha)
@@ -172,10 +186,16 @@ class SearchCell(nn.Module):
         return nodes[-1]
 
     def with_fixed_statistics(self, x: Tensor, alpha: Tensor, fixed: Fixed | None = None) -> Tensor:
-        """The cell for V alpha tables through `vpdarts_fast.ops`, without gradients.
+        """Computes the cell for V alpha tables through `vpdarts_fast.ops`, without gradients.
 
-        x [1 or V, N, C, H, W], alpha [V, E, O] -> [V, N, C, H, W]. fixed: mean and variance [E, 2, C], or
-        [V, E, 2, C], or none for those that the batch norms keep.
+        Args:
+            x: [1 or V, N, C, H, W].
+            alpha: [V, E, O].
+            fixed: mean and variance that the batch norms use, [E, 2, C] each or [V, E, 2, C] each; None takes
+                those that they keep.
+
+        Returns:
+            The last node [V, N, C, H, W].
         """
         if fixed is None:
             norms = [conv.norm for pair in self.convolutions() for conv in pair]
@@ -218,7 +238,7 @@ Fixed = tuple[Tensor, Tensor]
 
 
 def kept_statistics(norms: Sequence[nn.BatchNorm2d]) -> Fixed:
-    """Running mean and variance [norms, C] of batch norms of the same width."""
+    """Stacks the running means and variances, [norms, C] each, of batch norms of the same width."""
     means = [norm.running_mean for norm in norms if norm.running_mean is not None]
     variances = [norm.running_var for norm in norms if norm.running_var is not None]
     return torch.stack(means), torch.stack(variances)
@@ -247,9 +267,14 @@ def update_running_statistics(
     x: Tensor,
     computed: Sequence[bool] | None = None,
 ) -> None:
-    """What a training-mode forward of batch norms does to their buffers, all of them together.
+    """Does to the buffers of batch norms what a training-mode forward does, to all of them together.
 
-    mean and biased variance [norms, C], of x's batch; computed: for which norms there are any, or all.
+    Args:
+        norms: the batch norms.
+        mean: [norms, C], of the batch.
+        variance: [norms, C], biased, of the batch.
+        x: [N, C, H, W], of which the number of values per channel is taken.
+        computed: for which norms there are statistics; None for all of them.
     """
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
@@ -297,19 +322,22 @@ class ResidualBlock(nn.Module):
 
     @property
     def shortcut(self) -> nn.Conv2d:
+        """The 1x1 convolution behind the pool, whose weight is [C_out, C, 1, 1]."""
         conv = self.downsample[1]
         assert isinstance(conv, nn.Conv2d)
         return conv
 
     @property
     def norms(self) -> tuple[nn.BatchNorm2d, nn.BatchNorm2d]:
+        """The batch norms of both 3x3 convolutions, a and b."""
         return self.conv_a.norm, self.conv_b.norm
 
     def convolution_weights(self) -> tuple[Tensor, Tensor, Tensor]:
-        """[C_out, C, 3, 3], [C_out, C_out, 3, 3] and [C_out, C, 1, 1]."""
+        """The weights of a, b and the shortcut: [C_out, C, 3, 3], [C_out, C_out, 3, 3], [C_out, C, 1, 1]."""
         return self.conv_a.conv.weight, self.conv_b.conv.weight, self.shortcut.weight
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` [N, C, H, W] to [N, C_out, ceil(H / 2), ceil(W / 2)]."""
         if self.fused and not in_transform():
             if normalises_batches(self.conv_a.norm):
                 return with_statistics(
@@ -323,9 +351,12 @@ class ResidualBlock(nn.Module):
         return shortcut + residual
 
     def with_fixed_statistics(self, x: Tensor, fixed: Fixed | None = None) -> Tensor:
-        """The output through `vpdarts_fast.ops`, without gradients.
+        """Computes the output through `vpdarts_fast.ops`, without gradients.
 
-        Mean and variance [2, C_out] of a and b, or none for those that the batch norms keep.
+        Args:
+            x: [N, C, H, W].
+            fixed: mean and variance that the batch norms of a and b use, [2, C_out] each; None takes those
+                that they keep.
         """
         mean, variance = fixed or kept_statistics(self.norms)
         weight = torch.stack([norm.weight for norm in self.norms])
@@ -336,7 +367,12 @@ class ResidualBlock(nn.Module):
         return ops.residual_block(x, *weights, scale, bias - mean * scale, backend=backend)
 
     def with_batch_statistics(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The output through `vpdarts_fast.ops`, and mean and biased variance [2, C_out] of a and b."""
+        """Computes the output through `vpdarts_fast.ops`, with the statistics of the batch.
+
+        Returns:
+            The output [N, C_out, ceil(H / 2), ceil(W / 2)], and mean and biased variance [2, C_out] of a and
+            b.
+        """
         norms = self.norms
         return ops.trained_residual_block(
             x,

@@ -39,7 +39,7 @@ class AlphaTable:
 
     @classmethod
     def uniform(cls, name: str, edges: Sequence[str], ops: Sequence[str]) -> AlphaTable:
-        """A table whose edges all have the same operations."""
+        """Makes a table whose edges all have the same operations."""
         return cls(name, tuple(edges), (tuple(ops),) * len(edges))
 
 
@@ -116,13 +116,16 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         return self
 
     def parameters(self, num_classes: int) -> int:
-        """How many the supernet has."""
+        """How many parameters the supernet has."""
         with torch.device("meta"):
             supernet = self.supernet(num_classes)
         return sum(parameter.numel() for parameter in supernet.parameters())
 
     def stages(self, image_size: tuple[int, int]) -> Sequence[tuple[int, int, int]]:
-        """Channels, height and width of a node in each part of the supernet where they are the same."""
+        """Channels, height and width of a node in each part of the supernet where they are the same.
+
+        Empty where that is not known.
+        """
         return ()
 
     def kept_values(self, image_size: tuple[int, int], *, edges: bool = True) -> int:
@@ -149,7 +152,7 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         return self._from_choices(order.argmax(1).tolist())
 
     def chosen(self, genotype: Genotype) -> Tensor:
-        """[E, O] bool: which operations a choice consists of; as many for every choice."""
+        """Marks which operations a choice consists of, as many for every choice: [E, O] bool, on the CPU."""
         mask = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         ops = (op for table in genotype.ops for op in table)
         for row, (names, op) in enumerate(zip(self._rows(), ops, strict=True)):
@@ -157,7 +160,7 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         return mask
 
     def neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
-        """All choices that differ in one operation."""
+        """Yields all choices that differ in one operation."""
         choices = self.chosen(genotype).int().argmax(1).tolist()
         for row, names in enumerate(self._rows()):
             for op in range(len(names)):
@@ -194,13 +197,13 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
 
     @cached_property
     def shape(self) -> tuple[int, int]:
-        """(E, O) of alpha."""
+        """How many edges and operations alpha has: (E, O)."""
         rows = self._rows()
         return len(rows), max(len(names) for names in rows)
 
     @cached_property
     def present(self) -> Tensor:
-        """[E, O] bool, on the CPU: where an edge has an operation."""
+        """Marks where an edge has an operation: [E, O] bool, on the CPU."""
         edges, ops = self.shape
         mask = torch.zeros(edges, ops, dtype=torch.bool, device="cpu")
         for row, names in enumerate(self._rows()):
@@ -209,7 +212,7 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
 
     @cached_property
     def nones(self) -> Tensor:
-        """[E, O] bool, on the CPU: the ops called `none`, which add nothing to their edges."""
+        """Marks the ops called `none`, which add nothing to their edges: [E, O] bool, on the CPU."""
         edges, ops = self.shape
         mask = torch.zeros(edges, ops, dtype=torch.bool, device="cpu")
         for row, names in enumerate(self._rows()):
@@ -217,7 +220,7 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         return mask
 
     def split(self, table: Tensor) -> dict[str, Tensor]:
-        """The rows of a table [E, ...] by the names of the cell types."""
+        """Splits a table [E, ...] into the rows of each cell type, by the types' names."""
         parts = torch.split(table, [len(each.edges) for each in self.tables])
         return {each.name: part for each, part in zip(self.tables, parts, strict=True)}
 

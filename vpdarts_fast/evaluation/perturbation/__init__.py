@@ -123,7 +123,10 @@ def evaluated(
     batch_norm: BatchNorm,
     on_batch: Callable[[int], None] | None,
 ) -> tuple[Tensor, Tensor, int]:
-    """Accuracy in per cent and loss [V] float64 of all variants, the unmodified first, on how many images.
+    """Evaluates all variants of a model on all batches.
+
+    Returns:
+        Accuracy in per cent and loss, [V] float64 each, the unmodified model first; and on how many images.
 
     Raises:
         UserError: as `leave_one_out_of_model`, of batches, labels and outputs.

@@ -62,7 +62,7 @@ class CellType:
 
     @property
     def whole(self) -> bool:
-        """Weights come for whole cells."""
+        """Whether weights come for whole cells, not for each edge."""
         return self.places[0].edge is None
 
 
@@ -71,7 +71,7 @@ Cell = list[tuple[str, nn.Module, MixedOpPlan | CellPlan]]
 
 
 def cell_types(model: nn.Module) -> dict[CellTypes, CellType]:
-    """What leave-one-out evaluation can change in the model.
+    """Finds the cells of a model whose ops leave-one-out evaluation can change, by their types.
 
     Raises:
         UserError: no mixed operations are recognised, or cells of one type differ.

@@ -25,7 +25,7 @@ class _DirichletDraw:
 
     @staticmethod
     def apply(concentration: Tensor) -> Tensor:
-        """A draw for each of the distributions, concentrations [..., O]."""
+        """Draws once from each of the distributions with concentrations [..., O]."""
         if torch.is_grad_enabled():
             drawn: Tensor = _DirichletDraw.original.apply(concentration)
             return drawn

@@ -27,7 +27,7 @@ class Statistics:
     pairs: Sequence[tuple[Tensor, Tensor]] = ()
 
     def select(self, variants: slice | int) -> Statistics:
-        """Of some of the variants, or of one."""
+        """Selects the statistics of some of the variants, or of one."""
         pairs = [(mean, variance) if mean.dim() == 1 else (mean[variants], variance[variants])
                  for mean, variance in self.pairs]  # fmt: skip
         return Statistics(self.norms, pairs)
@@ -39,7 +39,7 @@ class Statistics:
                 norm.running_mean, norm.running_var = mean, variance
 
     def differing(self) -> list[Tensor]:
-        """What differs between variants, [V, C] each."""
+        """Lists the statistics that differ between variants, [V, C] each."""
         return [values for pair in self.pairs for values in pair if values.dim() == 2]
 
     @contextmanager
@@ -51,7 +51,7 @@ class Statistics:
 
 
 def kept(norms: Sequence[Norm]) -> Statistics:
-    """What batch norms keep now."""
+    """Reads the statistics that batch norms keep now."""
     pairs = []
     for norm in norms:
         mean, variance = norm.running_mean, norm.running_var
@@ -63,13 +63,13 @@ def kept(norms: Sequence[Norm]) -> Statistics:
 def estimated(
     model: nn.Module, norms: Sequence[Norm], calibration: Sequence[Batch], forward: Callable[[Tensor], object]
 ) -> Statistics:
-    """What batch norms find in calibration batches, in a forward pass by `torch.vmap` over variants."""
+    """Estimates what batch norms find in calibration batches, by `torch.vmap` over variants."""
     recalibrate(model, norms, calibration, forward, Estimate.starting_from)
     return kept(norms)
 
 
 def joined(parts: Sequence[Statistics], sizes: Sequence[int]) -> Statistics:
-    """Of all variants, from parts of as many variants as `sizes` says.
+    """Joins the statistics of parts into those of all variants; `sizes` says how many variants a part has.
 
     Of a part with one variant it cannot be told what others have in common with it.
     """

@@ -60,7 +60,7 @@ class Group:
     share: Tensor | None
 
     def change(self, variants: slice | int) -> Change:
-        """Of one variant, or of some, in front of whose tables there is V."""
+        """What one variant changes, or what V of them change, in front of whose tables there is V."""
         pairs = self.pairs[variants] if isinstance(variants, slice) else [self.pairs[variants]]
         share = None if self.share is None else self.share[variants]
         return Change(self.cells, frozenset(e for e, _ in pairs), self.factor[variants], share)
@@ -122,12 +122,12 @@ class Evaluation:
         return joined(parts, sizes)
 
     def base(self, images: Tensor) -> Tensor:
-        """Logits [N, classes] of the unmodified model."""
+        """Computes the logits [N, classes] of the unmodified model."""
         with _same_random_numbers(images.device):
             return self._run(images, None)
 
     def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Which variants, which images, and their logits [variants, images, classes], piece by piece."""
+        """Yields pieces: which variants, which images, and their logits [variants, images, classes]."""
         everything = slice(0, len(images))
         self._base.use()
         yield slice(0, 1), everything, self.base(images).unsqueeze(0)
@@ -186,8 +186,11 @@ class Evaluation:
         return logits
 
     def _need(self, images: Tensor, places: Sequence[Place], op: str) -> Need:
-        """Of a cell: what its op holds at once; of mixed operations the inputs of all of them, which is more
-        than nodes and one edge."""
+        """What a piece takes of a cell.
+
+        It is what the cell's op holds at once; of mixed operations the inputs of all of them, which is more
+        than nodes and one edge.
+        """
         inputs = [self._weights.image[place.name] for place in places]
         size = sum(image.numel() * image.element_size() for image in inputs)
         if places[0].edge is not None:

@@ -55,14 +55,14 @@ class Weights:
         self.image: dict[str, Tensor] = {}
 
     def cells(self) -> Iterator[list[Place]]:
-        """The places of each cell."""
+        """Yields the places of each cell."""
         for cells in self._types.values():
             step = 1 if cells.whole else len(cells.edges)
             for first in range(0, len(cells.places), step):
                 yield list(cells.places[first : first + step])
 
     def places(self) -> Iterator[Place]:
-        """All mixed operations, or cells."""
+        """Yields the places of all mixed operations, or of all cells."""
         for cells in self._types.values():
             yield from cells.places
 
@@ -139,7 +139,7 @@ def _intercepting(kind: type[nn.Module], method: str) -> Callable[..., Any]:
 
 
 def _changed_table(name: str, weights: Any, change: Change, shape: tuple[int, int]) -> Any:
-    """weights [E, O], or a sequence of rows."""
+    """Changes weights [E, O], or a sequence of rows."""
     if isinstance(weights, Tensor) and weights.shape == shape:
         changed = weights * change.factor.to(weights)
         if change.share is not None:
@@ -152,7 +152,7 @@ def _changed_table(name: str, weights: Any, change: Change, shape: tuple[int, in
 
 
 def _changed_row(name: str, weights: Any, factor: Tensor, share: Tensor | None) -> Any:
-    """weights [O], or a sequence of numbers and tensors of one element."""
+    """Changes weights [O], or a sequence of numbers and tensors of one element."""
     if isinstance(weights, Tensor) and weights.dim() > 0 and len(weights) == weights.numel() == len(factor):
         changed = weights * factor.to(weights).view(weights.shape)
         return changed if share is None else changed + weights.sum() * share.to(weights).view(weights.shape)
@@ -168,7 +168,16 @@ def _changed_row(name: str, weights: Any, factor: Tensor, share: Tensor | None) 
 
 
 def removals(cells: CellType, variants: Sequence[tuple[int, int]], template: Tensor) -> tuple[Tensor, None]:
-    """Factors [V, E, O] and no shares: in variant v the weight of (edge, op) = variants[v] is 0."""
+    """Makes the changes that remove an op: in variant v the weight of (edge, op) = variants[v] is 0.
+
+    Args:
+        cells: the cells whose weights change.
+        variants: (edge, op) of each of the V variants.
+        template: a tensor of the weights' dtype and device.
+
+    Returns:
+        Factors [V, E, O], and no shares (`Change`).
+    """
     factor = template.new_ones(len(variants), len(cells.edges), cells.ops)
     for v, (e, o) in enumerate(variants):
         factor[v, e, o] = 0
@@ -176,7 +185,16 @@ def removals(cells: CellType, variants: Sequence[tuple[int, int]], template: Ten
 
 
 def keeps(cells: CellType, variants: Sequence[tuple[int, int]], template: Tensor) -> tuple[Tensor, Tensor]:
-    """Factors and shares [V, E, O]: in variant v the op of variants[v] has all the weight of its edge."""
+    """Makes the changes that keep an op alone: in variant v that of variants[v] has its edge's whole weight.
+
+    Args:
+        cells: the cells whose weights change.
+        variants: (edge, op) of each of the V variants.
+        template: a tensor of the weights' dtype and device.
+
+    Returns:
+        Factors and shares, [V, E, O] each (`Change`).
+    """
     factor = template.new_ones(len(variants), len(cells.edges), cells.ops)
     share = torch.zeros_like(factor)
     for v, (e, o) in enumerate(variants):

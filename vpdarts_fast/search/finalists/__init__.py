@@ -64,7 +64,7 @@ class Finalists:
     def compare(
         self, earlier: Sequence[Genotype], on_step: Callable[[int], None], on_rung: Callable[[Rung], None]
     ) -> Decision:
-        """Which cell to take: the search's, or one that is clearly better.
+        """Decides which cell to take: the search's, or one that is clearly better.
 
         Args:
             earlier: the cells of earlier evaluations, the latest first.
@@ -106,7 +106,12 @@ class Finalists:
 
 
 def decision_to_json(decision: Decision, look_up: LookUp) -> dict[str, Any]:
-    """The entry `finalists` of result.json; `look_up` gives a cell's accuracies in a benchmark, to read."""
+    """Makes the entry `finalists` of result.json.
+
+    Args:
+        decision: what the finalists came to.
+        look_up: gives a cell's accuracies in a benchmark, for people to read; None for a cell without.
+    """
     return {
         "search": _answer(decision.search, look_up),
         "steps": decision.steps,
@@ -137,7 +142,7 @@ def _answer(genotype: Genotype, look_up: LookUp) -> dict[str, Any]:
 
 
 def rung_to_json(rung: Rung) -> dict[str, Any]:
-    """A rung, its cells as they began it; `close` says which are not clearly worse than the best."""
+    """Makes plain values of a rung, cells as they began it; `close` marks those not clearly worse."""
     return {
         "steps": rung.steps,
         "images": len(next(iter(rung.scores.values()))[0].correct),

@@ -38,7 +38,7 @@ class Calls:
         return self.space.select(self.importance.order(self.alive))
 
     def lag(self, genotype: Genotype) -> tuple[float, float]:
-        """By how much importance a cell is behind `chosen`, summed over its ops; then by the tie-break's.
+        """Sums up over its ops by how much importance a cell is behind `chosen`, and by how much tie-break.
 
         (0, 0) for `chosen` itself, the larger the less the evaluation speaks for the cell.
         """
@@ -50,7 +50,7 @@ class Calls:
         return score, tie_break
 
     def closest(self) -> Iterator[Genotype]:
-        """All cells without a removed op: `chosen`, then by `lag`, equals by how many ops are exchanged.
+        """Yields all cells without a removed op: `chosen`, then by `lag`, then by how many ops differ.
 
         Best first: every other cell has a neighbour that is no worse, and is found from there.
         """
@@ -65,7 +65,7 @@ class Calls:
                     heapq.heappush(waiting, self._place(cell))
 
     def neighbours(self, genotype: Genotype) -> list[Genotype]:
-        """The cells that differ from it in one op, the closest calls first."""
+        """Lists the cells that differ from this one in one op, the closest calls first."""
         return sorted(self._alive_neighbours(genotype), key=self._place)
 
     def _alive_neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
@@ -81,6 +81,6 @@ class Calls:
 
 
 def alternating(first: Sequence[Genotype], second: Sequence[Genotype]) -> list[Genotype]:
-    """One of each in turn, then what is left of the longer; what occurs twice counts where it comes first."""
+    """Takes one of each in turn, then the rest of the longer; what occurs twice counts where it is first."""
     pairs: Iterable[tuple[Genotype | None, Genotype | None]] = itertools.zip_longest(first, second)
     return list(dict.fromkeys(cell for pair in pairs for cell in pair if cell is not None))

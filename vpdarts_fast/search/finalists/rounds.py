@@ -47,7 +47,7 @@ class Rules:
     margin: float
 
     def margin_at(self, steps: int) -> float:
-        """Percentage points, for a rung of so many steps."""
+        """The margin in percentage points, for a rung of so many steps."""
         return self.margin * MARGIN_STEPS / steps
 
 
@@ -68,7 +68,7 @@ class Score:
 
     @property
     def accuracy(self) -> float:
-        """Per cent."""
+        """The share of images on which the cell is right, in per cent."""
         return 100 * int(self.correct.sum()) / len(self.correct)
 
 
@@ -143,7 +143,7 @@ class Tournament:
         self._scores: dict[tuple[Genotype, int, int], Score] = {}
 
     def play(self, earlier: Sequence[Genotype]) -> Decision:
-        """Begins with the search's cell, and in turn `earlier` ones and the closest calls against it."""
+        """Plays rounds, the first of the search's cell against `earlier` cells and closest calls in turn."""
         incumbent = self._calls.chosen
         closest = list(itertools.islice(self._calls.closest(), 1, self._rules.cells))
         challengers = alternating(earlier, closest)
@@ -247,7 +247,7 @@ def is_clearly_better(better: Sequence[Score], worse: Sequence[Score], margin: f
 
 
 def sign_test(wins: int, losses: int) -> float:
-    """The probability that a fair coin parts so many tosses as unevenly, or more (McNemar's exact test)."""
+    """The probability that a fair coin splits so many tosses as unevenly, or more (McNemar's exact test)."""
     tosses, term, total = wins + losses, 1, 0
     for heads in range(min(wins, losses) + 1):
         total += term

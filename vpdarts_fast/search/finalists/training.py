@@ -65,7 +65,12 @@ class CellTraining:
         self.step, self.last_epoch, self.seconds = 0, Mean(), 0.0
 
     def train(self, batch: tuple[Tensor, Tensor], *, counts: bool) -> None:
-        """One step; `counts`: whether its loss is one of the last epoch."""
+        """Takes one step.
+
+        Args:
+            batch: images and labels.
+            counts: whether its loss is one of the last epoch.
+        """
         rate = LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * self.step / self.steps))
         self.optimizer.param_groups[0]["lr"] = rate
         clip = self._config.optimisers.gradient_clip
@@ -76,7 +81,10 @@ class CellTraining:
         self.step += 1
 
     def state_dict(self) -> dict[str, Any] | None:
-        """Tensors and plain values; None where numbers are not finite: it is as good to begin anew."""
+        """Returns tensors and plain values to go on from.
+
+        None where numbers are not finite: it is then as good to begin anew.
+        """
         tensors = self.network.state_dict()
         if not all(tensor.isfinite().all() for tensor in tensors.values()):
             return None
@@ -115,6 +123,7 @@ class Images:
 
     @property
     def steps_per_epoch(self) -> int:
+        """How many steps, of a batch each, an epoch of the training half has."""
         return len(self._order(0, 0))
 
     def _order(self, repetition: int, epoch: int) -> list[Tensor]:
@@ -138,12 +147,12 @@ class Images:
     def judging(self, steps: int) -> int:
         """How many validation images judge a training of so many steps: half of what it trains on, or all.
 
-        So that judging takes about a sixth of the time of training, at most.
+        Judging then takes about a sixth of the time of training, at most.
         """
         return max(1, min(len(self.validation), steps * self.config.optimisers.batch_size // 2))
 
     def judged_by(self, steps: int) -> list[Tensor]:
-        """The indices of these images, in batches; int64."""
+        """Lists the indices of the images that judge a training of so many steps, in int64 batches."""
         count = self.judging(steps)
         generator = stream(self.config.search.seed, "finalist images")
         order = torch.randperm(len(self.validation), generator=generator, device="cpu")[:count]

@@ -10,6 +10,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vpdarts_fast.evaluation.validation import Batch
 from vpdarts_fast.parts import Part
@@ -56,7 +57,7 @@ class AlphaRule(Part, kind="alpha-rule"):
 
     @abstractmethod
     def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Gradient [E, O] of alpha, and loss [] and logits [N, classes] of the validation batch."""
+        """Finds alpha's gradient [E, O], and loss [] and logits [N, classes] of the validation batch."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +66,7 @@ class FirstOrder(AlphaRule):
 
     name: ClassVar[str] = "first-order"
 
+    @override
     def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
         images, labels = problem.validation
         with frozen(problem.supernet):
@@ -84,6 +86,11 @@ class Frozen(AlphaRule):
     moves: ClassVar[bool] = False
 
     def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+        """Must not be called, as there is no step to find a gradient for.
+
+        Raises:
+            AssertionError: always.
+        """
         raise AssertionError("alpha has no steps")
 
 

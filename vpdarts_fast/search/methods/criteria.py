@@ -9,6 +9,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.parts import Part
@@ -30,13 +31,14 @@ class Importance:
     images: Tensor | None = None
 
     def ranking(self, alive: Tensor) -> Tensor:
-        """Op numbers [E, O] int64 from the most to the least important; ops not `alive` [E, O] come last."""
+        """Ranks op numbers [E, O] int64, the most important first; ops not `alive` [E, O] come last."""
         return torch.from_numpy(np.lexsort(self._keys(alive), axis=-1))
 
     def order(self, alive: Tensor) -> Tensor:
-        """[E, O] int64: numbers that grow with the importance over all edges; -1 for ops not `alive` [E, O].
+        """Numbers all ops [E, O] int64 by their importance over all edges, from the least important on.
 
-        All different; the lower edge, then the lower op, wins where everything is equal.
+        The numbers are all different; the lower edge, then the lower op, wins where everything is equal. Ops
+        that are not `alive` [E, O] have -1.
         """
         places = np.lexsort([key.ravel() for key in self._keys(alive)])
         numbers = np.empty(places.size, dtype=np.int64)
@@ -62,7 +64,7 @@ class Criterion(Part, kind="criterion"):
 
     @abstractmethod
     def importance(self, strength: Tensor, evaluation: LeaveOneOut | None) -> Importance:
-        """Of all ops, by what the search knows of them.
+        """Tells how important all ops are, by what the search knows of them.
 
         Args:
             strength: [E, O] float64 on the CPU, of the ops by alpha alone (`Relaxation.strength`).
@@ -76,6 +78,7 @@ class AccuracyCriterion(Criterion):
 
     name: ClassVar[str] = "accuracy"
 
+    @override
     def importance(self, strength: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
         return Importance(-evaluation.accuracy, evaluation.loss, evaluation.op_images)
@@ -87,6 +90,7 @@ class LossCriterion(Criterion):
 
     name: ClassVar[str] = "loss"
 
+    @override
     def importance(self, strength: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
         return Importance(evaluation.loss, -evaluation.accuracy, evaluation.op_images)
@@ -100,5 +104,6 @@ class AlphaCriterion(Criterion):
     needs_evaluation: ClassVar[bool] = False
     first_epoch: ClassVar[int] = 1  # until an epoch has trained alpha, all ops are equal
 
+    @override
     def importance(self, strength: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         return Importance(strength, torch.zeros_like(strength))

@@ -27,7 +27,7 @@ class Moment:
 
     @property
     def share(self) -> Tensor:
-        """[] float64: 0 in the first epoch, 1 in the last."""
+        """How far the search is, [] float64: 0 in the first epoch, 1 in the last."""
         return self.epoch / max(self.epochs - 1, 1)
 
 
@@ -46,7 +46,7 @@ class Ramp:
     shape: Literal["linear", "cosine"] = "linear"
 
     def at(self, moment: Moment) -> Tensor:
-        """[] float64, its value in that epoch."""
+        """Its value in the epoch of that moment, [] float64."""
         share = moment.share
         if self.shape == "cosine":
             share = (1 - torch.cos(torch.pi * share)) / 2

@@ -8,6 +8,7 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from vpdarts_fast.parts import Part
 
@@ -49,9 +50,11 @@ class SoftPruning(Pruning):
     decay: Literal["adjustable", "fixed"] = "adjustable"
     """Soft pruning's K: adjustable (the pruning epoch) or fixed (pruned alphas become 0)."""
 
+    @override
     def due(self, epoch: int, epochs: int) -> bool:
         return True
 
+    @override
     def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int, epochs: int) -> float | None:
         factor = self.factor(epoch, epochs)
         pruned = torch.ones_like(alive).scatter_(1, ranking[:, :1], False)
@@ -60,7 +63,7 @@ class SoftPruning(Pruning):
         return factor
 
     def factor(self, epoch: int, epochs: int) -> float:
-        """1 - K / max_epoch of pruning epoch `epoch`, from 0."""
+        """The decay factor 1 - K / max_epoch of pruning epoch `epoch`, from 0."""
         return 0.0 if self.decay == "fixed" else 1.0 - epoch / epochs
 
 
@@ -70,9 +73,11 @@ class HardPruning(Pruning):
 
     name: ClassVar[str] = "hard"
 
+    @override
     def due(self, epoch: int, epochs: int) -> bool:
         return False
 
+    @override
     def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int, epochs: int) -> float | None:
         return None
 
@@ -89,9 +94,11 @@ class ProgressivePruning(Pruning):
     needs_order: ClassVar[bool] = True
     SIZES: ClassVar[tuple[int, ...]] = (5, 3, 2)
 
+    @override
     def due(self, epoch: int, epochs: int) -> bool:
         return epoch > 0 and self._stage(epoch, epochs) != self._stage(epoch - 1, epochs)
 
+    @override
     def apply(self, alpha: Tensor, alive: Tensor, ranking: Tensor, epoch: int, epochs: int) -> float | None:
         alive.scatter_(1, ranking[:, self.SIZES[self._stage(epoch, epochs)] :], False)
         with torch.no_grad():

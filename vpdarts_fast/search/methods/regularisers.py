@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.parts import Part
@@ -19,10 +20,10 @@ class Regulariser(Part, kind="regulariser"):
 
     @abstractmethod
     def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
-        """[] of alpha [E, O], for the search at that moment; None for nothing to add."""
+        """Computes the term [] of alpha [E, O] at that moment of the search; None for nothing to add."""
 
     def new_state(self, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What the regulariser keeps (`Moment.state`), as it begins; on the CPU."""
+        """Makes what the regulariser keeps (`Moment.state`), as it begins, on the CPU."""
         return {}
 
 
@@ -32,6 +33,7 @@ class NoRegulariser(Regulariser):
 
     name: ClassVar[str] = "none"
 
+    @override
     def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
         return None
 
@@ -51,6 +53,7 @@ class BetaDecay(Regulariser):
         if not (0 <= self.beta < torch.inf and 0 <= self.beta_end < torch.inf):
             raise UserError(f"--beta and --beta-end must be at least 0; got {self.beta} and {self.beta_end}")
 
+    @override
     def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
         live = alpha.masked_fill(~alive, -torch.inf)
         return Ramp(self.beta, self.beta_end).at(moment) * live.logsumexp(1).mean()

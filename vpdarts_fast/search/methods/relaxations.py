@@ -13,6 +13,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.parts import Part
@@ -32,7 +33,7 @@ class Relaxation(Part, kind="relaxation"):
 
     @abstractmethod
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
-        """The weights of the ops [E, O] of alpha [E, O]; the gradient goes to alpha.
+        """Makes the weights of the ops [E, O] of alpha [E, O]; the gradient goes to alpha.
 
         Args:
             alpha: [E, O].
@@ -41,16 +42,16 @@ class Relaxation(Part, kind="relaxation"):
         """
 
     def strength(self, alpha: Tensor, alive: Tensor) -> Tensor:
-        """[E, O], by which ops are compared where alpha alone decides; no random numbers."""
+        """Says how strong ops are, [E, O], where alpha alone decides; no random numbers are drawn."""
         return masked_softmax(alpha, alive)
 
     def new_state(self, shape: tuple[int, int]) -> dict[str, Tensor]:
-        """What the relaxation keeps (`Moment.state`), as it begins; on the CPU."""
+        """Makes what the relaxation keeps (`Moment.state`), as it begins, on the CPU."""
         return {}
 
 
 def masked_softmax(logits: Tensor, alive: Tensor) -> Tensor:
-    """Softmax over the live ops of each edge of logits [E, O]; 0 elsewhere."""
+    """Takes the softmax of logits [E, O] over the live ops of each edge; it is 0 elsewhere."""
     return F.softmax(logits.masked_fill(~alive, -torch.inf), dim=1)
 
 
@@ -61,9 +62,11 @@ class Raw(Relaxation):
     name: ClassVar[str] = "raw"
     zero_removes: ClassVar[bool] = True
 
+    @override
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
         return alpha  # 0 where an op is not alive: the alpha step keeps it so
 
+    @override
     def strength(self, alpha: Tensor, alive: Tensor) -> Tensor:
         return alpha.abs()
 
@@ -74,6 +77,7 @@ class Softmax(Relaxation):
 
     name: ClassVar[str] = "softmax"
 
+    @override
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
         return masked_softmax(alpha, alive)
 
@@ -99,6 +103,7 @@ class GumbelSoftmax(Relaxation):
                 f"got {self.temperature} and {self.temperature_end}"
             )
 
+    @override
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
         gumbel = -torch.empty_like(alpha).exponential_().log()
         logits = F.log_softmax(alpha, dim=1) + gumbel
@@ -117,16 +122,21 @@ class Dirichlet(Relaxation):
     name: ClassVar[str] = "dirichlet"
     draws: ClassVar[bool] = True
 
+    @override
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
         drawn = torch.distributions.Dirichlet(self.concentration(alpha), validate_args=False).rsample()
         kept = drawn * alive
         return kept / kept.sum(1, keepdim=True)
 
+    @override
     def strength(self, alpha: Tensor, alive: Tensor) -> Tensor:
         concentration = self.concentration(alpha) * alive
         return concentration / concentration.sum(1, keepdim=True)
 
     @staticmethod
     def concentration(alpha: Tensor) -> Tensor:
-        """[E, O], above 0: elu(alpha) + 1 comes as close to 0 as float32 has numbers, and is kept off it."""
+        """Computes elu(alpha) + 1, the concentration [E, O] of the draws, kept above 0.
+
+        In float32 it would come as close to 0 as there are numbers; the least is 1e-4.
+        """
         return (F.elu(alpha) + 1).clamp_min(1e-4)

@@ -48,7 +48,7 @@ class AutodlSupernet(DartsSupernet):
         self.lastact = nn.Sequential(nn.BatchNorm2d(self.classifier.in_features), nn.ReLU())
 
     def classify(self, x: Tensor) -> Tensor:
-        """The last cell's output [N, C', H, W] -> logits [N, classes]."""
+        """Maps the last cell's output [N, C', H, W] to logits [N, classes]."""
         return super().classify(self.lastact(x))
 
     def _check_code(self, tensors: Mapping[str, Any]) -> None:

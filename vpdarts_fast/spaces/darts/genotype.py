@@ -49,7 +49,7 @@ EXAMPLE = (
 
 @dataclass(frozen=True)
 class Genotype:
-    """Of each type of cells, two operations for each node, with where they come from.
+    """A choice: two operations for each node of each type of cells, with where they come from.
 
     `str` prints it as public code prints its namedtuple of this name, and `from_string` reads that. The two
     operations of a node stand in any order, which a found network keeps and equality minds; `sorted` is the

@@ -38,7 +38,13 @@ class FoundCell(CellInputs):
         ]
 
     def forward(self, before_last: Tensor, last: Tensor, drop_path_prob: float) -> Tensor:
-        """Outputs of two cells -> [N, 4 C, H, W]."""
+        """Computes the cell's output [N, 4 C, H, W] from those of the two cells before it.
+
+        Args:
+            before_last: the output of the cell before the last one.
+            last: the output of the last cell.
+            drop_path_prob: with which probability an operation's output is dropped for an image in training.
+        """
         states = self.states(before_last, last)
         ops = iter(self._ops)
         for node in NODES:
@@ -52,14 +58,18 @@ class FoundCell(CellInputs):
         return torch.cat(states[NODES.start :], dim=1)
 
     def place_of(self, name: str) -> str:
-        """A name within the cell, in which an operation's number is replaced by its edge and what it is."""
+        """Replaces an operation's number, in a name within the cell, by its edge and what it is."""
         first, _, rest = name.partition(".")
         number, _, layer = rest.partition(".")
         return f"{self._names[int(number)]} {layer}" if first == "_ops" else name
 
 
 def drop_path(x: Tensor, probability: float) -> Tensor:
-    """x [N, C, H, W] -> the same, of each image either nothing or all divided by the chance of that."""
+    """Drops some of the images of `x` [N, C, H, W] at random.
+
+    Returns:
+        Zeros for each image with the given probability, else the image divided by the chance of being kept.
+    """
     kept = 1 - probability
     return x * (torch.empty_like(x[:, :1, :1, :1]).bernoulli_(kept) / kept)
 
@@ -85,6 +95,7 @@ class AuxiliaryHead(nn.Module):
         self.classifier = nn.Linear(768, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` [N, C, H, W], whose images are 8 x 8 or larger, to logits [N, classes]."""
         logits: Tensor = self.classifier(self.features(x).mean((2, 3)))
         return logits
 
@@ -129,11 +140,15 @@ class DartsNetwork(Skeleton):
         self.auxiliary_head = AuxiliaryHead(width, num_classes) if auxiliary else None
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, 3, H, W] -> logits [N, classes]."""
+        """Maps images [N, 3, H, W] to the classifier's logits [N, classes].
+
+        Raises:
+            UserError: the images have another shape.
+        """
         return self.classify(self._outputs(images)[-1])
 
     def forward_with_auxiliary(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """images [N, 3, H, W] -> logits [N, classes] of the classifier, and of the auxiliary head.
+        """Maps images [N, 3, H, W] to the classifier's and the auxiliary head's logits [N, classes].
 
         Raises:
             UserError: there is no auxiliary head, or images are smaller than 29 x 29, of which too little is
@@ -151,7 +166,7 @@ class DartsNetwork(Skeleton):
         return self.classify(outputs[-1]), head(outputs[2 * self.layers // 3])
 
     def _outputs(self, images: Tensor) -> list[Tensor]:
-        """Of all cells."""
+        """Computes the outputs of all cells."""
         self.check_images(images)
         before_last = last = self.stem(images)
         outputs = []

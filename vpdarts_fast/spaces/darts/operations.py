@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 
 class Zero(nn.Module):
@@ -20,8 +21,10 @@ class Zero(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """Returns zeros [N, C, ceil(H / stride), ceil(W / stride)] for `x` [N, C, H, W]."""
         return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
 
+    @override
     def extra_repr(self) -> str:
         return f"stride={self.stride}"
 
@@ -37,8 +40,10 @@ class Noise(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
+        """Draws noise [N, C, ceil(H / stride), ceil(W / stride)] of the dtype of `x` [N, C, H, W]."""
         return torch.randn_like(x.detach()[:, :, :: self.stride, :: self.stride])
 
+    @override
     def extra_repr(self) -> str:
         return f"stride={self.stride}"
 
@@ -73,6 +78,7 @@ class SeparableConv(nn.Module):
         self.op = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` [N, C, H, W] to [N, C, ceil(H / stride), ceil(W / stride)]."""
         out: Tensor = self.op(x)
         return out
 
@@ -94,6 +100,7 @@ class FactorizedReduce(nn.Module):
         self.bn = nn.BatchNorm2d(channels_out, affine=affine)
 
     def forward(self, x: Tensor) -> Tensor:
+        """Maps `x` [N, C_in, H, W] to [N, C_out, ceil(H / 2), ceil(W / 2)]."""
         x = self.relu(x)
         out: Tensor = self.bn(torch.cat([self.conv_1(x), self.conv_2(self.pad(x)[:, :, 1:, 1:])], dim=1))
         return out

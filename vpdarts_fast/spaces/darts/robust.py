@@ -53,7 +53,7 @@ class DartsS2(Darts):
 
 @dataclass(frozen=True)
 class DartsS3(Darts):
-    """As `DartsS2`, and `none`."""
+    """Skip connection, 3x3 separable convolution and `none` on every edge."""
 
     name: ClassVar[str] = "darts-s3"
     normal_ops: ClassVar[OpsOfEdges] = _S3

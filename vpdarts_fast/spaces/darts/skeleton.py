@@ -34,7 +34,7 @@ class Place:
     halves_first: bool
 
     def stride(self, source: int) -> int:
-        """Of the operations that come from an input or a node."""
+        """The stride of operations from this source: 2 from an input of a reduction cell, else 1."""
         return 2 if self.reduction and source < INPUTS else 1
 
 
@@ -53,7 +53,7 @@ class CellInputs(nn.Module):
         self.preprocess1 = ReLUConvBN(second, place.channels, 1, 1, affine)
 
     def states(self, before_last: Tensor, last: Tensor) -> list[Tensor]:
-        """Outputs of two cells -> two tensors [N, C, H, W], which the nodes follow."""
+        """Maps the outputs of two cells to a list of two tensors [N, C, H, W], which the nodes follow."""
         return [self.preprocess0(before_last), self.preprocess1(last)]
 
 
@@ -96,12 +96,12 @@ class Skeleton(nn.Module):
             raise UserError(f"images must have shape [N, 3, H, W]; got {list(images.shape)}")
 
     def classify(self, x: Tensor) -> Tensor:
-        """The last cell's output [N, C', H, W] -> logits [N, classes], of the parameters' dtype."""
+        """Maps the last cell's output [N, C', H, W] to logits [N, classes], of the parameters' dtype."""
         pooled = self.global_pooling(wide(x)).flatten(1)
         with without_autocast(x):  # half precision would make too many logits equal
             logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
         return logits
 
     def sizes(self) -> str:
-        """For messages."""
+        """Says how large the network is, for messages."""
         return f"channels={self.channels}, layers={self.layers}, num_classes={self.num_classes}"

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
+from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.darts.genotype import (
@@ -85,6 +86,7 @@ class Darts(Space[Genotype]):
         )
 
     @property
+    @override
     def finalist(self) -> Darts:
         return dataclasses.replace(self, channels=self.finalist_channels, layers=self.finalist_layers)
 
@@ -137,7 +139,7 @@ class Darts(Space[Genotype]):
         return Genotype(*found)
 
     def chosen(self, genotype: Genotype) -> Tensor:
-        """[28, O] bool, on the CPU: the 16 operations of the choice."""
+        """Marks the 16 operations of the choice: [28, O] bool, on the CPU."""
         mask = torch.zeros(self.shape, dtype=torch.bool, device="cpu")
         for start, pairs in ((0, genotype.normal), (len(EDGES), genotype.reduce)):
             for op, source, node in _operations(pairs):
@@ -176,7 +178,7 @@ class Darts(Space[Genotype]):
         return genotype
 
     def drawings(self, genotype: Genotype) -> tuple[CellDrawing, ...]:
-        """Of each type of cells the nodes, their operations, and arrows `concat` from them to the output."""
+        """Draws nodes and operations of each type of cells, and arrows `concat` from nodes to the output."""
         output = NODES.stop
         concat = tuple((node, output, "concat") for node in NODES)
         return tuple(

@@ -35,7 +35,10 @@ class MixedOp(nn.Module):
         self._ops = nn.ModuleList(ops)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """x [N, C, H, W], weights [O] -> [N, C, H', W']; the edge may have fewer operations than weights."""
+        """Adds up what the operations make of `x` [N, C, H, W], weighted by `weights` [O]: [N, C, H', W'].
+
+        The edge may have fewer operations than weights; the last ones are then not used.
+        """
         terms = (weight * op(x) for weight, op in zip(weights, self._ops, strict=False))
         out: Tensor = sum(terms, start=next(terms))
         return out
@@ -63,7 +66,13 @@ class SearchCell(CellInputs):
             self._ops.append(MixedOp(candidates))
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor) -> Tensor:
-        """Outputs of two cells, weights [14, O] -> [N, 4 C, H, W]."""
+        """Computes the cell's output [N, 4 C, H, W] from those of the two cells before it.
+
+        Args:
+            before_last: the output of the cell before the last one.
+            last: the output of the last cell.
+            weights: [14, O], of the operations.
+        """
         states = self.states(before_last, last)
         edges = iter(zip(self._ops, weights, strict=True))
         for node in NODES:
@@ -112,7 +121,7 @@ class DartsSupernet(Skeleton):
         self.weights_shape = 2 * len(EDGES), columns
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
-        """images [N, 3, H, W], weights [28, O] -> logits [N, classes].
+        """Maps images [N, 3, H, W] to logits [N, classes], with weights [28, O] of the operations.
 
         Rows 0 to 13 of the weights are of the edges of normal cells, the others of reduction cells.
 

@@ -78,7 +78,11 @@ class Genotype:
 
     @classmethod
     def from_choices(cls, choices: Sequence[int]) -> Genotype:
-        """From one operation number per edge, as an argmax over alpha's columns gives it."""
+        """Makes a genotype of one operation number per edge, as an argmax over alpha's columns gives it.
+
+        Raises:
+            UserError: not one number per edge, or one that is outside 0..4.
+        """
         for choice in choices:
             if not 0 <= choice < len(OPS):
                 raise UserError(f"operation number must be in 0..{len(OPS) - 1}; got {shown(choice)}")

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from typing_extensions import override
 
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteNetwork, Supernet
@@ -35,9 +36,11 @@ class NasBench201(Space[Genotype]):
     """N of these networks."""
 
     @property
+    @override
     def tables(self) -> tuple[AlphaTable, ...]:
         return (AlphaTable.uniform("cell", [f"{source}->{target}" for source, target in EDGES], OPS),)
 
+    @override
     def supernet(self, num_classes: int, *, fused: bool = False, backend: str = "auto") -> Supernet:
         return Supernet(
             self.channels,
@@ -48,9 +51,11 @@ class NasBench201(Space[Genotype]):
             backend=backend,
         )
 
+    @override
     def network(self, genotype: Genotype, num_classes: int) -> DiscreteNetwork:
         return DiscreteNetwork(genotype, 16, 5, num_classes)
 
+    @override
     def finalist_network(
         self, genotype: Genotype, num_classes: int, *, fused: bool = False, backend: str = "auto"
     ) -> OneCell:
@@ -58,18 +63,20 @@ class NasBench201(Space[Genotype]):
         return OneCell(genotype, *size, num_classes, skip_dropout=0.0, fused=fused, backend=backend)
 
     @property
+    @override
     def finalist(self) -> NasBench201:
         size = {"channels": self.finalist_channels, "cells_per_stage": self.finalist_cells_per_stage}
         return dataclasses.replace(self, **size)
 
     def parameters(self, num_classes: int) -> int:
-        """All cells of a stage are alike, so that two small supernets tell."""
+        """How many parameters the supernet has; two small ones tell, as all cells of a stage are alike."""
         first, second = (
             super(NasBench201, dataclasses.replace(self, cells_per_stage=cells)).parameters(num_classes)
             for cells in (1, 2)
         )
         return first + (self.cells_per_stage - 1) * (second - first)
 
+    @override
     def stages(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
         height, width = image_size
         return [
@@ -77,13 +84,18 @@ class NasBench201(Space[Genotype]):
         ]
 
     def kept_values(self, image_size: tuple[int, int], *, edges: bool = True) -> int:
-        """Of each cell its nodes, and the output of each edge's 3x3 convolution before its batch norm."""
+        """How many values a training step keeps of an image for the backward pass, at least.
+
+        They are, of each cell, its nodes and the output of each edge's 3x3 convolution before its batch norm.
+        """
         of_stages = sum(channels * height * width for channels, height, width in self.stages(image_size))
         return of_stages * self.cells_per_stage * (NUM_NODES + (len(EDGES) if edges else 0))
 
+    @override
     def chosen(self, genotype: Genotype) -> Tensor:
         return F.one_hot(torch.tensor(genotype.choices, device="cpu"), len(OPS)).bool()
 
+    @override
     def neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
         choices = genotype.choices
         for edge in range(len(EDGES)):
@@ -91,9 +103,11 @@ class NasBench201(Space[Genotype]):
                 if op != choices[edge]:
                     yield Genotype.from_choices((*choices[:edge], op, *choices[edge + 1 :]))
 
+    @override
     def parse(self, text: str) -> Genotype:
         return Genotype.from_string(text)
 
+    @override
     def drawings(self, genotype: Genotype) -> tuple[CellDrawing, ...]:
         edges = tuple((*edge, op) for edge, op in zip(EDGES, genotype.ops, strict=True))
         return (CellDrawing("cell", tuple(map(str, range(NUM_NODES))), edges),)
@@ -131,6 +145,6 @@ class OneCell(Supernet):
                     module.requires_grad_(op == choice)
 
     def forward(self, images: Tensor, alpha: Tensor | None = None) -> Tensor:
-        """images [N, 3, H, W] -> logits [N, classes]; no alpha but its own is taken."""
+        """Maps images [N, 3, H, W] to logits [N, classes]; an `alpha` is ignored, its own one is used."""
         own = self.get_buffer("alpha")
         return super().forward(images, own)

@@ -57,15 +57,16 @@ class Skeleton(nn.Module):
         self.classifier = nn.Linear(4 * channels, num_classes)
 
     def check_images(self, images: Tensor) -> None:
+        """Raises `UserError` unless images are [N, 3, H, W]."""
         if images.dim() != 4 or images.shape[1] != 3 or min(images.shape[2:]) < 1:
             raise UserError(f"images must have shape [N, 3, H, W]; got {list(images.shape)}")
 
     def classify(self, x: Tensor) -> Tensor:
-        """The last cell's output [N, 4C, H, W] -> logits [N, classes], of the parameters' dtype."""
+        """Maps the last cell's output [N, 4C, H, W] to logits [N, classes], of the parameters' dtype."""
         return self.classify_activated(self.lastact(x))
 
     def classify_activated(self, x: Tensor) -> Tensor:
-        """As `classify`, behind its batch norm and ReLU."""
+        """Does what `classify` does behind its batch norm and ReLU, whose output [N, 4C, H, W] it takes."""
         pooled = self.global_pooling(wide(x)).flatten(1)
         with without_autocast(x):  # half precision would make too many logits equal
             logits: Tensor = self.classifier(pooled.to(self.classifier.weight.dtype))
@@ -125,15 +126,16 @@ class Supernet(Skeleton):
                 part.fused = fused
 
     def search_cells(self) -> list[SearchCell]:
+        """Lists the cells that are searched, without the residual blocks between the stages."""
         return [cell for cell in self.cells if isinstance(cell, SearchCell)]
 
     def new_alpha(self) -> Tensor:
-        """A table [E, O] of 1/O, where the search starts."""
+        """Makes a table [E, O] of 1/O, where the search starts, on the supernet's device."""
         weight = self.classifier.weight
         return torch.full((len(EDGES), len(OPS)), 1 / len(OPS), dtype=weight.dtype, device=weight.device)
 
     def forward(self, images: Tensor, alpha: Tensor) -> Tensor:
-        """images [N, 3, H, W], alpha [E, O] -> logits [N, classes].
+        """Maps images [N, 3, H, W] to logits [N, classes], with `alpha` [E, O] for the ops of all cells.
 
         Raises:
             UserError: a tensor of another shape.
@@ -182,7 +184,7 @@ class DiscreteCell(nn.Module):
         self.layers = nn.ModuleList(OPERATIONS[op](channels, 0.0, True) for op in genotype.ops)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [N, C, H, W] -> the same shape."""
+        """Computes the last node of `x` [N, C, H, W], of the same shape."""
         nodes = [x]
         layers = iter(self.layers)
         for i in range(1, NUM_NODES):
@@ -200,7 +202,11 @@ class DiscreteNetwork(Skeleton):
         self.genotype = genotype
 
     def forward(self, images: Tensor) -> Tensor:
-        """images [N, 3, H, W] -> logits [N, classes]."""
+        """Maps images [N, 3, H, W] to logits [N, classes].
+
+        Raises:
+            UserError: the images have another shape.
+        """
         self.check_images(images)
         x = self.stem(images)
         for cell in self.cells:
@@ -211,7 +217,11 @@ class DiscreteNetwork(Skeleton):
 def build_network(
     architecture: Genotype | str | int, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
 ) -> DiscreteNetwork:
-    """The network of an architecture, given as genotype, string or `Genotype.index`."""
+    """Builds the network of an architecture, given as genotype, string or `Genotype.index`.
+
+    Raises:
+        UserError: there is no such architecture, or a size is out of bounds.
+    """
     if isinstance(architecture, str):
         architecture = Genotype.from_string(architecture)
     elif isinstance(architecture, int):
