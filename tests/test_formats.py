@@ -31,10 +31,10 @@ from vpdarts_fast.runs.formats import (
     SETTINGS,
     SNAPSHOT,
     SPACE,
-    Content,
     Format,
 )
 from vpdarts_fast.runs.space_file import drawing_to_json
+from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.search import RunFolder, Search, SearchConfig, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds

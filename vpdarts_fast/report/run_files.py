@@ -17,8 +17,9 @@ from numpy.typing import NDArray
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import SPACE_FILE
-from vpdarts_fast.runs.formats import EPOCH, RESULT, SPACE, Content, Format, parse_json, read_bytes, shown
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SPACE, Format, parse_json, read_bytes, shown
 from vpdarts_fast.runs.space_file import cells_from_json, chosen_from_json, tables_from_json
+from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.runs.values import mapping, number, numbers_by_name, whole
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing

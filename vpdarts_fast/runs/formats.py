@@ -16,9 +16,29 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
+from vpdarts_fast.runs.upgrades import (
+    Content,
+    checkpoint_2,
+    checkpoint_4,
+    checkpoint_5,
+    epoch_2,
+    epoch_5,
+    kendall_3,
+    kendall_4,
+    result_3,
+    result_6,
+    same,
+    settings_2,
+    settings_3,
+    settings_4,
+    settings_5,
+    settings_6,
+    settings_7,
+    settings_8,
+    with_op_images,
+    without_members,
+)
 
-Content = dict[str, Any]
 Upgrade = Callable[[Content], Content]
 
 FORMAT = "format"
@@ -201,223 +221,37 @@ def shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-# --- upgrades: what version n + 1 has that version n did not, and what older runs did ------------
-
-
-def _same(content: Content) -> Content:
-    """Mark and digest are all that is new."""
-    return content
-
-
-def _settings_2(settings: Content) -> Content:
-    """Paths are lists of places. Version 1 held what had been typed, relative to where the command ran."""
-    paths = {
-        name: None if settings[name] is None else [str(Path(settings[name]).expanduser().absolute())]
-        for name in ("data", "benchmark_table")
-    }
-    return {**settings, **paths}
-
-
-def _settings_3(settings: Content) -> Content:
-    """Finalists. There were none."""
-    finalists = {
-        "finalists": 0,
-        "finalist_channels": 8,
-        "finalist_cells_per_stage": 5,
-        "finalist_steps": 100,
-        "finalist_budget": 12_000,
-        "finalist_margin": 5.0,
-    }
-    return {**settings, **finalists}
-
-
-def _settings_4(settings: Content) -> Content:
-    """Committees. Every search had one supernet."""
-    return {**settings, "committee": 1}
-
-
-def _settings_5(settings: Content) -> Content:
-    """Racing. Every op was evaluated on all images."""
-    return {**settings, "evaluation": "full", "race_confidence": 0.95}
-
-
-def _settings_6(settings: Content) -> Content:
-    """Choices that the paper leaves open. All runs made the same ones."""
-    choices = {
-        "alpha_noise": 0.0,
-        "removal": "zero",
-        "nesterov": True,
-        "alpha_rate_scaling": False,
-        "step_order": "weights-first",
-    }
-    return {**settings, **choices}
-
-
-def _settings_7(settings: Content) -> Content:
-    """Epochs of a part of the images. Every epoch visited all."""
-    return {**settings, "images_per_epoch": None}
-
-
-_GROUPS = {
-    "search": (
-        "warmup_epochs", "pruning_epochs", "images_per_epoch", "validation_proportion", "evaluation",
-        "race_confidence", "batch_norm", "removal", "committee", "finalists", "finalist_steps",
-        "finalist_budget", "finalist_margin", "seed",
-    ),
-    "optimisers": (
-        "batch_size", "evaluation_batch_size", "learning_rate", "learning_rate_end", "momentum", "nesterov",
-        "weight_decay", "gradient_clip", "alpha_learning_rate", "alpha_rate_scaling", "alpha_betas",
-        "alpha_weight_decay",
-    ),
-    "images": ("dataset", "data", "download", "max_images"),
-    "execution": ("fused", "backend", "precision", "device", "cuda_graphs", "threads", "memory_budget_mib"),
-    "reporting": ("benchmark_table", "tensorboard", "snapshots"),
-}  # fmt: skip
-"""Of version 8, which settings of version 7 each group holds."""
-
-
-def _settings_8(settings: Content) -> Content:
-    """Settings in groups, and parts with settings of their own. All runs were VP-DARTS on NAS-Bench-201."""
-    left = dict(settings)
-    groups = {group: {name: left.pop(name) for name in names} for group, names in _GROUPS.items()}
-    sizes = ("channels", "cells_per_stage", "skip_dropout", "finalist_channels", "finalist_cells_per_stage")
-    space = {"name": "nas-bench-201", **{name: left.pop(name) for name in sizes}}
-    pruning, decay = left.pop("pruning"), left.pop("decay")
-    method = {
-        "recipe": "vp-darts",
-        "relaxation": {"name": "raw"},
-        "alpha_rule": {"name": "first-order"},
-        "regulariser": {"name": "none"},
-        "criterion": {"name": left.pop("criterion")},
-        "pruning": {"name": pruning, **({"decay": decay} if pruning == "soft" else {})},
-        **{name: left.pop(name) for name in ("alpha_start", "alpha_noise", "step_order")},
-    }
-    return {"preset": left.pop("preset"), "space": space, "method": method, **groups, **left}
-
-
-def _without_members(content: Content) -> Content:
-    """What there is of a committee's supernets beside the first. There were none."""
-    return {**content, "members": []}
-
-
-def _result_3(result: Content) -> Content:
-    """What finalists came to."""
-    return {**result, "finalists": None}
-
-
-def _epoch_2(epoch: Content) -> Content:
-    """What the epoch was computed on."""
-    return {**epoch, "environment": None}
-
-
-def _checkpoint_2(checkpoint: Content) -> Content:
-    """What the steps so far were computed on, and a digest of the images."""
-    return {**checkpoint, "environment": None, "images": None}
-
-
-def _on_all_images(importance: Content | None) -> Content | None:
-    """An evaluation on how many images each op was. It was on all."""
-    return None if importance is None else {**importance, "op_images": None}
-
-
-def _with_op_images(content: Content) -> Content:
-    """In an epoch or a result, where a committee's supernets have one evaluation each."""
-    members = [
-        {**member, "importance": _on_all_images(member["importance"])} for member in content["members"]
-    ]
-    return {**content, "importance": _on_all_images(content["importance"]), "members": members}
-
-
-def _checkpoint_4(checkpoint: Content) -> Content:
-    """In the record of the epoch that each supernet is in."""
-    first, *others = (
-        {**state, "record": {**state["record"], "evaluation": _on_all_images(state["record"]["evaluation"])}}
-        for state in (checkpoint, *checkpoint["members"])
-    )
-    return {**first, "members": others}
-
-
-def _checkpoint_5(checkpoint: Content) -> Content:
-    """The cell as text in the record of each supernet's epoch, and what parts keep. They kept nothing."""
-
-    def upgraded(state: Content) -> Content:
-        record = dict(state["record"])
-        choices = record.pop("choices")
-        cell = None if choices is None else str(Genotype.from_choices(choices))
-        return {**state, "record": {**record, "genotype": cell}, "parts": {}}
-
-    first, *others = map(upgraded, (checkpoint, *checkpoint["members"]))
-    return {**first, "members": others}
-
-
-def _kendall_3(analysis: Content) -> Content:
-    """In every batch-norm mode of every snapshot."""
-    snapshots = [
-        {
-            **entry,
-            "evaluations": {mode: _on_all_images(found) for mode, found in entry["evaluations"].items()},
-        }
-        for entry in analysis["snapshots"]
-    ]
-    return {**analysis, "snapshots": snapshots}
-
-
-def _kendall_4(analysis: Content) -> Content:
-    """How ops were removed."""
-    return {**analysis, "removal": "zero"}
-
-
-def _drawing(architecture: str | None) -> Content | None:
-    """What pictures show of a cell of NAS-Bench-201, the only space there was."""
-    if architecture is None:
-        return None
-    choices = Genotype.from_string(architecture).choices
-    edges = [[source, target, OPS[op]] for (source, target), op in zip(EDGES, choices, strict=True)]
-    cell = {"name": "cell", "nodes": [str(node) for node in range(NUM_NODES)], "edges": edges}
-    return {"cells": [cell], "chosen": [[edge, op] for edge, op in enumerate(choices)]}
-
-
-def _epoch_5(epoch: Content) -> Content:
-    """What pictures show of its cell."""
-    return {**epoch, "drawing": _drawing(epoch["genotype"])}
-
-
-def _result_6(result: Content) -> Content:
-    """What pictures show of the cell, and the space by its name."""
-    return {**result, "space": "nas-bench-201", "drawing": _drawing(result["architecture"])}
-
-
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
-    (_settings_2, _settings_3, _settings_4, _settings_5, _settings_6, _settings_7, _settings_8),
+    (settings_2, settings_3, settings_4, settings_5, settings_6, settings_7, settings_8),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
 EPOCH = Format(
     "search epoch",
     "restore the file or remove it",
-    (_epoch_2, _without_members, _with_op_images, _epoch_5),
+    (epoch_2, without_members, with_op_images, epoch_5),
 )
 """A line of metrics.jsonl."""
 
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (_same, _result_3, _without_members, _with_op_images, _result_6),
+    (same, result_3, without_members, with_op_images, result_6),
 )
 """result.json."""
 
 SPACE = Format("search space", "remove it, and --resume the run to have it written again", (), True)
 """space.json; runs on NAS-Bench-201 of older versions have none."""
 
-SEEDS = Format("search of several seeds", "restore it from a copy, or --resume the seeds' folders", (_same,))
+SEEDS = Format("search of several seeds", "restore it from a copy, or --resume the seeds' folders", (same,))
 """seeds.json."""
 
 CHECKPOINT = Format(
     "search checkpoint",
     "restore it from a copy, or start a new run",
-    (_checkpoint_2, _without_members, _checkpoint_4, _checkpoint_5),
+    (checkpoint_2, without_members, checkpoint_4, checkpoint_5),
     True,
 )
 """checkpoint.pt."""
@@ -425,12 +259,12 @@ CHECKPOINT = Format(
 FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
 """finalists.pt."""
 
-SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (_same, _without_members), True)
+SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (same, without_members), True)
 """A file of snapshots."""
 
 KENDALL = Format(
     "analysis of snapshots",
     "leave out --reuse to have it written anew",
-    (_same, _kendall_3, _kendall_4),
+    (same, kendall_3, kendall_4),
 )
 """kendall.json of a run."""

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.runs.formats import Content, shown
+from vpdarts_fast.runs.formats import shown
+from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.runs.values import mapping, whole
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
 

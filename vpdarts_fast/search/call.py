@@ -124,12 +124,8 @@ def search_cells(
             of classes; a `DataLoader`, whose data set, `collate_fn` and, unless `batch_size` is set, batch
             size are taken, and nothing else: this process reads the images; None: those that the preset or
             the resumed run names.
-<<<<<<< HEAD
-        preset: where the settings start from, a key of `PRESETS`; `quick` if not given.
-=======
         preset: where the settings start from, a key of `vpdarts_fast.search.config.PRESETS`; `quick` if not
             given.
->>>>>>> docstrings
         method: the recipe that parts are taken from, as --method has it; `vp-darts` if not given.
         folder: of the run; a new one under ./runs if not given. It must not exist or be empty.
         resume: go on with the run in `folder`, with its own settings; others may be given as far as

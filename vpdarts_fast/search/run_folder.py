@@ -10,8 +10,9 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import parse_epoch, parse_result, read_tables
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, SPACE_FILE, is_empty, make_empty, write_atomically
-from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE, Content, read_bytes
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE, read_bytes
 from vpdarts_fast.runs.space_file import space_to_json
+from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.spaces.space import AlphaTable
 
