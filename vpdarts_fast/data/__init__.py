@@ -1,8 +1,9 @@
 """Images as uint8 tensors in memory or as data sets of PyTorch, and batches made from them."""
 
-from vpdarts_fast.data.batches import ImageSet, epoch_order, split_halves
+from vpdarts_fast.data.batches import ImageSet, epoch_order
 from vpdarts_fast.data.datasets import DatasetImages
-from vpdarts_fast.data.images import Augmentation, ImageData
+from vpdarts_fast.data.images import ImageData, split_halves
+from vpdarts_fast.data.pixels import Augmentation
 from vpdarts_fast.data.protocol import ImageHalf, SearchImages
 from vpdarts_fast.data.sources import DATASETS, GIVEN, load
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from vpdarts_fast.data.images import Augmentation, ImageData, check_images, describe
+from vpdarts_fast.data.pixels import Augmentation, check_images, describe
 from vpdarts_fast.errors import UserError
 
 Images = npt.NDArray[np.uint8]
@@ -178,22 +178,6 @@ def crop(images: Images, tops: Indices, lefts: Indices, padding: int) -> Images:
     pixels = padded.view("V3")[..., 0]  # [B, H+2p, W+2p]: moving a pixel as one item is faster than as three
     windows = sliding_window_view(pixels, (height, width), axis=(1, 2))  # [B, 2p+1, 2p+1, H, W], no copy
     return windows[np.arange(count), tops, lefts][..., None].view(np.uint8)
-
-
-def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Splits the training images at random into a training and a validation half.
-
-    The halves depend on the seed and on the number of images alone; of an odd number the validation
-    half gets one more. Both are normalised with the statistics of all training images.
-
-    Raises:
-        UserError: fewer than two training images.
-    """
-    training, validation = (
-        ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
-        for half in halves_of(data.name, len(data.train_images), seed)
-    )
-    return training, validation
 
 
 def halves_of(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:

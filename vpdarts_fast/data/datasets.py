@@ -15,7 +15,7 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDatas
 
 from vpdarts_fast.bounds import BOUNDS
 from vpdarts_fast.data.batches import halves_of
-from vpdarts_fast.data.images import describe
+from vpdarts_fast.data.pixels import describe
 from vpdarts_fast.errors import UserError
 
 Collate = Callable[[list[Any]], Any]

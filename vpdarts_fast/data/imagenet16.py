@@ -16,7 +16,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from vpdarts_fast.data.images import Augmentation, ImageData, not_found
+from vpdarts_fast.data.images import ImageData
+from vpdarts_fast.data.pixels import Augmentation, not_found
 from vpdarts_fast.errors import UserError
 
 CHECKSUMS = {

@@ -6,37 +6,13 @@ import dataclasses
 import hashlib
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.data.batches import ImageSet, halves_of
+from vpdarts_fast.data.pixels import Augmentation, check_images
 from vpdarts_fast.errors import UserError
-
-if TYPE_CHECKING:
-    from vpdarts_fast.data.batches import ImageSet
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What a training image goes through.
-
-    Attributes:
-        padding: pixels of black added on each side before a random crop back to the image's size.
-        flip: whether half of the images, chosen at random, are mirrored left to right.
-
-    Raises:
-        UserError: negative padding, or more than a thousand pixels.
-    """
-
-    padding: int
-    flip: bool
-
-    def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise UserError(f"augmentation padding must be 0 pixels or more; got {self.padding}")
-        check_bound("padding", self.padding, "augmentation padding")
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,13 +90,11 @@ class ImageData:
         )
 
     def halves(self, seed: int) -> tuple[ImageSet, ImageSet]:
-        """`vpdarts_fast.data.batches.split_halves` of it.
+        """The training and the validation half, see `split_halves`.
 
         Raises:
             UserError: fewer than two training images.
         """
-        from vpdarts_fast.data.batches import split_halves  # which knows this module
-
         return split_halves(self, seed)
 
     @property
@@ -150,35 +124,17 @@ class ImageData:
         return mean.float(), std.float()
 
 
-def check_images(images: Tensor, labels: Tensor, *, prefix: str = "") -> None:
-    """Checks that images are uint8 [N, H, W, 3] with N, H, W >= 1, and labels int64 [N].
+def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
+    """Splits the training images at random into a training and a validation half.
 
-    Args:
-        images: what is checked, of any type and shape.
-        labels: likewise.
-        prefix: put before "images" and "labels" in the message, as in `train_`.
+    The halves depend on the seed and on the number of images alone; of an odd number the validation
+    half gets one more. Both are normalised with the statistics of all training images.
 
     Raises:
-        UserError: they are not.
+        UserError: fewer than two training images.
     """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[3] != 3:
-        raise UserError(f"{prefix}images must be uint8 [N, H, W, 3]; got {describe(images)}")
-    if images.numel() == 0:
-        raise UserError(f"{prefix}images must hold at least one image; got {describe(images)}")
-    if labels.dtype != torch.int64 or labels.shape != images.shape[:1]:
-        raise UserError(
-            f"{prefix}labels must be int64 [{len(images)}], one for each image; got {describe(labels)}"
-        )
-
-
-def describe(tensor: Tensor) -> str:
-    """Dtype and shape for an error message, as in ``uint8 [5, 8, 8, 3]``."""
-    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
-
-
-def not_found(dataset: str, looked_for: str, remedy: str) -> UserError:
-    """The error for a data set that is not there: what was looked for and where, and how to get it."""
-    return UserError(
-        f"data set {dataset} not found: looked for {looked_for}; {remedy}. "
-        "To try the program without any download use `--dataset digits`"
+    training, validation = (
+        ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
+        for half in halves_of(data.name, len(data.train_images), seed)
     )
+    return training, validation

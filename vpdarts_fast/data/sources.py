@@ -16,7 +16,8 @@ import torch
 from torch.nn import functional as F
 
 from vpdarts_fast.data.imagenet16 import load_imagenet16_120
-from vpdarts_fast.data.images import Augmentation, ImageData, not_found
+from vpdarts_fast.data.images import ImageData
+from vpdarts_fast.data.pixels import Augmentation, not_found
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime import machine
 

@@ -183,7 +183,11 @@ class Search:
     def _train_epoch(self) -> None:
         """One member after the other."""
         for number, member in enumerate(self.members):
-            member.train_epoch(MemberWatch(self, number))
+            member.train_epoch(self._watch(number))
+
+    def _watch(self, number: int) -> MemberWatch:
+        members, epoch = len(self.members), self.state.epoch
+        return MemberWatch(self.observer, number, members, epoch, self.stop_if_asked)
 
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
@@ -255,9 +259,7 @@ class Search:
     def _rank_ops(self) -> Importance:
         """How important each op is to the members on average; notes their evaluations in their records."""
         if self.criterion.needs_evaluation and self._evaluation() is None:
-            evaluations = [
-                member.evaluate(MemberWatch(self, number)) for number, member in enumerate(self.members)
-            ]
+            evaluations = [member.evaluate(self._watch(number)) for number, member in enumerate(self.members)]
             for state, evaluation in zip(self._states, evaluations, strict=True):
                 if not evaluation.loss.isfinite().all():
                     self._check_finite(math.nan, "leave-one-out")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.search.finalists import Rung
 from vpdarts_fast.search.methods.criteria import Importance
-
-if TYPE_CHECKING:
-    from vpdarts_fast.search.driver import Search
 
 
 class Interrupted(Exception):
@@ -76,27 +73,29 @@ class OpsEvaluated:
 
 
 class MemberWatch:
-    """What a member of a committee tells of its progress, as the search's observer hears it."""
+    """What a member of a committee tells of its progress, as the search's observer hears it.
 
-    def __init__(self, search: Search, number: int) -> None:
-        self._search, self._number, self._phase = search, number, ""
+    Args:
+        observer: of the search.
+        number: of the member, from 0.
+        members: how many there are.
+        epoch: the epoch in progress, from 0.
+        stop_if_asked: raises `Interrupted` if the search is asked to stop.
+    """
+
+    def __init__(
+        self, observer: Observer, number: int, members: int, epoch: int, stop_if_asked: Callable[[], None]
+    ) -> None:
+        self._observer, self._number, self._members, self._epoch = observer, number, members, epoch
+        self.stop_if_asked, self._phase = stop_if_asked, ""
 
     def begins(self, phase: str, total: int, done: int) -> None:
         """Tells the observer that a phase begins, with the member's number if there are several members."""
-        self._phase, members = phase, len(self._search.members)
-        which = f" {self._number + 1}/{members}" if members > 1 else ""
-        self._search.observer.phase(phase + which, total, done)
-
-    def stop_if_asked(self) -> None:
-        """Stops the member if the search is asked to stop.
-
-        Raises:
-            Interrupted: the search is asked to stop.
-        """
-        self._search.stop_if_asked()
+        self._phase = phase
+        which = f" {self._number + 1}/{self._members}" if self._members > 1 else ""
+        self._observer.phase(phase + which, total, done)
 
     def done(self, done: int, total: int) -> None:
         """Tells the observer how many units of the phase, and what part of the epoch, are done."""
         share = 0.0 if self._phase == "leave-one-out" else (self._number + done / total)
-        epochs = self._search.state.epoch + share / len(self._search.members)
-        self._search.observer.advance(done, epochs)
+        self._observer.advance(done, self._epoch + share / self._members)
