@@ -213,7 +213,14 @@ def header_lines(search: Search, data: SearchImages) -> list[str]:
     height, width = data.image_size
     lines = [
         f"{config.method.recipe} search in {config.space.name}{position}",
-        *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False),
+        *textwrap.wrap(
+            settings,
+            110,
+            initial_indent="  ",
+            subsequent_indent="  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        ),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
         f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
         + native.summary(),
