@@ -55,7 +55,7 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
             for optimizer in (weights, architecture):
                 optimizer.step()
                 optimizer.zero_grad()
-    batches = [validation.batch(indices) for indices in torch.tensor_split(torch.arange(32), (20,))]
+    batches = [validation.batch(indices) for indices in torch.tensor_split(torch.arange(20), (12,))]
     return supernet.float(), alpha.detach().float(), batches
 
 

@@ -12,7 +12,6 @@ from typing import Any
 import pytest
 from search_commands import error_of, stop_after
 
-from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import RunFolder, running
@@ -122,9 +121,7 @@ def test_it_is_drawn_without_its_code(whole: Path, tmp_path: Path) -> None:
     drawn = {path.name for path in folder.iterdir()}
     assert {"cell.png", "cell.svg", "curves.png", "finalists.png"} <= drawn
     assert {"alpha-wide.png", "alpha-deep.png", "importance-wide.png", "importance-deep.png"} <= drawn
-    run = read_run(folder)
-    assert [table.name for table in run.tables] == ["wide", "deep"]
-    assert draw_pictures(folder)
+    assert [table.name for table in read_run(folder).tables] == ["wide", "deep"]
 
 
 def test_a_folder_imports_nothing_by_itself(whole: Path) -> None:
