@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 from time import perf_counter
 
 import pytest
 import torch
-from contenders import CHANNELS, CLASSES, EAGER, Contender, Form, new_batch, relative_error
+from contenders import CHANNELS, CLASSES, EAGER, OURS, Contender, Form, new_batch, relative_error
 from example_step import EXAMPLE_FORMS, evaluate_one
 from torch import Tensor, nn
 
@@ -108,26 +109,29 @@ def evaluated(supernet: nn.Module, batch: tuple[Tensor, Tensor], mode: BatchNorm
 @pytest.mark.parametrize("batch_norm", ["running", "batch", "variant"])
 def test_darts_search_evaluation(batch_norm: BatchNorm, compare: Callable[..., None]) -> None:
     """All operations of both cell types."""
-    batch = new_batch(IMAGES)
+    images, labels = new_batch(IMAGES)
+    batch = OURS.images(images), labels
     torch.manual_seed(0)
     plain = SPACE.supernet(CLASSES)
     torch.manual_seed(0)
-    fast = SPACE.supernet(CLASSES)
+    fast = OURS.module(SPACE.supernet(CLASSES))
     accelerate(fast)
     few = batch[0][:CHECKED], batch[1][:CHECKED]
     torch.manual_seed(0)
     exact = evaluated(SPACE.supernet(CLASSES).double(), (few[0].double(), few[1]), batch_norm)
     assert relative_error(evaluated(fast, few, batch_norm).loss, exact.loss) < 1e-5
     variants = 1 + int((SPACE.present & ~SPACE.nones).sum())
-    loop = WithWeights(plain, new_alpha())
-    compare(
-        {
-            "eager, the loop": Contender(
-                partial(evaluate_one, loop, batch[0], batch_norm),
-                variants,
-                note=f"extrapolated from 1 of {variants} variants",
-            ),
-            "ours": Contender(lambda: evaluated(fast, batch, batch_norm)),
-        },
-        rounds=3,
-    )
+    loops = {
+        "eager, the loop": (plain, images),
+        "eager, channels last, the loop": (OURS.module(copy.deepcopy(plain)), batch[0]),
+    }
+    contenders = {
+        name: Contender(
+            partial(evaluate_one, WithWeights(supernet, new_alpha()), inputs, batch_norm),
+            variants,
+            note=f"extrapolated from 1 of {variants} variants",
+        )
+        for name, (supernet, inputs) in loops.items()
+    }
+    contenders["ours"] = Contender(lambda: evaluated(fast, batch, batch_norm))
+    compare(contenders, rounds=3)
