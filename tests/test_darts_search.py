@@ -22,10 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 SEARCH = [
     "--space", "darts-s2", "--channels", "2", "--layers", "3", "--max-images", "32", "--batch-size", "8",
     "--batch-norm", "running", "--validation-proportion", "0.5", "--warmup-epochs", "0",
-    "--pruning-epochs", "1", "--pruning", "hard", "--finalists", "2", "--finalist-steps", "1",
-    "--finalist-budget", "4",
-    "--finalist-channels", "2",
-    "--finalist-layers", "3", "--threads", "1",
+    "--pruning-epochs", "1", "--pruning", "hard", "--finalists", "0", "--threads", "1",
 ]  # fmt: skip
 
 
