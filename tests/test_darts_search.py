@@ -9,13 +9,15 @@ import pytest
 import torch
 from search_commands import stop_after
 from test_own_parts import outcome
+from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
+from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main
-from vpdarts_fast.spaces.darts import DartsS2, DartsS3, Genotype
+from vpdarts_fast.spaces.darts import DartsS2, DartsS3, DartsS4, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -91,3 +93,71 @@ def test_evaluated_together_and_one_by_one(removal: str) -> None:
     assert (together.loss[5] == together.base_loss).all()
     if removal == "zero":
         assert (together.loss[weights != 0] != together.base_loss).float().mean() > 0.5
+
+
+def a_batch(count: int = 5) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(2)
+    images = torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator)
+    return [(images, torch.randint(4, (count,), generator=generator))]
+
+
+def test_every_variant_meets_the_same_noise() -> None:
+    """Of the operation `noise`; PyTorch's generator is then where it was."""
+    space = DartsS4(channels=2, layers=3)
+    torch.manual_seed(0)
+    supernet = space.supernet(4).double()
+    weights = torch.full((28, 2), 0.5, dtype=torch.float64)
+    weights[1:, 1] = 0  # all edges but the first are noise alone
+    state = torch.get_rng_state()
+    found = leave_one_out(supernet, a_batch(), weights, batch_norm="batch", batched=False)
+    again = leave_one_out(supernet, a_batch(), weights, batch_norm="batch", batched=False)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(found.loss, again.loss)
+    removed = weights.clone()
+    removed[3, 0] = 0
+    alone = leave_one_out(supernet, a_batch(), removed, batch_norm="batch", batched=False)
+    assert float(found.loss[3, 0]) == alone.base_loss
+
+
+class MixedOp(nn.ModuleList):
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Takes whole rows [O], also where it has fewer operations."""
+        return sum(weight * op(x) for weight, op in zip(weights, self, strict=False))  # type: ignore[return-value]
+
+
+class RaggedSupernet(nn.Module):
+    """Edges of stride 1 with two operations, one of stride 2 with three."""
+
+    def __init__(self) -> None:
+        super().__init__()
+
+        def conv(stride: int) -> nn.Module:
+            return nn.Sequential(
+                nn.ReLU(), nn.Conv2d(3, 3, 3, stride, padding=1, bias=False), nn.BatchNorm2d(3)
+            )
+
+        self.first = nn.ModuleList(MixedOp([conv(1), nn.Identity()]) for _ in range(2))
+        self.second = nn.ModuleList([MixedOp([conv(2), conv(2), nn.AvgPool2d(3, 2, 1)])])
+        self.classifier = nn.Linear(3, 4)
+
+    def forward(self, images: Tensor, weights: Tensor) -> Tensor:
+        x = self.first[1](self.first[0](images, weights[0]), weights[1])
+        return self.classifier(self.second[0](x, weights[2]).mean((2, 3)))
+
+
+def test_rows_longer_than_what_an_edge_has_are_evaluated_all_the_same() -> None:
+    torch.manual_seed(0)
+    supernet = RaggedSupernet().double()
+    weights = torch.tensor([[0.3, 0.4, 0], [0.5, 0.2, 0], [0.3, 0.6, 0.1]], dtype=torch.float64)
+    plain = leave_one_out(supernet, a_batch(), weights, batch_norm="batch", batched=False)
+    accelerate(supernet, backend="pytorch")
+    found = leave_one_out(supernet, a_batch(), weights, batch_norm="batch")
+    torch.testing.assert_close(found.loss, plain.loss, rtol=1e-9, atol=0)
+    assert len(found.loss.unique()) == 1 + 7
+
+
+def test_a_supernet_that_has_diverged_is_said() -> None:
+    supernet = RaggedSupernet().double()
+    supernet.classifier.weight.data.fill_(torch.nan)
+    with pytest.raises(UserError, match="outputs are not finite; it has diverged"):
+        leave_one_out(supernet, a_batch(), torch.ones(3, 3).double(), batch_norm="batch", batched=False)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.perturbation import evaluated
 from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
-from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group
+from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group, same_random_numbers
 from vpdarts_fast.evaluation.perturbation.weights import Weights
 from vpdarts_fast.evaluation.removal import removals
 from vpdarts_fast.evaluation.validation import (
@@ -29,9 +29,8 @@ from vpdarts_fast.evaluation.validation import (
     LeaveOneOut,
     Removal,
     calibration_batches,
-    check_labels,
     check_options,
-    checked_pair,
+    checked_batch,
     evaluation_mode,
 )
 
@@ -75,7 +74,7 @@ def leave_one_out_of_table(
     if not weights.isfinite().all():
         raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
     table = Table(weights, removals(weights.cpu(), removal, nones).to(weights))
-    stream = (batch for batch in map(_checked, batches) if len(batch[1]))
+    stream = (batch for batch in map(checked_batch, batches) if len(batch[1]))
     first = next(stream, None)
     if first is None:
         raise UserError("leave_one_out: no images; `batches` was empty")
@@ -83,12 +82,6 @@ def leave_one_out_of_table(
     if rows is not None:
         return _together(supernet, table, rows, chain([first], stream), batch_norm, memory_budget, on_batch)
     return _one_by_one(supernet, table, chain([first], stream), batch_norm, on_batch)
-
-
-def _checked(batch: Any) -> Batch:
-    images, labels = checked_pair(batch)
-    check_labels(images, labels)
-    return images, labels
 
 
 @dataclass(frozen=True)
@@ -134,7 +127,8 @@ def _one_by_one(
     tables = [table.weights, *(table.without(*variant) for variant in variants)]
 
     def logits_of(weights: Tensor, images: Tensor) -> Tensor:
-        logits = supernet(images, weights)
+        with same_random_numbers(images.device):
+            logits = supernet(images, weights)
         if not isinstance(logits, Tensor) or logits.dim() != 2:
             raise UserError("the supernet must return logits [N, classes]")
         return logits
@@ -156,6 +150,8 @@ def _one_by_one(
             if on_batch is not None:
                 on_batch(seen)
     correct, losses = counts.read()
+    if not losses.isfinite().all():
+        raise UserError("leave_one_out: the supernet's outputs are not finite; it has diverged")
     return table.result(variants, 100 * correct.double() / seen, losses / seen, seen)
 
 
@@ -236,7 +232,7 @@ def rows_of_modules(supernet: nn.Module, shape: Sequence[int], images: Tensor) -
     model.weights = (numbers / len(numbers)).view(*shape)
     seen: dict[str, Any] = {}
     of_places = Weights(types, lambda place, given: seen.setdefault(place.name, given))
-    with _evaluating(supernet), of_places.intercepted():
+    with _evaluating(supernet), of_places.intercepted(), same_random_numbers(images.device):
         model(images)
     places = {row.data_ptr(): number for number, row in enumerate(model.weights)}
     rows: dict[CellTypes, list[int]] = {}
@@ -250,7 +246,7 @@ def rows_of_modules(supernet: nn.Module, shape: Sequence[int], images: Tensor) -
             start = 0 if place.edge is None else place.edge
             for edge, row in enumerate(of_place, start=start):
                 number = _row_of(row, model.weights, places)
-                if number is None:
+                if number is None or row.numel() != cells.ops:
                     return None
                 if edge == len(found):
                     found.append(number)

@@ -143,6 +143,13 @@ def checked_pair(batch: object) -> Batch:
     raise UserError(f"batches must be pairs of tensors, images and labels; got {got}")
 
 
+def checked_batch(batch: object) -> Batch:
+    """Checks a batch as the caller's iterable gave it, and its labels; `UserError` for anything else."""
+    images, labels = checked_pair(batch)
+    check_labels(images, labels)
+    return images, labels
+
+
 def check_labels(images: Tensor, labels: Tensor) -> None:
     """Raises `UserError` unless labels are int64 [N], one for each image."""
     if labels.shape != images.shape[:1] or labels.dtype != torch.int64:

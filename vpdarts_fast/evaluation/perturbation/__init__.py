@@ -21,9 +21,8 @@ from vpdarts_fast.evaluation.validation import (
     Counts,
     LeaveOneOut,
     calibration_batches,
-    check_labels,
     check_options,
-    checked_pair,
+    checked_batch,
     evaluation_mode,
 )
 
@@ -131,7 +130,7 @@ def evaluated(
     Raises:
         UserError: as `leave_one_out_of_model`, of batches, labels and outputs.
     """
-    stream = (batch for batch in map(_checked, batches) if len(batch[1]))
+    stream = (batch for batch in map(checked_batch, batches) if len(batch[1]))
     calibration = calibration_batches(stream, batch_norm)
     counts: Counts | None = None
     images = 0
@@ -202,12 +201,6 @@ def _results(
             accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), images
         )
     return results
-
-
-def _checked(batch: Any) -> Batch:
-    images, labels = checked_pair(batch)
-    check_labels(images, labels)
-    return images, labels
 
 
 def _last(output: Any) -> Tensor:

@@ -123,7 +123,7 @@ class Evaluation:
 
     def base(self, images: Tensor) -> Tensor:
         """Computes the logits [N, classes] of the unmodified model."""
-        with _same_random_numbers(images.device):
+        with same_random_numbers(images.device):
             return self._run(images, None)
 
     def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
@@ -147,7 +147,7 @@ class Evaluation:
 
     def _one(self, group: Group, variant: int, images: Tensor) -> Tensor:
         """Logits [N, classes] of one variant of a group."""
-        with _same_random_numbers(images.device):
+        with same_random_numbers(images.device):
             return self._run(images, group.change(variant))
 
     def _run(self, images: Tensor, change: Change | None) -> Tensor:
@@ -175,7 +175,7 @@ class Evaluation:
         args = change.factor, change.share, statistics.differing()
         statistics.use()
         try:
-            with _same_random_numbers(images.device), transformable_draws():
+            with same_random_numbers(images.device), transformable_draws():
                 logits: Tensor = torch.vmap(run, in_dims, randomness="same")(*args)
         except UserError:
             raise
@@ -220,6 +220,6 @@ class Evaluation:
                 yield slice(v, min(total, v + variants_together)), piece
 
 
-def _same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
+def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
     """Every pass within one of these draws the same, and leaves the generators as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
