@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -125,39 +126,49 @@ class MixedOp(nn.ModuleList):
         return sum(weight * op(x) for weight, op in zip(weights, self, strict=False))  # type: ignore[return-value]
 
 
+class TwoEdges(nn.Module):
+    """A cell of two edges from one node to another."""
+
+    def __init__(self, make: Callable[[], list[nn.Module]]) -> None:
+        super().__init__()
+        self.edges = nn.ModuleList(MixedOp(make()) for _ in range(2))
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        return self.edges[0](x, weights[0]) + self.edges[1](x, weights[1])
+
+
+def conv(stride: int) -> nn.Module:
+    return nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3, stride, padding=1, bias=False), nn.BatchNorm2d(3))
+
+
 class RaggedSupernet(nn.Module):
-    """Edges of stride 1 with two operations, one of stride 2 with three."""
+    """A normal cell with two operations on each edge, a reduction cell with three."""
 
     def __init__(self) -> None:
         super().__init__()
-
-        def conv(stride: int) -> nn.Module:
-            return nn.Sequential(
-                nn.ReLU(), nn.Conv2d(3, 3, 3, stride, padding=1, bias=False), nn.BatchNorm2d(3)
-            )
-
-        self.first = nn.ModuleList(MixedOp([conv(1), nn.Identity()]) for _ in range(2))
-        self.second = nn.ModuleList([MixedOp([conv(2), conv(2), nn.AvgPool2d(3, 2, 1)])])
+        self.normal = TwoEdges(lambda: [conv(1), nn.Identity()])
+        self.reduction = TwoEdges(lambda: [conv(2), conv(2), nn.AvgPool2d(3, 2, 1)])
         self.classifier = nn.Linear(3, 4)
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
-        x = self.first[1](self.first[0](images, weights[0]), weights[1])
-        return self.classifier(self.second[0](x, weights[2]).mean((2, 3)))
+        x = self.reduction(self.normal(images, weights[:2]), weights[2:])
+        return self.classifier(x.mean((2, 3)))
 
 
 def test_rows_longer_than_what_an_edge_has_are_evaluated_all_the_same() -> None:
     torch.manual_seed(0)
     supernet = RaggedSupernet().double()
-    weights = torch.tensor([[0.3, 0.4, 0], [0.5, 0.2, 0], [0.3, 0.6, 0.1]], dtype=torch.float64)
+    rows = [[0.3, 0.4, 0], [0.5, 0.2, 0], [0.3, 0.6, 0.1], [0.2, 0.5, 0.7]]
+    weights = torch.tensor(rows, dtype=torch.float64)
     plain = leave_one_out(supernet, a_batch(), weights, batch_norm="batch", batched=False)
     accelerate(supernet, backend="pytorch")
     found = leave_one_out(supernet, a_batch(), weights, batch_norm="batch")
     torch.testing.assert_close(found.loss, plain.loss, rtol=1e-9, atol=0)
-    assert len(found.loss.unique()) == 1 + 7
+    assert len(found.loss.unique()) == 1 + 10
 
 
 def test_a_supernet_that_has_diverged_is_said() -> None:
     supernet = RaggedSupernet().double()
     supernet.classifier.weight.data.fill_(torch.nan)
     with pytest.raises(UserError, match="outputs are not finite; it has diverged"):
-        leave_one_out(supernet, a_batch(), torch.ones(3, 3).double(), batch_norm="batch", batched=False)
+        leave_one_out(supernet, a_batch(), torch.ones(4, 3).double(), batch_norm="batch", batched=False)
