@@ -17,6 +17,7 @@ import vpdarts_fast
 from vpdarts_fast.benchmark_table import COLUMNS, BenchmarkTable, official_architectures
 from vpdarts_fast.data import Augmentation, ImageData
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.validation import checked_batch
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.search import PRESETS, RunFolder, Search, preflight
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201, Supernet, pixels_of_last_stage
@@ -299,9 +300,7 @@ IMAGES, LABELS = torch.randn(2, 3, 8, 8), torch.tensor([0, 1])
 def test_batches_that_are_no_pairs(batch: Any, got: str, public: bool) -> None:
     with pytest.raises(UserError, match=f"must be pairs of tensors, images and labels; got {got}"):
         if public:
-            from vpdarts_fast.evaluation.perturbation import _checked
-
-            _checked(batch)
+            checked_batch(batch)
         else:
             loo(batch)
 
