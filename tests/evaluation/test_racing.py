@@ -23,7 +23,7 @@ from search_commands import TINY as FLAGS
 from torch import Tensor
 
 from vpdarts_fast.analysis.ranking import levels
-from vpdarts_fast.data import load
+from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, leave_one_out
@@ -238,9 +238,8 @@ def tiny_looks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("tiny_looks")
-def test_a_search_races_and_is_continued_bit_for_bit(tmp_path: Path) -> None:
+def test_a_search_races_and_is_continued_bit_for_bit(digits: ImageData, tmp_path: Path) -> None:
     config = RACING.replaced(evaluation_batch_size=4, validation_proportion=1.0)
-    digits = load("digits")
     run(config, digits, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
     lines = [line for line in whole["metrics"] if line["importance"]]

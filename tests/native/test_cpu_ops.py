@@ -11,7 +11,7 @@ import torch
 from cpu_op_cases import CHECKS, all_equal, thread_count
 from fresh_process import run_python
 from op_contract import Close, normal, true_derivatives, weighted_sum
-from places import ROOT
+from places import ROOT, TESTS
 from torch import Tensor
 
 from vpdarts_fast import native, ops
@@ -72,7 +72,8 @@ def other_isas() -> list[str]:
 @pytest.mark.parametrize("isa", other_isas())
 def test_every_instruction_set_meets_the_op_contract(isa: str) -> None:
     """In a process of its own, since an instruction set is chosen once."""
-    files = [f"tests/ops/test_{op}.py" for op in BACKENDS[0].implementations]
+    ops_of_cpu = BACKENDS[0].implementations
+    files = [str(path) for op in ops_of_cpu for path in (TESTS / "ops").glob(f"test_{op}*.py")]
     assert BACKENDS[0].name == "cpu"
     environment = {"VPDARTS_CPU_ISA": isa, "OMP_NUM_THREADS": "1", "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     arguments = ["-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "cpu", *files]

@@ -60,7 +60,14 @@ def test_what_has_not_been_used_for_long_goes(cache: Path) -> None:
 def test_a_digest_tells_names_contents_and_borders_apart(tmp_path: Path) -> None:
     digests = set()
     for number, files in enumerate(
-        ({"a": "1", "b": "2"}, {"a": "12", "b": ""}, {"a": "1", "c": "2"}, {"a": "1", "b": "3"}, {"a": "1"})
+        (
+            {"a": "1", "b": "2"},
+            {"a": "12", "b": ""},
+            {"a": "1", "c": "2"},
+            {"a": "1", "b": "3"},
+            {"a": "1"},
+            {"a": "1", "no_source.py": "2"},
+        )
     ):
         for place in ("here", "there"):
             folder = tmp_path / place / str(number)

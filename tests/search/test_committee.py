@@ -12,7 +12,7 @@ from search_calls import SHORT, TINY, Watcher, outcome, run, stop_at
 from search_commands import TINY as FLAGS
 
 from vpdarts_fast.analysis.evaluation import evaluate_run
-from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
@@ -26,11 +26,6 @@ from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 TWO = SHORT.replaced(committee=2)
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load("digits")
 
 
 @pytest.fixture(scope="module")

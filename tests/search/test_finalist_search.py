@@ -17,13 +17,13 @@ from search_calls import Watcher, outcome, run, without_seconds
 from search_commands import TINY, error_of, rewrite
 from small_tables import additive_table
 
-from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.finalists import finalists_figure
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs.formats import RESULT, SETTINGS
-from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig, member, preflight, running
+from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig, member, preflight
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
@@ -34,11 +34,6 @@ CONFIG = SearchConfig().replaced(
     pruning_epochs=2, batch_size=16, evaluation_batch_size=8, device="cpu", finalists=3, finalist_channels=2,
     finalist_cells_per_stage=1, finalist_steps=2, finalist_budget=60, finalist_margin=0.01,
 )  # fmt: skip
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load("digits")
 
 
 @pytest.fixture(scope="module")
@@ -189,11 +184,6 @@ def test_any_search_can_have_them(settings: dict[str, Any], digits: ImageData, t
 
 FLAGS = ["--finalists", "3", "--finalist-channels", "2", "--finalist-cells-per-stage", "1",
          "--finalist-steps", "2", "--finalist-budget", "60"]  # fmt: skip
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 def test_the_command_tells_both_answers(

@@ -14,7 +14,7 @@ from search_commands import TINY as FLAGS
 from search_commands import edited
 from torch import Tensor
 
-from vpdarts_fast.data import ImageData, ImageSet, load, split_halves
+from vpdarts_fast.data import ImageData, ImageSet, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig, running
@@ -27,11 +27,6 @@ from vpdarts_fast.search.preflight import steps_of_epoch
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load("digits")
 
 
 @pytest.fixture(scope="module")

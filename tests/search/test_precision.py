@@ -14,7 +14,7 @@ from search_commands import TINY, error_of, stop_after
 from torch import Tensor
 
 from vpdarts_fast import Supernet, build_network, leave_one_out
-from vpdarts_fast.data import ImageData, load, split_halves
+from vpdarts_fast.data import ImageData, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runtime.precision import Precision, computing_in
@@ -91,11 +91,6 @@ def test_a_gpu_without_the_tensor_cores_is_refused(
     assert settings() == before
     with computing_in("fp32", CUDA):
         pass
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load("digits")
 
 
 def gradients(

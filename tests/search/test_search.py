@@ -14,7 +14,7 @@ import torch
 from search_calls import SHORT, TINY, Watcher, outcome, run, stop_at
 from torch import Tensor
 
-from vpdarts_fast.data import ImageData, ImageSet, load
+from vpdarts_fast.data import ImageData, ImageSet
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
@@ -25,11 +25,6 @@ from vpdarts_fast.search.step import weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Genotype, Supernet
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(scope="module")
-def digits() -> ImageData:
-    return load("digits")
 
 
 @pytest.fixture(scope="module")

@@ -25,17 +25,11 @@ import vpdarts_fast
 from vpdarts_fast.data import Augmentation, DatasetImages, ImageData, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import Interrupted, running
+from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.observer import OpsEvaluated
 
 pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
-
-
-@pytest.fixture(autouse=True)
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the search."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 class Noisy(Dataset[Any]):
@@ -348,8 +342,7 @@ def test_a_notebook_shows_bars_where_it_has_widgets(
     assert ("found: " in printed, "found: " in texts) == (not widgets, widgets)
 
 
-def test_images_in_memory_are_what_a_search_takes() -> None:
-    digits = load("digits")
+def test_images_in_memory_are_what_a_search_takes(digits: ImageData) -> None:
     few = digits.subset(torch.tensor([3, 1]))
     assert isinstance(few, ImageData) and torch.equal(few.train_labels, digits.train_labels[[3, 1]])
     assert few.digest() == digits.subset(torch.tensor([3, 1])).digest() != digits.digest()

@@ -18,16 +18,10 @@ from search_commands import TINY, edited, error_of, full_disk, rewrite, stop_aft
 
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS
-from vpdarts_fast.search import RunFolder, running
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture
-def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
-    """They take longer than the search."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
 
 
 @pytest.fixture(scope="module")

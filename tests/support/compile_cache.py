@@ -20,11 +20,11 @@ KEPT = 14 * 24 * 3600
 
 
 def digest_of(folders: Iterable[Path]) -> str:
-    """Of the names and contents of all files in them; not of where the folders lie."""
+    """Of the names and contents of all files in them but Python's; not of where the folders lie."""
     digest = hashlib.sha256()
     for folder in folders:
         for file in sorted(path for path in folder.rglob("*") if path.is_file()):
-            if "__pycache__" in file.parts:
+            if file.suffix in (".py", ".pyc"):
                 continue
             content = file.read_bytes()
             digest.update(f"{file.relative_to(folder)} {len(content)}\n".encode() + content)
