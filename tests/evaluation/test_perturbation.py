@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
-from leave_one_out_cases import assert_same, drop_statistics, every_mode
+from leave_one_out_cases import MODES, assert_same, drop_statistics, every_mode
 from op_contract import half_of
 from perturbation_cases import (
     GumbelSupernet,
@@ -35,7 +36,6 @@ FAMILIES: dict[str, Callable[[], nn.Module]] = {
 }
 OTHERS = ("edges", "affine")
 """But DARTS, of which a cell of two nodes takes longer than all the others: it has fewer settings."""
-every_family = pytest.mark.parametrize("family", ["darts", *OTHERS])
 
 
 # What is evaluated -----------------------------------------------------------------------------------------
@@ -101,8 +101,9 @@ def test_the_loop_of_an_accelerated_model_is_the_plain_ones(family: str, mode: B
 
 
 @pytest.mark.skipif(native.why_not() is not None, reason=str(native.why_not()))
-@every_mode
-@every_family
+@pytest.mark.parametrize(
+    ("family", "mode"), [("darts", "running"), ("darts", "variant"), *product(OTHERS, MODES)]
+)
 def test_batched_on_cpu_kernels(family: str, mode: BatchNorm) -> None:
     model, some = trained(FAMILIES[family], torch.float32), batches(14, 12, dtype=torch.float32)
     batched = leave_one_out(accelerated(model, "cpu"), some, batch_norm=mode)

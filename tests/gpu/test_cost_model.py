@@ -234,7 +234,7 @@ def test_leave_one_out(counted: cost_model.Counted) -> None:
 
 def test_half_precision_moves_half_the_bytes() -> None:
     """Of activations and weights; batch norms, alphas and the classifier stay as they are."""
-    floats, own = setting(), setting(batch_norm="variant")
+    floats, own = (replace(some, images=512) for some in (setting(), setting(batch_norm="variant")))
     halves, own_halves = (replace(some, dtype=torch.bfloat16) for some in (floats, own))
     for wide, half in zip(
         (*steps(floats), evaluation(floats, True), evaluation(own, True)),

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from compile_cache import compiled, digest_of, version_of
 from places import ROOT
 
 NVCC = shutil.which("nvcc")
@@ -62,7 +63,7 @@ def architectures() -> list[int]:
     return [number for number in (80, 90, 100, 120) if f"compute_{number}\n" in f"{known}\n"]
 
 
-def compile_cubin(source: str, architecture: int, cubin: Path) -> list[Usage]:
+def compile_cubin(source: str, architecture: int) -> tuple[Path, list[Usage]]:
     """csrc/cuda/kernels/<source> to a cubin; the kernels' usage."""
     assert NVCC is not None
     options = [
@@ -75,19 +76,22 @@ def compile_cubin(source: str, architecture: int, cubin: Path) -> list[Usage]:
         "-Werror",
         "all-warnings",
     ]
-    command = [
-        NVCC,
-        *options,
-        "-cubin",
-        f"-arch=sm_{architecture}",
-        f"csrc/cuda/kernels/{source}",
-        "-o",
-        str(cubin),
-    ]
-    result = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert result.returncode == 0, result.stdout[-3000:]
+    command = [NVCC, *options, "-cubin", f"-arch=sm_{architecture}", f"csrc/cuda/kernels/{source}"]
+
+    def build(folder: Path) -> None:
+        result = subprocess.run(
+            [*command, "-o", str(folder / "kernels.cubin")],
+            cwd=ROOT,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        assert result.returncode == 0, result.stdout[-3000:]
+        (folder / "report").write_text(result.stdout)
+
+    folder = compiled([*command, version_of(NVCC), digest_of([ROOT / "csrc"])], build)
     usages = []
-    for text in result.stdout.split("Compiling entry function '")[1:]:
+    for text in (folder / "report").read_text().split("Compiling entry function '")[1:]:
         name = re.search(r"\d((?:[a-z]+_)+kernel)(?=I|E)", text)
         memory = re.search(
             r"(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads", text
@@ -98,7 +102,7 @@ def compile_cubin(source: str, architecture: int, cubin: Path) -> list[Usage]:
         shared = re.search(r"(\d+) bytes smem", text)
         shared_bytes = int(shared[1]) if shared else 0
         usages.append(Usage(name[1], int(registers[1]), stack, stores + loads, shared_bytes))
-    return usages
+    return folder / "kernels.cubin", usages
 
 
 def disassemble(cubin: Path) -> str | None:
@@ -114,9 +118,8 @@ def disassemble(cubin: Path) -> str | None:
 
 @pytest.mark.parametrize("architecture", architectures())
 @pytest.mark.parametrize("source", ["mixed_sum.cu", "mixed_sum_backward.cu", "masked_cell.cu"])
-def test_kernels_stay_within_their_budgets(source: str, architecture: int, tmp_path: Path) -> None:
-    cubin = tmp_path / "kernels.cubin"
-    usages = compile_cubin(source, architecture, cubin)
+def test_kernels_stay_within_their_budgets(source: str, architecture: int) -> None:
+    cubin, usages = compile_cubin(source, architecture)
     assert usages
     for usage in usages:
         assert usage.spills == 0, usage

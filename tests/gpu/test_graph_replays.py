@@ -59,7 +59,7 @@ def search_both_ways(
         {"batch_norm": "batch"},
         {"batch_norm": "running", "pruning": "progressive"},
         {"fused": False, "criterion": "alpha"},
-        {"precision": "bf16", "pruning_epochs": 1},
+        {"precision": "bf16", "batch_norm": "running", "pruning_epochs": 1},
     ],
     ids=["default", "batch", "running, progressive", "plain", "bf16"],
 )

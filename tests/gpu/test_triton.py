@@ -41,7 +41,6 @@ CONTRACT = {
     ],
     "masked_cell": [
         "dtypes",
-        "leaves_one_out[shared-3-triton-float32]",
         "takes_an_expanded_input",
         "alphas[mixed-triton-float32]",
         "eps",

@@ -87,7 +87,7 @@ STOPS = 2 * (2 * 2 + 1) + 2 * 2 * 2
 
 def test_an_interrupted_committee_ends_the_same(digits: ImageData, tmp_path: Path) -> None:
     """Stopped at every call: of each member in the warm-up, an evaluation, a pruning epoch and at the end."""
-    config = TWO.replaced(pruning_epochs=1)
+    config = TWO.replaced(pruning_epochs=1, batch_norm="running")
     run(config, digits, tmp_path / "whole")
     whole = outcome(tmp_path / "whole")
     for call in range(STOPS):

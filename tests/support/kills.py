@@ -28,6 +28,7 @@ from typing import Any, NoReturn
 import sklearn.datasets  # noqa: F401  This and the last only so that the forked processes need not import it.
 import torch
 import torch._dynamo
+from search_calls import bits
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.runs.files import LOCK_FILE
@@ -179,14 +180,8 @@ def texts(path: Path) -> Iterable[str]:
 
 
 def without_times(value: Any) -> Any:
-    """Less all entries called seconds, and the digests of them; tensors as bytes, so that == is bitwise."""
-    if isinstance(value, torch.Tensor):
-        return str(value.dtype), list(value.shape), value.contiguous().numpy().tobytes()
-    if isinstance(value, dict):
-        return {key: without_times(entry) for key, entry in value.items() if key not in ("seconds", "digest")}
-    if isinstance(value, (list, tuple)):
-        return [without_times(entry) for entry in value]
-    return value
+    """Less all entries called seconds, and the digests of them."""
+    return bits(value, leave_out=("seconds", "digest"))
 
 
 class Trials:

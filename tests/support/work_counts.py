@@ -25,6 +25,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from compile_cache import compiled, digest_of, version_of
 from places import ROOT
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -93,13 +94,7 @@ class NativeProgram:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self.objects = {source: self.compiled(ROOT / source) for source in SOURCES}
-
-    def compiled(self, source: Path) -> Path:
-        path = self.folder / f"{source.stem}.o"
-        includes = [f"-I{ROOT / folder}" for folder in ("csrc", "tests/native/stand_in")]
-        finish([str(COMPILER), *FLAGS.split(), *includes, "-c", str(source), "-o", str(path)])
-        return path
+        self.objects = {source: kept_object(source) for source in SOURCES}
 
     def with_source(self, name: str, text: str) -> NativeProgram:
         """The same program, one of its sources replaced by this text."""
@@ -108,7 +103,7 @@ class NativeProgram:
         other.folder.mkdir()
         source = other.folder / Path(name).name
         source.write_text(text)
-        other.objects = self.objects | {name: other.compiled(source)}
+        other.objects = self.objects | {name: compile_object(source, other.folder)}
         return other
 
     def counts(self) -> dict[str, Counts]:
@@ -121,6 +116,24 @@ class NativeProgram:
         finish([str(VALGRIND), "--tool=callgrind", *options, str(program)])
         dumps = sorted(self.folder.glob("counts.*"), key=lambda path: int(path.suffix[1:]))
         return dict(counts_of_dump(dump.read_text(), str(program)) for dump in dumps)
+
+
+def kept_object(source: str) -> Path:
+    """Compiled, for as long as no source changes."""
+    digest = digest_of([ROOT / "csrc", ROOT / "tests" / "native"])
+    made_of = [str(COMPILER), version_of(str(COMPILER)), FLAGS, source, digest]
+
+    def build(folder: Path) -> None:
+        compile_object(ROOT / source, folder)
+
+    return compiled(made_of, build) / f"{Path(source).stem}.o"
+
+
+def compile_object(source: Path, folder: Path) -> Path:
+    path = folder / f"{source.stem}.o"
+    includes = [f"-I{ROOT / folder}" for folder in ("csrc", "tests/native/stand_in")]
+    finish([str(COMPILER), *FLAGS.split(), *includes, "-c", str(source), "-o", str(path)])
+    return path
 
 
 def finish(command: list[str]) -> None:

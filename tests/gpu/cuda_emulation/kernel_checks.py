@@ -142,7 +142,7 @@ def test_masked_cell_leaves_one_out_in_half_precision(assert_close: Close) -> No
     check_masked_cell(args, assert_close)
 
 
-@pytest.mark.parametrize("images", [511, 512, 550])
+@pytest.mark.parametrize("images", [511, 550])
 def test_masked_cell_groups_of_images(images: int, assert_close: Close) -> None:
     """Two or four images a block, the last block with fewer."""
     args = masked_cell_args(v=2, n=images, c=2, size=(2, 3), nodes=3, dtype=torch.float32)
