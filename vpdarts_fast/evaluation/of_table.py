@@ -48,7 +48,7 @@ def leave_one_out_of_table(
     on_batch: Callable[[int], None] | None = None,
     nones: Tensor | None = None,
 ) -> LeaveOneOut:
-    """Validates a supernet once for each (edge, op) whose weight is not 0, without that op.
+    """Validates a supernet once for each (edge, op) that adds anything to its edge, without that op.
 
     Args:
         supernet: called with images [N, 3, H, W] and weights of the ops [E, O]; returns logits [N, classes].
@@ -59,10 +59,11 @@ def leave_one_out_of_table(
         batched: evaluate many variants together, where the supernet is accelerated.
         memory_budget: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
         on_batch: likewise.
-        nones: [E, O] bool, which ops add nothing to their edges; only `renormalised` removal asks.
+        nones: [E, O] bool, which ops add nothing to their edges: without one, nothing changes.
 
     Returns:
-        Accuracy and loss [E, O]; of an op with weight 0 those of the unmodified supernet.
+        Accuracy and loss [E, O]; of an op with weight 0, or one that adds nothing, those of the unmodified
+        supernet.
 
     Raises:
         UserError: no images, labels of a wrong shape or out of range, weights or outputs that are not finite,
@@ -73,7 +74,10 @@ def leave_one_out_of_table(
     weights = weights.detach().to(parameter.device, parameter.dtype)
     if not weights.isfinite().all():
         raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
-    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights))
+    removable = weights.cpu() != 0
+    if nones is not None:
+        removable &= ~nones.cpu()
+    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights), removable)
     stream = (batch for batch in map(checked_batch, batches) if len(batch[1]))
     first = next(stream, None)
     if first is None:
@@ -91,16 +95,12 @@ class Table:
     Attributes:
         weights: [E, O].
         removed: [E*O, E, O].
+        removable: [E, O] bool, whose removal changes anything.
     """
 
     weights: Tensor
     removed: Tensor
-
-    @property
-    def removable(self) -> list[tuple[int, int]]:
-        """Lists the pairs (edge, op) whose removal changes anything."""
-        pairs: list[tuple[int, int]] = self.weights.nonzero().tolist()
-        return [(e, o) for e, o in pairs]
+    removable: Tensor
 
     def without(self, edge: int, op: int) -> Tensor:
         """The weights [E, O] without this op on this edge."""
@@ -123,7 +123,7 @@ def _one_by_one(
     batch_norm: BatchNorm,
     on_batch: Callable[[int], None] | None,
 ) -> LeaveOneOut:
-    variants = table.removable
+    variants = [(e, o) for e, o in table.removable.nonzero().tolist()]
     tables = [table.weights, *(table.without(*variant) for variant in variants)]
 
     def logits_of(weights: Tensor, images: Tensor) -> Tensor:
@@ -170,7 +170,7 @@ def _together(
     for name, cells in rows.types.items():
         of_type = rows.rows[name]
         for edges in [range(len(of_type))] if cells.whole else [[edge] for edge in range(len(of_type))]:
-            pairs = [(e, o) for e in edges for o in range(cells.ops) if table.weights[of_type[e], o] != 0]
+            pairs = [(e, o) for e in edges for o in range(cells.ops) if table.removable[of_type[e], o]]
             if not pairs:
                 continue
             factor = torch.stack([_factor(table, of_type, e, o, cells.ops) for e, o in pairs])

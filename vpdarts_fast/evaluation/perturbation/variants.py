@@ -30,6 +30,7 @@ from vpdarts_fast.evaluation.memory_budget import (
 )
 from vpdarts_fast.evaluation.perturbation.cells import CellTypes, Place
 from vpdarts_fast.evaluation.perturbation.draws import transformable_draws
+from vpdarts_fast.evaluation.perturbation.layers import ChannelsStayLast
 from vpdarts_fast.evaluation.perturbation.statistics import Statistics, estimated, joined, kept
 from vpdarts_fast.evaluation.perturbation.weights import Change, Weights
 from vpdarts_fast.evaluation.validation import Batch, BatchNorm, batch_norms, recalibrate
@@ -39,6 +40,9 @@ DEFAULT_BUDGET = 256 << 20
 
 GPU_BUDGET = 4 << 30
 """Bytes: few large launches keep a GPU busier than many small ones."""
+
+FEWEST_KEPT = 8
+"""Images: computing fewer together costs more than computing again what was not kept."""
 
 
 @dataclass(frozen=True)
@@ -128,15 +132,37 @@ class Evaluation:
 
     def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
         """Yields pieces: which variants, which images, and their logits [variants, images, classes]."""
-        everything = slice(0, len(images))
+        op = cell_op(self._batch_norm == "batch")
+        limit = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
+        room = limit // 2 if self.batched else 0
+        together = self._kept_together(len(images), room)
+        for first in range(0, len(images), together):
+            with self._weights.keeping_outputs(room):
+                for variants, piece, logits in self._of_some(images[first : first + together], op, limit):
+                    yield variants, slice(first + piece.start, first + piece.stop), logits
+
+    def _kept_together(self, images: int, room: int) -> int:
+        """Of how many images there is room for what the unmodified model computes; else all of them."""
+        fitting = room // max(self._weights.output_bytes(), 1)
+        return fitting if FEWEST_KEPT <= fitting < images and self._batch_norm != "batch" else images
+
+    def _of_some(self, images: Tensor, op: str, limit: int) -> Iterator[tuple[slice, slice, Tensor]]:
+        """The same of images of which outputs are kept."""
         self._base.use()
-        yield slice(0, 1), everything, self.base(images).unsqueeze(0)
+        yield slice(0, 1), slice(0, len(images)), self.base(images).unsqueeze(0)
         self._weights.check_calls()
+        left = limit
+        if self.batched:
+            left -= self._weights.kept_bytes()
+            if left < max(self._need(images, places, op).total(1, 1) for places in self._weights.cells()):
+                self._weights.keep_none()
+                left = limit
         for group, statistics in zip(self._groups, self._statistics, strict=True):
-            for variants, piece in self._pieces(group, images, cell_op(self._batch_norm == "batch")):
+            for variants, piece in self._pieces(group, images, op, left):
                 outputs = None
                 if self.batched:
-                    outputs = self._together(group, variants, images[piece], statistics.select(variants))
+                    with self._weights.serving(piece):
+                        outputs = self._together(group, variants, images[piece], statistics.select(variants))
                 if outputs is not None:
                     yield slice(group.first + variants.start, group.first + variants.stop), piece, outputs
                     continue
@@ -175,7 +201,7 @@ class Evaluation:
         args = change.factor, change.share, statistics.differing()
         statistics.use()
         try:
-            with same_random_numbers(images.device), transformable_draws():
+            with same_random_numbers(images.device), transformable_draws(), ChannelsStayLast():
                 logits: Tensor = torch.vmap(run, in_dims, randomness="same")(*args)
         except UserError:
             raise
@@ -198,15 +224,18 @@ class Evaluation:
         activations = images.new_empty(0, dtype=inputs[0].dtype)
         return cell_need(op, backend_of(places[0].module), activations, size)
 
-    def _pieces(self, group: Group, images: Tensor, op: str) -> Iterator[tuple[slice, slice]]:
-        """Variants of the group and images, so many as fit the budget; op: see `cell_op`."""
+    def _pieces(
+        self, group: Group, images: Tensor, op: str, budget: int | None = None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Variants of the group and images, so many as fit the budget, bytes; op: see `cell_op`."""
         count, total = len(images), len(group.pairs)
         if not self.batched:
             yield slice(0, total), slice(0, count)
             return
         needs = [self._need(images, places, op) for places in self._weights.cells()]
         need = max(needs, key=lambda need: need.total(1, 1))
-        limits = self._memory_budget, GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
+        default = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
+        limits = budget if self._memory_budget and budget else self._memory_budget, budget or default
         if op == "mixed_cell":
             variants_together, images_together = whole_batches(need, total, count, *limits, self._batch_norm)
         else:
