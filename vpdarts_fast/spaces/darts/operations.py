@@ -94,7 +94,7 @@ class FactorizedReduce(nn.Module):
         super().__init__()
         even = channels_out // 2
         self.relu = nn.ReLU()
-        self.pad = nn.ConstantPad2d((0, 1, 0, 1), 0)
+        self.pad = nn.ConstantPad2d((0, 1, 0, 1), 0)  # nothing of it is read where H and W are even
         self.conv_1 = nn.Conv2d(channels_in, even, 1, stride=2, bias=False)
         self.conv_2 = nn.Conv2d(channels_in, channels_out - even, 1, stride=2, bias=False)
         self.bn = nn.BatchNorm2d(channels_out, affine=affine)
@@ -102,9 +102,7 @@ class FactorizedReduce(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` [N, C_in, H, W] to [N, C_out, ceil(H / 2), ceil(W / 2)]."""
         x = self.relu(x)
-        odd = x.shape[2] % 2 or x.shape[3] % 2
-        behind = (self.pad(x) if odd else x)[:, :, 1:, 1:]
-        out: Tensor = self.bn(torch.cat([self.conv_1(x), self.conv_2(behind)], dim=1))
+        out: Tensor = self.bn(torch.cat([self.conv_1(x), self.conv_2(self.pad(x)[:, :, 1:, 1:])], dim=1))
         return out
 
 
