@@ -311,7 +311,7 @@ def run_stage(stage: str, device: torch.device, folder: Path, limit: int) -> boo
             "-rs",
             "-p",
             "no:cacheprovider",
-            "tests/test_cuda.py",
+            "tests/gpu/test_cuda.py",
         ]
     ended = finished(command, limit)
     report = {**json.loads(file.read_text()), **ended}

@@ -23,6 +23,7 @@ from torch import Tensor
 from vpdarts_fast import ops
 from vpdarts_fast.acceleration import comparison
 from vpdarts_fast.backends.triton.availability import interpreted
+from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.evaluation import validation
 
 TOLERANCES = {
@@ -40,7 +41,7 @@ LONGEST = (
     "test_perturbation",
     "test_transforms",
     "test_leave_one_out_fused",
-    "test_graphs",
+    "test_graph_replays",
     "test_triton",
     "test_sanitizers",
     "test_perturbation_statistics",
@@ -126,6 +127,11 @@ def assert_close() -> Callable[[Tensor, Tensor], None]:
     return check
 
 
+@pytest.fixture(scope="session")
+def digits() -> ImageData:
+    return load("digits")
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """Tensors as small as the tests' gain nothing from more, and lose time to hand-overs."""
@@ -139,6 +145,12 @@ def one_thread() -> Iterator[None]:
 def calibrate_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """`recalibrated` is content with 25 images, so that tests need not evaluate hundreds."""
     monkeypatch.setattr(validation, "CALIBRATION_IMAGES", 25)
+
+
+@pytest.fixture
+def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They take longer than a small search."""
+    monkeypatch.setattr("vpdarts_fast.search.running.draw_pictures", lambda folder: [])
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Runs a Python command with the native extension under AddressSanitizer and UndefinedBehaviorSanitizer:
 #
-#     tests/sanitized.sh tests/fuzz_native.py --calls 1000000
+#     tests/sanitized.sh tests/support/fuzz_native.py --calls 1000000
 #
 # Builds that extension in build/sanitized first (a minute or two), beside a copy of the package. PYTHON names
 # the Python that has PyTorch, .venv's by default. Any fault that is found ends the process with a report.

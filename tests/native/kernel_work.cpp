@@ -1,5 +1,5 @@
 // One call each of what a search spends its time in, without PyTorch: a tool that counts instructions counts
-// those of the functions whose names begin with `work_` (tests/work_counts.py).
+// those of the functions whose names begin with `work_` (tests/support/work_counts.py).
 #include <cmath>
 #include <cstdio>
 #include <vector>

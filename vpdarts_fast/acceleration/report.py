@@ -170,4 +170,5 @@ HINTS = (
         "not compared: this is done at the first call, when its parameters have values",
     ),
 )
-"""What is found in a remark, and what helps; for every reason there is (tests/test_accelerate_report.py)."""
+"""What is found in a remark, and what helps; for every reason there is
+(tests/acceleration/test_accelerate_report.py)."""

@@ -49,9 +49,9 @@ def without_op(alpha: Tensor, edge: int, op: int, renormalised: bool = False) ->
     return table
 
 
-def avg_pool_3x3(x: Tensor) -> Tensor:
-    """Averages over 3x3 pixels with stride 1, the padding not counted; [N, C, H, W] keeps its shape."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+def avg_pool_3x3(x: Tensor, stride: int = 1) -> Tensor:
+    """Averages over 3x3 pixels, the padding not counted; with stride 1, [N, C, H, W] keeps its shape."""
+    return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
 
 
 def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[Tensor], list[Tensor]]:
@@ -240,9 +240,7 @@ def masked_cell(
         while e < len(table):
             node = torch.zeros_like(nodes[0])
             for source in list(nodes):
-                rectified = F.relu(source)
-                raw_1x1 = F.conv2d(rectified, weight_1x1[e])
-                raw_3x3 = F.conv2d(rectified, weight_3x3[e], padding=1)
+                (raw_1x1,), (raw_3x3,) = relu_conv(source, weight_1x1[e : e + 1], weight_3x3[e : e + 1])
                 node = (
                     node
                     + table[e, 1] * source
@@ -344,9 +342,7 @@ def mixed_op(
     for v, row in enumerate(wide(alpha)):
         own = wide(x[v if len(x) > 1 else 0])
         out = torch.zeros_like(own[:, :, ::stride, ::stride])
-        normalise = _Normalise(
-            statistics[v] if statistics is not None and statistics.dim() == 4 else statistics
-        )
+        normalise = _Normalise(None if statistics is None else statistics.expand(len(alpha), -1, -1, -1)[v])
         for branch, factor in zip(branches, row, strict=True):
             out = out + factor * _term(own, branch, v, stride, normalise)
         outputs.append(out)
@@ -383,7 +379,8 @@ def _term(x: Tensor, branch: Branch, v: int, stride: int, normalise: _Normalise)
     if isinstance(branch, Skip):
         return x
     if isinstance(branch, Pool):
-        return normalise(_pool_3x3(x, branch.kind, stride), branch.norm)
+        pooled = F.max_pool2d(x, 3, stride, padding=1) if branch.kind == "max" else avg_pool_3x3(x, stride)
+        return normalise(pooled, branch.norm)
     if isinstance(branch, SepConv):
         for i, stage in enumerate(branch.stages):
             x = normalise(_separable(x, stage, stride if i == 0 else 1), stage.norm)
@@ -391,12 +388,6 @@ def _term(x: Tensor, branch: Branch, v: int, stride: int, normalise: _Normalise)
     if isinstance(branch, Given):
         return normalise(wide(branch.raw[v if len(branch.raw) > 1 else 0]), branch.norm)
     return torch.zeros((), dtype=x.dtype, device=x.device)
-
-
-def _pool_3x3(x: Tensor, kind: str, stride: int) -> Tensor:
-    if kind == "max":
-        return F.max_pool2d(x, 3, stride, padding=1)
-    return F.avg_pool2d(x, 3, stride, padding=1, count_include_pad=False)
 
 
 def _separable(x: Tensor, stage: Stage, stride: int) -> Tensor:
