@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.search import RunFolder, running
@@ -29,22 +30,37 @@ SEARCH = [
 ]  # fmt: skip
 
 
+RACING = ["--evaluation", "racing", "--criterion", "loss", "--race-confidence", "0.6"]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [[], [*RACING, "--evaluation-batch-size", "2"]], ids=["full", "racing"]
+)
 def test_a_search_ends_with_a_genotype_and_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluation: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
-    assert main([*SEARCH, "--out", str(whole)]) == 0
+    monkeypatch.setattr(racing, "FIRST_LOOK", 4)
+    command = [*SEARCH, *evaluation]
+    assert main([*command, "--out", str(whole)]) == 0
     result = RunFolder(whole).result()
     assert result is not None and result["space"] == "darts-s2" and result["benchmark"] is None
     genotype = Genotype.from_string(result["architecture"])
     assert f"found: {genotype}" in capsys.readouterr().out
     assert DartsS2(found_layers=3, found_channels=4).network(genotype, 10) is not None
     assert [len(row) for row in result["importance"]["loss"]] == [2] * 28
+    if evaluation:
+        spent = result["importance"]["op_images"]
+        assert all(max(row) == result["importance"]["images"] for row in spent)
+        assert min(map(min, spent)) == 4
     assert [cell.name for cell in read_run(whole).result.genotype.cells] == ["normal", "reduction"]  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
         stop_after(3, patch)  # in the epoch
-        assert main([*SEARCH, "--out", str(stopped)]) == 130
+        assert main([*command, "--out", str(stopped)]) == 130
     assert main(["--resume", str(stopped)]) == 0
     assert outcome(stopped) == outcome(whole)
 
@@ -52,7 +68,10 @@ def test_a_search_ends_with_a_genotype_and_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--evaluation", "racing"], "with --space darts use --evaluation full"),
+        (
+            ["--evaluation", "racing", "--pruning", "progressive"],
+            "--pruning progressive needs the order of all: use --evaluation full",
+        ),
         (
             ["--benchmark-table", "table.csv"],
             "--benchmark-table is of NAS-Bench-201; leave it out with --space darts",
@@ -96,8 +115,8 @@ def test_evaluated_together_and_one_by_one(removal: str) -> None:
         assert (together.loss[weights != 0] != together.base_loss).float().mean() > 0.5
 
 
-def a_batch(count: int = 5) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(2)
+def a_batch(count: int = 5, seed: int = 2) -> list[tuple[Tensor, Tensor]]:
+    generator = torch.Generator().manual_seed(seed)
     images = torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator)
     return [(images, torch.randint(4, (count,), generator=generator))]
 
