@@ -56,9 +56,17 @@ class ReLUConvBN(nn.Module):
 class Zero(nn.Module):
     """The `none` operation."""
 
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
     def forward(self, x: Tensor) -> Tensor:
-        """Returns zeros of the shape and the dtype of `x`."""
-        return torch.zeros_like(x)
+        """Returns zeros [N, C, ceil(H / stride), ceil(W / stride)] for `x` [N, C, H, W]."""
+        return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
+
+    @override
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
 
 class SkipConnect(nn.Module):
