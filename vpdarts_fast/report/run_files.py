@@ -51,7 +51,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Importance:
+class LostAccuracy:
     """What a leave-one-out evaluation says.
 
     Attributes:
@@ -91,7 +91,7 @@ class Epoch:
     alpha_accuracy: float
     alpha: Array
     decay: float
-    importance: Importance | None
+    importance: LostAccuracy | None
     genotype: Choice | None
     benchmark: Mapping[str, float]
 
@@ -125,7 +125,7 @@ class Result:
     """
 
     genotype: Choice
-    importance: Importance | None
+    importance: LostAccuracy | None
     benchmark: Mapping[str, float]
     finalists: Finalists | None
 
@@ -313,12 +313,12 @@ def _parse_benchmark(entry: Any) -> Mapping[str, float]:
     return {column: _number(value, column) for column, value in mapping(entry, "benchmark").items()}
 
 
-def _parse_importance(entry: Any, tables: Sequence[AlphaTable]) -> Importance | None:
+def _parse_importance(entry: Any, tables: Sequence[AlphaTable]) -> LostAccuracy | None:
     if entry is None:
         return None
     values = mapping(entry, "importance")
     base = _number(values["base_accuracy"], "base_accuracy")
-    return Importance(base, base - _table(values["accuracy"], "importance accuracy", tables))
+    return LostAccuracy(base, base - _table(values["accuracy"], "importance accuracy", tables))
 
 
 def _read_epochs(path: Path, tables: Sequence[AlphaTable]) -> tuple[Epoch, ...]:

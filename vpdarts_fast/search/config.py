@@ -99,10 +99,6 @@ class SearchConfig:
                 f"{racing} for one supernet, not for the mean of --committee {self.search.committee}; "
                 "use --evaluation full"
             )
-        if not isinstance(self.space, NasBench201):
-            raise UserError(
-                f"{racing} of NAS-Bench-201; with --space {self.space.name} use --evaluation full"
-            )
 
     @property
     def epochs(self) -> int:

@@ -143,7 +143,8 @@ class Member:
             batched=config.execution.fused,
             memory_budget=config.execution.memory_budget_mib and config.execution.memory_budget_mib << 20,
             on_batch=on_batch,
-            **self._options_of_space(count),
+            racing=self._racing(count),
+            **self._options_of_space(),
         )
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
@@ -154,10 +155,10 @@ class Member:
         with torch.no_grad(), drawing(self.config.method.relaxation.draws, seed, self.device):
             return self.state.weights_of(self.state.alpha)
 
-    def _options_of_space(self, images: int) -> dict[str, Any]:
+    def _options_of_space(self) -> dict[str, Any]:
         """What only the evaluation of the fused supernet can, or only that of others asks for."""
         if isinstance(self.state.supernet, Supernet):
-            return {"cuda_graphs": self.config.execution.cuda_graphs, "racing": self._racing(images)}
+            return {"cuda_graphs": self.config.execution.cuda_graphs}
         return {"nones": self.config.space.nones}
 
     def _racing(self, images: int) -> Racing | None:

@@ -56,9 +56,17 @@ class ReLUConvBN(nn.Module):
 class Zero(nn.Module):
     """The `none` operation."""
 
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
     def forward(self, x: Tensor) -> Tensor:
-        """Returns zeros of the shape and the dtype of `x`."""
-        return torch.zeros_like(x)
+        """Returns zeros [N, C, ceil(H / stride), ceil(W / stride)] for `x` [N, C, H, W]."""
+        return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
+
+    @override
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
 
 class SkipConnect(nn.Module):
@@ -172,7 +180,7 @@ class SearchCell(nn.Module):
         """Computes the last node [N, C, H, W] of `x` [N, C, H, W], the ops weighted by `alpha` [E, O]."""
         if self.fused and not in_transform():
             if normalises_batches(self.norm):
-                return self._with_batch_statistics(x, alpha)
+                return self._trained(x, alpha)
             if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
         nodes = [x]
@@ -204,7 +212,23 @@ class SearchCell(nn.Module):
         backend = preferred("masked_cell", self.backend)
         return ops.masked_cell(x, *self.convolution_weights(), *fixed, alpha, self.norm.eps, backend=backend)
 
-    def _with_batch_statistics(self, x: Tensor, alpha: Tensor) -> Tensor:
+    def with_batch_statistics(self, x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the cell for V alpha tables through `vpdarts_fast.ops`, each with the batch's statistics.
+
+        Ops whose alpha is 0 are left out; there is no dropout.
+
+        Args:
+            x: [1 or V, N, C, H, W].
+            alpha: [V, E, O].
+
+        Returns:
+            The last node [V, N, C, H, W], and mean and biased variance [V, E, 2, C] of the batch norms.
+        """
+        backend = preferred("mixed_cell", self.backend)
+        weights = self.convolution_weights()
+        return ops.mixed_cell(x, *weights, alpha, eps=self.norm.eps, skip_zeros=True, backend=backend)
+
+    def _trained(self, x: Tensor, alpha: Tensor) -> Tensor:
         skips, weights = self.skip_connections(), self.convolution_weights()
         drops = skips[0].training and skips[0].dropout > 0
         seeds = draw_seeds(len(skips), x.device) if drops else None
