@@ -30,8 +30,9 @@ from vpdarts_fast.evaluation.memory_budget import (
 )
 from vpdarts_fast.evaluation.validation import Batch, BatchNorm, LogitsOf, Piece, evaluation_mode
 from vpdarts_fast.runtime.precision import autocast, wide
-from vpdarts_fast.spaces.blocks import Fixed, ResidualBlock, SearchCell
+from vpdarts_fast.spaces.blocks import ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.spaces.norms import Fixed
 
 DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""

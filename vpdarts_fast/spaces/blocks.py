@@ -17,6 +17,12 @@ from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.contract.sharing import can_be_read
 from vpdarts_fast.contract.transforms import in_transform
+from vpdarts_fast.spaces.norms import (
+    Fixed,
+    kept_statistics,
+    normalises_batches,
+    update_running_statistics,
+)
 
 
 class ReLUConvBN(nn.Module):
@@ -257,22 +263,6 @@ class SearchCell(nn.Module):
         return with_statistics(cell, keep).squeeze(0)
 
 
-Fixed = tuple[Tensor, Tensor]
-"""Mean and variance that batch norms normalise with, whatever the batch's are."""
-
-
-def kept_statistics(norms: Sequence[nn.BatchNorm2d]) -> Fixed:
-    """Stacks the running means and variances, [norms, C] each, of batch norms of the same width."""
-    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
-    variances = [norm.running_var for norm in norms if norm.running_var is not None]
-    return torch.stack(means), torch.stack(variances)
-
-
-def normalises_batches(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm uses the batch's own statistics: in training, and where it keeps none."""
-    return norm.training or norm.running_mean is None
-
-
 def wants_gradients(*tensors: Tensor) -> bool:
     """Whether a gradient of any of the tensors is kept track of."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -284,42 +274,6 @@ def edge_index(source: int, target: int) -> int:
 
 
 @torch.no_grad()
-def update_running_statistics(
-    norms: Sequence[nn.BatchNorm2d],
-    mean: Tensor,
-    variance: Tensor,
-    x: Tensor,
-    computed: Sequence[bool] | None = None,
-) -> None:
-    """Does to the buffers of batch norms what a training-mode forward does, to all of them together.
-
-    Args:
-        norms: the batch norms.
-        mean: [norms, C], of the batch.
-        variance: [norms, C], biased, of the batch.
-        x: [N, C, H, W], of which the number of values per channel is taken.
-        computed: for which norms there are statistics; None for all of them.
-    """
-    count = x.numel() // x.shape[1]
-    unbiased = variance * (count / max(count - 1, 1))
-    tracking = [
-        (norm.running_mean, norm.running_var, norm.num_batches_tracked, mean[m], unbiased[m], norm.momentum)
-        for m, norm in enumerate(norms)
-        if norm.running_mean is not None and (computed is None or computed[m])
-    ]
-    if not tracking:
-        return
-    means, variances, batches, new_means, new_variances, momenta = zip(*tracking, strict=True)
-    if counts := [count for count in batches if count is not None]:
-        torch._foreach_add_(counts, 1)
-    weights = [
-        momentum if momentum is not None else 0.0 if count is None else 1 / float(count)
-        for count, momentum in zip(batches, momenta, strict=True)
-    ]
-    torch._foreach_lerp_(means, new_means, weights)
-    torch._foreach_lerp_(variances, new_variances, weights)
-
-
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a pooled 1x1 shortcut, stride 2.
 
