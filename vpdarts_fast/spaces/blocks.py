@@ -273,7 +273,6 @@ def edge_index(source: int, target: int) -> int:
     return target * (target - 1) // 2 + source
 
 
-@torch.no_grad()
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a pooled 1x1 shortcut, stride 2.
 

@@ -23,6 +23,7 @@ def normalises_batches(norm: nn.BatchNorm2d) -> bool:
     return norm.training or norm.running_mean is None
 
 
+@torch.no_grad()
 def update_running_statistics(
     norms: Sequence[nn.BatchNorm2d],
     mean: Tensor,
