@@ -67,6 +67,7 @@ BOUNDS = {
     "num_classes": Bound(2, 1_000_000),
     "skip_dropout": _BELOW_ONE,
     "layers": _LAYERS,
+    "channel_parts": Bound(1, 65_536),
     "alpha_start": Bound(-FLOAT32_MAX, FLOAT32_MAX, whole=False),
     "alpha_noise": _NOT_NEGATIVE,
     # Found networks

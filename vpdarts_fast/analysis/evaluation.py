@@ -109,6 +109,8 @@ def nas_bench_201(config: SearchConfig, folder: Path) -> NasBench201:
     """The space of a run; `UserError` for another one, of whose cells there are no accuracies."""
     if not isinstance(config.space, NasBench201):
         raise UserError(f"{folder} is a search in {config.space.name}; the analysis knows NAS-Bench-201 only")
+    if (variation := config.method.variation).varies:
+        raise UserError(f"{folder} is a search with --variation {variation.name}; the analysis knows none")
     return config.space
 
 

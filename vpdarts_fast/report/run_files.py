@@ -214,6 +214,7 @@ def parse_epoch(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Epoch
         raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {shown(entry['phase'])}")
     numbers_by_name(entry["seconds"], "seconds", 0)
     _number(entry["learning_rate"], "learning_rate")
+    _check_tables(entry["tables"])
     return Epoch(
         number=whole(entry["epoch"], "epoch"),
         phase=entry["phase"],
@@ -243,12 +244,19 @@ def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Resu
     """
     _number(entry["base_accuracy"], "base_accuracy")
     numbers_by_name(entry["seconds"], "seconds", 0)
+    _check_tables(entry["tables"])
     return Result(
         genotype=_parse_choice(entry["architecture"], "architecture", entry, tables),
         importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
     )
+
+
+def _check_tables(entry: Any) -> None:
+    """What was trained beside alpha: lists of numbers, of any depth, by their names."""
+    for name, values in mapping(entry, "tables").items():
+        number(float(np.asarray(values, dtype=np.float64).sum()), f"the sum of the table {name}")
 
 
 def _parse_finalists(entry: Any) -> Finalists | None:

@@ -105,6 +105,11 @@ def settings_8(settings: Content) -> Content:
     return {"preset": left.pop("preset"), "space": space, "method": method, **groups, **left}
 
 
+def settings_9(settings: Content) -> Content:
+    """The supernet can be varied. It was that of its space."""
+    return {**settings, "method": {**settings["method"], "variation": {"name": "none"}}}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -156,6 +161,11 @@ def checkpoint_5(checkpoint: Content) -> Content:
 
     first, *others = map(upgraded, (checkpoint, *checkpoint["members"]))
     return {**first, "members": others}
+
+
+def with_tables(content: Content) -> Content:
+    """What is trained beside alpha, of each supernet. There was nothing."""
+    return {**content, "tables": {}, "members": [{**member, "tables": {}} for member in content["members"]]}
 
 
 def kendall_3(analysis: Content) -> Content:

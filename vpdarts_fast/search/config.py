@@ -83,6 +83,7 @@ class SearchConfig:
                 f"--pruning {method.pruning.name} makes alphas smaller, which means less weight only for raw "
                 f"alphas; with --relaxation {method.relaxation.name} use --pruning hard or progressive"
             )
+        method.variation.check(self.space)
 
     def _check_racing(self) -> None:
         """A race tells the most important op of each edge and a single supernet, and no more."""
@@ -103,6 +104,16 @@ class SearchConfig:
             raise UserError(
                 f"{racing} of NAS-Bench-201; with --space {self.space.name} use --evaluation full"
             )
+        if (variation := self.method.variation).varies:
+            raise UserError(
+                f"{racing} of a supernet that is not varied; with --variation {variation.name} use "
+                "--evaluation full"
+            )
+
+    @property
+    def fused_by_itself(self) -> bool:
+        """Whether the supernet runs on the fused ops by itself; others are accelerated by the search."""
+        return self.space.fused and not self.method.variation.varies
 
     @property
     def epochs(self) -> int:

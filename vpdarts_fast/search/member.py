@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
@@ -28,6 +28,7 @@ from vpdarts_fast.search.preflight import (
 from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.spaces.edges import WithFurtherWeights
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 
@@ -123,6 +124,7 @@ class Member:
         Losses need not be finite. What `watch` raises stops the evaluation.
         """
         state, config = self.state, self.config
+        state.publish_epoch()
         started = time.perf_counter()
         generator = stream(config.search.seed, "evaluation images", state.epoch)
         count = images_evaluated(config, len(self.validation))
@@ -134,10 +136,11 @@ class Member:
             watch.done(done, count)
             watch.stop_if_asked()
 
+        supernet, weights = self._evaluated()
         evaluation = leave_one_out(
-            state.supernet,
+            supernet,
             map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
-            self._evaluated_weights(),
+            weights,
             batch_norm=config.search.batch_norm,
             removal=config.search.removal,
             batched=config.execution.fused,
@@ -148,11 +151,18 @@ class Member:
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
 
-    def _evaluated_weights(self) -> Tensor:
-        """The weights of the ops [E, O] in an evaluation; of random ones, one draw for all variants."""
+    def _evaluated(self) -> tuple[nn.Module, Tensor]:
+        """The supernet in an evaluation and the weights of its ops [E, O], one draw for all variants.
+
+        What edges have beside their operations stays as it is in every variant.
+        """
         seed = seed_for(self.config.search.seed, "evaluation weights", self.state.epoch)
         with torch.no_grad(), drawing(self.config.method.relaxation.draws, seed, self.device):
-            return self.state.weights_of(self.state.alpha)
+            weights = self.state.weights_of(self.state.alpha)
+        ops = self.state.alpha.shape[1]
+        if weights.shape[1] == ops:
+            return self.state.supernet, weights
+        return WithFurtherWeights(self.state.supernet, weights[:, ops:]), weights[:, :ops]
 
     def _options_of_space(self, images: int) -> dict[str, Any]:
         """What only the evaluation of the fused supernet can, or only that of others asks for."""
@@ -185,6 +195,7 @@ class Member:
             state.alive,
             batch,
             state.alpha_optimizer,
+            tables=tuple(state.tables.values()),
             rule=self.config.method.alpha_rule,
             weights_of=state.weights_of,
             penalty=state.penalty,

@@ -20,6 +20,7 @@ from vpdarts_fast.search.methods.criteria import AccuracyCriterion, Criterion
 from vpdarts_fast.search.methods.pruning import Pruning, SoftPruning
 from vpdarts_fast.search.methods.regularisers import NoRegulariser, Regulariser
 from vpdarts_fast.search.methods.relaxations import Raw, Relaxation
+from vpdarts_fast.search.methods.variations import NoVariation, Variation
 
 if TYPE_CHECKING:
     Dataset = str
@@ -77,6 +78,7 @@ class MethodSettings:
     recipe: str = "vp-darts"
     """The method by its name: where the defaults of its parts and their settings come from."""
     relaxation: Relaxation = field(default_factory=Raw)
+    variation: Variation = field(default_factory=NoVariation)
     alpha_rule: AlphaRule = field(default_factory=FirstOrder)
     regulariser: Regulariser = field(default_factory=NoRegulariser)
     criterion: Criterion = field(default_factory=AccuracyCriterion)

@@ -20,6 +20,7 @@ from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.moment import Moment
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
+from vpdarts_fast.search.methods.variations import Variation
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.settings import MethodSettings
 from vpdarts_fast.search.streams import seed_for, stream
@@ -126,6 +127,7 @@ class SearchState:
 
     Attributes:
         alpha: [E, O], a leaf that requires a gradient.
+        tables: what the variation trains beside alpha, leaves that require gradients.
         alive: [E, O] bool; False where an edge has no such op, or progressive hard pruning removed it.
         moments: of each part that keeps something, by its kind.
         epoch: the epoch in progress, from 0.
@@ -136,16 +138,20 @@ class SearchState:
     def __init__(self, config: SearchConfig, num_classes: int, device: torch.device) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(seed_for(config.search.seed, "initial weights"))
-            supernet = config.space.supernet(
-                num_classes, fused=config.execution.fused, backend=config.execution.backend
+            supernet = config.method.variation.supernet(
+                config.space, num_classes, fused=config.execution.fused, backend=config.execution.backend
             )
         self.space, self.method = config.space, config.method
         self.supernet = supernet.to(device).train()
-        if config.execution.fused and not config.space.fused:
+        if config.execution.fused and not config.fused_by_itself:
             self.supernet.to(memory_format=torch.channels_last)  # as batches of images are
             accelerate(self.supernet, backend=config.execution.backend)
         weight = next(self.supernet.parameters())
         self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
+        self.tables = {
+            name: table.to(weight.device, weight.dtype).requires_grad_()
+            for name, table in first_tables(config).items()
+        }
         self.alive = config.space.present.to(weight.device)
         self._epoch = torch.zeros((), dtype=torch.float64, device=weight.device)
         self.moments = {
@@ -154,7 +160,7 @@ class SearchState:
         }
         captured = config.execution.cuda_graphs and captures(device)
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
-        self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured)
+        self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured, self.tables.values())
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
             self.weights_optimizer, T_max=config.epochs, eta_min=config.optimisers.learning_rate_end
         )
@@ -164,8 +170,9 @@ class SearchState:
         self.seconds: dict[str, float] = {}
 
     def weights_of(self, alpha: Tensor) -> Tensor:
-        """The weights of the ops [E, O] that the method's relaxation makes of alpha [E, O]."""
-        return self.method.relaxation.weights(alpha, self.alive, self.moments["relaxation"])
+        """What the supernet is called with, [E, O + further], of alpha [E, O]."""
+        weights = self.method.relaxation.weights(alpha, self.alive, self.moments["relaxation"])
+        return self.method.variation.weights(weights, self.tables, self.space, self.moments["variation"])
 
     def penalty(self, alpha: Tensor) -> Tensor | None:
         """What the method's regulariser adds to the loss of an alpha step."""
@@ -184,6 +191,7 @@ class SearchState:
         return {
             **{part: getattr(self, part).state_dict() for part in self._PARTS},
             "alpha": self.alpha.detach(),
+            "tables": detached(self.tables),
             "alive": self.alive,
             "parts": {kind: dict(moment.state) for kind, moment in self.moments.items()},
             "epoch": self.epoch,
@@ -197,6 +205,7 @@ class SearchState:
         return {
             "supernet": self.supernet.state_dict(),
             "alpha": self.alpha.detach(),
+            "tables": detached(self.tables),
             "alive": self.alive,
             "parts": {kind: dict(moment.state) for kind, moment in self.moments.items()},
             "epoch": self.epoch,
@@ -224,6 +233,8 @@ class SearchState:
                 optimizer.load_state_dict(adapted(content[name], optimizer))
             with torch.no_grad():
                 self.alpha.copy_(tensor_like(content["alpha"], self.alpha, "alpha"))
+                for name, table in tensors_like(content["tables"], self.tables, "tables").items():
+                    self.tables[name].copy_(table)
                 self.alive.copy_(tensor_like(content["alive"], self.alive, "alive"))
             self.epoch = whole(content["epoch"], "epoch", 0, epochs)
             # Stopped between the last step of an epoch and its end, all steps are done.
@@ -262,6 +273,11 @@ def first_alpha(config: SearchConfig) -> Tensor:
     return alpha
 
 
+def first_tables(config: SearchConfig) -> dict[str, Tensor]:
+    """Says where what is trained beside alpha starts: float64 on the CPU; drawn by the supernet's seed."""
+    return config.method.variation.new_tables(config.space, stream(config.search.seed, "tables"))
+
+
 @contextmanager
 def fitting(source: str) -> Iterator[None]:
     """Turns what state of another search raises within into a `UserError` naming `source`."""
@@ -275,9 +291,18 @@ def fitting(source: str) -> Iterator[None]:
         raise UserError(f"{source} does not fit the settings of its run: {error}") from error
 
 
-def parts_with_state(method: MethodSettings) -> dict[str, Relaxation | Regulariser]:
+def parts_with_state(method: MethodSettings) -> dict[str, Relaxation | Regulariser | Variation]:
     """The parts that may keep something from one call to the next, by their kinds."""
-    return {"relaxation": method.relaxation, "regulariser": method.regulariser}
+    return {
+        "relaxation": method.relaxation,
+        "regulariser": method.regulariser,
+        "variation": method.variation,
+    }
+
+
+def detached(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values without gradients."""
+    return {name: tensor.detach() for name, tensor in tensors.items()}
 
 
 def moved(tensors: Mapping[str, Tensor], device: torch.device) -> dict[str, Tensor]:
@@ -350,3 +375,8 @@ def numbers(table: Tensor) -> list[list[float]]:
     """Turns a table [E, O] into plain lists."""
     rows: list[list[float]] = table.detach().cpu().tolist()
     return rows
+
+
+def plain(tables: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Turns tables into plain lists, by their names."""
+    return {name: table.detach().cpu().tolist() for name, table in tables.items()}
