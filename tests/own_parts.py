@@ -13,6 +13,7 @@ from vpdarts_fast.search.methods.criteria import Criterion, Importance
 from vpdarts_fast.search.methods.moment import Moment
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
+from vpdarts_fast.search.methods.schedules import Commit, Event, Schedule, Stage
 from vpdarts_fast.search.methods.variations import Tables, Variation
 from vpdarts_fast.spaces.edges import EdgeSite
 from vpdarts_fast.spaces.space import Space
@@ -104,3 +105,25 @@ class Gated(Variation):
     def weights(self, weights: Tensor, tables: Tables, space: Space[Any], moment: Moment) -> Tensor:
         moment.state["asked"].add_(1)
         return torch.cat([weights, tables["gates"] + 0.1 * moment.left], dim=1)
+
+
+@dataclass(frozen=True)
+class Restless(Schedule):
+    """A stage of each kind: none of both, the weights, alpha, both; an edge is decided before the last."""
+
+    name: ClassVar[str] = "test-restless"
+    commits: ClassVar[bool] = True
+
+    each: int = 1
+    """Epochs of each stage."""
+
+    def stages(self, space: Space[Any]) -> tuple[Stage, ...]:
+        return (
+            Stage("rest", self.each, weights=False, alpha=False),
+            Stage("weights", self.each, alpha=False),
+            Stage("alpha", self.each, weights=False),
+            Stage("both", self.each),
+        )
+
+    def events(self, epoch: int, space: Space[Any]) -> tuple[Event, ...]:
+        return (Commit(),) if epoch == 3 * self.each else ()

@@ -119,6 +119,7 @@ def epochs_of(space: Content, choices: Sequence[tuple[str, Content]]) -> list[Co
                 "benchmark": None,
                 "members": [],
                 "tables": {},
+                "decided": None,
                 "seconds": {"leave_one_out": 1.5, "train": 2.5},
                 "environment": None,
             }

@@ -32,6 +32,7 @@ from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.methods.pruning import SoftPruning
+from vpdarts_fast.search.methods.schedules import WarmUpAndPruning
 from vpdarts_fast.search.settings import MethodSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -89,7 +90,9 @@ def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.Monk
     assert RunFolder(tmp_path / "stopped").result()["importance"] == found["importance"]  # type: ignore[index]
 
 
-PARTS = frozenset({"relaxation", "variation", "alpha_rule", "regulariser", "criterion", "pruning"})
+PARTS = frozenset(
+    {"relaxation", "variation", "schedule", "alpha_rule", "regulariser", "criterion", "pruning"}
+)
 
 
 def test_every_setting_is_a_flag_with_help(
@@ -101,7 +104,7 @@ def test_every_setting_is_a_flag_with_help(
     assert exit_status.value.code == 0
     shown = capsys.readouterr().out
     groups = [type(getattr(PRESETS["quick"], field.name)) for field in dataclasses.fields(SearchConfig)][1:]
-    for kind in (*groups, SoftPruning, command_line.Command):
+    for kind in (*groups, SoftPruning, WarmUpAndPruning, command_line.Command):
         (definition,) = ast.parse(inspect.getsource(kind)).body
         assert isinstance(definition, ast.ClassDef)
         for field, following in itertools.pairwise(definition.body):

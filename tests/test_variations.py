@@ -24,6 +24,7 @@ from vpdarts_fast.search import RunFolder, SearchConfig, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.methods.criteria import AlphaCriterion
 from vpdarts_fast.search.methods.moment import Moment
+from vpdarts_fast.search.methods.schedules import WarmUpAndPruning
 from vpdarts_fast.search.methods.variations import AuxiliarySkip, PartialChannels, Variation
 from vpdarts_fast.search.step import alpha_step
 from vpdarts_fast.spaces.darts import Darts, DartsS1, DartsS3
@@ -422,7 +423,7 @@ def test_what_cannot_be_varied_is_refused(
 def test_recipes() -> None:
     pc = SearchConfig().replaced(recipe="pc-darts")
     assert pc.method.variation == PartialChannels(4, edge_normalisation=True)
-    assert (pc.search.warmup_epochs, pc.search.pruning_epochs, pc.optimisers.batch_size) == (15, 35, 256)
+    assert pc.method.schedule == WarmUpAndPruning(15, 35) and pc.optimisers.batch_size == 256
     minus = SearchConfig().replaced(recipe="darts-minus", space="darts")
     assert minus.method.variation == AuxiliarySkip("linear") and minus.epochs == 50
 

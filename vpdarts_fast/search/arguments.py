@@ -20,6 +20,7 @@ from vpdarts_fast.search.methods.pruning import Pruning
 from vpdarts_fast.search.methods.recipes import RECIPES
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
+from vpdarts_fast.search.methods.schedules import Schedule
 from vpdarts_fast.search.methods.variations import Variation
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import SEEDS_FILE, read_seeds
@@ -46,6 +47,8 @@ class Command:
     """What alpha becomes before it multiplies the ops."""
     variation: Annotated[str, choice(Variation)] = "none"
     """What is done to the supernet of the space before it trains."""
+    schedule: Annotated[str, choice(Schedule)] = "pruning"
+    """Which stages the search has: warm-up, then epochs that begin by pruning, or greedy decisions."""
     alpha_rule: Annotated[str, choice(AlphaRule)] = "first-order"
     """How a step of alpha finds its gradient."""
     regulariser: Annotated[str, choice(Regulariser)] = "none"
@@ -72,6 +75,7 @@ KINDS: dict[str, type[Part]] = {
     "space": Space,
     "relaxation": Relaxation,
     "variation": Variation,
+    "schedule": Schedule,
     "alpha_rule": AlphaRule,
     "regulariser": Regulariser,
     "criterion": Criterion,

@@ -11,9 +11,11 @@ from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.member import Member
+from vpdarts_fast.search.methods.commits import decide
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.methods.variations import Tables
-from vpdarts_fast.search.state import SearchState, evaluation_from_json
+from vpdarts_fast.search.records import evaluation_from_json
+from vpdarts_fast.search.state import SearchState
 
 
 class Committee:
@@ -34,9 +36,9 @@ class Committee:
         return [member.state for member in self.members]
 
     @property
-    def alive(self) -> Tensor:
-        """Marks the ops that are not removed, [E, O] bool, on the CPU; all members have the same."""
-        return self.members[0].state.alive.cpu()
+    def choosable(self) -> Tensor:
+        """Marks the ops that may still be chosen, [E, O] bool, on the CPU; all members have the same."""
+        return self.members[0].state.choosable
 
     @property
     def alpha(self) -> Tensor:
@@ -65,6 +67,14 @@ class Committee:
         values = state.record.evaluation
         evaluation = evaluation_from_json(values) if values else None
         return self._importance(state.alpha.detach(), state.tables, evaluation)
+
+    def decide(self) -> None:
+        """Decides an edge of each type of cells by the members' mean alpha, for all members."""
+        strength = self._method.relaxation.strength(self.alpha, self.members[0].state.alive)
+        for state in self.states:
+            decided = state.decided.cpu()
+            decide(decided, strength.double().cpu(), self._space)
+            state.decided.copy_(decided)
 
     @torch.no_grad()
     def _importance(self, alpha: Tensor, tables: Tables, evaluation: LeaveOneOut | None) -> Importance:

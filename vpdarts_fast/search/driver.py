@@ -24,10 +24,12 @@ from vpdarts_fast.search.finalists import Calls, Decision, Finalists, decision_t
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.search.methods.schedules import Prune
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
+from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain
 from vpdarts_fast.search.run_folder import RunFolder
-from vpdarts_fast.search.state import Mean, SearchState, evaluation_to_json, numbers, plain
+from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.streams import stream
 
 
@@ -114,7 +116,7 @@ class Search:
             if len(saved) != len(self.members):
                 raise ValueError(f"it holds {len(saved)} of the committee's {len(self.members)} supernets")
         for member, values in zip(self.members, saved, strict=True):
-            member.state.load_state_dict(values, str(path), epochs=self.config.epochs, steps=self._steps)
+            member.state.load_state_dict(values, str(path), epochs=self.config.epochs, steps=self._steps(0))
         with CHECKPOINT.reading(str(path)):
             self.environment_change = change(checked(content["environment"]), self.environment)
 
@@ -123,10 +125,9 @@ class Search:
         """Whether a step or an evaluation is done."""
         return bool(self.state.epoch or self.state.step or self.state.record.began)
 
-    @property
-    def _steps(self) -> int:
+    def _steps(self, epoch: int) -> int:
         """Of an epoch, at most."""
-        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.optimisers.batch_size)
+        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.batch_size(epoch))
 
     @property
     def position(self) -> str:
@@ -134,7 +135,7 @@ class Search:
         if self.state.epoch == self.config.epochs:
             return "the final evaluation" if self.state.record.genotype is None else "the finalists"
         for number, member in enumerate(self.members, start=1):
-            if number == len(self.members) or member.state.step < self._steps:
+            if number == len(self.members) or member.state.step < self._steps(self.state.epoch):
                 break
         of_committee = f"supernet {number}, " if len(self.members) > 1 else ""
         return f"epoch {self.state.epoch + 1}, {of_committee}step {member.state.step}"
@@ -158,20 +159,27 @@ class Search:
                 raise
 
     def _begin_epoch(self) -> None:
-        """Evaluates the ops and prunes, at the beginning of every pruning epoch; all members alike."""
-        pruning_epoch = self.state.epoch - self.config.search.warmup_epochs
-        if pruning_epoch < 0 or self.state.record.began:
+        """Lets happen what the schedule has for the beginning of the epoch, to all members alike."""
+        events = self.config.method.schedule.events(self.state.epoch, self.space)
+        if not events or self.state.record.began:
             return
         self._take_snapshot()
-        epochs = self.config.search.pruning_epochs
-        if self.pruning.due(pruning_epoch, epochs) and pruning_epoch >= self.criterion.first_epoch:
-            ranking = self._rank_ops().ranking(self.committee.alive).to(self.device)
-            for state in self.committee.states:
-                state.record.decay = self.pruning.apply(
-                    state.alpha, state.alive, ranking, pruning_epoch, epochs
-                )
+        for event in events:
+            if isinstance(event, Prune):
+                self._prune(event.epoch, event.epochs)
+            else:
+                self.committee.decide()
+                if not self.criterion.needs_evaluation:
+                    self._rank_ops()  # for the current cell
         for state in self.committee.states:
             state.record.began = True
+
+    def _prune(self, epoch: int, epochs: int) -> None:
+        """Evaluates the ops and prunes, if that is due in the pruning epoch."""
+        if self.pruning.due(epoch, epochs) and epoch >= self.criterion.first_epoch:
+            ranking = self._rank_ops().ranking(self.committee.choosable).to(self.device)
+            for state in self.committee.states:
+                state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, epoch, epochs)
 
     def _train_epoch(self) -> None:
         """One member after the other."""
@@ -198,7 +206,7 @@ class Search:
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         self._take_snapshot()
-        calls = Calls(self._rank_ops(), self.committee.alive, self.space)
+        calls = Calls(self._rank_ops(), self.committee.choosable, self.space)
         genotype, decision = calls.chosen, None
         states = self.committee.states
         seconds = added([state.seconds for state in states])
@@ -224,8 +232,7 @@ class Search:
             "finalists": decision and decision_to_json(decision, self._look_up),
             "seconds": seconds,
             "seed": self.config.search.seed,
-            "warmup_epochs": self.config.search.warmup_epochs,
-            "pruning_epochs": self.config.search.pruning_epochs,
+            "stages": {stage.name: stage.epochs for stage in self.config.stages},
         }
         self.run_folder.write_result(result)
         return result
@@ -261,7 +268,7 @@ class Search:
                     self._check_finite(math.nan, "leave-one-out")
                 state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
         importance = committee.importance
-        genotype = self.space.select(importance.order(committee.alive))
+        genotype = self.space.select(importance.order(committee.choosable))
         for state in committee.states:
             state.record.genotype = str(genotype)
         self._on_evaluation(OpsEvaluated(self.state.epoch, importance, committee.evaluation, genotype))
@@ -273,7 +280,7 @@ class Search:
         for state in self.committee.states if len(self.members) > 1 else []:
             genotype = None
             if state.record.genotype is not None:
-                order = self.committee.importance_to(state).order(self.committee.alive)
+                order = self.committee.importance_to(state).order(self.committee.choosable)
                 genotype = self.space.select(order)
             alone.append(
                 {
@@ -292,7 +299,7 @@ class Search:
         genotype = self.space.parse(state.record.genotype) if state.record.genotype else None
         return {
             "epoch": state.epoch,
-            "phase": "warm-up" if state.epoch < self.config.search.warmup_epochs else "pruning",
+            "phase": self.config.stage(state.epoch).name,
             "learning_rate": state.schedule.get_last_lr()[0],
             **losses(
                 Mean.together([state.record.weights for state in states]),
@@ -300,6 +307,7 @@ class Search:
             ),
             "alpha": numbers(self.committee.alpha),
             "tables": plain(self.committee.tables),
+            "decided": state.decided.tolist() if self.config.method.schedule.commits else None,
             "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
             **self._chosen(genotype),
             "drawing": drawing_to_json(self.space, genotype) if genotype else None,

@@ -25,7 +25,8 @@ from vpdarts_fast.search.preflight import (
     last_batch_is_too_small,
     steps_of_epoch,
 )
-from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
+from vpdarts_fast.search.records import EpochRecord, step_sums
+from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.edges import WithFurtherWeights
@@ -85,20 +86,20 @@ class Member:
         self._alpha_step = Captured(self._train_alpha, recorder)
 
     def train_epoch(self, watch: Watch) -> None:
-        """Alternates a weight step on a training batch with an alpha step on a validation batch."""
+        """Trains what the epoch's stage says: weights on training batches, alpha on validation batches."""
         state, config = self.state, self.config
-        pruning = state.epoch >= config.search.warmup_epochs
+        stage = config.stage(state.epoch)
         training = self._draws(self.training, "training")
         count = len(training)
-        steps = [(self._weights_step, [training], state.record.weights)]
-        if pruning and config.method.alpha_rule.moves:
+        steps = [(self._weights_step, [training], state.record.weights)] if stage.weights else []
+        if stage.alpha:
             seen = [self._draws(self.validation, "validation")]
             seen += [training] if config.method.alpha_rule.needs_training else []
             steps.append((self._alpha_step, seen, state.record.alpha))
         if config.method.step_order == "alpha-first":
             steps.reverse()
         state.publish_epoch()
-        watch.begins("pruning" if pruning else "warm-up", count, state.step)
+        watch.begins(stage.name, count, state.step)
         while state.step < count:
             watch.stop_if_asked()
             started = time.perf_counter()
@@ -196,6 +197,7 @@ class Member:
             batch,
             state.alpha_optimizer,
             tables=tuple(state.tables.values()),
+            moving=state.moving,
             rule=self.config.method.alpha_rule,
             weights_of=state.weights_of,
             penalty=state.penalty,
@@ -207,7 +209,8 @@ class Member:
 
     def _draws(self, images: ImageHalf, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
-        seed, size, epoch = self.config.search.seed, self.config.optimisers.batch_size, self.state.epoch
+        seed, epoch = self.config.search.seed, self.state.epoch
+        size = self.config.batch_size(epoch)
         smallest = self.config.space.smallest(images.image_size)
         visited = images_of_epoch(self.config, len(images))
         drop_last = last_batch_is_too_small(visited, size, smallest)

@@ -133,7 +133,7 @@ def check_memory(config: SearchConfig, data: SearchImages, device: torch.device)
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
     weights = 4 * config.method.variation.parameters(config.space, data.num_classes) * copies
-    batch = min(config.optimisers.batch_size, images_used(config, data))
+    batch = min(config.batch_size(config.epochs - 1), images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
     if config.method.criterion.needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
@@ -182,9 +182,14 @@ def check_memory_budget(config: SearchConfig, data: SearchImages, device: torch.
 
 
 def check_finalists(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
-    """Raises `UserError` if a finalist needs more memory than the machine has, by a lower estimate."""
+    """Raises `UserError` if there can be none, or one needs more memory than there is, at least."""
     if not config.search.finalists:
         return
+    if (schedule := config.method.schedule).commits:
+        raise UserError(
+            f"--schedule {schedule.name} leaves a single cell, which has no others to be compared with: use "
+            f"--finalists 0; got {config.search.finalists}"
+        )
     finalist = config.space.finalist
     weights = 4 * finalist.parameters(data.num_classes)  # what an op that is not chosen has, too
     batch = min(config.optimisers.batch_size, images_used(config, data))

@@ -59,6 +59,7 @@ def alpha_step(
     optimizer: torch.optim.Optimizer,
     *,
     tables: Sequence[Tensor] = (),
+    moving: Tensor | None = None,
     rule: AlphaRule | None = None,
     weights_of: Callable[[Tensor], Tensor] = lambda alpha: alpha,
     penalty: Callable[[Tensor], Tensor | None] = lambda alpha: None,
@@ -77,6 +78,7 @@ def alpha_step(
         batch: of validation images.
         optimizer: of alpha and the tables.
         tables: what is trained beside alpha, leaves that require gradients.
+        moving: [E] bool, the edges whose alphas change; None for all.
         rule: how the gradient is found.
         weights_of: alpha [E, O] -> what the supernet is called with, [E, O + further].
         penalty: alpha [E, O] -> what is added to the loss [], or None.
@@ -93,7 +95,10 @@ def alpha_step(
     gradients, loss, logits = (rule or FirstOrder()).gradient(problem)
     for table, gradient in zip((alpha, *tables), gradients, strict=True):
         table.grad = gradient
+    before = alpha.detach().clone() if moving is not None else None
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
+        if moving is not None and before is not None:
+            alpha.copy_(torch.where(moving[:, None], alpha, before))
     return loss, (logits.argmax(1) == batch[1]).sum()

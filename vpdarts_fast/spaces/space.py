@@ -74,11 +74,13 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         name: as --space has it.
         fused: whether `supernet` runs on the fused ops by itself; others are accelerated by the search.
         reduction: how many times smaller an image's height and width are behind the last reduction.
+        kept: how many of the edges into a node a choice keeps; None for all.
     """
 
     name: ClassVar[str]
     fused: ClassVar[bool] = False
     reduction: ClassVar[int] = 4
+    kept: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -248,6 +250,21 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
                 f"--space {self.name}: the edges into a node do not follow each other in its tables"
             )
         return tuple(count for _, count in nodes)
+
+    @cached_property
+    def decisions(self) -> int:
+        """How many edges a choice keeps of a type of cells, of that which keeps most."""
+        if self.kept is None:
+            return max(len(table.edges) for table in self.tables)
+        of_types, nodes = [0], iter(self.edges_of_nodes)
+        for table in self.tables:
+            left = len(table.edges)
+            of_types.append(0)
+            while left:
+                edges = next(nodes)
+                of_types[-1] += min(edges, self.kept)
+                left -= edges
+        return max(of_types)
 
     def split(self, table: Tensor) -> dict[str, Tensor]:
         """Splits a table [E, ...] into the rows of each cell type, by the types' names."""

@@ -43,10 +43,18 @@ RECIPES: dict[str, Mapping[str, Any]] = {
         "learning_rate_end": 0.0,
         "alpha_learning_rate": 6e-4,
     },
+    "sgas": {
+        **{name: value for name, value in DARTS.items() if name != "pruning_epochs"},
+        "schedule": "greedy",
+        "commit_after": 10,
+        "commit_every": 5,
+        "batch_growth": 8,
+        "finalists": 0,
+    },
     "darts-minus": {**DARTS, "variation": "auxiliary-skip", "skip_decay": "linear"},
 }
-"""vp-darts and its ablations (sections 5.1 and 5.2); darts: DARTS of the first order; pc-darts and
-darts-minus, with the settings that they have in the DARTS space."""
+"""vp-darts and its ablations (sections 5.1 and 5.2); darts: DARTS of the first order; pc-darts, sgas
+and darts-minus, with the settings that they have in the DARTS space."""
 
 
 def recipe(name: str) -> Mapping[str, Any]:

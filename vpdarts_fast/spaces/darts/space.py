@@ -37,6 +37,7 @@ class Darts(Space[Genotype]):
     """The space of DARTS (Liu, Simonyan and Yang, 2019): normal and reduction cells, 8 operations an edge."""
 
     name: ClassVar[str] = "darts"
+    kept: ClassVar[int | None] = KEPT
     normal_ops: ClassVar[OpsOfEdges] = ALL_OPS
     reduction_ops: ClassVar[OpsOfEdges] = ALL_OPS
 
