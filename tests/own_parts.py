@@ -125,5 +125,5 @@ class Restless(Schedule):
             Stage("both", self.each),
         )
 
-    def events(self, epoch: int, space: Space[Any]) -> tuple[Event, ...]:
-        return (Commit(),) if epoch == 3 * self.each else ()
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
+        return Commit() if epoch == 3 * self.each else None

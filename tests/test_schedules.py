@@ -53,7 +53,7 @@ def test_greedy_decisions_come_when_those_of_sgas_do() -> None:
         behind = [epoch for epoch in range(9, 100) if (epoch - 9) % 5 == 0][:decisions]
         for epoch in range(greedy.epochs(space)):
             count = sum(epoch > end for end in behind)
-            assert greedy.events(epoch, space) == ((Commit(),) if epoch - 1 in behind else ())
+            assert greedy.event(epoch, space) == (Commit() if epoch - 1 in behind else None)
             assert greedy.batch_size(epoch, 64, space) == 64 + 8 * count
             stage = greedy.stage(epoch, space)
             assert (stage.weights, stage.alpha) == (True, count < decisions)
@@ -61,14 +61,14 @@ def test_greedy_decisions_come_when_those_of_sgas_do() -> None:
     assert [later.stage(epoch, NasBench201()).name for epoch in range(12)] == [
         *["warm-up"] * 3, *["deciding"] * 7, "decided", "decided",
     ]  # fmt: skip
-    assert [len(later.events(epoch, NasBench201())) for epoch in range(11)] == [0] * 5 + [1] * 6
+    assert [later.event(epoch, NasBench201()) for epoch in range(11)] == [None] * 5 + [Commit()] * 6
 
 
 def test_warm_up_and_pruning() -> None:
     schedule, space = WarmUpAndPruning(2, 3), NasBench201()
     assert [schedule.stage(epoch, space).alpha for epoch in range(5)] == [False, False, True, True, True]
-    events = [schedule.events(epoch, space) for epoch in range(5)]
-    assert events == [(), (), (Prune(0, 3),), (Prune(1, 3),), (Prune(2, 3),)]
+    events = [schedule.event(epoch, space) for epoch in range(5)]
+    assert events == [None, None, Prune(0, 3), Prune(1, 3), Prune(2, 3)]
     assert {schedule.batch_size(epoch, 64, space) for epoch in range(5)} == {64}
     assert PRESETS["quick"].stages == WarmUpAndPruning(10, 15).stages(space)
 

@@ -160,17 +160,16 @@ class Search:
 
     def _begin_epoch(self) -> None:
         """Lets happen what the schedule has for the beginning of the epoch, to all members alike."""
-        events = self.config.method.schedule.events(self.state.epoch, self.space)
-        if not events or self.state.record.began:
+        event = self.config.method.schedule.event(self.state.epoch, self.space)
+        if event is None or self.state.record.began:
             return
         self._take_snapshot()
-        for event in events:
-            if isinstance(event, Prune):
-                self._prune(event.epoch, event.epochs)
-            else:
-                self.committee.decide()
-                if not self.criterion.needs_evaluation:
-                    self._rank_ops()  # for the current cell
+        if isinstance(event, Prune):
+            self._prune(event.epoch, event.epochs)
+        else:
+            self.committee.decide()
+            if not self.criterion.needs_evaluation:
+                self._rank_ops()  # for the current cell
         for state in self.committee.states:
             state.record.began = True
 

@@ -71,10 +71,11 @@ class Counts:
         steps = steps_of_epoch(config, training, size)
         criterion, evaluations = config.method.criterion, 0
         if criterion.needs_evaluation:
+            schedule, pruning = config.method.schedule, config.method.pruning
+            events = (schedule.event(epoch, config.space) for epoch in range(config.epochs))
             evaluations = 1 + sum(
-                event.epoch >= criterion.first_epoch and config.method.pruning.due(event.epoch, event.epochs)
-                for epoch in range(config.epochs)
-                for event in config.method.schedule.events(epoch, config.space)
+                event.epoch >= criterion.first_epoch and pruning.due(event.epoch, event.epochs)
+                for event in events
                 if isinstance(event, Prune)
             )
         images = images_evaluated(config, validation)

@@ -66,9 +66,9 @@ class Schedule(Part, kind="schedule"):
     def stages(self, space: Space[Any]) -> tuple[Stage, ...]:
         """Lists the stages in their order; some may have no epochs."""
 
-    def events(self, epoch: int, space: Space[Any]) -> tuple[Event, ...]:
-        """Lists what happens before `epoch`, from 0, trains, in its order."""
-        return ()
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
+        """Finds what happens before `epoch`, from 0, trains; None for nothing."""
+        return None
 
     def batch_size(self, epoch: int, size: int, space: Space[Any]) -> int:
         """Images in a training step of `epoch`, where those of the first epoch have `size`; never fewer."""
@@ -109,9 +109,9 @@ class WarmUpAndPruning(Schedule):
         return Stage("warm-up", self.warmup_epochs, alpha=False), Stage("pruning", self.pruning_epochs)
 
     @override
-    def events(self, epoch: int, space: Space[Any]) -> tuple[Event, ...]:
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
         pruning_epoch = epoch - self.warmup_epochs
-        return (Prune(pruning_epoch, self.pruning_epochs),) if pruning_epoch >= 0 else ()
+        return Prune(pruning_epoch, self.pruning_epochs) if pruning_epoch >= 0 else None
 
     @override
     def check(self, space: Space[Any]) -> None:
@@ -145,8 +145,8 @@ class Greedy(Schedule):
         )
 
     @override
-    def events(self, epoch: int, space: Space[Any]) -> tuple[Event, ...]:
-        return (Commit(),) if self._decided(epoch, space) > self._decided(epoch - 1, space) else ()
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
+        return Commit() if self._decided(epoch, space) > self._decided(epoch - 1, space) else None
 
     @override
     def batch_size(self, epoch: int, size: int, space: Space[Any]) -> int:
