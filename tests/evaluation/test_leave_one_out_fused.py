@@ -5,12 +5,15 @@ from __future__ import annotations
 import copy
 import weakref
 from contextlib import nullcontext
+from functools import cache
+from itertools import product
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from leave_one_out_cases import (
+    MODES,
     assert_same,
     drop_statistics,
     every_mode,
@@ -35,15 +38,15 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 # On a trained supernet -------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module", params=[1, 2], ids=["N=1", "N=2"])
-def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batch]]:
+@cache
+def trained(cells: int) -> tuple[Supernet, Tensor, list[Batch]]:
     """A supernet after a few steps on the digits, its alpha, and validation batches, the last one smaller.
 
     Trained in float64, so that every machine comes to the same, and then rounded to float32.
     """
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        supernet = Supernet(8, request.param, 10, fused=True).double()
+        supernet = Supernet(8, cells, 10, fused=True).double()
         alpha = supernet.new_alpha().requires_grad_()
         training, validation = data.split_halves(data.load("digits"), seed=0)
         weights = torch.optim.SGD(supernet.parameters(), lr=0.05, momentum=0.9, nesterov=True)
@@ -59,9 +62,9 @@ def trained(request: pytest.FixtureRequest) -> tuple[Supernet, Tensor, list[Batc
 
 
 @pytest.mark.float32
-@every_mode
-def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm) -> None:
-    supernet, alpha, batches = trained
+@pytest.mark.parametrize(("cells", "mode"), [*product([1], MODES), (2, "running"), (2, "variant")])
+def test_fused_is_plain(cells: int, mode: BatchNorm) -> None:
+    supernet, alpha, batches = trained(cells)
     fused = leave_one_out(supernet, batches, alpha, batch_norm=mode)
     truth, exact = copy.deepcopy(supernet).double(), [(images.double(), labels) for images, labels in batches]
     plain = leave_one_out(truth, exact, alpha.double(), batch_norm=mode, batched=False)
@@ -73,10 +76,9 @@ def test_fused_is_plain(trained: tuple[Supernet, Tensor, list[Batch]], mode: Bat
 @pytest.mark.float32
 @pytest.mark.parametrize("mode", ["running", "batch"])
 @pytest.mark.parametrize("budget", [None, 1 << 22])
-def test_every_image_is_predicted_alike(
-    trained: tuple[Supernet, Tensor, list[Batch]], mode: BatchNorm, budget: int | None
-) -> None:
-    supernet, alpha, batches = trained
+@pytest.mark.parametrize("cells", [1, 2])
+def test_every_image_is_predicted_alike(cells: int, mode: BatchNorm, budget: int | None) -> None:
+    supernet, alpha, batches = trained(cells)
     (images, _), *_ = batches
     network = copy.deepcopy(supernet).eval()
     if mode == "batch":

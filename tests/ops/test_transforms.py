@@ -22,6 +22,7 @@ from transforms import (
     FUNC,
     MODES,
     TRACES,
+    UNTRACED,
     Transform,
     direction,
     loss,
@@ -149,11 +150,14 @@ def found(transform: Transform, module: nn.Module, x: Tensor, alpha: Tensor) -> 
     return [tensor.detach().clone() for tensor in flat([out, list(module.buffers())])]
 
 
-def check(name: str, family: str, *, statistics: bool, training: bool = True) -> None:
+def check(
+    name: str, family: str, *, statistics: bool, training: bool = True, truth: Transform | None = None
+) -> None:
+    """The fused module in float32 against the plain one in float64, by the same transform or by `truth`."""
     transform = TRANSFORMS[name]
     x, alpha = inputs(family, DIFFERENTIATED.get(name, as_given))
     plain, fused = drawn_module(family, statistics).double(), fused_module(family, statistics)
-    expected = found(transform, plain.train(training), x.clone(), alpha.clone())
+    expected = found(truth or transform, plain.train(training), x.clone(), alpha.clone())
     actual = found(transform, fused.train(training), x.float(), alpha.float())
     largest = [float(truth.abs().max()) if truth.numel() else 0.0 for truth in expected]
     assert max(largest) > 0
@@ -198,7 +202,7 @@ def test_batches_of_calls(name: str, training: bool, gradients: bool, family: st
 )
 def test_traces(training: bool, name: str, family: str) -> None:
     """The slow ones of one family in training and of the other in evaluation, in turn."""
-    check(name, family, statistics=True, training=training)
+    check(name, family, statistics=True, training=training, truth=UNTRACED[name])
 
 
 @pytest.mark.float32
@@ -208,16 +212,10 @@ def test_modes_around_a_step(name: str, family: str) -> None:
 
 
 def test_linearised_functions() -> None:
-    """The plain mixed operation cannot be: it has layers that work in place."""
-    check("linearize", "cell", statistics=False)
+    check("linearize", "cell", statistics=False, truth=lambda m, x, a: FUNC["jvp"](m, x, a)[1])
 
 
-COMPILED: dict[str, Transform] = {
-    "compile": lambda m, x, a: within_compile(m, x, a),
-    "compile of jvp": lambda m, x, a: compiled(lambda a: jvp(lambda a: m(x, a), (a,), (direction(a),)))(a),
-    "compile of grad": lambda m, x, a: compiled(grad(lambda a: loss(m, x, a)))(a),
-    "compile of vmap": lambda m, x, a: compiled(torch.vmap(lambda a: m(x, a)))(several(a)),
-}
+Compile = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 
 def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -225,14 +223,32 @@ def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
     return torch.compile(function, backend="aot_eager")
 
 
-def within_compile(m: nn.Module, x: Tensor, a: Tensor) -> Any:
+def as_it_is(function: Callable[..., Any]) -> Callable[..., Any]:
+    return function
+
+
+def within_compile(how: Compile, m: nn.Module, x: Tensor, a: Tensor) -> Any:
     a = a.requires_grad_()
-    return torch.autograd.grad(loss(compiled(m), x, a), [a, *m.parameters()])
+    return torch.autograd.grad(loss(how(m), x, a), [a, *m.parameters()])
+
+
+def compiled_by(how: Compile) -> dict[str, Transform]:
+    return {
+        "compile": lambda m, x, a: within_compile(how, m, x, a),
+        "compile of jvp": lambda m, x, a: how(lambda a: jvp(lambda a: m(x, a), (a,), (direction(a),)))(a),
+        "compile of grad": lambda m, x, a: how(grad(lambda a: loss(m, x, a)))(a),
+        "compile of vmap": lambda m, x, a: how(torch.vmap(lambda a: m(x, a)))(several(a)),
+    }
+
+
+COMPILED, UNCOMPILED = compiled_by(compiled), compiled_by(as_it_is)
 
 
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_functions(name: str) -> None:
-    check(name, "search cell" if name == "compile of jvp" else "mixed op", statistics=False)
+    """Against plain modules that are not compiled."""
+    family = "search cell" if name == "compile of jvp" else "mixed op"
+    check(name, family, statistics=False, truth=UNCOMPILED[name])
 
 
 TRANSFORMS |= COMPILED | {"linearize": lambda m, x, a: linearize(lambda a: m(x, a), a)[1](direction(a))}
