@@ -15,6 +15,7 @@ from search_calls import outcome
 from search_commands import stop_after
 from torch import Tensor
 
+from vpdarts_fast.analysis.evaluation import nas_bench_201
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.search import PRESETS, RunFolder, SearchConfig, running
@@ -313,3 +314,15 @@ def test_the_recipe_and_parts_in_place_of_a_recipes() -> None:
     assert greedy.method.schedule == Greedy(), "the recipe's pruning epochs have no place there"
     with pytest.raises(UserError, match="no setting is called --pruning-epochs"):
         SearchConfig().replaced(recipe="darts", schedule="greedy", pruning_epochs=3)
+
+
+@pytest.mark.parametrize(
+    ("recipe", "complaint"),
+    [
+        ("sgas", "--schedule greedy; the analysis knows pruning"),
+        ("darts-minus", "--variation auxiliary-skip"),
+    ],
+)
+def test_the_analysis_refuses_what_it_does_not_know(recipe: str, complaint: str) -> None:
+    with pytest.raises(UserError, match=complaint):
+        nas_bench_201(SearchConfig().replaced(recipe=recipe), Path("run"))

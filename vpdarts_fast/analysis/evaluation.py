@@ -112,6 +112,10 @@ def nas_bench_201(config: SearchConfig, folder: Path) -> NasBench201:
         raise UserError(f"{folder} is a search in {config.space.name}; the analysis knows NAS-Bench-201 only")
     if (variation := config.method.variation).varies:
         raise UserError(f"{folder} is a search with --variation {variation.name}; the analysis knows none")
+    if (schedule := config.method.schedule).commits:
+        raise UserError(
+            f"{folder} is a search with --schedule {schedule.name}; the analysis knows pruning only"
+        )
     return config.space
 
 

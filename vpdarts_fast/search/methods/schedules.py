@@ -18,7 +18,7 @@ class Stage:
     """Epochs that train the same.
 
     Attributes:
-        name: a word, what metrics.jsonl calls the phase of such an epoch.
+        name: a word, another for each stage: what metrics.jsonl calls the phase of such an epoch.
         epochs: how many.
         weights: whether they train the weights.
         alpha: whether they train alpha.
