@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from hostile import Hostile
-from image_files import random_images
+from image_files import random_images, write_npz
 from places import SHARED
 
 from vpdarts_fast import data
@@ -46,20 +46,6 @@ def test_unknown_name_lists_the_choices() -> None:
         UserError, match="'mnist'; expected one of digits, cifar10, cifar100, imagenet16-120, npz"
     ):
         data.load("mnist")
-
-
-def write_npz(path: Path, **changes: Any) -> Path:
-    """A valid file of 5 training and 2 test images but for ``changes``; None leaves an array out."""
-    arrays: dict[str, Any] = {
-        "train_images": random_images(5).numpy(),
-        "train_labels": np.array([0, 1, 0, 1, 1]),
-        "test_images": random_images(2, seed=1).numpy(),
-        "test_labels": np.array([1, 0]),
-        "classes": np.array(["cat", "dog"]),
-    }
-    arrays = {key: array for key, array in (arrays | changes).items() if array is not None}
-    np.savez_compressed(path, **arrays)
-    return path
 
 
 def test_npz(tmp_path: Path) -> None:
@@ -149,20 +135,6 @@ def test_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     write_npz(tmp_path / "pets.npz")
     assert len(data.load("npz", Path("~/pets.npz")).train_images) == 5
-
-
-@pytest.mark.parametrize(("dataset", "method"), [("npz", "open"), ("imagenet16-120", "read_bytes")])
-def test_unreadable_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet16_files: object, dataset: str, method: str
-) -> None:
-    root = write_npz(tmp_path / "pets.npz") if dataset == "npz" else tmp_path
-
-    def fail(self: Path, *args: object) -> None:
-        raise PermissionError(13, "Permission denied", str(self))
-
-    monkeypatch.setattr(Path, method, fail)
-    with pytest.raises(UserError, match=f"cannot read .*Permission denied: '{root}"):
-        data.load(dataset, root)
 
 
 def test_real_cifar10_images() -> None:

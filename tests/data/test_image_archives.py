@@ -13,7 +13,7 @@ import pytest
 import torch
 import torchvision
 from hostile import Hostile
-from image_files import md5, write_pickle
+from image_files import md5, write_npz, write_pickle
 
 from vpdarts_fast import data
 from vpdarts_fast.data import Augmentation, imagenet16
@@ -211,3 +211,17 @@ def test_every_official_file_has_a_checksum() -> None:
     names = [f"train_data_batch_{number}" for number in range(1, 11)] + [imagenet16.TEST_FILE]
     assert list(imagenet16.CHECKSUMS) == names
     assert all(len(bytes.fromhex(checksum)) == 16 for checksum in imagenet16.CHECKSUMS.values())
+
+
+@pytest.mark.parametrize(("dataset", "method"), [("npz", "open"), ("imagenet16-120", "read_bytes")])
+def test_unreadable_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, imagenet16_files: object, dataset: str, method: str
+) -> None:
+    root = write_npz(tmp_path / "pets.npz") if dataset == "npz" else tmp_path
+
+    def fail(self: Path, *args: object) -> None:
+        raise PermissionError(13, "Permission denied", str(self))
+
+    monkeypatch.setattr(Path, method, fail)
+    with pytest.raises(UserError, match=f"cannot read .*Permission denied: '{root}"):
+        data.load(dataset, root)
