@@ -149,7 +149,7 @@ def op_rows(
     precision: Precision, device: torch.device, scale: Scale, roofline: Roofline | None, shared_bytes: int
 ) -> Iterator[Row]:
     """A row for each op, shape and backend, in the precision that is set."""
-    for op in registry.OPS:
+    for op in registry.FUSED_OPS:
         if op == "mixed_op":
             continue  # of DARTS cells, which these searches have none of; on a GPU it is PyTorch's ops
         for channels, size in scale.stages:
@@ -248,10 +248,10 @@ def leave_one_out_stage(device: torch.device, scale: Scale, name: str) -> Iterat
         yield row
 
 
-Stage = Callable[[torch.device, Scale, str], Iterator[Row]]
+RowsOf = Callable[[torch.device, Scale, str], Iterator[Row]]
 """Gives the rows of a device, at a scale; the last argument is the device's name."""
 
-STAGES: Mapping[str, Stage] = {
+STAGES: Mapping[str, RowsOf] = {
     **{f"ops-{precision}": partial(ops_stage, precision) for precision in PRECISIONS},
     "training": training_stage,
     "leave-one-out": leave_one_out_stage,

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 
 import pytest
 import torch
@@ -17,7 +17,8 @@ from contenders import EAGER, OURS, Contender, Form, new_alpha, new_batch, relat
 from torch import Tensor, nn
 
 from vpdarts_fast import Supernet, leave_one_out
-from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, evaluation_mode, removals
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, removals
+from vpdarts_fast.evaluation.validation import evaluation_mode
 
 N5 = pytest.param(5, marks=pytest.mark.full)
 IMAGES = 256
@@ -33,8 +34,8 @@ def with_statistics(form: Form, cells: int, images: int) -> Supernet:
     """A supernet whose running statistics are those of `new_batch(images)`."""
     supernet = form.supernet(cells)
     x, labels = new_batch(images)
-    batches, tables = [(form.images(x), labels)], new_alpha()[None]
-    with torch.no_grad(), evaluation_mode(supernet, "recalibrated", batches, tables):
+    batches, base = [(form.images(x), labels)], partial(supernet, alpha=new_alpha())
+    with torch.no_grad(), evaluation_mode(supernet, "recalibrated", batches, [base]):
         estimated = [(norm.running_mean, norm.running_var) for norm in norms(supernet)]
     for norm, (mean, variance) in zip(norms(supernet), estimated, strict=True):
         norm.running_mean, norm.running_var = mean, variance
@@ -62,8 +63,8 @@ def loop(
     network = forward(form, cells, len(images), batch_norm == "batch")
 
     def calibrate() -> None:
-        tables = new_alpha()[None]
-        with torch.no_grad(), evaluation_mode(supernet, "recalibrated", [(images, labels)], tables):
+        base = partial(supernet, alpha=new_alpha())
+        with torch.no_grad(), evaluation_mode(supernet, "recalibrated", [(images, labels)], [base]):
             pass
 
     work = form.inference(lambda: torch.stack([network(images, table) for table in timed]))

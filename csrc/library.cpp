@@ -34,6 +34,11 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
       "mixed_op(Tensor x, Tensor alpha, int[] kinds, int[] norms, Tensor[] depthwise, Tensor[] pointwise, "
       "int[] dilation, Tensor[] given, Tensor gamma, Tensor beta, float[] eps, Tensor? statistics, "
       "int stride) -> (Tensor, Tensor, Tensor, Tensor)");
+  // The same with given statistics, without what a backward pass needs -> [V, N, C, H', W'].
+  m.def(
+      "mixed_op_fixed(Tensor x, Tensor alpha, int[] kinds, int[] norms, Tensor[] depthwise, "
+      "Tensor[] pointwise, int[] dilation, Tensor[] given, Tensor gamma, Tensor beta, float[] eps, "
+      "Tensor statistics, int stride) -> Tensor");
   // gradient [V, N, C, H', W'] -> the gradients of x, alpha, depthwise, pointwise, given, gamma and beta;
   // those not wanted have a first dimension of 0. x and given have V variants.
   m.def(

@@ -9,6 +9,7 @@ from vpdarts_fast.acceleration import AccelerationReport, accelerate, restore
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.evaluation.perturbation import Perturbed
+from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.spaces.nas_bench_201 import Genotype, Supernet, build_network
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ __all__ = [
     "Genotype",
     "LeaveOneOut",
     "Perturbed",
+    "Racing",
     "SearchResult",
     "Supernet",
     "UserError",

@@ -67,6 +67,7 @@ BOUNDS = {
     "num_classes": Bound(2, 1_000_000),
     "skip_dropout": _BELOW_ONE,
     "layers": _LAYERS,
+    "channel_parts": Bound(1, 65_536),
     "alpha_start": Bound(-FLOAT32_MAX, FLOAT32_MAX, whole=False),
     "alpha_noise": _NOT_NEGATIVE,
     # Found networks
@@ -76,6 +77,9 @@ BOUNDS = {
     # The search
     "warmup_epochs": _EPOCHS,
     "pruning_epochs": _EPOCHS,
+    "commit_after": Bound(1, 1_000_000),
+    "commit_every": Bound(1, 1_000_000),
+    "batch_growth": Bound(0, 1_000_000),
     "batch_size": _BATCH,
     "evaluation_batch_size": _BATCH,
     "max_images": Bound(LEAST_IMAGES, 1_000_000_000),

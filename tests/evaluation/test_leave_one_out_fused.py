@@ -17,10 +17,10 @@ from leave_one_out_cases import (
     assert_same,
     drop_statistics,
     every_mode,
+    fused_variants,
     make_alpha,
     make_batches,
     make_supernet,
-    normalisation_of,
 )
 from op_contract import half_of
 from torch import Tensor
@@ -29,7 +29,6 @@ from torch.utils._pytree import tree_leaves
 
 from vpdarts_fast import data, ops
 from vpdarts_fast.backends.registry import serving
-from vpdarts_fast.evaluation.fused_evaluation import variant_logits
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, distinct_variants, leave_one_out, removals
 from vpdarts_fast.runtime.precision import bfloat16_products
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -90,8 +89,7 @@ def test_every_image_is_predicted_alike(cells: int, mode: BatchNorm, budget: int
         with truth.plain():
             plain = torch.stack([truth(images.double(), table) for table in tables.double()])
         fused = torch.full_like(plain, torch.nan, dtype=torch.float32)
-        normalisation = normalisation_of(mode, network, batches, tables)
-        for variants, some, logits in variant_logits(network, images, tables, normalisation, budget):
+        for variants, some, logits in fused_variants(mode, network, batches, tables, budget)(images):
             assert fused[variants, some].isnan().all(), "evaluated twice"
             fused[variants, some] = logits
     assert not fused.isnan().any(), "not evaluated"
@@ -203,8 +201,7 @@ def test_the_memory_budget_is_kept(mode: BatchNorm, mebibytes: int, bfloat16: bo
     budget = mebibytes << 20
     cpu = torch.device("cpu")
     with bfloat16_products(cpu) if bfloat16 else nullcontext(), torch.no_grad(), LiveBytes() as live:
-        normalisation = normalisation_of(mode, supernet, [(images, labels)], tables, budget)
-        for _ in variant_logits(supernet, images, tables, normalisation, budget):
+        for _ in fused_variants(mode, supernet, [(images, labels)], tables, budget)(images):
             pass
     assert live.peak <= 1.05 * budget + (3 << 19)
     node = 8 * 16 * 16 * (2 if bfloat16 else 8)

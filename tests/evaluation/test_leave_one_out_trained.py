@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from leave_one_out_cases import MODES, normalisation_of
+from leave_one_out_cases import MODES
 
 from vpdarts_fast.data import ImageData, load
-from vpdarts_fast.evaluation.fused_evaluation import variant_logits
-from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, evaluation_mode, removals
+from vpdarts_fast.evaluation.fused_evaluation import together
+from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, removals
+from vpdarts_fast.evaluation.validation import one_by_one
 from vpdarts_fast.search import RunFolder, Search
 from vpdarts_fast.search.config import PRESETS, SearchConfig
 
@@ -38,22 +40,16 @@ def turned_predictions(search: Search, batch: Batch, mode: BatchNorm) -> tuple[i
         tables = tables[::5]
     images = batch[0]
     fused = torch.zeros(len(tables), len(images), dtype=torch.int64)
-    stored: BatchNorm = "recalibrated" if mode == "variant" else mode
-    with torch.no_grad(), evaluation_mode(supernet, stored, [batch], tables):
-        normalisation = normalisation_of(mode, supernet, [batch], tables)
-        for variants, some, logits in variant_logits(supernet, images, tables, normalisation, None):
+    with torch.no_grad(), together(supernet, tables, mode, [batch], None) as logits_of:
+        for variants, some, logits in logits_of(range(len(tables)))(images):
             fused[variants, some] = logits.argmax(2)
-    plain = []
-    with (
-        torch.no_grad(),
-        supernet.plain(),
-        evaluation_mode(supernet, mode, [batch], tables) as use_statistics_of,
-    ):
-        for variant, table in enumerate(tables):
-            use_statistics_of(variant)
-            plain.append(supernet(images, table).argmax(1))
+    forwards = [partial(supernet, alpha=table) for table in tables]
+    plain = torch.zeros_like(fused)
+    with torch.no_grad(), supernet.plain(), one_by_one(supernet, forwards, mode, [batch]) as logits_of:
+        for variants, some, logits in logits_of(range(len(tables)))(images):
+            plain[variants, some] = logits.argmax(2)
     assert len(fused.unique()) > 1
-    return int((fused != torch.stack(plain)).sum()), fused.numel()
+    return int((fused != plain).sum()), fused.numel()
 
 
 @pytest.mark.float32

@@ -50,7 +50,7 @@ def test_ops(gpu: Any, tiny: Any) -> None:
     """Every op of the searches is right, timed and, where the model knows its launches, predicted."""
     rows = list(gpu.STAGES["ops-fp32"](CPU, tiny, "NVIDIA H200"))
     assert json.loads(json.dumps(rows)) == rows
-    assert {row["op"] for row in rows} == set(gpu.registry.OPS) - {"mixed_op"}
+    assert {row["op"] for row in rows} == set(gpu.registry.FUSED_OPS) - {"mixed_op"}
     for row in rows:
         assert row["correct"] and row["median_s"] > 0, row
         assert ("predicted_s" in row) == (row["backend"] == "pytorch")
@@ -66,7 +66,7 @@ def test_a_wrong_result_is_not_timed(gpu: Any, tiny: Any, monkeypatch: pytest.Mo
         return [[out * 1.1 for out in some] for some in relu_conv(*args, **kwargs)]
 
     monkeypatch.setattr(ops, "relu_conv", wrong)
-    monkeypatch.setattr(gpu.registry, "OPS", ("relu_conv",))
+    monkeypatch.setattr(gpu.registry, "FUSED_OPS", ("relu_conv",))
     rows = list(gpu.STAGES["ops-fp32"](CPU, tiny, ""))
     assert rows and not any(row["correct"] or "median_s" in row for row in rows)
     assert gpu.verdict({"passed": True, "seconds": 1.0, "rows": rows}) == f"{len(rows)} WRONG, 1 s"

@@ -24,7 +24,9 @@ from vpdarts_fast.backends import registry
 from vpdarts_fast.backends.registry import BACKENDS, Backend
 from vpdarts_fast.contract.sharing import alpha_rows, some_tables, tables_on
 from vpdarts_fast.data import ImageData
-from vpdarts_fast.evaluation.leave_one_out import BatchNorm, Counts, leave_one_out
+from vpdarts_fast.evaluation import fused_evaluation, measuring
+from vpdarts_fast.evaluation.leave_one_out import BatchNorm, leave_one_out
+from vpdarts_fast.evaluation.measuring import Part
 from vpdarts_fast.runtime import graphs
 from vpdarts_fast.search import RunFolder, Search
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -143,8 +145,8 @@ def evaluate_on_meta(mode: BatchNorm, monkeypatch: pytest.MonkeyPatch, fused: bo
     """Two batches, the second of them recorded; 10 variants, no more than 4 together."""
     watched = Watched()
     monkeypatch.setattr(graphs, "WARM_UP", 1)
-    monkeypatch.setattr(evaluation, "recorder_for", lambda device: watched)
-    monkeypatch.setattr(Counts, "read", lambda self: (torch.zeros(len(self._correct)),) * 2)
+    monkeypatch.setattr(measuring, "recorder_for", lambda device: watched)
+    monkeypatch.setattr(Part, "sums", lambda self: torch.zeros(2, len(self.variants)))
     supernet = Supernet(channels=2, cells_per_stage=1, num_classes=4, fused=True).to(META)
     alpha = torch.zeros(6, 5)  # all ops on one edge, and one on each of the others
     for e, o in [(0, 1), (0, 2), (0, 3), (0, 4), (1, 2), (2, 3), (3, 4), (4, 1), (5, 2)]:
@@ -188,7 +190,7 @@ def test_tables_that_are_not_known_are_found(
 ) -> None:
     """Test the test: alphas are read back where nobody has told what they are."""
     serve_meta("triton", monkeypatch)
-    monkeypatch.setattr(evaluation, "tables_on", lambda device, tables: tables.to(device))
+    monkeypatch.setattr(fused_evaluation, "tables_on", lambda device, tables: tables.to(device))
     with pytest.raises(WAITS):
         evaluate_on_meta(mode, monkeypatch)
 

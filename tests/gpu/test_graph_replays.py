@@ -60,8 +60,16 @@ def search_both_ways(
         {"batch_norm": "running", "pruning": "progressive"},
         {"fused": False, "criterion": "alpha"},
         {"precision": "bf16", "batch_norm": "running", "pruning_epochs": 1},
+        {
+            **{"variation": "partial-channels", "channel_parts": 2, "edge_normalisation": True},
+            **{"relaxation": "softmax", "pruning": "hard", "criterion": "alpha"},
+        },
+        {
+            **{"variation": "auxiliary-skip", "fused": False, "criterion": "alpha", "pruning": "hard"},
+            **{"schedule": "greedy", "commit_after": 1, "commit_every": 2, "batch_growth": 3},
+        },
     ],
-    ids=["default", "batch", "running, progressive", "plain", "bf16"],
+    ids=["default", "batch", "running, progressive", "plain", "bf16", "partial", "greedy, skip"],
 )
 def test_a_search_of_replays_is_the_same_bits(
     settings: dict[str, Any], digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -114,7 +122,7 @@ def test_an_optimiser_that_counts_on_the_host_is_found(
 ) -> None:
     """Test the test: Adam as it is where nothing is captured."""
     monkeypatch.setattr(
-        state_module, "alpha_optimizer", lambda alpha, config, captured: alpha_optimizer(alpha, config, False)
+        state_module, "alpha_optimizer", lambda alpha, config, *_: alpha_optimizer(alpha, config, False)
     )
     with pytest.raises(NotCapturable, match="_local_scalar_dense"):
         search_with(Tape(), digits, tmp_path / "run", monkeypatch)

@@ -239,6 +239,15 @@ struct Problem {
   bool skips() const { return c.stride == 1; }
   // Term t behind its batch norm, which the third has none of.
   Map term(size_t t) const { return t == 2 ? terms[t] : Norm(terms[t], c.channels).forward(terms[t]); }
+  // The weighted sum.
+  Map output() const {
+    Map sum(static_cast<size_t>(out.floats()));
+    for (size_t t = 0; t < terms.size(); ++t) {
+      const Map of = term(t);
+      for (size_t k = 0; k < sum.size(); ++k) sum[k] += alpha[1 + t] * of[k];
+    }
+    return sum;
+  }
   // The gradient of term t before it.
   Map down(size_t t) const {
     Map of(g);
@@ -277,18 +286,29 @@ void test_forward(const Problem& p, const MixedOpPasses& edge, const MixedOpStat
   const int64_t channels = p.c.channels;
   auto result = unwritten(p.out.floats() / channels * p.padded);
   edge.forward(state, result.data());
-  Map expected(static_cast<size_t>(p.out.floats()));
-  for (size_t t = 0; t < p.terms.size(); ++t) {
-    const Map term = p.term(t);
-    for (size_t k = 0; k < expected.size(); ++k) expected[k] += p.alpha[1 + t] * term[k];
-  }
-  report(p.c, "output", result.data(), expected, channels, p.padded);
+  report(p.c, "output", result.data(), p.output(), channels, p.padded);
   const Map* const normed[5] = {&p.terms[0], &p.terms[1], &p.inner, &p.terms[3], &p.terms[4]};
   for (int64_t m = 0; m < 5; ++m) {
     const Norm norm(*normed[m], channels);
     report(p.c, "mean", state.mean + m * channels, norm.mean, channels, channels, 0.1);
     report(p.c, "variance", state.variance + m * channels, norm.variance, channels, channels, 1e-3);
   }
+}
+
+// With what it has found as given statistics.
+void test_fixed(const Problem& p, const MixedOpKernels& kernels, const MixedOpState& state) {
+  const int64_t channels = p.c.channels;
+  std::vector<float> statistics;
+  for (int64_t m = 0; m < 5; ++m) {
+    statistics.insert(statistics.end(), state.mean + m * channels, state.mean + (m + 1) * channels);
+    statistics.insert(statistics.end(), state.variance + m * channels, state.variance + (m + 1) * channels);
+  }
+  MixedOpArguments args = p.arguments();
+  args.statistics = statistics.data();
+  const MixedOpPasses edge(kernels, args);
+  auto result = unwritten(p.out.floats() / channels * p.padded);
+  edge.forward_fixed(result.data());
+  report(p.c, "output with given statistics", result.data(), p.output(), channels, p.padded);
 }
 
 // The gradients of everything.
@@ -359,6 +379,7 @@ void test(const Problem& p) {
        variance = unwritten(5 * p.c.channels);
   const MixedOpState state{raw.data(), mean.data(), variance.data()};
   test_forward(p, edge, state);
+  test_fixed(p, kernels, state);
   const Expected expected(p);
   for (int wanted = 0; wanted < 32; ++wanted) test_backward(p, edge, state, expected, wanted);
 }

@@ -38,6 +38,7 @@ PROGRAMS = {
         "cpu/ops/batch_norm.cpp",
         "cpu/ops/mixed_op_passes.cpp",
         "cpu/ops/mixed_op_passes_backward.cpp",
+        "cpu/ops/mixed_op_passes_fixed.cpp",
     ],
     "node": [
         "cpu/kernels/gather.cpp",

@@ -14,13 +14,13 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends.registry import OPS
+from vpdarts_fast.backends.registry import FUSED_OPS
 from vpdarts_fast.errors import UserError
 
 # Of PyTorch: kinds of tensors that it has not settled yet.
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
-every_op = pytest.mark.parametrize("op", OPS)
+every_op = pytest.mark.parametrize("op", FUSED_OPS)
 
 
 def call(op: str, args: dict[str, Any], **options: Any) -> Any:

@@ -31,7 +31,7 @@ def backend(name: str, **changes: Any) -> Backend:
     return Backend(name, **(fields | changes))
 
 
-@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("op", registry.FUSED_OPS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_auto_takes_the_first_that_can_serve(op: str, dtype: torch.dtype) -> None:
     tensors = [torch.zeros(1, dtype=dtype)]
@@ -172,7 +172,7 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     no_room = "a block's shared memory has no room. Try a smaller cell"
     unbuilt = backend("unbuilt", missing="it is not built. Build it")
     elsewhere = backend(
-        "elsewhere", device_types=frozenset({"cuda"}), implementations=implemented(*registry.OPS)
+        "elsewhere", device_types=frozenset({"cuda"}), implementations=implemented(*registry.FUSED_OPS)
     )
     small = backend(
         "small",
@@ -181,7 +181,7 @@ def four(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     whole = backend(
         "whole",
-        implementations=implemented(*registry.OPS),
+        implementations=implemented(*registry.FUSED_OPS),
         dtypes=frozenset({torch.float32, torch.bfloat16}),
         device_types=frozenset(),
     )
@@ -253,7 +253,7 @@ def test_the_table_of_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
     show_table([])
     head, *lines = capsys.readouterr().out.splitlines()
     assert head.split() == ["on", "cpu", *(b.name for b in BACKENDS)]
-    for op, line in zip(registry.OPS, lines, strict=False):
+    for op, line in zip(registry.FUSED_OPS, lines, strict=False):
         assert line.split()[0] == op
         for precision, dtype in (("fp32*", torch.float32), ("bf16*", torch.bfloat16)):
             first = next(b for b in BACKENDS if not b.unsupported(op, [torch.zeros(1, dtype=dtype)]))

@@ -12,10 +12,10 @@ from op_contract import BOTH, ON_THE_CPU, computed, double, example, flat, secon
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends.registry import EVALUATION_OPS, OPS
+from vpdarts_fast.backends.registry import EVALUATION_OPS, FUSED_OPS
 from vpdarts_fast.contract import reference
 
-DIFFERENTIABLE = [op for op in OPS if op not in EVALUATION_OPS]
+DIFFERENTIABLE = [op for op in FUSED_OPS if op not in EVALUATION_OPS]
 SERVED = [
     pytest.param(op, backend.name, dtype, id=f"{op}-{backend.name}-{str(dtype).removeprefix('torch.')}")
     for op in DIFFERENTIABLE

@@ -14,17 +14,17 @@ from op_contract import ON_THE_CPU, differentiable, double, example, flat, weigh
 from torch import Tensor
 
 from vpdarts_fast import ops
-from vpdarts_fast.backends.registry import EVALUATION_OPS, OPS
+from vpdarts_fast.backends.registry import EVALUATION_OPS, FUSED_OPS
 from vpdarts_fast.contract import reference
 
 BACKENDS = [b for b in ON_THE_CPU if b.missing is None and b.name not in ("reference", "triton")]
 every_implementation = pytest.mark.parametrize(
-    ("op", "backend"), [(op, b.name) for op in OPS for b in BACKENDS if op in b.implementations]
+    ("op", "backend"), [(op, b.name) for op in FUSED_OPS for b in BACKENDS if op in b.implementations]
 )
 
 pytestmark = pytest.mark.float32
 
-DIFFERENTIABLE = [op for op in OPS if op not in EVALUATION_OPS]
+DIFFERENTIABLE = [op for op in FUSED_OPS if op not in EVALUATION_OPS]
 NON_FINITE = {"NaN": torch.nan, "infinity": torch.inf, "minus infinity": -torch.inf}
 EXTREME = {"1e15": 1e15, "-1e15": -1e15, "1e-30": 1e-30, "subnormal": 1e-42}
 TOLERANCE = 1e-4

@@ -31,9 +31,9 @@ def parameters(function: object) -> list[str]:
 
 
 def test_the_ops_are_those_of_the_registry() -> None:
-    assert set(ops.__all__) == set(pytorch.__all__) == set(registry.OPS)
+    assert set(ops.__all__) == set(pytorch.__all__) == set(registry.FUSED_OPS)
     files = {path.stem for path in (PACKAGE / "ops" / "functions").glob("*.py")}
-    assert files == {*registry.OPS, "__init__"}
+    assert files == {*registry.FUSED_OPS, "__init__"}
 
 
 def test_no_op_hides_a_module() -> None:
@@ -48,7 +48,7 @@ def test_importing_the_package_does_not_import_pytorchs_compiler() -> None:
     assert subprocess.run([sys.executable, "-c", command], cwd=PACKAGE.parent, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("op", registry.FUSED_OPS)
 @pytest.mark.parametrize("layer", ["ops.functions", "backends.pytorch"])
 def test_every_op_has_a_file_of_its_name(op: str, layer: str) -> None:
     module = importlib.import_module(f"vpdarts_fast.{layer}.{op}")
@@ -64,7 +64,7 @@ def test_the_triton_backend_has_a_file_for_its_ops(op: str) -> None:
     assert parameters(getattr(module, op)) == parameters(getattr(reference, op))
 
 
-@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("op", registry.FUSED_OPS)
 def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) -> None:
     expected = parameters(getattr(reference, op))
     assert parameters(getattr(ops, op)) == [*expected, "backend"]
@@ -77,7 +77,7 @@ def test_every_op_takes_the_arguments_of_its_reference_and_a_backend(op: str) ->
             assert parameters(implementation) == expected, backend.name
 
 
-@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("op", registry.FUSED_OPS)
 @pytest.mark.parametrize("module", [ops, reference], ids=lambda module: module.__name__)
 def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleType) -> None:
     function = getattr(module, op)
@@ -95,7 +95,7 @@ def test_every_op_documents_the_shape_of_every_tensor(op: str, module: ModuleTyp
         assert "Raises:" in text and "UserError" in text
 
 
-@pytest.mark.parametrize("op", registry.OPS)
+@pytest.mark.parametrize("op", registry.FUSED_OPS)
 def test_every_op_has_its_tests(op: str) -> None:
     assert f"def test_{op}_values" in (TESTS / "ops" / f"test_{op}.py").read_text()
 
@@ -104,31 +104,31 @@ def test_every_op_has_its_native_files_and_its_table_of_kernels() -> None:
     """What of the kernels is no op's is named for what it does."""
     folder = PACKAGE.parent / "csrc" / "cpu"
     tables = dict(re.findall(r"^  TABLE\((\w+), (\w+)\)", (folder / "kernels.h").read_text(), re.MULTILINE))
-    assert set(tables) == {*registry.OPS, "gather"}
+    assert set(tables) == {*registry.FUSED_OPS, "gather"}
     for name, table in tables.items():
         assert table == name.title().replace("_", "") + "Kernels"
         header = (folder / "kernels" / f"{name}.h").read_text()
         assert f"const {table}& {name}_kernels();" in header
         assert (folder / "kernels" / f"{name}.cpp").exists()
     hosts = {path.stem for path in (folder / "ops").glob("*.cpp")}
-    assert set(registry.OPS) <= hosts
-    beside = {name for name in hosts if not any(f"{name}_".startswith(f"{op}_") for op in registry.OPS)}
+    assert set(registry.FUSED_OPS) <= hosts
+    beside = {name for name in hosts if not any(f"{name}_".startswith(f"{op}_") for op in registry.FUSED_OPS)}
     assert beside == {"batch_norm"}
 
 
 def test_kernels_of_triton_and_cuda_are_in_files_of_their_op() -> None:
     """Also where several ops run them."""
     triton = {path.stem for path in (PACKAGE / "backends" / "triton" / "kernels").glob("*.py")}
-    assert triton - set(registry.OPS) == {"__init__", "pixels"}
+    assert triton - set(registry.FUSED_OPS) == {"__init__", "pixels"}
     cuda = {path.stem for path in (PACKAGE.parent / "csrc" / "cuda").glob("*/*.c[up]*")}
-    assert {name.removesuffix("_backward") for name in cuda} <= set(registry.OPS)
+    assert {name.removesuffix("_backward") for name in cuda} <= set(registry.FUSED_OPS)
 
 
 @pytest.mark.skipif(not native.available(), reason=str(native.why_not()))
 def test_every_native_op_has_a_fake() -> None:
     """But `masked_cell_fits`, which returns no tensor."""
     names = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("vpdarts_fast::")]
-    assert {name.removeprefix("vpdarts_fast::") for name in names} > set(registry.OPS)
+    assert {name.removeprefix("vpdarts_fast::") for name in names} > set(registry.FUSED_OPS)
     without = [n for n in names if torch._library.simple_registry.singleton.find(n).fake_impl.kernel is None]
     assert without == ["vpdarts_fast::masked_cell_fits"]
 
@@ -137,7 +137,7 @@ def test_every_backend_has_the_reference_to_fall_back_on() -> None:
     assert BACKENDS[-1].name == "reference"
     assert {b.name for b in BACKENDS} == {b.name.lower() for b in BACKENDS}
     assert len({b.name for b in BACKENDS}) == len(BACKENDS)
-    assert set(BACKENDS[-1].implementations) == set(registry.OPS)
+    assert set(BACKENDS[-1].implementations) == set(registry.FUSED_OPS)
 
 
 # Rooms ------------------------------------------------------------------------------------------------------

@@ -230,7 +230,7 @@ def without(entry: dict[str, Any], key: str) -> dict[str, Any]:
         (json.dumps(without(make_epoch(1), "alpha")), "the entry 'alpha' is missing"),
         (json.dumps(make_epoch(1) | {"alpha": [[0.2] * 4] * 6}), r"alpha must have shape \[6, 5\]"),
         (json.dumps(make_epoch(1) | {"alpha": [[0.2], [0.2, 0.3]]}), ""),
-        (json.dumps(make_epoch(1) | {"phase": "rest"}), "phase must be one of warm-up, pruning"),
+        (json.dumps(make_epoch(1) | {"phase": "a rest"}), "phase must be a word, as warm-up or pruning"),
         (json.dumps(make_epoch(1) | {"genotype": "|none~0|"}), r"architecture string '\|none~0\|'"),
         (json.dumps(make_epoch(1) | {"importance": [1]}), ""),
         (json.dumps(make_epoch(1) | {"genotype": 7}), ""),

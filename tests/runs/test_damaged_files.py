@@ -183,7 +183,7 @@ def test_settings_out_of_range(changes: dict[str, Any], runs: Path) -> None:
 
 
 METRICS_OUT_OF_RANGE: list[dict[str, Any]] = [
-    {"epoch": -1}, {"epoch": "0"}, {"epoch": 0.0}, {"epoch": True}, {"epoch": None}, {"phase": "x"},
+    {"epoch": -1}, {"epoch": "0"}, {"epoch": 0.0}, {"epoch": True}, {"epoch": None}, {"phase": "x y"},
     {"phase": []}, {"alpha": [[0.2] * 5] * 5}, {"alpha": [["0.2"] * 5] * 6}, {"alpha": 3},
     {"weights_loss": "1"}, {"weights_loss": [1]}, {"seconds": []}, {"seconds": {"train": "1"}},
     {"seconds": {"train": -1}}, {"benchmark": []}, {"benchmark": {"a": "1"}}, {"importance": 3},

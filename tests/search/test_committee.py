@@ -20,7 +20,7 @@ from vpdarts_fast.runs.formats import SNAPSHOT
 from vpdarts_fast.search import Interrupted, RunFolder, preflight
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.methods.criteria import AccuracyCriterion
-from vpdarts_fast.search.state import evaluation_from_json
+from vpdarts_fast.search.records import evaluation_from_json
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 pytestmark = pytest.mark.usefixtures("one_thread")

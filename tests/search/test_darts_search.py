@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from ragged_supernet import RaggedSupernet, a_batch
 from search_calls import outcome
 from search_commands import stop_after
-from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation import racing
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.search import RunFolder, running
@@ -29,22 +29,37 @@ SEARCH = [
 ]  # fmt: skip
 
 
+RACING = ["--evaluation", "racing", "--criterion", "loss", "--race-confidence", "0.6"]
+
+
+@pytest.mark.parametrize(
+    "evaluation", [[], [*RACING, "--evaluation-batch-size", "2"]], ids=["full", "racing"]
+)
 def test_a_search_ends_with_a_genotype_and_resumes_bit_for_bit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    evaluation: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
-    assert main([*SEARCH, "--out", str(whole)]) == 0
+    monkeypatch.setattr(racing, "FIRST_LOOK", 4)
+    command = [*SEARCH, *evaluation]
+    assert main([*command, "--out", str(whole)]) == 0
     result = RunFolder(whole).result()
     assert result is not None and result["space"] == "darts-s2" and result["benchmark"] is None
     genotype = Genotype.from_string(result["architecture"])
     assert f"found: {genotype}" in capsys.readouterr().out
     assert DartsS2(found_layers=3, found_channels=4).network(genotype, 10) is not None
     assert [len(row) for row in result["importance"]["loss"]] == [2] * 28
+    if evaluation:
+        spent = result["importance"]["op_images"]
+        assert all(max(row) == result["importance"]["images"] for row in spent)
+        assert min(map(min, spent)) == 4
     assert [cell.name for cell in read_run(whole).result.genotype.cells] == ["normal", "reduction"]  # type: ignore[union-attr]
     with monkeypatch.context() as patch:
         stop_after(3, patch)  # in the epoch
-        assert main([*SEARCH, "--out", str(stopped)]) == 130
+        assert main([*command, "--out", str(stopped)]) == 130
     assert main(["--resume", str(stopped)]) == 0
     assert outcome(stopped) == outcome(whole)
 
@@ -52,7 +67,10 @@ def test_a_search_ends_with_a_genotype_and_resumes_bit_for_bit(
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["--evaluation", "racing"], "with --space darts use --evaluation full"),
+        (
+            ["--evaluation", "racing", "--pruning", "progressive"],
+            "--pruning progressive needs the order of all: use --evaluation full",
+        ),
         (
             ["--benchmark-table", "table.csv"],
             "--benchmark-table is of NAS-Bench-201; leave it out with --space darts",
@@ -96,12 +114,6 @@ def test_evaluated_together_and_one_by_one(removal: str) -> None:
         assert (together.loss[weights != 0] != together.base_loss).float().mean() > 0.5
 
 
-def a_batch(count: int = 5) -> list[tuple[Tensor, Tensor]]:
-    generator = torch.Generator().manual_seed(2)
-    images = torch.randn(count, 3, 8, 8, dtype=torch.float64, generator=generator)
-    return [(images, torch.randint(4, (count,), generator=generator))]
-
-
 def test_every_variant_meets_the_same_noise() -> None:
     """Of the operation `noise`; PyTorch's generator is then where it was."""
     space = DartsS4(channels=2, layers=3)
@@ -118,41 +130,6 @@ def test_every_variant_meets_the_same_noise() -> None:
     removed[3, 0] = 0
     alone = leave_one_out(supernet, a_batch(), removed, batch_norm="batch", batched=False)
     assert float(found.loss[3, 0]) == alone.base_loss
-
-
-class MixedOp(nn.ModuleList):
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        """Takes whole rows [O], also where it has fewer operations."""
-        return sum(weight * op(x) for weight, op in zip(weights, self, strict=False))  # type: ignore[return-value]
-
-
-class TwoEdges(nn.Module):
-    """A cell of two edges from one node to another."""
-
-    def __init__(self, make: Callable[[], list[nn.Module]]) -> None:
-        super().__init__()
-        self.edges = nn.ModuleList(MixedOp(make()) for _ in range(2))
-
-    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
-        return self.edges[0](x, weights[0]) + self.edges[1](x, weights[1])
-
-
-def conv(stride: int) -> nn.Module:
-    return nn.Sequential(nn.ReLU(), nn.Conv2d(3, 3, 3, stride, padding=1, bias=False), nn.BatchNorm2d(3))
-
-
-class RaggedSupernet(nn.Module):
-    """A normal cell with two operations on each edge, a reduction cell with three."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.normal = TwoEdges(lambda: [conv(1), nn.Identity()])
-        self.reduction = TwoEdges(lambda: [conv(2), conv(2), nn.AvgPool2d(3, 2, 1)])
-        self.classifier = nn.Linear(3, 4)
-
-    def forward(self, images: Tensor, weights: Tensor) -> Tensor:
-        x = self.reduction(self.normal(images, weights[:2]), weights[2:])
-        return self.classifier(x.mean((2, 3)))
 
 
 def test_rows_longer_than_what_an_edge_has_are_evaluated_all_the_same() -> None:

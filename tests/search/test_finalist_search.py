@@ -293,7 +293,7 @@ def test_older_runs_had_none(finished: tuple[Path, Watcher]) -> None:
     assert config.search.finalists == 0 and config.search.finalist_budget == 12_000
     result = json.loads((finished[0] / "result.json").read_text())
     result = {name: value for name, value in result.items() if name not in ("finalists", "digest")}
-    result["format"] = "vpdarts_fast search result, version 2"
+    result |= {"format": "vpdarts_fast search result, version 2", "warmup_epochs": 1, "pruning_epochs": 2}
     assert RESULT.upgraded(result, "result.json")["finalists"] is None
     assert SETTINGS.version >= 3 and RESULT.version >= 3
 

@@ -33,6 +33,7 @@ from vpdarts_fast.search.__main__ import StopRequest, main
 from vpdarts_fast.search.config import flag
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.methods.pruning import SoftPruning
+from vpdarts_fast.search.methods.schedules import WarmUpAndPruning
 from vpdarts_fast.search.settings import MethodSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -49,7 +50,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "\x1b" not in printed and "\r" not in printed, "plain lines where there is no terminal"
     assert printed == (folder / "log.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
-    assert config.pop("format") == "vpdarts_fast search settings, version 8" and config.pop("digest")
+    assert config.pop("format") == "vpdarts_fast search settings, version 9" and config.pop("digest")
     for name, value in SearchConfig.read(folder / "config.json").flat().items():
         assert f"{name}={value}" in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3
@@ -88,7 +89,9 @@ def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.Monk
     assert RunFolder(tmp_path / "stopped").result()["importance"] == found["importance"]  # type: ignore[index]
 
 
-PARTS = frozenset({"relaxation", "alpha_rule", "regulariser", "criterion", "pruning"})
+PARTS = frozenset(
+    {"relaxation", "variation", "schedule", "alpha_rule", "regulariser", "criterion", "pruning"}
+)
 
 
 def test_every_setting_is_a_flag_with_help(
@@ -100,7 +103,7 @@ def test_every_setting_is_a_flag_with_help(
     assert exit_status.value.code == 0
     shown = capsys.readouterr().out
     groups = [type(getattr(PRESETS["quick"], field.name)) for field in dataclasses.fields(SearchConfig)][1:]
-    for kind in (*groups, SoftPruning, command_line.Command):
+    for kind in (*groups, SoftPruning, WarmUpAndPruning, command_line.Command):
         (definition,) = ast.parse(inspect.getsource(kind)).body
         assert isinstance(definition, ast.ClassDef)
         for field, following in itertools.pairwise(definition.body):

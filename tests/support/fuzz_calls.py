@@ -153,11 +153,13 @@ def right_residual_calls(rng: Random, op: str, layouts: bool = True, tiny: bool 
     return args
 
 
-def right_mixed_op_calls(rng: Random, layouts: bool = True, tiny: bool = False) -> Arguments:
-    """The arguments of mixed_op, in the order of the schema."""
+def right_mixed_op_calls(
+    rng: Random, layouts: bool = True, tiny: bool = False, fixed: bool | None = None
+) -> Arguments:
+    """The arguments of mixed_op, in the order of the schema, with given statistics or without."""
     c, (height, width), most = draw_sizes(rng, tiny)
     stride, v, images = rng.randint(1, 2), rng.randint(1, 3), rng.randint(4, max(4, most))
-    fixed = rng.random() < 0.5
+    fixed = rng.random() < 0.5 if fixed is None else fixed
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
     def normal(*shape: int) -> Tensor:

@@ -116,6 +116,26 @@ def mixed_op_backward(rng: Random) -> None:
         assert torch.equal(gradient, same) if wanted else gradient.numel() == 0
 
 
+def mixed_op_fixed(rng: Random) -> None:
+    """Values, and arguments that stay what they were."""
+    args = right_mixed_op_calls(rng, fixed=True)
+    before = [tensor.clone() for tensor in flat(list(args.values()))]
+    check_all_close(call("mixed_op_fixed", args), expected(args)[:1], args)
+    assert all(map(torch.equal, flat(list(args.values())), before)), "an argument was changed"
+
+
+def hostile_mixed_op_fixed(rng: Random) -> None:
+    """An error, or what the reference makes of the call."""
+    args = hostile_calls(rng, right_mixed_op_calls(rng, layouts=False, fixed=True))
+    outputs = served("mixed_op_fixed", args)
+    if outputs is None or not on_the_cpu(args):
+        return
+    if outputs[0].numel() > 0 and comparable(args | {"eps": min(args["eps"], default=1)}):
+        check_all_close(outputs, expected(args)[:1], args)
+    fake = call("mixed_op_fixed", {name: on_meta(value) for name, value in args.items()})
+    assert shapes(fake) == shapes(outputs)
+
+
 def hostile_mixed_op(rng: Random) -> None:
     """An error, or what the reference makes of the call; what is served the public function serves too."""
     args = hostile_calls(rng, right_mixed_op_calls(rng, layouts=False))
@@ -146,7 +166,14 @@ def hostile_mixed_op_backward(rng: Random) -> None:
 
 TARGETS: Targets = {
     function.__name__: function
-    for function in (mixed_op, mixed_op_backward, hostile_mixed_op, hostile_mixed_op_backward)
+    for function in (
+        mixed_op,
+        mixed_op_fixed,
+        mixed_op_backward,
+        hostile_mixed_op,
+        hostile_mixed_op_fixed,
+        hostile_mixed_op_backward,
+    )
 }
 
 if __name__ == "__main__":

@@ -39,6 +39,7 @@ ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     **{op: partial(right_node_calls, op=op) for op in ("relu_conv", "mixed_sum")},
     **{op: partial(right_residual_calls, op=op) for op in ("residual_block", "trained_residual_block")},
     "mixed_op": right_mixed_op_calls,
+    "mixed_op_fixed": partial(right_mixed_op_calls, fixed=True),
     "mixed_cell_backward": fuzz_cells.backward_arguments,
     "relu_conv_backward": fuzz_nodes.relu_conv_backward_arguments,
     "mixed_sum_backward": fuzz_nodes.mixed_sum_backward_arguments,

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from vpdarts_fast.evaluation import measuring
 from vpdarts_fast.search import SearchConfig
 from vpdarts_fast.spaces import blocks
 
@@ -25,5 +26,5 @@ def record_with(recorder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """The CPU, or `meta`, in place of a GPU."""
     monkeypatch.setattr(state_module, "captures", lambda device: True)
     monkeypatch.setattr(blocks, "can_be_read", lambda alpha: False)
-    for module in (evaluation, member):
+    for module in (measuring, member):
         monkeypatch.setattr(module, "recorder_for", lambda device: recorder)

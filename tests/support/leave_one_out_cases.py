@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.evaluation.fused_evaluation import Normalisation, own_statistics
+from vpdarts_fast.evaluation.fused_evaluation import FusedVariants, Normalisation, own_statistics, pieces_of
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -57,17 +57,19 @@ def assert_same(a: LeaveOneOut, b: LeaveOneOut, rtol: float = 1e-9, turned: int 
     assert a.base_loss == pytest.approx(b.base_loss, rel=rtol)
 
 
-def normalisation_of(
+def fused_variants(
     mode: BatchNorm,
     supernet: Supernet,
     batches: Sequence[Batch],
     tables: Tensor,
     memory_budget: int | None = None,
-) -> Normalisation:
-    """What `variant_logits` takes for a mode, of a supernet in eval mode."""
+) -> FusedVariants:
+    """What `together` evaluates in a mode, of a supernet that is in evaluation mode already."""
+    normalisation: Normalisation = "batch" if mode == "batch" else "stored"
     if mode == "variant":
-        return own_statistics(supernet, [images for images, _ in batches], tables, memory_budget)
-    return "batch" if mode == "batch" else "stored"
+        estimation = pieces_of(supernet, mode, memory_budget, estimates=True)
+        normalisation = own_statistics(supernet, [images for images, _ in batches], tables, estimation)
+    return FusedVariants(supernet, tables, normalisation, pieces_of(supernet, mode, memory_budget))
 
 
 def drop_statistics(network: nn.Module) -> None:

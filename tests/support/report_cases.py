@@ -118,6 +118,8 @@ def epochs_of(space: Content, choices: Sequence[tuple[str, Content]]) -> list[Co
                 "decay": 1 - (number - WARMUP) / PRUNING if pruning else None,
                 "benchmark": None,
                 "members": [],
+                "tables": {},
+                "decided": None,
                 "seconds": {"leave_one_out": 1.5, "train": 2.5},
                 "environment": None,
             }
@@ -150,6 +152,7 @@ def result_of(space: Content, choices: Sequence[tuple[str, Content]]) -> Content
         "importance": importance(space, drawing, 99),
         "alpha": alphas(space, 99).tolist(),
         "members": [],
+        "tables": {},
         "finalists": finalists_of([text for text, _ in choices]),
         "seconds": {"total": 40.0},
     }

@@ -61,6 +61,7 @@ SOURCES = (
     "csrc/cpu/ops/batch_norm.cpp",
     "csrc/cpu/ops/mixed_op_passes.cpp",
     "csrc/cpu/ops/mixed_op_passes_backward.cpp",
+    "csrc/cpu/ops/mixed_op_passes_fixed.cpp",
     "csrc/cpu/ops/mixed_cell_passes.cpp",
     "csrc/cpu/ops/mixed_cell_passes_backward.cpp",
     "csrc/cpu/ops/trained_residual_block_passes.cpp",

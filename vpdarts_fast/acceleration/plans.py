@@ -163,8 +163,8 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
                 value = at(op, layer)(value)
             return Given(value.view(*x.shape[:2], *value.shape[1:]), _norm(at(op, path)))
         case FactorisedReducePlan(convolutions, path):
-            rectified = F.relu(x.flatten(0, 1))
-            raw = _factorised_reduce(rectified, *(at(op, convolution) for convolution in convolutions))
+            halves = [at(op, convolution) for convolution in convolutions]
+            raw = _factorised_reduce(x.flatten(0, 1), *halves)
             return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
         case OpaquePlan():
             size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
@@ -183,14 +183,19 @@ def _expands(shape: Sequence[int], size: Sequence[int]) -> bool:
 
 
 def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    """Both convolutions as one of 2x2 values: the first has the upper left, the second the lower right.
+    """The first convolution of the even pixels of relu(x), and the second of the odd ones, zeros behind x.
 
     [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
     """
     assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
+    if x.shape[2] % 2 or x.shape[3] % 2:
+        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
+    if not torch.is_grad_enabled():
+        even, odd = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
+        return torch.cat([F.conv2d(even, first.weight), F.conv2d(odd, second.weight)], 1)
+    # One convolution of 2x2 values, whose gradient is not gathered from two halves.
     weight = torch.cat([F.pad(first.weight, (0, 1, 0, 1)), F.pad(second.weight, (1, 0, 1, 0))])
-    x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    return F.conv2d(x, weight, stride=2)
+    return F.conv2d(F.relu(x), weight, stride=2)
 
 
 def _stage(op: nn.Module, plan: StagePlan) -> Stage:

@@ -30,7 +30,7 @@ from vpdarts_fast.backends.registry import BACKENDS, preferred
 from vpdarts_fast.contract.branches import Given
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.runtime.precision import product_dtype
-from vpdarts_fast.spaces.blocks import update_running_statistics
+from vpdarts_fast.spaces.norms import update_running_statistics
 
 MAX_NODES = 6
 """Of a cell that `mixed_cell` takes."""

@@ -96,7 +96,7 @@ class Counted:
     def times(self) -> dict[str, int]:
         """How often a search runs each phase."""
         config, steps = self.setting.config, self.setting.steps
-        counts = (config.epochs * steps, config.search.pruning_epochs * steps, self.setting.evaluations)
+        counts = (config.epochs * steps, config.alpha_epochs * steps, self.setting.evaluations)
         return dict(zip(PHASES, counts, strict=True))
 
 

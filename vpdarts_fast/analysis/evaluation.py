@@ -24,8 +24,9 @@ from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import limited
 from vpdarts_fast.search.preflight import choose_device
+from vpdarts_fast.search.records import check_evaluation, evaluation_from_json, evaluation_to_json
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
-from vpdarts_fast.search.state import check_evaluation, evaluation_from_json, evaluation_to_json, fitting
+from vpdarts_fast.search.state import fitting
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, NasBench201, Supernet
 
@@ -109,6 +110,12 @@ def nas_bench_201(config: SearchConfig, folder: Path) -> NasBench201:
     """The space of a run; `UserError` for another one, of whose cells there are no accuracies."""
     if not isinstance(config.space, NasBench201):
         raise UserError(f"{folder} is a search in {config.space.name}; the analysis knows NAS-Bench-201 only")
+    if (variation := config.method.variation).varies:
+        raise UserError(f"{folder} is a search with --variation {variation.name}; the analysis knows none")
+    if (schedule := config.method.schedule).commits:
+        raise UserError(
+            f"{folder} is a search with --schedule {schedule.name}; the analysis knows pruning only"
+        )
     return config.space
 
 

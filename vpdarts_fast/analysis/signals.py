@@ -99,7 +99,7 @@ def judge(run: EvaluatedRun, ranks: Array, table: BenchmarkTable) -> list[Verdic
     return [
         verdict
         for snapshot in run.snapshots
-        for verdict in _verdicts(snapshot, snapshot.epoch - run.config.search.warmup_epochs, ranks, table)
+        for verdict in _verdicts(snapshot, snapshot.epoch - run.config.frozen_epochs, ranks, table)
     ]
 
 

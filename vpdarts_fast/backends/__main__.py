@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 
-from vpdarts_fast.backends.registry import BACKENDS, OPS
+from vpdarts_fast.backends.registry import BACKENDS, FUSED_OPS
 from vpdarts_fast.backends.report import probe
 from vpdarts_fast.command_line import command
 
@@ -18,9 +18,9 @@ STAGE = 16, 32, 32  # the paper's first
 
 def table(device: torch.device) -> list[str]:
     """A line an op, a column a backend: the precisions it serves, * where auto takes it; then the reasons."""
-    cells: dict[tuple[str, str], list[str]] = {(op, b.name): [] for op in OPS for b in BACKENDS}
+    cells: dict[tuple[str, str], list[str]] = {(op, b.name): [] for op in FUSED_OPS for b in BACKENDS}
     reasons: dict[str, None] = {}
-    for op in OPS:
+    for op in FUSED_OPS:
         for precision, dtype in PRECISIONS.items():
             taken = False
             for b in BACKENDS:
@@ -30,7 +30,7 @@ def table(device: torch.device) -> list[str]:
                     cells[op, b.name].append(precision if taken else f"{precision}*")
                     taken = True
     rows = [[f"on {device}", *(b.name for b in BACKENDS)]]
-    rows += [[op, *(" ".join(cells[op, b.name]) or "-" for b in BACKENDS)] for op in OPS]
+    rows += [[op, *(" ".join(cells[op, b.name]) or "-" for b in BACKENDS)] for op in FUSED_OPS]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
     return [*lines, "", *reasons, ""]

@@ -19,7 +19,7 @@ from vpdarts_fast.contract import reference
 from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.errors import UserError
 
-OPS = (
+FUSED_OPS = (
     "relu_conv",
     "mixed_sum",
     "mixed_op",
@@ -100,7 +100,7 @@ _FLOATS = frozenset({torch.float32, torch.float64}) | _HALVES
 
 
 def _implementations(module: ModuleType) -> dict[str, Callable[..., Any]]:
-    return {op: getattr(module, op) for op in OPS if hasattr(module, op)}
+    return {op: getattr(module, op) for op in FUSED_OPS if hasattr(module, op)}
 
 
 BACKENDS = (
@@ -136,7 +136,7 @@ BACKENDS = (
         frozenset(),
         _FLOATS,
         {"masked_cell": 6, "mixed_cell": 15},
-        in_transforms=frozenset(OPS) - set(EVALUATION_OPS),  # made for values only
+        in_transforms=frozenset(FUSED_OPS) - set(EVALUATION_OPS),  # made for values only
     ),
     Backend(
         "reference",
@@ -144,7 +144,7 @@ BACKENDS = (
         frozenset(),
         _FLOATS,
         {"masked_cell": 6, "mixed_cell": 15},
-        in_transforms=frozenset(OPS),
+        in_transforms=frozenset(FUSED_OPS),
     ),
 )
 """Best first: `auto` takes the first that can serve the call."""
@@ -163,7 +163,7 @@ def serving(
     """The backend that serves a call of `op` with these tensors.
 
     Args:
-        op: of `OPS`.
+        op: of `FUSED_OPS`.
         tensors: activations and weights, all of one dtype.
         backend: a name, or auto.
         small: alphas and statistics; of the same dtype, or float32 beside half precision.

@@ -101,9 +101,11 @@ def tables_on(device: torch.device, tables: Tensor) -> Tensor:
     return _remember(tables.to(device, copy=True), alpha_rows(tables))
 
 
-def some_tables(alpha: Tensor, variants: slice) -> Tensor:
+def some_tables(alpha: Tensor, variants: slice | list[int]) -> Tensor:
     """The tables of some variants, as well known as alpha [V, E, O] is."""
-    return _remember(alpha[variants], alpha_rows(alpha)[variants])
+    rows = alpha_rows(alpha)
+    chosen = rows[variants] if isinstance(variants, slice) else [rows[variant] for variant in variants]
+    return _remember(alpha[variants], chosen)
 
 
 def _remember(alpha: Tensor, rows: list[list[Row]]) -> Tensor:

@@ -9,20 +9,30 @@ variants where each has its own, fixed or the batch's.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vpdarts_fast import ops
-from vpdarts_fast.backends.registry import preferred
-from vpdarts_fast.contract.sharing import some_tables
-from vpdarts_fast.evaluation.memory_budget import Need, cell_need, few_images, few_variants, whole_batches
+from vpdarts_fast.contract.sharing import some_tables, tables_on
+from vpdarts_fast.evaluation.memory_budget import (
+    Cut,
+    Pieces,
+    cell_need,
+    cell_op,
+    few_images,
+    few_variants,
+    whole_batches,
+)
+from vpdarts_fast.evaluation.validation import Batch, BatchNorm, LogitsOf, Piece, evaluation_mode
 from vpdarts_fast.runtime.precision import autocast, wide
-from vpdarts_fast.spaces.blocks import Fixed, ResidualBlock, SearchCell
+from vpdarts_fast.spaces.blocks import ResidualBlock, SearchCell
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
+from vpdarts_fast.spaces.norms import Fixed
 
 DEFAULT_BUDGET = {"masked_cell": 96 << 20, "mixed_cell": 3 << 27}
 """Bytes; where the CPU path was fastest (benchmarks/test_leave_one_out.py)."""
@@ -61,68 +71,116 @@ Normalisation = Literal["stored", "batch"] | OwnStatistics
 """What batch norms use: the supernet's statistics, the batch's for each variant, or each variant's own."""
 
 
-def variant_logits(
+@contextmanager
+def together(
     supernet: Supernet,
-    images: Tensor,
-    alpha: Tensor,
-    normalisation: Normalisation,
+    tables: Tensor,
+    batch_norm: BatchNorm,
+    calibration: Sequence[Batch],
     memory_budget: int | None,
-) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Computes the logits of every variant for every image, piece by piece.
+) -> Iterator[LogitsOf]:
+    """Within, the variants of a supernet can be evaluated together.
 
     Args:
-        supernet: in eval mode.
-        images: [N, 3, H, W].
-        alpha: [V, E, O], similar variants next to each other; from `sharing.tables_on`, or it is read back.
-        normalisation: of the batch norms; the stem uses the supernet's statistics with `OwnStatistics`, too.
-        memory_budget: bytes for the activations of a piece; None is what is fast.
-
-    Yields:
-        Which variants, which images, and their logits [variants, images, classes].
+        supernet: in evaluation mode within, with the statistics that are asked for.
+        tables: [V, E, O] on the CPU, of the unmodified supernet first, similar ones next to each other.
+        batch_norm: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
+        calibration: batches that statistics are estimated on.
+        memory_budget: bytes for the activations of variants that are evaluated together; None is what is
+            fast.
 
     Raises:
-        UserError: a budget that is too small for one variant of an image, or of all images where their own
-            statistics normalise them; says the least that will do.
+        UserError: a budget that is too small for one variant of a batch, where statistics are estimated.
     """
-    count = len(images)
-    if normalisation == "batch":
-        variants_together, images_together = _whole_batches(supernet, images, alpha, "batch", memory_budget)
-    else:
-        own = isinstance(normalisation, OwnStatistics)
-        cut, budget = (few_variants, OWN_BUDGET) if own else (few_images, DEFAULT_BUDGET["masked_cell"])
-        need = _cell_need(supernet, "masked_cell", images)
-        limits = memory_budget, GPU_BUDGET if images.is_cuda else budget
-        variants_together, images_together = cut(need, len(alpha), count, *limits)
-    for i in range(0, count, max(images_together, 1)):
-        piece = slice(i, min(count, i + images_together))
-        stem = supernet.stem(images[piece].contiguous(memory_format=torch.channels_last))[None]
-        for v in range(0, len(alpha), variants_together):
-            variants = slice(v, min(len(alpha), v + variants_together))
-            tables = some_tables(alpha, variants)
-            if normalisation == "batch":
-                logits = _batch_statistics_logits(supernet, stem, tables)
-            elif isinstance(normalisation, OwnStatistics):
-                logits = _own_statistics_logits(supernet, stem, tables, normalisation.some(variants))
-            else:
-                logits = _stored_statistics_logits(supernet, stem, tables)
-            yield variants, piece, logits
+    pieces = pieces_of(supernet, batch_norm, memory_budget)
+    alpha = tables_on(supernet.classifier.weight.device, tables)
+    normalisation: Normalisation = "batch" if batch_norm == "batch" else "stored"
+    # Of statistics of their own the variants share those of the stem, which are the unmodified supernet's.
+    stored: BatchNorm = "recalibrated" if batch_norm == "variant" else batch_norm
+    with evaluation_mode(supernet, stored, calibration, [lambda images: supernet(images, alpha[0])]):
+        if batch_norm == "variant":
+            estimation = pieces_of(supernet, batch_norm, memory_budget, estimates=True)
+            normalisation = own_statistics(supernet, [images for images, _ in calibration], alpha, estimation)
+        yield FusedVariants(supernet, alpha, normalisation, pieces).select
+
+
+def pieces_of(
+    supernet: Supernet, batch_norm: BatchNorm, memory_budget: int | None, *, estimates: bool = False
+) -> Pieces:
+    """How batches are cut; `estimates` where the statistics of each variant are still to be estimated."""
+    weight = supernet.classifier.weight
+    (node,) = autocast(weight.new_empty(0))  # of a node's dtype
+    whole = batch_norm == "batch" or estimates
+    op = cell_op(whole)
+    cut: Cut = few_images
+    budget = DEFAULT_BUDGET[op]
+    if whole:
+        cut = partial(whole_batches, batch_norm=batch_norm)
+    elif batch_norm == "variant":
+        cut, budget = few_variants, OWN_BUDGET
+    need = cell_need(op, supernet.backend, node, supernet.channels * node.element_size())
+    return Pieces(cut, need, memory_budget, GPU_BUDGET if weight.is_cuda else budget)
+
+
+@dataclass(frozen=True)
+class FusedVariants:
+    """Variants of a supernet that are evaluated together.
+
+    Attributes:
+        supernet: in evaluation mode.
+        alpha: [V, E, O], similar variants next to each other; from `sharing.tables_on`, or it is read back.
+        normalisation: of the batch norms; the stem uses the supernet's statistics with `OwnStatistics`, too.
+        pieces: how batches are cut.
+    """
+
+    supernet: Supernet
+    alpha: Tensor
+    normalisation: Normalisation
+    pieces: Pieces
+
+    def select(self, variants: Sequence[int]) -> FusedVariants:
+        """Selects some of the variants, by their numbers."""
+        normalisation, numbers = self.normalisation, list(variants)
+        if isinstance(normalisation, OwnStatistics):
+            normalisation = normalisation.some(torch.tensor(numbers, device=self.alpha.device))
+        return replace(self, alpha=some_tables(self.alpha, numbers), normalisation=normalisation)
+
+    def __call__(self, images: Tensor) -> Iterator[Piece]:
+        """Computes the logits of every variant for images [N, 3, H, W], piece by piece.
+
+        Raises:
+            UserError: a budget that is too small for one variant of an image, or of all images where their
+                own statistics normalise them; says the least that will do.
+        """
+        for some, parts in self.pieces.of(len(self.alpha), images):
+            stem = self.supernet.stem(images[some].contiguous(memory_format=torch.channels_last))[None]
+            for variants in parts:
+                tables = some_tables(self.alpha, variants)
+                if self.normalisation == "batch":
+                    logits = _batch_statistics_logits(self.supernet, stem, tables)
+                elif isinstance(self.normalisation, OwnStatistics):
+                    own = self.normalisation.some(variants)
+                    logits = _own_statistics_logits(self.supernet, stem, tables, own)
+                else:
+                    logits = _stored_statistics_logits(self.supernet, stem, tables)
+                yield variants, some, logits
 
 
 def own_statistics(
-    supernet: Supernet, calibration: Sequence[Tensor], alpha: Tensor, memory_budget: int | None
+    supernet: Supernet, calibration: Sequence[Tensor], alpha: Tensor, pieces: Pieces
 ) -> OwnStatistics:
     """Estimates the statistics of every variant: the average, over some batches, of those of each batch.
 
     Args:
-        supernet: in eval mode.
+        supernet: in evaluation mode.
         calibration: batches of images [N, 3, H, W].
-        alpha: [V, E, O], as `variant_logits` takes it.
-        memory_budget: bytes for the activations of the variants evaluated together; None is what is fast.
+        alpha: [V, E, O], as `FusedVariants` has it.
+        pieces: how variants are cut; batches are whole.
 
     Raises:
         UserError: a budget that is too small for one variant of a batch.
     """
-    batches = [_found_in(supernet, images, alpha, memory_budget) for images in calibration]
+    batches = [_found_in(supernet, images, alpha, pieces) for images in calibration]
     *cells, last = [(_mean([mean for mean, _ in place]), _mean([variance for _, variance in place]))
                     for place in zip(*batches, strict=True)]  # fmt: skip
     return OwnStatistics(tuple(cells), last)
@@ -132,16 +190,16 @@ def _mean(tensors: Sequence[Tensor]) -> Tensor:
     return torch.stack(list(tensors)).mean(0)
 
 
-def _found_in(supernet: Supernet, images: Tensor, alpha: Tensor, memory_budget: int | None) -> list[Fixed]:
+def _found_in(supernet: Supernet, images: Tensor, alpha: Tensor, pieces: Pieces) -> list[Fixed]:
     """Statistics of a batch, for every variant: those of each cell, then those of the last batch norm."""
     raw = supernet.stem[0](images.contiguous(memory_format=torch.channels_last))
     stem = _normalised(supernet.stem[1], raw, None)[None]
-    together, _ = _whole_batches(supernet, images, alpha, "variant", memory_budget)
     parts: list[list[Fixed]] = []
-    for v in range(0, len(alpha), together):
-        x, found = _batch_statistics_cells(supernet, stem, some_tables(alpha, slice(v, v + together)))
-        variance, mean = torch.var_mean(wide(x), (1, 3, 4))  # unbiased
-        parts.append([*found, (mean, variance)])
+    for _, variants in pieces.of(len(alpha), images):
+        for some in variants:
+            x, found = _batch_statistics_cells(supernet, stem, some_tables(alpha, some))
+            variance, mean = torch.var_mean(wide(x), (1, 3, 4))  # unbiased
+            parts.append([*found, (mean, variance)])
     return [(torch.cat([mean for mean, _ in place]), torch.cat([variance for _, variance in place]))
             for place in zip(*parts, strict=True)]  # fmt: skip
 
@@ -151,21 +209,6 @@ def _normalised(norm: nn.Module, x: Tensor, fixed: Fixed | None) -> Tensor:
     assert isinstance(norm, nn.BatchNorm2d)
     mean, variance = fixed or (None, None)
     return F.batch_norm(x, mean, variance, norm.weight, norm.bias, training=fixed is None, eps=norm.eps)
-
-
-def _cell_need(supernet: Supernet, op: str, images: Tensor) -> Need:
-    (node,) = autocast(images[:0])  # of a node's dtype
-    node_bytes = supernet.channels * images.shape[2] * images.shape[3] * node.element_size()
-    return cell_need(op, supernet.backend, node, node_bytes)
-
-
-def _whole_batches(
-    supernet: Supernet, images: Tensor, alpha: Tensor, batch_norm: str, memory_budget: int | None
-) -> tuple[int, int]:
-    """How many variants are evaluated together, all images at once."""
-    need = _cell_need(supernet, "mixed_cell", images)
-    budget = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET["mixed_cell"]
-    return whole_batches(need, len(alpha), len(images), memory_budget, budget, batch_norm)
 
 
 def _stored_statistics_logits(supernet: Supernet, x: Tensor, alpha: Tensor) -> Tensor:
@@ -207,11 +250,7 @@ def _batch_statistics_cells(supernet: Supernet, x: Tensor, alpha: Tensor) -> tup
     found: list[Fixed] = []
     for cell in supernet.cells:
         if isinstance(cell, SearchCell):
-            backend = preferred("mixed_cell", cell.backend)
-            weights = cell.convolution_weights()
-            x, mean, variance = ops.mixed_cell(
-                x, *weights, alpha, eps=cell.norm.eps, skip_zeros=True, backend=backend
-            )
+            x, mean, variance = cell.with_batch_statistics(x, alpha)
         else:
             assert isinstance(cell, ResidualBlock)
             blocks = [cell.with_batch_statistics(images) for images in x]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -26,6 +27,10 @@ class Need:
         """How many bytes so many variants of so many images take."""
         return (self.once + self.variant * variants) * images
 
+    def times(self, count: int) -> Need:
+        """So many times the need: of an image's pixels, for instance, the image's."""
+        return Need(self.variant * count, self.once * count)
+
 
 def cell_op(batch_statistics: bool) -> str:
     """Names the op that evaluates cells whose batch norms use each batch's statistics, or fixed ones."""
@@ -43,6 +48,44 @@ def cell_need(op: str, backend: str, activations: Tensor, node_bytes: int) -> Ne
     """
     server = serving(op, [activations], preferred(op, backend))
     return Need(server.node_values[op] * node_bytes, server.node_values_once.get(op, 0) * node_bytes)
+
+
+Cut = Callable[[Need, int, int, int | None, int], tuple[int, int]]
+"""How many variants and images are evaluated together; takes and raises what `few_images` does."""
+
+
+@dataclass(frozen=True)
+class Pieces:
+    """How all batches of an evaluation are cut, as it is decided before the first one comes.
+
+    Attributes:
+        cut: `few_images`, `few_variants`, or `whole_batches` of a batch norm mode.
+        need: of the model, for each pixel of an image.
+        budget: bytes, or none for what is fast.
+        default: bytes that are fast.
+    """
+
+    cut: Cut
+    need: Need
+    budget: int | None
+    default: int
+
+    def of(self, variants: int, images: Tensor) -> Iterator[tuple[slice, list[slice]]]:
+        """Yields which images [N, C, H, W] make a piece, and which of the V variants do, one after the other.
+
+        Raises:
+            UserError: the budget is too small for one variant; says the least that will do.
+        """
+        need = self.need.times(images.shape[2] * images.shape[3])
+        together, at_once = self.cut(need, variants, len(images), self.budget, self.default)
+        for some in slices(len(images), at_once):
+            yield some, list(slices(variants, together))
+
+
+def slices(count: int, size: int) -> Iterator[slice]:
+    """Yields so many things in parts of a size, the last one smaller."""
+    for start in range(0, count, size):
+        yield slice(start, min(count, start + size))
 
 
 def few_images(need: Need, variants: int, images: int, budget: int | None, default: int) -> tuple[int, int]:

@@ -17,21 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.evaluation.perturbation import evaluated
+from vpdarts_fast.evaluation.measuring import check_finite, measured, numbered
 from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
 from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group, same_random_numbers
 from vpdarts_fast.evaluation.perturbation.weights import Weights
+from vpdarts_fast.evaluation.racing import Race, Racing
 from vpdarts_fast.evaluation.removal import removals
 from vpdarts_fast.evaluation.validation import (
     Batch,
     BatchNorm,
-    Counts,
     LeaveOneOut,
+    LogitsOf,
     Removal,
     calibration_batches,
     check_options,
-    checked_batch,
-    evaluation_mode,
+    checked_batches,
+    one_by_one,
 )
 
 
@@ -47,22 +48,26 @@ def leave_one_out_of_table(
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     nones: Tensor | None = None,
+    racing: Racing | None = None,
 ) -> LeaveOneOut:
-    """Validates a supernet once for each (edge, op) whose weight is not 0, without that op.
+    """Validates a supernet once for each (edge, op) that adds anything to its edge, without that op.
 
     Args:
         supernet: called with images [N, 3, H, W] and weights of the ops [E, O]; returns logits [N, classes].
-        batches: images and labels [N] int64; iterated once. Every variant sees all of them.
+        batches: images and labels [N] int64; iterated once. Every variant sees all of them, unless ops
+            race.
         weights: [E, O], the same in all batches.
         batch_norm: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
         removal: likewise.
         batched: evaluate many variants together, where the supernet is accelerated.
         memory_budget: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
         on_batch: likewise.
-        nones: [E, O] bool, which ops add nothing to their edges; only `renormalised` removal asks.
+        nones: [E, O] bool, which ops add nothing to their edges: removing them changes nothing.
+        racing: ops leave the evaluation once they cannot be their edge's most important one any more, `none`
+            aside. The last op of an edge goes on to the end, since a space may compare edges by it.
 
     Returns:
-        Accuracy and loss [E, O]; of an op with weight 0 those of the unmodified supernet.
+        Accuracy and loss [E, O]; of an op with weight 0 and of `none` those of the unmodified supernet.
 
     Raises:
         UserError: no images, labels of a wrong shape or out of range, weights or outputs that are not finite,
@@ -73,15 +78,30 @@ def leave_one_out_of_table(
     weights = weights.detach().to(parameter.device, parameter.dtype)
     if not weights.isfinite().all():
         raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
-    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights))
-    stream = (batch for batch in map(checked_batch, batches) if len(batch[1]))
+    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights), nones)
+    stream = checked_batches(batches)
     first = next(stream, None)
     if first is None:
         raise UserError("leave_one_out: no images; `batches` was empty")
+    stream = chain([first], stream)
+    calibration = calibration_batches(stream, batch_norm)
     rows = rows_of_modules(supernet, weights.shape, first[0][:2]) if batched else None
-    if rows is not None:
-        return _together(supernet, table, rows, chain([first], stream), batch_norm, memory_budget, on_batch)
-    return _one_by_one(supernet, table, chain([first], stream), batch_norm, on_batch)
+    if rows is None:
+        variants = table.removable
+        evaluation = _one_by_one(supernet, table, variants, batch_norm, calibration)
+    else:
+        groups, variants = _groups(table, rows)
+        model, of_places = WithWeights(supernet, weights), Weights(rows.types)
+        all_of_them = Evaluation(
+            model, of_places, groups, lambda logits: logits, batch_norm, True, memory_budget
+        )
+        evaluation = all_of_them.prepared(calibration)
+    number = numbered(variants, *weights.shape)
+    race = Race(racing, number, to_the_end=True) if racing else None
+    with evaluation as logits_of:
+        found = measured(logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch)
+    check_finite(found)
+    return found
 
 
 @dataclass(frozen=True)
@@ -91,41 +111,38 @@ class Table:
     Attributes:
         weights: [E, O].
         removed: [E*O, E, O].
+        nones: [E, O] bool, which ops add nothing; None for no op.
     """
 
     weights: Tensor
     removed: Tensor
+    nones: Tensor | None
+
+    @property
+    def changes(self) -> Tensor:
+        """Marks the ops whose removal changes anything: [E, O] bool, on the CPU."""
+        weighted = self.weights.cpu() != 0
+        return weighted if self.nones is None else weighted & ~self.nones
 
     @property
     def removable(self) -> list[tuple[int, int]]:
         """Lists the pairs (edge, op) whose removal changes anything."""
-        pairs: list[tuple[int, int]] = self.weights.nonzero().tolist()
+        pairs: list[tuple[int, int]] = self.changes.nonzero().tolist()
         return [(e, o) for e, o in pairs]
 
     def without(self, edge: int, op: int) -> Tensor:
         """The weights [E, O] without this op on this edge."""
         return self.removed[edge * self.weights.shape[1] + op]
 
-    def result(
-        self, variants: Sequence[tuple[int, int]], accuracy: Tensor, loss: Tensor, images: int
-    ) -> LeaveOneOut:
-        """Makes the result of accuracy and loss [1 + V], the unmodified supernet first, then the variants."""
-        number = torch.zeros(self.weights.shape, dtype=torch.int64, device="cpu")
-        for v, (e, o) in enumerate(variants, start=1):
-            number[e, o] = v
-        return LeaveOneOut(accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), images)
 
-
+@contextmanager
 def _one_by_one(
     supernet: nn.Module,
     table: Table,
-    batches: Iterable[Batch],
+    variants: Sequence[tuple[int, int]],
     batch_norm: BatchNorm,
-    on_batch: Callable[[int], None] | None,
-) -> LeaveOneOut:
-    variants = table.removable
-    tables = [table.weights, *(table.without(*variant) for variant in variants)]
-
+    calibration: Sequence[Batch],
+) -> Iterator[LogitsOf]:
     def logits_of(weights: Tensor, images: Tensor) -> Tensor:
         with same_random_numbers(images.device):
             logits = supernet(images, weights)
@@ -133,53 +150,27 @@ def _one_by_one(
             raise UserError("the supernet must return logits [N, classes]")
         return logits
 
-    stream = iter(batches)
-    calibration = calibration_batches(stream, batch_norm)
-    counts = Counts(0, 0, table.weights.device)
-    seen = 0
+    tables = [table.weights, *(table.without(*variant) for variant in variants)]
     forwards = [partial(logits_of, weights) for weights in tables]
-    with evaluation_mode(supernet, batch_norm, calibration, forwards) as use_statistics_of:
-        for images, labels in chain(calibration, stream):
-            for variant, forward in enumerate(forwards):
-                use_statistics_of(variant)
-                logits = forward(images)
-                if not seen and not variant:
-                    counts = Counts(len(tables), logits.shape[1], logits.device)
-                counts.add(slice(variant, variant + 1), logits[None], labels)
-            seen += len(labels)
-            if on_batch is not None:
-                on_batch(seen)
-    correct, losses = counts.read()
-    if not losses.isfinite().all():
-        raise UserError("leave_one_out: the supernet's outputs are not finite; it has diverged")
-    return table.result(variants, 100 * correct.double() / seen, losses / seen, seen)
+    with one_by_one(supernet, forwards, batch_norm, calibration) as logits_of_variants:
+        yield logits_of_variants
 
 
-def _together(
-    supernet: nn.Module,
-    table: Table,
-    rows: Rows,
-    batches: Iterable[Batch],
-    batch_norm: BatchNorm,
-    memory_budget: int | None,
-    on_batch: Callable[[int], None] | None,
-) -> LeaveOneOut:
-    model = WithWeights(supernet, table.weights)
+def _groups(table: Table, rows: Rows) -> tuple[list[Group], list[tuple[int, int]]]:
+    """All variants that differ from the unmodified supernet in groups, and their (edge, op) in the table."""
     groups: list[Group] = []
     variants: list[tuple[int, int]] = []
+    changes = table.changes
     for name, cells in rows.types.items():
         of_type = rows.rows[name]
         for edges in [range(len(of_type))] if cells.whole else [[edge] for edge in range(len(of_type))]:
-            pairs = [(e, o) for e in edges for o in range(cells.ops) if table.weights[of_type[e], o] != 0]
+            pairs = [(e, o) for e in edges for o in range(cells.ops) if changes[of_type[e], o]]
             if not pairs:
                 continue
             factor = torch.stack([_factor(table, of_type, e, o, cells.ops) for e, o in pairs])
             groups.append(Group(name, 1 + len(variants), tuple(pairs), factor, None))
             variants += [(of_type[e], o) for e, o in pairs]
-    of_places = Weights(rows.types)
-    evaluation = Evaluation(model, of_places, groups, lambda logits: logits, batch_norm, True, memory_budget)
-    accuracy, loss, images = evaluated(model, of_places, evaluation, batches, batch_norm, on_batch)
-    return table.result(variants, accuracy, loss, images)
+    return groups, variants
 
 
 def _factor(table: Table, rows: Sequence[int], edge: int, op: int, ops: int) -> Tensor:

@@ -11,11 +11,14 @@ What is asked for is the outcome on all N images, not on all images of the world
 error of n out of N without replacement, and vanishes at n = N. The normal quantile z pays for every look and
 for every comparison of an edge (Bonferroni), so that the op that leads after N images is kept with the stated
 confidence, for each edge. Looks are far apart, so that few are paid for.
+
+Where an edge's choice is all that is asked for, its race ends with one op left. Where edges are compared with
+each other, as in the DARTS space, how strong the winners are has to be known as well: they go on to the end.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 
@@ -66,11 +69,6 @@ class Racing:
             known = " or ".join(IMAGE_SCORES)
             raise UserError(f"the criterion of a race must be {known}; got {self.criterion!r}")
 
-    @property
-    def scores(self) -> ImageScores:
-        """What computes the scores of images by the criterion."""
-        return IMAGE_SCORES[self.criterion]
-
     def looks(self) -> list[int]:
         """After how many images ops may leave, at the earliest."""
         counts, count = [], float(FIRST_LOOK)
@@ -85,13 +83,20 @@ class Race:
 
     Args:
         racing: the rules.
-        number: [E, O] int64, on the CPU: which of V variants each op's removal is. Ops of one variant cannot
-            be told apart, and race as one.
+        number: [E, O] int64, on the CPU: which of V variants each op is judged by, 0 the unmodified model.
+            Ops of one variant cannot be told apart, and race as one.
+        to_the_end: the last op of an edge is evaluated on all images, so that edges can be compared. Ops of
+            variant 0 do not race then, neither `none` nor what an edge has not: they are known on all images
+            anyway, and can be compared with the last op.
+        keeps: the variants keep an op instead of leaving it out, so that the less is lost the more important
+            it is.
     """
 
-    def __init__(self, racing: Racing, number: Tensor) -> None:
-        self._racing, self._number = racing, number
-        self._edges = [sorted(set(variants)) for variants in number.tolist()]
+    def __init__(
+        self, racing: Racing, number: Tensor, *, to_the_end: bool = False, keeps: bool = False
+    ) -> None:
+        self._racing, self._number, self._to_the_end, self._keeps = racing, number, to_the_end, keeps
+        self._edges = [sorted({*variants} - ({0} if to_the_end else set())) for variants in number.tolist()]
         self._looks = racing.looks()
         rivals = max(len(variants) for variants in self._edges) - 1
         self._z = NormalDist().inv_cdf(1 - (1 - racing.confidence) / max(len(self._looks) * rivals, 1))
@@ -101,33 +106,44 @@ class Race:
         self._seen = 0
         self._images = torch.zeros_like(number)
 
+    def scores(self, losses: Tensor, right: Tensor) -> Tensor:
+        """How important the op is that a variant is about, float64, by images or by their sum."""
+        scores = IMAGE_SCORES[self._racing.criterion](losses, right)
+        return -scores if self._keeps else scores
+
     @property
     def running(self) -> list[int]:
-        """The variants still needed, in ascending order: the unmodified supernet and those in a race."""
-        return sorted(
-            {0, *(variant for variants in self._edges for variant in variants if len(variants) > 1)}
-        )
+        """The variants still needed, in ascending order, the unmodified model among them."""
+        needed = [v for variants in self._edges for v in variants if self._to_the_end or len(variants) > 1]
+        return sorted({0, *needed})
+
+    @property
+    def decided(self) -> bool:
+        """Whether every edge has its most important op."""
+        return all(len(variants) <= 1 for variants in self._edges)
 
     @property
     def over(self) -> bool:
-        """Whether every edge has its most important op."""
-        return all(len(variants) == 1 for variants in self._edges)
+        """Whether nothing is left to evaluate."""
+        return self.decided and not self._to_the_end
 
     def images_of_ops(self, seen: int) -> Tensor:
-        """Counts on how many images each op was in the race of its edge: [E, O] int64.
+        """Counts on how many images each op was evaluated: [E, O] int64.
 
         Args:
-            seen: how many images have been seen when the race ends.
+            seen: how many images have been seen when the evaluation ends.
         """
         images = self._images.clone()
         for edge, variants in enumerate(self._edges):
-            if len(variants) > 1:
-                images[edge, torch.isin(self._number[edge], torch.tensor(variants, device="cpu"))] = seen
+            if self._to_the_end:
+                images[edge, self._are([0, *variants], edge)] = seen
+            elif len(variants) > 1:
+                images[edge, self._are(variants, edge)] = seen
         return images
 
     def look_is_due(self, images: int) -> bool:
         """Whether ops may leave, now that so many images have been seen."""
-        return bool(self._looks) and images >= self._looks[0]
+        return bool(self._looks) and images >= self._looks[0] and not self.decided
 
     def look(self, images: int, sums: Tensor, products: Tensor) -> None:
         """Takes those ops out of the race that cannot lead their edge any more.
@@ -143,12 +159,15 @@ class Race:
         self._products[running[:, None], running] += products
         self._looks = [look for look in self._looks if look > self._seen]
         for edge, variants in enumerate(self._edges):
-            if len(variants) == 1:
+            if len(variants) <= 1:
                 continue
-            contestants = torch.tensor(variants, device="cpu")
-            self._images[edge, torch.isin(self._number[edge], contestants)] = self._seen
-            stays = self._may_lead(contestants).tolist()
+            self._images[edge, self._are(variants, edge)] = self._seen
+            stays = self._may_lead(torch.tensor(variants, device="cpu")).tolist()
             self._edges[edge] = [v for v, kept in zip(variants, stays, strict=True) if kept]
+
+    def _are(self, variants: Sequence[int], edge: int) -> Tensor:
+        """Marks the ops of an edge that are judged by some of these variants: [O] bool."""
+        return torch.isin(self._number[edge], torch.tensor(variants, device="cpu"))
 
     def _may_lead(self, variants: Tensor) -> Tensor:
         """Of some variants [R] that have seen the same images, which might lead after all N of them."""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.bounds import check_bound
@@ -17,6 +16,15 @@ from vpdarts_fast.runtime.precision import wide
 
 Batch = tuple[Tensor, Tensor]
 """Images [N, 3, H, W], floating, and labels [N], int64."""
+
+Piece = tuple[slice, slice, Tensor]
+"""Which variants, which images of a batch, and their logits [variants, images, classes]."""
+
+Logits = Callable[[Tensor], Iterable[Piece]]
+"""Computes the logits of some variants for images [N, 3, H, W], piece by piece."""
+
+LogitsOf = Callable[[Sequence[int]], Logits]
+"""Numbers of some variants, in ascending order, 0 among them -> what computes the logits of these."""
 
 BatchNorm = Literal["recalibrated", "running", "batch", "variant"]
 """Which statistics batch norms use; `leave_one_out` says what each means."""
@@ -63,47 +71,6 @@ def mean_of(evaluations: Sequence[LeaveOneOut]) -> LeaveOneOut:
     )
 
 
-class Counts:
-    """Right predictions and losses of V variants, added up where they are computed."""
-
-    def __init__(self, variants: int, classes: int, device: torch.device) -> None:
-        self._classes = classes
-        self._correct = torch.zeros(variants, dtype=torch.int64, device=device)
-        self._loss = torch.zeros(variants, dtype=torch.float64, device=device)
-        self._least, self._greatest = torch.zeros(2, dtype=torch.int64, device=device)
-
-    def add(self, variants: slice, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Adds N images more, with logits [variants, N, classes] and labels [N] int64.
-
-        Returns:
-            Which predictions are right, bool, and the losses, float64; [variants, N] each.
-        """
-        self._least.copy_(torch.minimum(self._least, labels.min()))
-        self._greatest.copy_(torch.maximum(self._greatest, labels.max()))
-        labels = labels.clamp(0, self._classes - 1)  # `read` complains; a GPU would stop for good
-        together, count = logits.shape[:2]
-        right = logits.argmax(2) == labels
-        self._correct[variants].add_(right.sum(1))
-        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(together), reduction="none")
-        losses = losses.view(together, count)
-        self._loss[variants].add_(losses.sum(1))
-        return right, losses
-
-    def read(self) -> tuple[Tensor, Tensor]:
-        """Right predictions [V] int64 and sums of losses [V] float64, on the CPU.
-
-        Raises:
-            UserError: a label was out of range.
-        """
-        least, greatest = int(self._least), int(self._greatest)
-        if least < 0 or greatest >= self._classes:
-            raise UserError(
-                f"labels must be in 0..{self._classes - 1}; got {least}..{greatest}: "
-                "the supernet has fewer classes than the data, or the labels are wrong"
-            )
-        return self._correct.cpu(), self._loss.cpu()
-
-
 def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[Batch]:
     """Takes the first batches that together hold enough images; none where no statistics are re-estimated."""
     taken: list[Batch] = []
@@ -148,6 +115,11 @@ def checked_batch(batch: object) -> Batch:
     images, labels = checked_pair(batch)
     check_labels(images, labels)
     return images, labels
+
+
+def checked_batches(batches: Iterable[object]) -> Iterator[Batch]:
+    """Checks batches, each when it is asked for, and leaves out those without images."""
+    return (batch for batch in map(checked_batch, batches) if len(batch[1]))
 
 
 def check_labels(images: Tensor, labels: Tensor) -> None:
@@ -221,6 +193,34 @@ def evaluation_mode(
                 setattr(norm, name, value)
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def one_by_one(
+    model: nn.Module,
+    forwards: Sequence[Callable[[Tensor], Tensor]],
+    batch_norm: BatchNorm,
+    calibration: Sequence[Batch],
+) -> Iterator[LogitsOf]:
+    """Within, the model's variants can be evaluated, each in a forward pass of its own.
+
+    Args:
+        model: in evaluation mode within, with the statistics that are asked for.
+        forwards: compute the logits [N, classes] of each variant, the unmodified model first.
+        batch_norm: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
+        calibration: batches that statistics are estimated on.
+    """
+    with evaluation_mode(model, batch_norm, calibration, forwards) as use_statistics_of:
+
+        def logits_of(variants: Sequence[int]) -> Logits:
+            def logits(images: Tensor) -> Iterator[Piece]:
+                for place, variant in enumerate(variants):
+                    use_statistics_of(variant)
+                    yield slice(place, place + 1), slice(None), forwards[variant](images)[None]
+
+            return logits
+
+        yield logits_of
 
 
 def batch_norms(model: nn.Module) -> list[Norm]:

@@ -48,7 +48,7 @@ def curves_figure(run: Run) -> Figure:
 
     for axes in (losses, accuracies, *rest):
         _finish(axes)
-        mark_phases(axes, numbers[0], run.warmup_epochs, len(numbers), names=axes is losses)
+        mark_phases(axes, numbers[0], run.phases, names=axes is losses)
     axes.set_xlim(numbers[0] - 0.5, numbers[-1] + (1.5 if run.result else 0.5))
     axes.set_xlabel("epoch", fontsize=11)
     return figure

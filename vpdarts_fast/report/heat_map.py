@@ -89,7 +89,7 @@ def alpha_figures(run: Run) -> dict[str, Figure]:
         image = _draw_values(axes, values, Normalize(-limit, limit), rows, columns)
         axes.set_xlabel("epoch", fontsize=11)
         _mark(axes, len(run.epochs) - 0.5, rows.marked(run.genotype), CARETLEFT)
-        mark_phases(axes, 0, run.warmup_epochs, len(run.epochs))
+        mark_phases(axes, 0, run.phases)
         _add_colour_bar(body, axes, image, values, "alpha")
         figures[rows.table.name] = figure
     return figures

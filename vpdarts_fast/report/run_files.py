@@ -7,6 +7,7 @@ been cut off while it was being written.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,6 @@ Array = NDArray[np.float64]
 
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-PHASES = ("warm-up", "pruning")
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class Choice:
 
 
 @dataclass(frozen=True)
-class Importance:
+class LostAccuracy:
     """What a leave-one-out evaluation says.
 
     Attributes:
@@ -71,7 +71,7 @@ class Epoch:
 
     Attributes:
         number: from 0.
-        phase: one of `PHASES`.
+        phase: the name of its stage, as warm-up or pruning.
         weights_loss: of the steps that train the weights, as `weights_accuracy`.
         weights_accuracy: of these steps.
         alpha_loss: of the steps that train alpha, as `alpha_accuracy`.
@@ -91,7 +91,7 @@ class Epoch:
     alpha_accuracy: float
     alpha: Array
     decay: float
-    importance: Importance | None
+    importance: LostAccuracy | None
     genotype: Choice | None
     benchmark: Mapping[str, float]
 
@@ -125,7 +125,7 @@ class Result:
     """
 
     genotype: Choice
-    importance: Importance | None
+    importance: LostAccuracy | None
     benchmark: Mapping[str, float]
     finalists: Finalists | None
 
@@ -157,9 +157,9 @@ class Run:
         return f"{self.genotype or 'no cell yet'} (epoch {self.epochs[-1].number}, unfinished)"
 
     @property
-    def warmup_epochs(self) -> int:
-        """How many of the epochs are warm-up."""
-        return sum(epoch.phase == "warm-up" for epoch in self.epochs)
+    def phases(self) -> list[str]:
+        """The phase of each epoch."""
+        return [epoch.phase for epoch in self.epochs]
 
 
 def read_run(folder: Path) -> Run:
@@ -210,10 +210,13 @@ def parse_epoch(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Epoch
         TypeError: an entry is of another type.
         ValueError: an entry is of another form or out of range.
     """
-    if entry["phase"] not in PHASES:
-        raise ValueError(f"phase must be one of {', '.join(PHASES)}; got {shown(entry['phase'])}")
+    if not (isinstance(entry["phase"], str) and re.fullmatch(r"[\w-]{1,40}", entry["phase"])):
+        raise ValueError(f"phase must be a word, as warm-up or pruning; got {shown(entry['phase'])}")
     numbers_by_name(entry["seconds"], "seconds", 0)
     _number(entry["learning_rate"], "learning_rate")
+    _check_tables(entry["tables"])
+    for op in entry["decided"] or []:
+        whole(op, "a decided edge", -2)
     return Epoch(
         number=whole(entry["epoch"], "epoch"),
         phase=entry["phase"],
@@ -243,12 +246,19 @@ def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Resu
     """
     _number(entry["base_accuracy"], "base_accuracy")
     numbers_by_name(entry["seconds"], "seconds", 0)
+    _check_tables(entry["tables"])
     return Result(
         genotype=_parse_choice(entry["architecture"], "architecture", entry, tables),
         importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
     )
+
+
+def _check_tables(entry: Any) -> None:
+    """What was trained beside alpha: lists of numbers, of any depth, by their names."""
+    for name, values in mapping(entry, "tables").items():
+        number(float(np.asarray(values, dtype=np.float64).sum()), f"the sum of the table {name}")
 
 
 def _parse_finalists(entry: Any) -> Finalists | None:
@@ -313,12 +323,12 @@ def _parse_benchmark(entry: Any) -> Mapping[str, float]:
     return {column: _number(value, column) for column, value in mapping(entry, "benchmark").items()}
 
 
-def _parse_importance(entry: Any, tables: Sequence[AlphaTable]) -> Importance | None:
+def _parse_importance(entry: Any, tables: Sequence[AlphaTable]) -> LostAccuracy | None:
     if entry is None:
         return None
     values = mapping(entry, "importance")
     base = _number(values["base_accuracy"], "base_accuracy")
-    return Importance(base, base - _table(values["accuracy"], "importance accuracy", tables))
+    return LostAccuracy(base, base - _table(values["accuracy"], "importance accuracy", tables))
 
 
 def _read_epochs(path: Path, tables: Sequence[AlphaTable]) -> tuple[Epoch, ...]:

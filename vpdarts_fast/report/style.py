@@ -110,20 +110,21 @@ def new_figure(
     return figure, body
 
 
-def mark_phases(axes: Axes, first: float, warmup: int, total: int, *, names: bool = True) -> None:
-    """Draws the boundary between warm-up and pruning and names both above the axes.
+def mark_phases(axes: Axes, first: float, phases: Sequence[str], *, names: bool = True) -> None:
+    """Draws the boundaries between phases and names each above the axes.
 
     Args:
         axes: With epochs one unit apart along x.
         first: Where the first epoch stands.
-        warmup: The number of warm-up epochs.
-        total: The number of epochs.
+        phases: The phase of each epoch.
         names: Whether to write the names.
     """
-    if 0 < warmup < total:
-        axes.axvline(first + warmup - 0.5, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
-    for name, begin, end in (("warm-up", 0, warmup), ("pruning", warmup, total)):
-        if names and begin < end:
+    begin = 0
+    for name, epochs in itertools.groupby(phases):
+        end = begin + len(list(epochs))
+        if begin:
+            axes.axvline(first + begin - 0.5, color=INK, linewidth=1.5, linestyle=(0, (4, 3)))
+        if names:
             axes.annotate(
                 name,
                 (first + (begin + end - 1) / 2, 1),
@@ -135,6 +136,7 @@ def mark_phases(axes: Axes, first: float, warmup: int, total: int, *, names: boo
                 fontsize=11,
                 color=INK,
             )
+        begin = end
 
 
 def save_figure(figure: Figure, path: Path, title: str) -> None:

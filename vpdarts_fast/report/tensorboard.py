@@ -11,7 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.cell import cell_figure
-from vpdarts_fast.report.run_files import Array, Importance, parse_epoch, parse_result
+from vpdarts_fast.report.run_files import Array, LostAccuracy, parse_epoch, parse_result
 from vpdarts_fast.report.style import op_colours
 from vpdarts_fast.spaces.space import AlphaTable
 
@@ -95,7 +95,7 @@ class TensorBoardLog:
         self._writer.close()
 
     def _add_choice(
-        self, architecture: str, importance: Importance | None, benchmark: Mapping[str, float], step: int
+        self, architecture: str, importance: LostAccuracy | None, benchmark: Mapping[str, float], step: int
     ) -> None:
         self._writer.add_text("architecture", f"`{architecture}`", step)
         if importance is not None:

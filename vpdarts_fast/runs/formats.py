@@ -23,10 +23,12 @@ from vpdarts_fast.runs.upgrades import (
     checkpoint_5,
     epoch_2,
     epoch_5,
+    epoch_6,
     kendall_3,
     kendall_4,
     result_3,
     result_6,
+    result_7,
     same,
     settings_2,
     settings_3,
@@ -35,6 +37,8 @@ from vpdarts_fast.runs.upgrades import (
     settings_6,
     settings_7,
     settings_8,
+    settings_9,
+    with_decisions,
     with_op_images,
     without_members,
 )
@@ -224,21 +228,30 @@ def shown(value: object) -> str:
 SETTINGS = Format(
     "search settings",
     "restore it from a copy, or start a new run",
-    (settings_2, settings_3, settings_4, settings_5, settings_6, settings_7, settings_8),
+    (
+        settings_2,
+        settings_3,
+        settings_4,
+        settings_5,
+        settings_6,
+        settings_7,
+        settings_8,
+        settings_9,
+    ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
 
 EPOCH = Format(
     "search epoch",
     "restore the file or remove it",
-    (epoch_2, without_members, with_op_images, epoch_5),
+    (epoch_2, without_members, with_op_images, epoch_5, epoch_6),
 )
 """A line of metrics.jsonl."""
 
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (same, result_3, without_members, with_op_images, result_6),
+    (same, result_3, without_members, with_op_images, result_6, result_7),
 )
 """result.json."""
 
@@ -251,7 +264,7 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 CHECKPOINT = Format(
     "search checkpoint",
     "restore it from a copy, or start a new run",
-    (checkpoint_2, without_members, checkpoint_4, checkpoint_5),
+    (checkpoint_2, without_members, checkpoint_4, checkpoint_5, with_decisions),
     True,
 )
 """checkpoint.pt."""
@@ -259,7 +272,9 @@ CHECKPOINT = Format(
 FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
 """finalists.pt."""
 
-SNAPSHOT = Format("search snapshot", "restore it from a copy, or remove it", (same, without_members), True)
+SNAPSHOT = Format(
+    "search snapshot", "restore it from a copy, or remove it", (same, without_members, with_decisions), True
+)
 """A file of snapshots."""
 
 KENDALL = Format(

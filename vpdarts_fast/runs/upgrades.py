@@ -9,6 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 
 Content = dict[str, Any]
@@ -105,6 +107,14 @@ def settings_8(settings: Content) -> Content:
     return {"preset": left.pop("preset"), "space": space, "method": method, **groups, **left}
 
 
+def settings_9(settings: Content) -> Content:
+    """The supernet can be varied, and there are schedules. It was that of its space, and there was one."""
+    search = dict(settings["search"])
+    schedule = {"name": "pruning", **{name: search.pop(name) for name in ("warmup_epochs", "pruning_epochs")}}
+    method = {**settings["method"], "variation": {"name": "none"}, "schedule": schedule}
+    return {**settings, "search": search, "method": method}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -156,6 +166,33 @@ def checkpoint_5(checkpoint: Content) -> Content:
 
     first, *others = map(upgraded, (checkpoint, *checkpoint["members"]))
     return {**first, "members": others}
+
+
+def with_tables(content: Content) -> Content:
+    """What is trained beside alpha, of each supernet. There was nothing."""
+    return {**content, "tables": {}, "members": [{**member, "tables": {}} for member in content["members"]]}
+
+
+def epoch_6(epoch: Content) -> Content:
+    """What is trained beside alpha, and which edges are decided. There was nothing, and none."""
+    return {**with_tables(epoch), "decided": None}
+
+
+def result_7(result: Content) -> Content:
+    """How many epochs each stage had. There were two stages."""
+    left = dict(result)
+    stages = {"warm-up": left.pop("warmup_epochs"), "pruning": left.pop("pruning_epochs")}
+    return {**with_tables(left), "stages": stages}
+
+
+def with_decisions(state: Content) -> Content:
+    """Of a checkpoint or a snapshot, which edges are decided, of each supernet. None was."""
+
+    def upgraded(state: Content) -> Content:
+        return {**state, "decided": torch.full((len(state["alive"]),), -1, device="cpu")}
+
+    first, *others = map(upgraded, (state, *state["members"]))
+    return with_tables({**first, "members": others})
 
 
 def kendall_3(analysis: Content) -> Content:

@@ -20,6 +20,8 @@ from vpdarts_fast.search.methods.pruning import Pruning
 from vpdarts_fast.search.methods.recipes import RECIPES
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
+from vpdarts_fast.search.methods.schedules import Schedule
+from vpdarts_fast.search.methods.variations import Variation
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import SEEDS_FILE, read_seeds
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
@@ -40,9 +42,13 @@ class Command:
     """What is searched."""
     method: Annotated[str, tyro.conf.arg(metavar="{" + ",".join(RECIPES) + "}")] = "vp-darts"
     """Which parts the search is composed of, with the settings of the method's paper: vp-darts, its
-    ablations, or darts (of the first order). The flags below change single parts."""
+    ablations, darts (of the first order) or what derives from it. The flags below change single parts."""
     relaxation: Annotated[str, choice(Relaxation)] = "raw"
     """What alpha becomes before it multiplies the ops."""
+    variation: Annotated[str, choice(Variation)] = "none"
+    """What is done to the supernet of the space before it trains."""
+    schedule: Annotated[str, choice(Schedule)] = "pruning"
+    """Which stages the search has: warm-up, then epochs that begin by pruning, or greedy decisions."""
     alpha_rule: Annotated[str, choice(AlphaRule)] = "first-order"
     """How a step of alpha finds its gradient."""
     regulariser: Annotated[str, choice(Regulariser)] = "none"
@@ -68,6 +74,8 @@ class Command:
 KINDS: dict[str, type[Part]] = {
     "space": Space,
     "relaxation": Relaxation,
+    "variation": Variation,
+    "schedule": Schedule,
     "alpha_rule": AlphaRule,
     "regulariser": Regulariser,
     "criterion": Criterion,

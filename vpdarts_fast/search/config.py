@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from vpdarts_fast.evaluation.racing import IMAGE_SCORES
 from vpdarts_fast.parts import Part
 from vpdarts_fast.runs.formats import SETTINGS
 from vpdarts_fast.search.methods.recipes import recipe
+from vpdarts_fast.search.methods.schedules import Stage
 from vpdarts_fast.search.settings import (
     ExecutionSettings,
     ImageSettings,
@@ -62,8 +64,6 @@ class SearchConfig:
 
     def _check_search(self) -> None:
         search = self.search
-        if search.warmup_epochs + search.pruning_epochs == 0:
-            raise UserError("--warmup-epochs and --pruning-epochs are both 0: nothing to train")
         if search.finalists == 1:
             raise UserError("--finalists must be 0, for none, or at least 2: one has nothing to compare with")
         trainings = search.finalists + min(search.finalists, SEEDED_TWICE)
@@ -83,6 +83,13 @@ class SearchConfig:
                 f"--pruning {method.pruning.name} makes alphas smaller, which means less weight only for raw "
                 f"alphas; with --relaxation {method.relaxation.name} use --pruning hard or progressive"
             )
+        method.variation.check(self.space)
+        method.schedule.check(self.space)
+        if method.schedule.commits and method.pruning.name != "hard":
+            raise UserError(
+                f"--schedule {method.schedule.name} decides edges and prunes no ops before: use --pruning "
+                f"hard; got --pruning {method.pruning.name}"
+            )
 
     def _check_racing(self) -> None:
         """A race tells the most important op of each edge and a single supernet, and no more."""
@@ -99,15 +106,44 @@ class SearchConfig:
                 f"{racing} for one supernet, not for the mean of --committee {self.search.committee}; "
                 "use --evaluation full"
             )
-        if not isinstance(self.space, NasBench201):
-            raise UserError(
-                f"{racing} of NAS-Bench-201; with --space {self.space.name} use --evaluation full"
-            )
+
+    @property
+    def fused_by_itself(self) -> bool:
+        """Whether the supernet runs on the fused ops by itself; others are accelerated by the search."""
+        return self.space.fused and not self.method.variation.varies
 
     @property
     def epochs(self) -> int:
-        """How many epochs warm-up and pruning have together."""
-        return self.search.warmup_epochs + self.search.pruning_epochs
+        """How many epochs the search has."""
+        return self.method.schedule.epochs(self.space)
+
+    @property
+    def stages(self) -> tuple[Stage, ...]:
+        """The stages of the search, in their order."""
+        return self.method.schedule.stages(self.space)
+
+    @property
+    def frozen_epochs(self) -> int:
+        """How many epochs there are before the first that trains alpha."""
+        return sum(stage.epochs for stage in itertools.takewhile(lambda stage: not stage.alpha, self.stages))
+
+    @property
+    def alpha_epochs(self) -> int:
+        """How many epochs train alpha."""
+        return sum(stage.epochs for stage in self.stages if stage.alpha) if self._alpha_moves else 0
+
+    def stage(self, epoch: int) -> Stage:
+        """Finds the stage of an epoch, from 0; alpha is not trained where its rule does not move it."""
+        stage = self.method.schedule.stage(epoch, self.space)
+        return dataclasses.replace(stage, alpha=stage.alpha and self._alpha_moves)
+
+    def batch_size(self, epoch: int) -> int:
+        """Images in a training step of an epoch, from 0."""
+        return self.method.schedule.batch_size(epoch, self.optimisers.batch_size, self.space)
+
+    @property
+    def _alpha_moves(self) -> bool:
+        return self.method.alpha_rule.moves
 
     def flat(self) -> dict[str, Any]:
         """Lists all settings of all groups by their names; a part by its name, before its own settings.
@@ -125,7 +161,7 @@ class SearchConfig:
     def replaced(self, **settings: Any) -> SearchConfig:
         """Makes a copy with other values of some settings, by their names; a part by its name or itself.
 
-        A recipe brings its settings along.
+        A recipe brings its settings along, but for those of parts that others take the place of.
 
         Raises:
             UserError: no setting has a name, or a value is not allowed.
@@ -134,8 +170,8 @@ class SearchConfig:
         if "recipe" in left:
             left = {**recipe(left["recipe"]), **left}
         changed: SearchConfig = _replaced(self, left)
-        if left:
-            raise UserError(f"no setting is called {', '.join(map(flag, left))}")
+        if unknown := [name for name in left if name in settings]:
+            raise UserError(f"no setting is called {', '.join(map(flag, unknown))}")
         return changed
 
     def to_json(self, folder: Path | None = None) -> dict[str, Any]:

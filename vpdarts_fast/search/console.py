@@ -145,12 +145,11 @@ def draws_bars(console: RichConsole) -> bool:
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
     """Says in one line how an epoch of so many went, by its line of metrics.jsonl."""
-    parts = [
-        f"epoch {metrics['epoch'] + 1:>{len(str(epochs))}}/{epochs} {metrics['phase']:<7}",
-        f"weights {metrics['weights_loss']:.3f} {metrics['weights_accuracy']:5.1f} %",
-    ]
-    if metrics["alpha_loss"] is not None:
-        parts.append(f"alpha {metrics['alpha_loss']:.3f} {metrics['alpha_accuracy']:5.1f} %")
+    parts = [f"epoch {metrics['epoch'] + 1:>{len(str(epochs))}}/{epochs} {metrics['phase']:<7}"]
+    for trained in ("weights", "alpha"):
+        if metrics[f"{trained}_loss"] is not None:
+            loss, accuracy = metrics[f"{trained}_loss"], metrics[f"{trained}_accuracy"]
+            parts.append(f"{trained} {loss:.3f} {accuracy:5.1f} %")
     if metrics["genotype"] is not None:
         parts.append(metrics["genotype"])
     if metrics["benchmark"] is not None:

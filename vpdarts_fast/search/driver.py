@@ -8,34 +8,28 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import GIVEN, SearchImages
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
-from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
+from vpdarts_fast.search.committee import Committee
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, decision_to_json
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.search.methods.schedules import Prune
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
+from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain
 from vpdarts_fast.search.run_folder import RunFolder
-from vpdarts_fast.search.state import (
-    Mean,
-    SearchState,
-    evaluation_from_json,
-    evaluation_to_json,
-    numbers,
-)
+from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.streams import stream
 
 
@@ -90,6 +84,7 @@ class Search:
             Member(config, number, data.num_classes, self.device, self.training, self.validation, loss)
             for number in range(config.search.committee)
         ]
+        self.committee = Committee(config, self.members)
 
     @property
     def state(self) -> SearchState:
@@ -121,7 +116,7 @@ class Search:
             if len(saved) != len(self.members):
                 raise ValueError(f"it holds {len(saved)} of the committee's {len(self.members)} supernets")
         for member, values in zip(self.members, saved, strict=True):
-            member.state.load_state_dict(values, str(path), epochs=self.config.epochs, steps=self._steps)
+            member.state.load_state_dict(values, str(path), epochs=self.config.epochs, steps=self._steps(0))
         with CHECKPOINT.reading(str(path)):
             self.environment_change = change(checked(content["environment"]), self.environment)
 
@@ -130,10 +125,9 @@ class Search:
         """Whether a step or an evaluation is done."""
         return bool(self.state.epoch or self.state.step or self.state.record.began)
 
-    @property
-    def _steps(self) -> int:
+    def _steps(self, epoch: int) -> int:
         """Of an epoch, at most."""
-        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.optimisers.batch_size)
+        return math.ceil(images_of_epoch(self.config, len(self.training)) / self.config.batch_size(epoch))
 
     @property
     def position(self) -> str:
@@ -141,7 +135,7 @@ class Search:
         if self.state.epoch == self.config.epochs:
             return "the final evaluation" if self.state.record.genotype is None else "the finalists"
         for number, member in enumerate(self.members, start=1):
-            if number == len(self.members) or member.state.step < self._steps:
+            if number == len(self.members) or member.state.step < self._steps(self.state.epoch):
                 break
         of_committee = f"supernet {number}, " if len(self.members) > 1 else ""
         return f"epoch {self.state.epoch + 1}, {of_committee}step {member.state.step}"
@@ -165,20 +159,26 @@ class Search:
                 raise
 
     def _begin_epoch(self) -> None:
-        """Evaluates the ops and prunes, at the beginning of every pruning epoch; all members alike."""
-        pruning_epoch = self.state.epoch - self.config.search.warmup_epochs
-        if pruning_epoch < 0 or self.state.record.began:
+        """Lets happen what the schedule has for the beginning of the epoch, to all members alike."""
+        event = self.config.method.schedule.event(self.state.epoch, self.space)
+        if event is None or self.state.record.began:
             return
         self._take_snapshot()
-        epochs = self.config.search.pruning_epochs
-        if self.pruning.due(pruning_epoch, epochs) and pruning_epoch >= self.criterion.first_epoch:
-            ranking = self._rank_ops().ranking(self.state.alive.cpu()).to(self.device)
-            for state in self._states:
-                state.record.decay = self.pruning.apply(
-                    state.alpha, state.alive, ranking, pruning_epoch, epochs
-                )
-        for state in self._states:
+        if isinstance(event, Prune):
+            self._prune(event.epoch, event.epochs)
+        else:
+            self.committee.decide()
+            if not self.criterion.needs_evaluation:
+                self._rank_ops()  # for the current cell
+        for state in self.committee.states:
             state.record.began = True
+
+    def _prune(self, epoch: int, epochs: int) -> None:
+        """Evaluates the ops and prunes, if that is due in the pruning epoch."""
+        if self.pruning.due(epoch, epochs) and epoch >= self.criterion.first_epoch:
+            ranking = self._rank_ops().ranking(self.committee.choosable).to(self.device)
+            for state in self.committee.states:
+                state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, epoch, epochs)
 
     def _train_epoch(self) -> None:
         """One member after the other."""
@@ -192,7 +192,7 @@ class Search:
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
         metrics = self._metrics()
-        for state in self._states:
+        for state in self.committee.states:
             for phase, mean in (("weights", state.record.weights), ("alpha", state.record.alpha)):
                 self._check_finite(mean.summary()[0], phase)
         for member in self.members:
@@ -205,16 +205,17 @@ class Search:
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         self._take_snapshot()
-        calls = Calls(self._rank_ops(), self.state.alive.cpu(), self.space)
+        calls = Calls(self._rank_ops(), self.committee.choosable, self.space)
         genotype, decision = calls.chosen, None
-        seconds = added([state.seconds for state in self._states])
-        evaluating = sum(state.record.seconds["leave_one_out"] for state in self._states)
+        states = self.committee.states
+        seconds = added([state.seconds for state in states])
+        evaluating = sum(state.record.seconds["leave_one_out"] for state in states)
         seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + evaluating
         if self.config.search.finalists:
             self._save()
             decision = self._compare(calls)
             genotype, seconds["finalists"] = decision.winner, decision.seconds
-        evaluation = self._evaluation()
+        evaluation = self.committee.evaluation
         result = {
             "architecture": str(genotype),
             "index": index_of(genotype),
@@ -224,13 +225,13 @@ class Search:
             "base_accuracy": evaluation.base_accuracy if evaluation else None,
             "benchmark": self._look_up(genotype),
             "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
-            "alpha": numbers(self._alpha),
+            "alpha": numbers(self.committee.alpha),
+            "tables": plain(self.committee.tables),
             "members": self._members_alone(),
             "finalists": decision and decision_to_json(decision, self._look_up),
             "seconds": seconds,
             "seed": self.config.search.seed,
-            "warmup_epochs": self.config.search.warmup_epochs,
-            "pruning_epochs": self.config.search.pruning_epochs,
+            "stages": {stage.name: stage.epochs for stage in self.config.stages},
         }
         self.run_folder.write_result(result)
         return result
@@ -258,75 +259,58 @@ class Search:
 
     def _rank_ops(self) -> Importance:
         """How important each op is to the members on average; notes their evaluations in their records."""
-        if self.criterion.needs_evaluation and self._evaluation() is None:
+        committee = self.committee
+        if self.criterion.needs_evaluation and committee.evaluation is None:
             evaluations = [member.evaluate(self._watch(number)) for number, member in enumerate(self.members)]
-            for state, evaluation in zip(self._states, evaluations, strict=True):
+            for state, evaluation in zip(committee.states, evaluations, strict=True):
                 if not evaluation.loss.isfinite().all():
                     self._check_finite(math.nan, "leave-one-out")
                 state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
-        importance = self._importance(self._alpha, self._evaluation())
-        genotype = self.space.select(importance.order(self.state.alive.cpu()))
-        for state in self._states:
+        importance = committee.importance
+        genotype = self.space.select(importance.order(committee.choosable))
+        for state in committee.states:
             state.record.genotype = str(genotype)
-        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, self._evaluation(), genotype))
+        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, committee.evaluation, genotype))
         return importance
-
-    def _importance(self, alpha: Tensor, evaluation: LeaveOneOut | None) -> Importance:
-        """Of all ops, by alpha [E, O] and an evaluation."""
-        strength = self.config.method.relaxation.strength(alpha.detach(), self.state.alive)
-        return self.criterion.importance(strength.double().cpu(), evaluation)
-
-    @property
-    def _states(self) -> list[SearchState]:
-        return [member.state for member in self.members]
-
-    @property
-    def _alpha(self) -> Tensor:
-        """[E, O], the mean of the members'."""
-        alphas = [state.alpha.detach() for state in self._states]
-        return alphas[0] if len(alphas) == 1 else torch.stack(alphas).mean(0)
-
-    def _evaluation(self) -> LeaveOneOut | None:
-        """The mean of the members' evaluations of this epoch, if there are any."""
-        found = [state.record.evaluation for state in self._states]
-        return mean_of([evaluation_from_json(values) for values in found if values]) if all(found) else None
 
     def _members_alone(self) -> list[dict[str, Any]]:
         """What each member of a committee has learned, and would select by itself; [] for a single one."""
         alone = []
-        for state in self._states if len(self.members) > 1 else []:
-            values, genotype = state.record.evaluation, None
+        for state in self.committee.states if len(self.members) > 1 else []:
+            genotype = None
             if state.record.genotype is not None:
-                evaluation = evaluation_from_json(values) if values else None
-                order = self._importance(state.alpha, evaluation).order(state.alive.cpu())
+                order = self.committee.importance_to(state).order(self.committee.choosable)
                 genotype = self.space.select(order)
             alone.append(
                 {
                     **losses(state.record.weights, state.record.alpha),
                     "alpha": numbers(state.alpha),
-                    "importance": values,
+                    "tables": plain(state.tables),
+                    "importance": state.record.evaluation,
                     **self._chosen(genotype),
                 }
             )
         return alone
 
     def _metrics(self) -> dict[str, Any]:
-        state, record, evaluation = self.state, self.state.record, self._evaluation()
-        seconds = added([state.record.seconds for state in self._states])
-        genotype = self.space.parse(record.genotype) if record.genotype else None
+        state, states, evaluation = self.state, self.committee.states, self.committee.evaluation
+        seconds = added([state.record.seconds for state in states])
+        genotype = self.space.parse(state.record.genotype) if state.record.genotype else None
         return {
             "epoch": state.epoch,
-            "phase": "warm-up" if state.epoch < self.config.search.warmup_epochs else "pruning",
+            "phase": self.config.stage(state.epoch).name,
             "learning_rate": state.schedule.get_last_lr()[0],
             **losses(
-                Mean.together([state.record.weights for state in self._states]),
-                Mean.together([state.record.alpha for state in self._states]),
+                Mean.together([state.record.weights for state in states]),
+                Mean.together([state.record.alpha for state in states]),
             ),
-            "alpha": numbers(self._alpha),
+            "alpha": numbers(self.committee.alpha),
+            "tables": plain(self.committee.tables),
+            "decided": state.decided.tolist() if self.config.method.schedule.commits else None,
             "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
             **self._chosen(genotype),
             "drawing": drawing_to_json(self.space, genotype) if genotype else None,
-            "decay": record.decay,
+            "decay": state.record.decay,
             "members": self._members_alone(),
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "environment": self.environment,
@@ -346,7 +330,7 @@ class Search:
     def _take_snapshot(self) -> None:
         """Keeps what is about to be evaluated, if asked to."""
         if self.config.reporting.snapshots:
-            first, *others = (state.snapshot() for state in self._states)
+            first, *others = (state.snapshot() for state in self.committee.states)
             self.run_folder.write_snapshot(self.state.epoch, {**first, "members": others})
 
     def _save(self) -> None:
@@ -355,7 +339,7 @@ class Search:
             "environment": self.environment,
             "images": self._images_digest,
             **self.state.state_dict(),
-            "members": [state.state_dict() for state in self._states[1:]],
+            "members": [state.state_dict() for state in self.committee.states[1:]],
         }
         checkpoint.save(self.run_folder.checkpoint, content)
 

@@ -26,6 +26,7 @@ from vpdarts_fast.search.finalists import Rung
 from vpdarts_fast.search.finalists.training import CellTraining, Images
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
+from vpdarts_fast.search.methods.schedules import Prune, Stage
 from vpdarts_fast.search.preflight import images_evaluated, steps_of_epoch
 from vpdarts_fast.search.run_folder import RunFolder
 
@@ -44,8 +45,8 @@ class Counts:
     """How much a search does; all members of a committee together.
 
     Attributes:
-        epochs: of the warm-up and of the pruning.
-        steps: in an epoch, of one member.
+        stages: of the search.
+        steps: in an epoch, of one member; in a search whose batches grow, in the first.
         weights_steps: training steps of the weights.
         alpha_steps: training steps of alpha.
         evaluations: leave-one-out evaluations.
@@ -54,7 +55,7 @@ class Counts:
         finalist_steps: training steps of finalists, at most.
     """
 
-    epochs: tuple[int, int]
+    stages: tuple[Stage, ...]
     steps: int
     weights_steps: int
     alpha_steps: int
@@ -68,19 +69,21 @@ class Counts:
         """Counts what a search does on halves of so many images of that height and width."""
         search, members = config.search, config.search.committee
         steps = steps_of_epoch(config, training, size)
-        moving = search.pruning_epochs if config.method.alpha_rule.moves else 0
         criterion, evaluations = config.method.criterion, 0
         if criterion.needs_evaluation:
+            schedule, pruning = config.method.schedule, config.method.pruning
+            events = (schedule.event(epoch, config.space) for epoch in range(config.epochs))
             evaluations = 1 + sum(
-                epoch >= criterion.first_epoch and config.method.pruning.due(epoch, search.pruning_epochs)
-                for epoch in range(search.pruning_epochs)
+                event.epoch >= criterion.first_epoch and pruning.due(event.epoch, event.epochs)
+                for event in events
+                if isinstance(event, Prune)
             )
         images = images_evaluated(config, validation)
         return cls(
-            epochs=(search.warmup_epochs, search.pruning_epochs),
+            stages=config.stages,
             steps=steps,
-            weights_steps=members * steps * config.epochs,
-            alpha_steps=members * steps * moving,
+            weights_steps=members * steps * sum(stage.epochs for stage in config.stages if stage.weights),
+            alpha_steps=members * steps * config.alpha_epochs,
             evaluations=members * evaluations,
             evaluation_batches=math.ceil(images / config.optimisers.evaluation_batch_size),
             evaluation_images=images,
@@ -92,18 +95,17 @@ class Counts:
 class Expectation:
     """What a search is expected to take.
 
-    With W and P epochs of the warm-up and of the pruning, n steps in each epoch, M members of a committee, V
+    With E epochs of a stage, as warm-up and pruning, n steps in each epoch, M members of a committee, V
     evaluations of B batches, over all members, and F steps of finalists::
 
-        warm-up       M W (d + n w)
-        pruning       M P (d + n p)
+        stage         M E (d + n s)
         leave-one-out V (b + (B - 1) c)
         finalists     F f 7/6
 
-    where w, p and f are the median times of a step of the phase, d is what it takes to begin an epoch, b is
-    the time of an evaluation's first batch with what comes before it, and c of the next one. A search that
-    removes ops, lets them race or leaves finalists out gets faster as it goes; loading images, checkpoints
-    and pictures are not in it.
+    where s and f are the median times of a step of the phase, d is what it takes to begin an epoch, b is the
+    time of an evaluation's first batch with what comes before it, and c of the next one. A search that
+    removes or decides ops, lets them race or leaves finalists out gets faster as it goes; larger batches
+    count as the first ones, of which there are more. Loading images, checkpoints and pictures are not in it.
 
     Attributes:
         counts: how much there is to do.
@@ -126,12 +128,10 @@ class Expectation:
     def lines(self, seeds: int = 1) -> list[str]:
         """Says it in lines for people, for so many searches one after the other."""
         counts, seconds = self.counts, self.seconds
-        warmup, pruning = counts.epochs
         where = "on the GPU" if self.device.type == "cuda" else "resident"
         lines = [
             "dry run: no search, no folder",
-            f"warm-up: {many(warmup, 'epoch')}, {duration(seconds['warm-up'])}",
-            f"pruning: {many(pruning, 'epoch')}, {duration(seconds['pruning'])}",
+            *(f"{s.name}: {many(s.epochs, 'epoch')}, {duration(seconds[s.name])}" for s in counts.stages),
             f"  {many(counts.steps, 'step')} in an epoch; {many(counts.weights_steps, 'step')} of the "
             f"weights and {counts.alpha_steps:,} of alpha in all",
             f"leave-one-out: {many(counts.evaluations, 'evaluation')} of "
@@ -183,12 +183,12 @@ def expect(
 def _seconds(search: Search, counts: Counts, loss: Loss) -> dict[str, float]:
     """Of each phase, by the formula of `Expectation`."""
     member, members = search.members[0], len(search.members)
-    seconds = {}
-    for phase, epochs, first in zip(
-        ("warm-up", "pruning"), counts.epochs, (0, counts.epochs[0]), strict=True
-    ):
+    seconds, first = {}, 0
+    for stage in counts.stages:
         member.state.epoch, member.state.step = first, 0
-        seconds[phase] = members * epochs * _epoch_seconds(member, counts.steps) if epochs else 0.0
+        each = _epoch_seconds(member, counts.steps) if stage.epochs else 0.0
+        seconds[stage.name] = members * stage.epochs * each
+        first += stage.epochs
     seconds["leave-one-out"] = 0.0
     if counts.evaluations:
         first_batch, next_batch = _evaluation_seconds(member)

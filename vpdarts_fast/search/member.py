@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
@@ -25,9 +25,11 @@ from vpdarts_fast.search.preflight import (
     last_batch_is_too_small,
     steps_of_epoch,
 )
-from vpdarts_fast.search.state import EpochRecord, SearchState, step_sums
+from vpdarts_fast.search.records import EpochRecord, step_sums
+from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.spaces.edges import WithFurtherWeights
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
 
@@ -84,20 +86,20 @@ class Member:
         self._alpha_step = Captured(self._train_alpha, recorder)
 
     def train_epoch(self, watch: Watch) -> None:
-        """Alternates a weight step on a training batch with an alpha step on a validation batch."""
+        """Trains what the epoch's stage says: weights on training batches, alpha on validation batches."""
         state, config = self.state, self.config
-        pruning = state.epoch >= config.search.warmup_epochs
+        stage = config.stage(state.epoch)
         training = self._draws(self.training, "training")
         count = len(training)
-        steps = [(self._weights_step, [training], state.record.weights)]
-        if pruning and config.method.alpha_rule.moves:
+        steps = [(self._weights_step, [training], state.record.weights)] if stage.weights else []
+        if stage.alpha:
             seen = [self._draws(self.validation, "validation")]
             seen += [training] if config.method.alpha_rule.needs_training else []
             steps.append((self._alpha_step, seen, state.record.alpha))
         if config.method.step_order == "alpha-first":
             steps.reverse()
         state.publish_epoch()
-        watch.begins("pruning" if pruning else "warm-up", count, state.step)
+        watch.begins(stage.name, count, state.step)
         while state.step < count:
             watch.stop_if_asked()
             started = time.perf_counter()
@@ -123,6 +125,7 @@ class Member:
         Losses need not be finite. What `watch` raises stops the evaluation.
         """
         state, config = self.state, self.config
+        state.publish_epoch()
         started = time.perf_counter()
         generator = stream(config.search.seed, "evaluation images", state.epoch)
         count = images_evaluated(config, len(self.validation))
@@ -134,30 +137,39 @@ class Member:
             watch.done(done, count)
             watch.stop_if_asked()
 
+        supernet, weights = self._evaluated()
         evaluation = leave_one_out(
-            state.supernet,
+            supernet,
             map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
-            self._evaluated_weights(),
+            weights,
             batch_norm=config.search.batch_norm,
             removal=config.search.removal,
             batched=config.execution.fused,
             memory_budget=config.execution.memory_budget_mib and config.execution.memory_budget_mib << 20,
             on_batch=on_batch,
-            **self._options_of_space(count),
+            racing=self._racing(count),
+            **self._options_of_space(),
         )
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
 
-    def _evaluated_weights(self) -> Tensor:
-        """The weights of the ops [E, O] in an evaluation; of random ones, one draw for all variants."""
+    def _evaluated(self) -> tuple[nn.Module, Tensor]:
+        """The supernet in an evaluation and the weights of its ops [E, O], one draw for all variants.
+
+        What edges have beside their operations stays as it is in every variant.
+        """
         seed = seed_for(self.config.search.seed, "evaluation weights", self.state.epoch)
         with torch.no_grad(), drawing(self.config.method.relaxation.draws, seed, self.device):
-            return self.state.weights_of(self.state.alpha)
+            weights = self.state.weights_of(self.state.alpha)
+        ops = self.state.alpha.shape[1]
+        if weights.shape[1] == ops:
+            return self.state.supernet, weights
+        return WithFurtherWeights(self.state.supernet, weights[:, ops:]), weights[:, :ops]
 
-    def _options_of_space(self, images: int) -> dict[str, Any]:
+    def _options_of_space(self) -> dict[str, Any]:
         """What only the evaluation of the fused supernet can, or only that of others asks for."""
         if isinstance(self.state.supernet, Supernet):
-            return {"cuda_graphs": self.config.execution.cuda_graphs, "racing": self._racing(images)}
+            return {"cuda_graphs": self.config.execution.cuda_graphs}
         return {"nones": self.config.space.nones}
 
     def _racing(self, images: int) -> Racing | None:
@@ -185,6 +197,8 @@ class Member:
             state.alive,
             batch,
             state.alpha_optimizer,
+            tables=tuple(state.tables.values()),
+            moving=state.moving,
             rule=self.config.method.alpha_rule,
             weights_of=state.weights_of,
             penalty=state.penalty,
@@ -196,7 +210,8 @@ class Member:
 
     def _draws(self, images: ImageHalf, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
-        seed, size, epoch = self.config.search.seed, self.config.optimisers.batch_size, self.state.epoch
+        seed, epoch = self.config.search.seed, self.state.epoch
+        size = self.config.batch_size(epoch)
         smallest = self.config.space.smallest(images.image_size)
         visited = images_of_epoch(self.config, len(images))
         drop_last = last_batch_is_too_small(visited, size, smallest)

@@ -76,21 +76,24 @@ def alpha_rate(config: SearchConfig, steps: int) -> float:
     A step of Adam moves an alpha by about the rate, whatever the gradient: scaled, rate times steps, how far
     it can get from where it starts, is that of a search with `PAPER_ALPHA_STEPS`.
     """
-    count = steps * config.search.pruning_epochs
+    count = steps * config.alpha_epochs
     factor = PAPER_ALPHA_STEPS / count if config.optimisers.alpha_rate_scaling and count else 1.0
     return config.optimisers.alpha_learning_rate * factor
 
 
-def alpha_optimizer(alpha: Tensor, config: SearchConfig, captured: bool) -> torch.optim.Adam:
+def alpha_optimizer(
+    alpha: Tensor, config: SearchConfig, captured: bool, tables: Iterable[Tensor] = ()
+) -> torch.optim.Adam:
     """Makes the optimiser of alpha [E, O]: Adam, with betas and decay as the settings say.
 
     Args:
         alpha: [E, O], a leaf that requires a gradient.
         config: the settings; their `alpha_learning_rate` is taken as it is, see `alpha_rate`.
         captured: whether its steps are recorded as CUDA graphs.
+        tables: what is trained beside alpha, leaves that require gradients.
     """
     return torch.optim.Adam(
-        [alpha],
+        [alpha, *tables],
         lr=config.optimisers.alpha_learning_rate,
         betas=config.optimisers.alpha_betas,
         weight_decay=config.optimisers.alpha_weight_decay,

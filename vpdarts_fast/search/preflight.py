@@ -132,8 +132,8 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
 def check_memory(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
-    weights = 4 * config.space.parameters(data.num_classes) * copies
-    batch = min(config.optimisers.batch_size, images_used(config, data))
+    weights = 4 * config.method.variation.parameters(config.space, data.num_classes) * copies
+    batch = min(config.batch_size(config.epochs - 1), images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
     if config.method.criterion.needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
@@ -154,7 +154,7 @@ def check_memory_budget(config: SearchConfig, data: SearchImages, device: torch.
     """Raises `UserError` for less than leave-one-out takes for one variant of what it cannot cut."""
     if (
         config.execution.memory_budget_mib is None
-        or not config.space.fused
+        or not config.fused_by_itself
         or not config.execution.fused
         or not config.method.criterion.needs_evaluation
     ):
@@ -182,9 +182,14 @@ def check_memory_budget(config: SearchConfig, data: SearchImages, device: torch.
 
 
 def check_finalists(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
-    """Raises `UserError` if a finalist needs more memory than the machine has, by a lower estimate."""
+    """Raises `UserError` if there can be none, or one needs more memory than there is, at least."""
     if not config.search.finalists:
         return
+    if (schedule := config.method.schedule).commits:
+        raise UserError(
+            f"--schedule {schedule.name} leaves a single cell, which has no others to be compared with: use "
+            f"--finalists 0; got {config.search.finalists}"
+        )
     finalist = config.space.finalist
     weights = 4 * finalist.parameters(data.num_classes)  # what an op that is not chosen has, too
     batch = min(config.optimisers.batch_size, images_used(config, data))
@@ -204,7 +209,8 @@ def check_finalists(config: SearchConfig, data: SearchImages, device: torch.devi
 
 def activation_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:
     """How many bytes a training step of the supernet keeps of an image for the backward pass, at least."""
-    return config.space.kept_values(image_size) * activation_dtype(config.execution.precision).itemsize
+    values = config.space.kept_values(image_size, edges=not config.method.variation.varies)
+    return values * activation_dtype(config.execution.precision).itemsize
 
 
 def node_bytes(config: SearchConfig, image_size: tuple[int, int]) -> int:

@@ -241,7 +241,7 @@ def backend_line(config: SearchConfig, image_size: tuple[int, int]) -> str:
     """
     if not config.execution.fused:
         return "backends: none, the plain PyTorch modules"
-    if not config.space.fused:
+    if not config.fused_by_itself:
         return "backends: mixed operations accelerated where they are recognised"
     phases = {"training": TRAINING_OPS}
     if config.method.criterion.needs_evaluation:

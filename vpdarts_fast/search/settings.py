@@ -20,6 +20,8 @@ from vpdarts_fast.search.methods.criteria import AccuracyCriterion, Criterion
 from vpdarts_fast.search.methods.pruning import Pruning, SoftPruning
 from vpdarts_fast.search.methods.regularisers import NoRegulariser, Regulariser
 from vpdarts_fast.search.methods.relaxations import Raw, Relaxation
+from vpdarts_fast.search.methods.schedules import Schedule, WarmUpAndPruning
+from vpdarts_fast.search.methods.variations import NoVariation, Variation
 
 if TYPE_CHECKING:
     Dataset = str
@@ -34,12 +36,8 @@ StepOrder = Literal["weights-first", "alpha-first"]
 
 @dataclass(frozen=True)
 class SearchSettings:
-    """How long the search is, how it evaluates and by what it decides at the end."""
+    """How the search evaluates and by what it decides at the end."""
 
-    warmup_epochs: int = 20
-    """Epochs with alpha frozen."""
-    pruning_epochs: int = 30
-    """Epochs after that, each begun by an evaluation and a pruning."""
     images_per_epoch: int | None = None
     """Visit only so many images of each half in an epoch, drawn anew for every one. Default: all."""
     validation_proportion: float = 0.5
@@ -77,6 +75,8 @@ class MethodSettings:
     recipe: str = "vp-darts"
     """The method by its name: where the defaults of its parts and their settings come from."""
     relaxation: Relaxation = field(default_factory=Raw)
+    variation: Variation = field(default_factory=NoVariation)
+    schedule: Schedule = field(default_factory=WarmUpAndPruning)
     alpha_rule: AlphaRule = field(default_factory=FirstOrder)
     regulariser: Regulariser = field(default_factory=NoRegulariser)
     criterion: Criterion = field(default_factory=AccuracyCriterion)
@@ -86,7 +86,7 @@ class MethodSettings:
     alpha_noise: float = 0.0
     """Standard deviation of normal noise around that start, drawn for each alpha."""
     step_order: StepOrder = "weights-first"
-    """Which of the two steps comes first, every time, in a pruning epoch."""
+    """Which of the two steps comes first, every time, in an epoch that has both."""
 
 
 @dataclass(frozen=True)

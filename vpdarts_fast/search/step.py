@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ def weights_step(
     gradient_clip: float,
     loss_of: Loss = F.cross_entropy,
 ) -> tuple[Tensor, Tensor]:
-    """Trains the supernet on a training batch, the weights of its ops [E, O] fixed.
+    """Trains the supernet on a training batch, the weights [E, O + further] of its edges fixed.
 
     Returns the mean loss [] and how many were right []. Nothing is read back from the device, here and in
     `alpha_step`, so that it need not be waited for.
@@ -58,6 +58,8 @@ def alpha_step(
     batch: Batch,
     optimizer: torch.optim.Optimizer,
     *,
+    tables: Sequence[Tensor] = (),
+    moving: Tensor | None = None,
     rule: AlphaRule | None = None,
     weights_of: Callable[[Tensor], Tensor] = lambda alpha: alpha,
     penalty: Callable[[Tensor], Tensor | None] = lambda alpha: None,
@@ -70,13 +72,15 @@ def alpha_step(
     What is left out is as in VP-DARTS: a first-order step of raw alphas.
 
     Args:
-        supernet: called with images and weights of the ops.
+        supernet: called with images and weights [E, O + further].
         alpha: [E, O], a leaf that requires a gradient.
         alive: [E, O] bool.
         batch: of validation images.
-        optimizer: of alpha.
+        optimizer: of alpha and the tables.
+        tables: what is trained beside alpha, leaves that require gradients.
+        moving: [E] bool, the edges whose alphas change; None for all.
         rule: how the gradient is found.
-        weights_of: alpha [E, O] -> weights of the ops [E, O].
+        weights_of: alpha [E, O] -> what the supernet is called with, [E, O + further].
         penalty: alpha [E, O] -> what is added to the loss [], or None.
         loss_of: logits and labels -> loss [].
         training: the batch of the weights step beside it, for rules that look at it.
@@ -85,9 +89,16 @@ def alpha_step(
     Returns:
         The mean loss [] and how many were right [].
     """
-    problem = Problem(supernet, alpha, weights_of, penalty, loss_of, training, batch, weights_optimizer)
-    alpha.grad, loss, logits = (rule or FirstOrder()).gradient(problem)
+    problem = Problem(
+        supernet, alpha, tables, weights_of, penalty, loss_of, training, batch, weights_optimizer
+    )
+    gradients, loss, logits = (rule or FirstOrder()).gradient(problem)
+    for table, gradient in zip((alpha, *tables), gradients, strict=True):
+        table.grad = gradient
+    before = alpha.detach().clone() if moving is not None else None
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
+        if moving is not None and before is not None:
+            alpha.copy_(torch.where(moving[:, None], alpha, before))
     return loss, (logits.argmax(1) == batch[1]).sum()

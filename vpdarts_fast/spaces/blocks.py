@@ -17,6 +17,12 @@ from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.contract.sharing import can_be_read
 from vpdarts_fast.contract.transforms import in_transform
+from vpdarts_fast.spaces.norms import (
+    Fixed,
+    kept_statistics,
+    normalises_batches,
+    update_running_statistics,
+)
 
 
 class ReLUConvBN(nn.Module):
@@ -56,9 +62,17 @@ class ReLUConvBN(nn.Module):
 class Zero(nn.Module):
     """The `none` operation."""
 
+    def __init__(self, stride: int = 1) -> None:
+        super().__init__()
+        self.stride = stride
+
     def forward(self, x: Tensor) -> Tensor:
-        """Returns zeros of the shape and the dtype of `x`."""
-        return torch.zeros_like(x)
+        """Returns zeros [N, C, ceil(H / stride), ceil(W / stride)] for `x` [N, C, H, W]."""
+        return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
+
+    @override
+    def extra_repr(self) -> str:
+        return f"stride={self.stride}"
 
 
 class SkipConnect(nn.Module):
@@ -172,7 +186,7 @@ class SearchCell(nn.Module):
         """Computes the last node [N, C, H, W] of `x` [N, C, H, W], the ops weighted by `alpha` [E, O]."""
         if self.fused and not in_transform():
             if normalises_batches(self.norm):
-                return self._with_batch_statistics(x, alpha)
+                return self._trained(x, alpha)
             if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
         nodes = [x]
@@ -204,7 +218,23 @@ class SearchCell(nn.Module):
         backend = preferred("masked_cell", self.backend)
         return ops.masked_cell(x, *self.convolution_weights(), *fixed, alpha, self.norm.eps, backend=backend)
 
-    def _with_batch_statistics(self, x: Tensor, alpha: Tensor) -> Tensor:
+    def with_batch_statistics(self, x: Tensor, alpha: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Computes the cell for V alpha tables through `vpdarts_fast.ops`, each with the batch's statistics.
+
+        Ops whose alpha is 0 are left out; there is no dropout.
+
+        Args:
+            x: [1 or V, N, C, H, W].
+            alpha: [V, E, O].
+
+        Returns:
+            The last node [V, N, C, H, W], and mean and biased variance [V, E, 2, C] of the batch norms.
+        """
+        backend = preferred("mixed_cell", self.backend)
+        weights = self.convolution_weights()
+        return ops.mixed_cell(x, *weights, alpha, eps=self.norm.eps, skip_zeros=True, backend=backend)
+
+    def _trained(self, x: Tensor, alpha: Tensor) -> Tensor:
         skips, weights = self.skip_connections(), self.convolution_weights()
         drops = skips[0].training and skips[0].dropout > 0
         seeds = draw_seeds(len(skips), x.device) if drops else None
@@ -233,22 +263,6 @@ class SearchCell(nn.Module):
         return with_statistics(cell, keep).squeeze(0)
 
 
-Fixed = tuple[Tensor, Tensor]
-"""Mean and variance that batch norms normalise with, whatever the batch's are."""
-
-
-def kept_statistics(norms: Sequence[nn.BatchNorm2d]) -> Fixed:
-    """Stacks the running means and variances, [norms, C] each, of batch norms of the same width."""
-    means = [norm.running_mean for norm in norms if norm.running_mean is not None]
-    variances = [norm.running_var for norm in norms if norm.running_var is not None]
-    return torch.stack(means), torch.stack(variances)
-
-
-def normalises_batches(norm: nn.BatchNorm2d) -> bool:
-    """Whether a batch norm uses the batch's own statistics: in training, and where it keeps none."""
-    return norm.training or norm.running_mean is None
-
-
 def wants_gradients(*tensors: Tensor) -> bool:
     """Whether a gradient of any of the tensors is kept track of."""
     return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
@@ -257,43 +271,6 @@ def wants_gradients(*tensors: Tensor) -> bool:
 def edge_index(source: int, target: int) -> int:
     """The row of alpha for the edge source -> target."""
     return target * (target - 1) // 2 + source
-
-
-@torch.no_grad()
-def update_running_statistics(
-    norms: Sequence[nn.BatchNorm2d],
-    mean: Tensor,
-    variance: Tensor,
-    x: Tensor,
-    computed: Sequence[bool] | None = None,
-) -> None:
-    """Does to the buffers of batch norms what a training-mode forward does, to all of them together.
-
-    Args:
-        norms: the batch norms.
-        mean: [norms, C], of the batch.
-        variance: [norms, C], biased, of the batch.
-        x: [N, C, H, W], of which the number of values per channel is taken.
-        computed: for which norms there are statistics; None for all of them.
-    """
-    count = x.numel() // x.shape[1]
-    unbiased = variance * (count / max(count - 1, 1))
-    tracking = [
-        (norm.running_mean, norm.running_var, norm.num_batches_tracked, mean[m], unbiased[m], norm.momentum)
-        for m, norm in enumerate(norms)
-        if norm.running_mean is not None and (computed is None or computed[m])
-    ]
-    if not tracking:
-        return
-    means, variances, batches, new_means, new_variances, momenta = zip(*tracking, strict=True)
-    if counts := [count for count in batches if count is not None]:
-        torch._foreach_add_(counts, 1)
-    weights = [
-        momentum if momentum is not None else 0.0 if count is None else 1 / float(count)
-        for count, momentum in zip(batches, momenta, strict=True)
-    ]
-    torch._foreach_lerp_(means, new_means, weights)
-    torch._foreach_lerp_(variances, new_variances, weights)
 
 
 class ResidualBlock(nn.Module):

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.parts import Part
+from vpdarts_fast.spaces.edges import MakeEdge
 
 
 @dataclass(frozen=True)
@@ -72,11 +74,13 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         name: as --space has it.
         fused: whether `supernet` runs on the fused ops by itself; others are accelerated by the search.
         reduction: how many times smaller an image's height and width are behind the last reduction.
+        kept: how many of the edges into a node a choice keeps; None for all.
     """
 
     name: ClassVar[str]
     fused: ClassVar[bool] = False
     reduction: ClassVar[int] = 4
+    kept: ClassVar[int | None] = None
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):  # type: ignore[arg-type]
@@ -96,6 +100,19 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
             fused: run on the fused ops, where the space has `fused`.
             backend: what serves them.
         """
+
+    def varied_supernet(self, num_classes: int, make_edge: MakeEdge, further: int) -> nn.Module:
+        """A new supernet with edges of another make, which the search accelerates.
+
+        It is called with images [N, 3, H, W] and weights [E, O + `further`], whose rows go to the edges.
+
+        Raises:
+            UserError: the space has none.
+        """
+        raise UserError(
+            f"--space {self.name} has no supernet whose edges can be made in another way: it defines no "
+            "varied_supernet. Leave --variation out"
+        )
 
     @abstractmethod
     def network(self, genotype: Genotype, num_classes: int) -> nn.Module:
@@ -218,6 +235,36 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         for row, names in enumerate(self._rows()):
             mask[row, : len(names)] = torch.tensor([name == "none" for name in names], device="cpu")
         return mask
+
+    @cached_property
+    def edges_of_nodes(self) -> tuple[int, ...]:
+        """How many edges enter each node, in the order of the rows of alpha.
+
+        Raises:
+            UserError: the rows of a node's edges do not follow each other.
+        """
+        targets = [(table.name, edge.split("->")[1]) for table in self.tables for edge in table.edges]
+        nodes = [(node, len(list(edges))) for node, edges in groupby(targets)]
+        if len({node for node, _ in nodes}) < len(nodes):
+            raise UserError(
+                f"--space {self.name}: the edges into a node do not follow each other in its tables"
+            )
+        return tuple(count for _, count in nodes)
+
+    @cached_property
+    def decisions(self) -> int:
+        """How many edges a choice keeps of a type of cells, of that which keeps most."""
+        if self.kept is None:
+            return max(len(table.edges) for table in self.tables)
+        of_types, nodes = [0], iter(self.edges_of_nodes)
+        for table in self.tables:
+            left = len(table.edges)
+            of_types.append(0)
+            while left:
+                edges = next(nodes)
+                of_types[-1] += min(edges, self.kept)
+                left -= edges
+        return max(of_types)
 
     def split(self, table: Tensor) -> dict[str, Tensor]:
         """Splits a table [E, ...] into the rows of each cell type, by the types' names."""

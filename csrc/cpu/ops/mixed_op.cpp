@@ -220,6 +220,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> mixed_op(const Tensor& x, const Tenso
   return {channels_second(out, args.channels), mean, variance, raw};
 }
 
+Tensor mixed_op_fixed(const Tensor& x, const Tensor& alpha, const Integers& kinds, const Integers& norms,
+                      const Tensors& depthwise, const Tensors& pointwise, const Integers& dilation,
+                      const Tensors& given, const Tensor& gamma, const Tensor& beta,
+                      const std::vector<double>& eps, const Tensor& statistics, int64_t stride) {
+  const Arguments args({x, alpha, kinds, norms, depthwise, pointwise, dilation, given, gamma, beta, eps,
+                        std::optional<Tensor>(statistics), stride});
+  const Block s = args.edge.shape.out();
+  const Tensor out =
+      torch::stable::new_empty(alpha, {args.edge.variants, args.edge.images, s.height, s.width, s.padded});
+  args.run().forward_fixed(floats(out));
+  return channels_second(out, args.channels);
+}
+
 using Gradients = std::tuple<Tensor, Tensor, Tensors, Tensors, Tensors, Tensor, Tensor>;
 
 // Like the others, none of it if it is not wanted.
@@ -282,6 +295,7 @@ Gradients mixed_op_backward(const Tensor& gradient, const Tensor& x, const Tenso
 
 STABLE_TORCH_LIBRARY_IMPL(vpdarts_fast, CPU, m) {
   m.impl("mixed_op", TORCH_BOX(&mixed_op));
+  m.impl("mixed_op_fixed", TORCH_BOX(&mixed_op_fixed));
   m.impl("mixed_op_backward", TORCH_BOX(&mixed_op_backward));
 }
 

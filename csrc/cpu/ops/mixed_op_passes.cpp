@@ -109,27 +109,48 @@ const float* MixedOpPasses::image(const MixedOpState& state, const MixedOpBranch
   return memory;
 }
 
-// The weighted sum of all terms.
-void MixedOpPasses::third_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n,
-                               float* out, float* memory) const {
-  const int64_t padded = args_.shape.padded, most = static_cast<int64_t>(args_.branches.size());
-  Matrix scales = zeros(most * padded), shift = zeros(padded);
+// The weighted sum of the branches' images before their last batch norms; null for `none`.
+void MixedOpPasses::weighted_sum(const std::vector<const float*>& images, const Norms& norms, int64_t v,
+                                 float* out) const {
+  const int64_t padded = args_.shape.padded, branches = static_cast<int64_t>(args_.branches.size());
+  Matrix scales = zeros(branches * padded), shift = zeros(padded);
   std::vector<Term> terms;
-  for (int64_t o = 0; o < most; ++o) {
+  for (int64_t o = 0; o < branches; ++o) {
+    if (images[o] == nullptr) continue;
     const MixedOpBranch& branch = args_.branches[o];
-    if (branch.kind == BranchKind::none) continue;
-    const float alpha = args_.alpha[v * most + o];
+    const float alpha = args_.alpha[v * branches + o];
     float* scale = scales.data() + o * padded;
     const int64_t at = norms.at(v, branch.norm + (branch.stages > 1 ? 1 : 0));
     for (int64_t c = 0; c < args_.channels; ++c) {
       scale[c] = branch.norm < 0 ? alpha : alpha * norms.scale[at + c];
       if (branch.norm >= 0) shift[c] += alpha * norms.shift[at + c];
     }
-    terms.push_back({image(state, branch, v, n, memory), scale});
-    if (pools(branch)) memory += in_lines(out_floats());
+    terms.push_back({images[o], scale});
   }
   kernels_.weighted_sum(
       {args_.shape.out(), static_cast<int64_t>(terms.size()), terms.data(), shift.data(), out});
+}
+
+// The weighted sum of all terms.
+void MixedOpPasses::third_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n,
+                               float* out, float* memory) const {
+  std::vector<const float*> images;
+  images.reserve(args_.branches.size());
+  for (const MixedOpBranch& branch : args_.branches) {
+    images.push_back(branch.kind == BranchKind::none ? nullptr : image(state, branch, v, n, memory));
+    if (pools(branch)) memory += in_lines(out_floats());
+  }
+  weighted_sum(images, norms, v, out);
+}
+
+// Those of the arguments to mean and variance [V][M][C].
+void MixedOpPasses::given_statistics(const MixedOpState& state) const {
+  const int64_t c = args_.channels, rows = (args_.per_variant ? args_.variants : 1) * norms();
+  for (int64_t i = 0; i < args_.variants * norms() * c; ++i) {
+    const int64_t row = i / c % rows;
+    state.mean[i] = args_.statistics[row * 2 * c + i % c];
+    state.variance[i] = args_.statistics[(row * 2 + 1) * c + i % c];
+  }
 }
 
 void MixedOpPasses::forward(const MixedOpState& state, float* out) const {
@@ -143,12 +164,7 @@ void MixedOpPasses::forward(const MixedOpState& state, float* out) const {
     first_pass(state, unit / images, unit % images, of(unit), memory);
   });
   if (fixed()) {
-    const int64_t c = args_.channels, rows = (args_.per_variant ? args_.variants : 1) * norms();
-    for (int64_t i = 0; i < args_.variants * norms() * c; ++i) {
-      const int64_t row = i / c % rows;
-      state.mean[i] = args_.statistics[row * 2 * c + i % c];
-      state.variance[i] = args_.statistics[(row * 2 + 1) * c + i % c];
-    }
+    given_statistics(state);
   } else {
     combine(sums, false, state);
   }

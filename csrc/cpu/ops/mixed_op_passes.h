@@ -69,6 +69,9 @@ class MixedOpPasses {
   // state points to memory that is filled in; out [V][N].
   void forward(const MixedOpState& state, float* out) const;
 
+  // The same with given statistics, image by image in one pass; nothing is left behind.
+  void forward_fixed(float* out) const;
+
   // gradient [V][N] of out. x and given terms have V variants.
   void backward(const MixedOpState& state, const float* gradient, const MixedOpGradients& wanted) const;
 
@@ -112,10 +115,14 @@ class MixedOpPasses {
   void second_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n, float* sums,
                    float* memory) const;
   int64_t scratch_floats() const;
+  void given_statistics(const MixedOpState& state) const;
   void combine(const std::vector<float>& sums, bool second, const MixedOpState& state) const;
   Norms folded(const MixedOpState& state) const;
   void third_pass(const MixedOpState& state, const Norms& norms, int64_t v, int64_t n, float* out,
                   float* memory) const;
+  void weighted_sum(const std::vector<const float*>& images, const Norms& norms, int64_t v, float* out) const;
+  const float* fixed_image(const MixedOpBranch& branch, const Norms& norms, int64_t v, int64_t n,
+                           const float* map, float* memory) const;
 
   NormalisedGradient norm_gradient(const Backward& b, int64_t v, int64_t norm, double alpha,
                                    const double* g_sum, const double* raw_sum) const;

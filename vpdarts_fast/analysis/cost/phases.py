@@ -58,7 +58,7 @@ class Setting:
     @property
     def evaluations(self) -> int:
         """Leave-one-out evaluations of a search: one before each pruning epoch, and the last."""
-        return self.config.search.pruning_epochs + 1
+        return self.config.alpha_epochs + 1
 
     def batch(self, images: int) -> Batch:
         """A batch of so many images, without data: images [N, 3, H, W] and labels [N] int64."""

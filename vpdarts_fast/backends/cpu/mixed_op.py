@@ -23,6 +23,7 @@ from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, S
 from vpdarts_fast.contract.branches import norms as norms_of
 
 _forward = torch.ops.vpdarts_fast.mixed_op
+_fixed = torch.ops.vpdarts_fast.mixed_op_fixed
 _backward = torch.ops.vpdarts_fast.mixed_op_backward
 
 
@@ -38,14 +39,13 @@ def mixed_op(
     given = [branch.raw for branch in branches if isinstance(branch, Given)]
     of, weights = norms_of(branches), [(stage.depthwise, stage.pointwise) for stage in stages]
     variants, differentiable = len(alpha), [x, alpha, *given, *affine(branches), *sum(weights, ())]
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
+    differentiates = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable)
+    if differentiates:
         # The backward pass goes through every variant.
         x, *given = (tensor.expand(variants, *tensor.shape[1:]) for tensor in (x, *given))
     elif statistics is not None and statistics.dim() == 4:
         x = x.expand(variants, *x.shape[1:])
-    out, mean, variance, _ = _forward(
-        x,
-        alpha,
+    branches_and_norms = (
         [_kind(branch) for branch in branches],
         [len(norms_of([branch])) for branch in branches],
         [depthwise for depthwise, _ in weights],
@@ -55,9 +55,13 @@ def mixed_op(
         _stacked([norm.gamma for norm in of], alpha.new_ones(x.shape[2])),
         _stacked([norm.beta for norm in of], alpha.new_zeros(x.shape[2])),
         [float(norm.eps) for norm in of],
-        None if statistics is None else statistics.detach(),
-        stride,
     )
+    if statistics is None or differentiates:
+        given_statistics = None if statistics is None else statistics.detach()
+        out, mean, variance, _ = _forward(x, alpha, *branches_and_norms, given_statistics, stride)
+        return out, mean, variance
+    out = _fixed(x, alpha, *branches_and_norms, statistics, stride)
+    mean, variance = statistics.to(alpha, copy=True).expand(variants, len(of), 2, x.shape[2]).unbind(2)
     return out, mean, variance
 
 
@@ -90,6 +94,13 @@ def _forward_fake(
         alpha.new_empty(variants, len(eps), channels),
         x.new_empty(inputs, len(depthwise), images, *size, padded(channels, lanes)),
     )
+
+
+@register_fake("mixed_op_fixed")
+def _fixed_fake(x: Tensor, alpha: Tensor, stride: int) -> Tensor:
+    size = ((side + stride - 1) // stride for side in x.shape[3:])
+    shape = alpha.shape[0], *x.shape[1:3], *size
+    return padded_channels_last(x, shape, native.mixed_op_lanes(x.shape[2]))
 
 
 @register_fake("mixed_op_backward")

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal, get_args
 
@@ -12,18 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.measuring import check_finite, measured, numbered
 from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
 from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group
 from vpdarts_fast.evaluation.perturbation.weights import Weights, keeps, removals
+from vpdarts_fast.evaluation.racing import Race, Racing
 from vpdarts_fast.evaluation.validation import (
     Batch,
     BatchNorm,
-    Counts,
     LeaveOneOut,
     calibration_batches,
     check_options,
-    checked_batch,
-    evaluation_mode,
+    checked_batches,
 )
 
 __all__ = ["CellTypes", "Perturbation", "Perturbed", "leave_one_out_of_model"]
@@ -33,7 +32,7 @@ Perturbation = Literal["remove", "keep"]
 
 @dataclass(frozen=True)
 class Perturbed:
-    """What leave-one-out evaluation measured of a model, all of it on the same images.
+    """What leave-one-out evaluation measured of a model, all of it on the same images unless ops race.
 
     Attributes:
         cells: for each type of cells that was perturbed, accuracy and loss [E, O], and those of the
@@ -61,6 +60,7 @@ def leave_one_out_of_model(
     memory_budget: int | None = None,
     on_batch: Callable[[int], None] | None = None,
     logits: Callable[[Any], Tensor] | None = None,
+    racing: Racing | None = None,
 ) -> Perturbed:
     """Validates a model once for each (edge, op) of its cells, with that op perturbed in all cells of a type.
 
@@ -71,7 +71,8 @@ def leave_one_out_of_model(
     Args:
         model: called with images [N, ...]; mixed operations as `vpdarts_fast.acceleration` recognises them.
             Any mode; dropout is off while it is evaluated.
-        batches: images [N, ...] and labels [N]; iterated once. Every variant sees all of them.
+        batches: images [N, ...] and labels [N]; iterated once. Every variant sees all of them, unless ops
+            race.
         cells: the one type to perturb; None perturbs each in turn. Cells are what mixed operations are parts
             of; reduction cells those with a mixed operation of stride 2, normal cells all others.
         perturbation: `remove` sets the weight of the op to 0; `keep` leaves the edge only this op, with the
@@ -87,6 +88,9 @@ def leave_one_out_of_model(
             cannot be cut, so that one variant of it is the least.
         on_batch: called with the number of images done after each batch; may raise to stop.
         logits: [N, classes] of what the model returns; None takes a tensor as it is, and the end of a tuple.
+        racing: ops leave the evaluation once they cannot be their edge's most important one any more, the one
+            without which most is lost or, with `keep`, with which alone least is. The last op of an edge goes
+            on to the end, so that edges can be compared by it; removals of `none` need no images.
 
     Returns:
         Accuracy and loss [E, O] of each type of cells; edges in the order of the model's modules, or of the
@@ -103,59 +107,22 @@ def leave_one_out_of_model(
         raise UserError(f"perturbation must be remove or keep; got {perturbation!r}")
     types = _chosen(cell_types(model), cells)
     groups = _groups(types, perturbation, next(model.parameters()))
-    weights = Weights(types)
-    evaluation = Evaluation(model, weights, groups, logits or _last, batch_norm, batched, memory_budget)
-    accuracy, loss, images = evaluated(model, weights, evaluation, batches, batch_norm, on_batch)
+    evaluation = Evaluation(
+        model, Weights(types), groups, logits or _last, batch_norm, batched, memory_budget
+    )
+    number = _numbers(types, groups)
+    race = Race(racing, number, to_the_end=True, keeps=perturbation == "keep") if racing else None
+    stream = checked_batches(batches)
+    calibration = calibration_batches(stream, batch_norm)
+    with evaluation.prepared(calibration) as logits_of:
+        found = measured(logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch)
+    check_finite(found)
     return Perturbed(
-        _results(types, groups, accuracy, loss, images),
+        _results(types, found),
         {name: cells.edges for name, cells in types.items()},
         evaluation.batched,
         evaluation.remark,
     )
-
-
-def evaluated(
-    model: nn.Module,
-    weights: Weights,
-    evaluation: Evaluation,
-    batches: Iterable[Batch],
-    batch_norm: BatchNorm,
-    on_batch: Callable[[int], None] | None,
-) -> tuple[Tensor, Tensor, int]:
-    """Evaluates all variants of a model on all batches.
-
-    Returns:
-        Accuracy in per cent and loss, [V] float64 each, the unmodified model first; and on how many images.
-
-    Raises:
-        UserError: as `leave_one_out_of_model`, of batches, labels and outputs.
-    """
-    stream = (batch for batch in map(checked_batch, batches) if len(batch[1]))
-    calibration = calibration_batches(stream, batch_norm)
-    counts: Counts | None = None
-    images = 0
-    stored: BatchNorm = "recalibrated" if batch_norm == "variant" else batch_norm
-    with (
-        _kept_buffers(model),
-        weights.intercepted(),
-        evaluation_mode(model, stored, calibration, [evaluation.base]),
-    ):
-        if batch_norm == "variant" and calibration:
-            evaluation.estimate_statistics(calibration)
-        for inputs, labels in chain(calibration, stream):
-            for variants, piece, outputs in evaluation(inputs):
-                if counts is None:
-                    counts = Counts(evaluation.variants, outputs.shape[2], outputs.device)
-                counts.add(variants, outputs, labels[piece])
-            images += len(labels)
-            if on_batch is not None:
-                on_batch(images)
-    if counts is None:
-        raise UserError("leave_one_out: no images; `batches` was empty")
-    correct, losses = counts.read()
-    if not losses.isfinite().all():
-        raise UserError("leave_one_out: the model's outputs are not finite; it has diverged")
-    return correct.double() * (100 / images), losses / images, images
 
 
 def _chosen(types: dict[CellTypes, CellType], cells: CellTypes | None) -> dict[CellTypes, CellType]:
@@ -186,19 +153,27 @@ def _groups(
     return groups
 
 
-def _results(
-    types: Mapping[CellTypes, CellType], groups: list[Group], accuracy: Tensor, loss: Tensor, images: int
-) -> dict[CellTypes, LeaveOneOut]:
-    """Accuracy and loss [V] of all variants, the unmodified model first."""
-    results = {}
+def _numbers(types: Mapping[CellTypes, CellType], groups: Iterable[Group]) -> Tensor:
+    """Which variant each op's removal is, the edges of all types below each other; as `measured` takes it."""
+    start, first = 0, {}
     for name, cells in types.items():
-        number = torch.zeros(len(cells.edges), cells.ops, dtype=torch.int64, device="cpu")
-        for group in groups:
-            if group.cells == name:
-                for v, (e, o) in enumerate(group.pairs, start=group.first):
-                    number[e, o] = v
-        results[name] = LeaveOneOut(
-            accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), images
+        first[name] = start
+        start += len(cells.edges)
+    pairs = [(first[group.cells] + e, o) for group in groups for e, o in group.pairs]
+    return numbered(pairs, start, max(cells.ops for cells in types.values()))
+
+
+def _results(types: Mapping[CellTypes, CellType], found: LeaveOneOut) -> dict[CellTypes, LeaveOneOut]:
+    """Of each type, of what was found for the edges of all types."""
+    results, start = {}, 0
+    for name, cells in types.items():
+        rows = slice(start, start + len(cells.edges)), slice(cells.ops)
+        start += len(cells.edges)
+        results[name] = replace(
+            found,
+            accuracy=found.accuracy[rows],
+            loss=found.loss[rows],
+            op_images=None if found.op_images is None else found.op_images[rows],
         )
     return results
 
@@ -210,15 +185,3 @@ def _last(output: Any) -> Tensor:
             "the model must return logits [N, classes], or a tuple with them at its end; `logits=` tells else"
         )
     return logits
-
-
-@contextmanager
-def _kept_buffers(model: nn.Module) -> Iterator[None]:
-    """Buffers that change within get their values back."""
-    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
-    try:
-        yield
-    finally:
-        for buffer, values in kept:
-            if not torch.equal(buffer, values):
-                buffer.copy_(values)

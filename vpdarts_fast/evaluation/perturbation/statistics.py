@@ -26,7 +26,7 @@ class Statistics:
     norms: Sequence[Norm] = ()
     pairs: Sequence[tuple[Tensor, Tensor]] = ()
 
-    def select(self, variants: slice | int) -> Statistics:
+    def select(self, variants: slice | int | Sequence[int]) -> Statistics:
         """Selects the statistics of some of the variants, or of one."""
         pairs = [(mean, variance) if mean.dim() == 1 else (mean[variants], variance[variants])
                  for mean, variance in self.pairs]  # fmt: skip

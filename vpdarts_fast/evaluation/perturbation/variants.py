@@ -9,7 +9,7 @@ what they share.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -26,19 +26,33 @@ from vpdarts_fast.evaluation.memory_budget import (
     cell_op,
     few_images,
     few_variants,
+    slices,
     whole_batches,
 )
 from vpdarts_fast.evaluation.perturbation.cells import CellTypes, Place
 from vpdarts_fast.evaluation.perturbation.draws import transformable_draws
+from vpdarts_fast.evaluation.perturbation.layers import ChannelsStayLast
 from vpdarts_fast.evaluation.perturbation.statistics import Statistics, estimated, joined, kept
 from vpdarts_fast.evaluation.perturbation.weights import Change, Weights
-from vpdarts_fast.evaluation.validation import Batch, BatchNorm, batch_norms, recalibrate
+from vpdarts_fast.evaluation.validation import (
+    Batch,
+    BatchNorm,
+    Logits,
+    LogitsOf,
+    Piece,
+    batch_norms,
+    evaluation_mode,
+    recalibrate,
+)
 
 DEFAULT_BUDGET = 256 << 20
 """Bytes, on the CPU (benchmarks/test_leave_one_out.py)."""
 
 GPU_BUDGET = 4 << 30
 """Bytes: few large launches keep a GPU busier than many small ones."""
+
+FEWEST_KEPT = 8
+"""Images: computing fewer together costs more than computing again what was not kept."""
 
 
 @dataclass(frozen=True)
@@ -65,12 +79,16 @@ class Group:
         share = None if self.share is None else self.share[variants]
         return Change(self.cells, frozenset(e for e, _ in pairs), self.factor[variants], share)
 
+    def select(self, places: Sequence[int], first: int) -> Group:
+        """Selects some of the variants, by their places in the group; `first` is the number of the first."""
+        share = None if self.share is None else self.share[places]
+        return Group(self.cells, first, tuple(self.pairs[v] for v in places), self.factor[places], share)
+
 
 class Evaluation:
-    """Evaluates all variants of a model batch by batch.
+    """All variants of a model, evaluated batch by batch.
 
     Attributes:
-        variants: how many there are, with the unmodified model.
         batched: many are evaluated together.
         remark: why not.
     """
@@ -85,16 +103,33 @@ class Evaluation:
         batched: bool,
         memory_budget: int | None,
     ) -> None:
-        self._model, self._weights, self._groups, self._logits = model, weights, groups, logits
-        self._batch_norm, self._memory_budget = batch_norm, memory_budget
+        self._model, self._weights, self._batch_norm = model, weights, batch_norm
+        self._groups, self._logits, self._memory_budget = groups, logits, memory_budget
         self._base, self._statistics = Statistics(), [Statistics() for _ in groups]
-        self.variants = 1 + sum(len(group.pairs) for group in groups)
         self.batched, self.remark = batched, "" if batched else "batched=False"
         slow = [place.name for place in weights.places() if not isinstance(place.module, Fused)]
         if batched and slow:
             self.batched, self.remark = False, f"{slow[0]} is not accelerated"
 
-    def estimate_statistics(self, calibration: Sequence[Batch]) -> None:
+    @contextmanager
+    def prepared(self, calibration: Sequence[Batch]) -> Iterator[LogitsOf]:
+        """Within, variants can be evaluated; the model's buffers and modes are as they were behind it.
+
+        Args:
+            calibration: batches that statistics are estimated on.
+        """
+        own = self._batch_norm == "variant"
+        stored: BatchNorm = "recalibrated" if own else self._batch_norm
+        with (
+            _kept_buffers(self._model),
+            self._weights.intercepted(),
+            evaluation_mode(self._model, stored, calibration, [self.base]),
+        ):
+            if own and calibration:
+                self._estimate_statistics(calibration)
+            yield self.logits_of
+
+    def _estimate_statistics(self, calibration: Sequence[Batch]) -> None:
         """Estimates running statistics of each variant; those of the unmodified model are kept already."""
         self._base = kept(batch_norms(self._model))
         self._weights.check_calls()
@@ -126,17 +161,52 @@ class Evaluation:
         with same_random_numbers(images.device):
             return self._run(images, None)
 
-    def __call__(self, images: Tensor) -> Iterator[tuple[slice, slice, Tensor]]:
-        """Yields pieces: which variants, which images, and their logits [variants, images, classes]."""
-        everything = slice(0, len(images))
-        self._base.use()
-        yield slice(0, 1), everything, self.base(images).unsqueeze(0)
-        self._weights.check_calls()
+    def logits_of(self, variants: Sequence[int]) -> Logits:
+        """What computes the logits of some variants; see `vpdarts_fast.evaluation.measuring.LogitsOf`."""
+        chosen = []
+        first = 1
         for group, statistics in zip(self._groups, self._statistics, strict=True):
-            for variants, piece in self._pieces(group, images, cell_op(self._batch_norm == "batch")):
+            numbers = range(group.first, group.first + len(group.pairs))
+            places = [variant - group.first for variant in variants if variant in numbers]
+            if places:
+                chosen.append((group.select(places, first), statistics.select(places)))
+                first += len(places)
+        return partial(self._pieces_of, chosen)
+
+    def _pieces_of(self, groups: Sequence[tuple[Group, Statistics]], images: Tensor) -> Iterator[Piece]:
+        """The logits of the unmodified model and of all variants of some groups."""
+        limit = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
+        room = limit // 2 if self.batched else 0
+        for some in slices(len(images), self._kept_together(len(images), room)):
+            with self._weights.keeping_outputs(room):
+                for variants, piece, logits in self._of_some(groups, images[some], limit):
+                    yield variants, slice(some.start + piece.start, some.start + piece.stop), logits
+
+    def _kept_together(self, images: int, room: int) -> int:
+        """Of how many images there is room for what the unmodified model computes; else all of them."""
+        fitting = room // max(self._weights.output_bytes(), 1)
+        return fitting if FEWEST_KEPT <= fitting < images and self._batch_norm != "batch" else images
+
+    def _of_some(
+        self, groups: Sequence[tuple[Group, Statistics]], images: Tensor, limit: int
+    ) -> Iterator[Piece]:
+        """The same of images of which outputs are kept."""
+        self._base.use()
+        yield slice(0, 1), slice(0, len(images)), self.base(images).unsqueeze(0)
+        self._weights.check_calls()
+        op = cell_op(self._batch_norm == "batch")
+        left = limit
+        if self.batched:
+            left -= self._weights.kept_bytes()
+            if left < max(self._need(images, places, op).total(1, 1) for places in self._weights.cells()):
+                self._weights.keep_none()
+                left = limit
+        for group, statistics in groups:
+            for variants, piece in self._pieces(group, images, op, left):
                 outputs = None
                 if self.batched:
-                    outputs = self._together(group, variants, images[piece], statistics.select(variants))
+                    with self._weights.serving(piece):
+                        outputs = self._together(group, variants, images[piece], statistics.select(variants))
                 if outputs is not None:
                     yield slice(group.first + variants.start, group.first + variants.stop), piece, outputs
                     continue
@@ -175,7 +245,7 @@ class Evaluation:
         args = change.factor, change.share, statistics.differing()
         statistics.use()
         try:
-            with same_random_numbers(images.device), transformable_draws():
+            with same_random_numbers(images.device), transformable_draws(), ChannelsStayLast():
                 logits: Tensor = torch.vmap(run, in_dims, randomness="same")(*args)
         except UserError:
             raise
@@ -198,15 +268,18 @@ class Evaluation:
         activations = images.new_empty(0, dtype=inputs[0].dtype)
         return cell_need(op, backend_of(places[0].module), activations, size)
 
-    def _pieces(self, group: Group, images: Tensor, op: str) -> Iterator[tuple[slice, slice]]:
-        """Variants of the group and images, so many as fit the budget; op: see `cell_op`."""
+    def _pieces(
+        self, group: Group, images: Tensor, op: str, budget: int | None = None
+    ) -> Iterator[tuple[slice, slice]]:
+        """Variants of the group and images, so many as fit the budget, bytes; op: see `cell_op`."""
         count, total = len(images), len(group.pairs)
         if not self.batched:
             yield slice(0, total), slice(0, count)
             return
         needs = [self._need(images, places, op) for places in self._weights.cells()]
         need = max(needs, key=lambda need: need.total(1, 1))
-        limits = self._memory_budget, GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
+        default = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
+        limits = budget if self._memory_budget and budget else self._memory_budget, budget or default
         if op == "mixed_cell":
             variants_together, images_together = whole_batches(need, total, count, *limits, self._batch_norm)
         else:
@@ -214,12 +287,23 @@ class Evaluation:
             folds = self._batch_norm == "variant" and any(p.edge is None for p in self._weights.places())
             cut = few_variants if folds else few_images
             variants_together, images_together = cut(need, total, count, *limits)
-        for i in range(0, count, images_together):
-            for v in range(0, total, variants_together):
-                piece = slice(i, min(count, i + images_together))
-                yield slice(v, min(total, v + variants_together)), piece
+        for piece in slices(count, images_together):
+            for variants in slices(total, variants_together):
+                yield variants, piece
 
 
 def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
     """Every pass within one of these draws the same, and leaves the generators as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+@contextmanager
+def _kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Buffers that change within get their values back."""
+    kept = [(buffer, buffer.clone()) for buffer in model.buffers()]
+    try:
+        yield
+    finally:
+        for buffer, values in kept:
+            if not torch.equal(buffer, values):
+                buffer.copy_(values)

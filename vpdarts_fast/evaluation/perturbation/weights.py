@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import is_batchedtensor
 
 from vpdarts_fast.acceleration.fused import subclass
 from vpdarts_fast.acceleration.snapshot import CALL
@@ -36,11 +37,12 @@ class Change:
 
 
 class Weights:
-    """The weights of all mixed operations of a model.
+    """The weights of all mixed operations of a model, and what the unmodified model made of them.
 
     Attributes:
         change: what becomes of them; none leaves them as they are.
         image: for each place that was called without a change, an image of its input: [C, H, W], no values.
+        output: likewise of its output.
     """
 
     def __init__(
@@ -53,6 +55,44 @@ class Weights:
         self.change: Change | None = None
         self._types = types
         self.image: dict[str, Tensor] = {}
+        self.output: dict[str, Tensor] = {}
+        self._kept: dict[str, Kept] = {}
+        self._room = 0
+        self._images: slice | None = None
+
+    @contextmanager
+    def keeping_outputs(self, room: int) -> Iterator[None]:
+        """Within, outputs without a change are kept, and serve where a place is called with the same input.
+
+        That is what `torch.vmap` over changes does not batch: what comes before the first change (`serving`).
+        Those that are computed first are kept, as many as `room` has bytes for.
+        """
+        self._room = room
+        try:
+            yield
+        finally:
+            self.keep_none()
+
+    def keep_none(self) -> None:
+        """Forgets what is kept, and keeps nothing more."""
+        self._kept, self._room = {}, 0
+
+    def kept_bytes(self) -> int:
+        """Counts the bytes of what is kept."""
+        return sum(kept.whole.numel() * kept.whole.element_size() for kept in self._kept.values())
+
+    @contextmanager
+    def serving(self, images: slice) -> Iterator[None]:
+        """Within a `torch.vmap`, what is kept serves; the model is called with so many of the images."""
+        self._images = images
+        try:
+            yield
+        finally:
+            self._images = None
+
+    def output_bytes(self) -> int:
+        """Counts the bytes of all outputs for an image; 0 before the first call."""
+        return sum(output.numel() * output.element_size() for output in self.output.values())
 
     def cells(self) -> Iterator[list[Place]]:
         """Yields the places of each cell."""
@@ -97,18 +137,17 @@ class Weights:
         cells: CellType,
         place: Place,
         parameters: Sequence[str],
+        compute: Callable[..., Any],
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
-    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """The arguments of a call, with its weights changed."""
+    ) -> Any:
+        """What a place computes, with its weights changed."""
         change = self.change
         if change is None:
-            x = args[0] if args else kwargs[parameters[0]]
-            self.image[place.name] = torch.empty_like(x[0], device="meta")
-            self._given(place, args[1] if len(args) > 1 else kwargs[parameters[1]])
-            return args, kwargs
+            return self._unchanged(place, parameters, compute, args, kwargs)
         if change.cells != name or (place.edge is not None and place.edge not in change.edges):
-            return args, kwargs
+            output = self._served(place, (args, kwargs))
+            return compute(*args, **kwargs) if output is None else output
         weights = args[1] if len(args) > 1 else kwargs[parameters[1]]
         if place.edge is None:
             changed = _changed_table(place.name, weights, change, (len(cells.edges), cells.ops))
@@ -116,8 +155,54 @@ class Weights:
             share = None if change.share is None else change.share[place.edge]
             changed = _changed_row(place.name, weights, change.factor[place.edge], share)
         if len(args) > 1:
-            return (args[0], changed, *args[2:]), kwargs
-        return args, {**kwargs, parameters[1]: changed}
+            return compute(args[0], changed, *args[2:], **kwargs)
+        return compute(*args, **{**kwargs, parameters[1]: changed})
+
+    def _served(self, place: Place, arguments: object) -> Tensor | None:
+        """What is kept of a place, if it is called with what it was called with then."""
+        kept = self._kept.get(place.name)
+        if self._images is None or kept is None or any(map(is_batchedtensor, tensors(arguments))):
+            return None
+        return kept.of(self._images)
+
+    def _unchanged(
+        self,
+        place: Place,
+        parameters: Sequence[str],
+        compute: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+    ) -> Any:
+        x = args[0] if args else kwargs[parameters[0]]
+        self.image[place.name] = torch.empty_like(x[0], device="meta")
+        self._given(place, args[1] if len(args) > 1 else kwargs[parameters[1]])
+        random = torch.get_rng_state()
+        output = compute(*args, **kwargs)
+        if isinstance(output, Tensor) and output.dim() > 0 and len(output) == len(x):
+            self.output[place.name] = torch.empty_like(output[0], device="meta")
+            # What draws random numbers is called every time: others follow in the same order.
+            draws = not torch.equal(random, torch.get_rng_state())
+            fits = self.kept_bytes() + output.numel() * output.element_size() <= self._room
+            if fits and not draws and not output.is_inference():
+                self._kept[place.name] = Kept(output, output._version)
+        return output
+
+
+@dataclass(frozen=True)
+class Kept:
+    """An output of the unmodified model.
+
+    Attributes:
+        whole: [N, C, H, W], of all images.
+        version: of the tensor when it was kept; another one says that it has been changed in place since.
+    """
+
+    whole: Tensor
+    version: int
+
+    def of(self, images: slice) -> Tensor | None:
+        """Returns what it is of some of the images; none if it has been changed."""
+        return self.whole[images] if self.whole._version == self.version else None
 
 
 @cache
@@ -132,10 +217,18 @@ def _intercepting(kind: type[nn.Module], method: str) -> Callable[..., Any]:
 
     @wraps(original)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        args, kwargs = self.__dict__[CALL](names, args, kwargs)
-        return original(self, *args, **kwargs)
+        return self.__dict__[CALL](names, partial(original, self), args, kwargs)
 
     return run
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yields the tensors of nested tuples, lists and dictionaries."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, (tuple, list, dict)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from tensors(part)
 
 
 def _changed_table(name: str, weights: Any, change: Change, shape: tuple[int, int]) -> Any:

@@ -23,7 +23,7 @@ from vpdarts_fast.search.finalists.rounds import Score
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.optimizers import adapted, weights_optimizer
 from vpdarts_fast.search.preflight import last_batch_is_too_small
-from vpdarts_fast.search.state import Mean, step_sums
+from vpdarts_fast.search.records import Mean, step_sums
 from vpdarts_fast.search.step import training_step
 from vpdarts_fast.search.streams import seed_for, stream
 

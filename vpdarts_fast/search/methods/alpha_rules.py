@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
@@ -24,9 +24,11 @@ class Problem:
     """What an alpha step starts from.
 
     Attributes:
-        supernet: called with images and weights of the ops.
+        supernet: called with images and weights [E, O + further].
         alpha: [E, O], a leaf that requires a gradient.
-        weights_of: alpha [E, O] -> weights of the ops [E, O]; draws anew in every call, if it draws.
+        tables: what the variation trains beside alpha, leaves of any shapes; `weights_of` depends on them.
+        weights_of: alpha [E, O] -> what the supernet is called with, [E, O + further]; draws anew in every
+            call, if it draws.
         penalty: alpha [E, O] -> the regulariser's term [], or None.
         loss: of logits and labels.
         training: the batch of the weights step beside it, if there is one.
@@ -36,6 +38,7 @@ class Problem:
 
     supernet: nn.Module
     alpha: Tensor
+    tables: Sequence[Tensor]
     weights_of: Callable[[Tensor], Tensor]
     penalty: Callable[[Tensor], Tensor | None]
     loss: Loss
@@ -56,8 +59,12 @@ class AlphaRule(Part, kind="alpha-rule"):
     needs_training: ClassVar[bool] = False
 
     @abstractmethod
-    def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
-        """Finds alpha's gradient [E, O], and loss [] and logits [N, classes] of the validation batch."""
+    def gradient(self, problem: Problem) -> tuple[Sequence[Tensor], Tensor, Tensor]:
+        """Finds the gradients of alpha and of each of the tables.
+
+        Returns:
+            The gradients, alpha's [E, O] first, and loss [] and logits [N, classes] of the validation batch.
+        """
 
 
 @dataclass(frozen=True)
@@ -67,15 +74,15 @@ class FirstOrder(AlphaRule):
     name: ClassVar[str] = "first-order"
 
     @override
-    def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, problem: Problem) -> tuple[Sequence[Tensor], Tensor, Tensor]:
         images, labels = problem.validation
         with frozen(problem.supernet):
             logits = problem.supernet(images, problem.weights_of(problem.alpha))
         loss = problem.loss(logits, labels)
         penalty = problem.penalty(problem.alpha)
         total = loss if penalty is None else loss + penalty
-        (gradient,) = torch.autograd.grad(total, problem.alpha)
-        return gradient, loss.detach(), logits.detach()
+        gradients = torch.autograd.grad(total, (problem.alpha, *problem.tables))
+        return gradients, loss.detach(), logits.detach()
 
 
 @dataclass(frozen=True)
@@ -85,7 +92,7 @@ class Frozen(AlphaRule):
     name: ClassVar[str] = "frozen"
     moves: ClassVar[bool] = False
 
-    def gradient(self, problem: Problem) -> tuple[Tensor, Tensor, Tensor]:
+    def gradient(self, problem: Problem) -> tuple[Sequence[Tensor], Tensor, Tensor]:
         """Must not be called, as there is no step to find a gradient for.
 
         Raises:

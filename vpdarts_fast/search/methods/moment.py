@@ -14,8 +14,9 @@ class Moment:
     """Where a search is, for one of its parts.
 
     Attributes:
-        epoch: [] float64 on the supernet's device, the epoch in progress, from 0. What is computed of it
-            follows the search also inside of a step that is captured as a CUDA graph.
+        epoch: [] float64 on the supernet's device, the epoch in progress, from 0; once all are over, their
+            number. What is computed of it follows the search also inside of a step that is captured as a CUDA
+            graph.
         epochs: how many the search has.
         state: what the part keeps, by names of its own (`new_state` of its kind); changed in place, saved in
             checkpoints.
@@ -27,8 +28,13 @@ class Moment:
 
     @property
     def share(self) -> Tensor:
-        """How far the search is, [] float64: 0 in the first epoch, 1 in the last."""
-        return self.epoch / max(self.epochs - 1, 1)
+        """How far the search is, [] float64: 0 in the first epoch, 1 in the last and after it."""
+        return (self.epoch / max(self.epochs - 1, 1)).clamp(max=1)
+
+    @property
+    def left(self) -> Tensor:
+        """How much of the search is left, [] float64: 1 in the first epoch, 0 once all epochs are over."""
+        return 1 - self.epoch / self.epochs
 
 
 @dataclass(frozen=True)

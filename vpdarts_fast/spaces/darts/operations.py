@@ -12,21 +12,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-
-class Zero(nn.Module):
-    """The `none` operation."""
-
-    def __init__(self, stride: int) -> None:
-        super().__init__()
-        self.stride = stride
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Returns zeros [N, C, ceil(H / stride), ceil(W / stride)] for `x` [N, C, H, W]."""
-        return torch.zeros_like(x if self.stride == 1 else x[:, :, :: self.stride, :: self.stride])
-
-    @override
-    def extra_repr(self) -> str:
-        return f"stride={self.stride}"
+from vpdarts_fast.spaces.blocks import Zero
 
 
 class Noise(nn.Module):

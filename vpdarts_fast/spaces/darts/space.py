@@ -23,6 +23,7 @@ from vpdarts_fast.spaces.darts.genotype import (
 )
 from vpdarts_fast.spaces.darts.network import DartsNetwork
 from vpdarts_fast.spaces.darts.supernet import ALL_OPS, DartsSupernet, OpsOfEdges
+from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
 
 EDGE_NAMES = tuple(f"{source}->{node}" for source, node in EDGES)
@@ -36,6 +37,7 @@ class Darts(Space[Genotype]):
     """The space of DARTS (Liu, Simonyan and Yang, 2019): normal and reduction cells, 8 operations an edge."""
 
     name: ClassVar[str] = "darts"
+    kept: ClassVar[int | None] = KEPT
     normal_ops: ClassVar[OpsOfEdges] = ALL_OPS
     reduction_ops: ClassVar[OpsOfEdges] = ALL_OPS
 
@@ -72,6 +74,18 @@ class Darts(Space[Genotype]):
             num_classes,
             normal_ops=self.normal_ops,
             reduction_ops=self.reduction_ops,
+        )
+
+    def varied_supernet(self, num_classes: int, make_edge: MakeEdge, further: int) -> nn.Module:
+        """A new `DartsSupernet` with edges of another make."""
+        return DartsSupernet(
+            self.channels,
+            self.layers,
+            num_classes,
+            normal_ops=self.normal_ops,
+            reduction_ops=self.reduction_ops,
+            make_edge=make_edge,
+            further=further,
         )
 
     def network(self, genotype: Genotype, num_classes: int) -> nn.Module:

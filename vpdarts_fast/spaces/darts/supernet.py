@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.darts.genotype import DARTS_OPS, EDGES, NODES, PREDECESSORS
 from vpdarts_fast.spaces.darts.operations import OPERATIONS, POOLS
 from vpdarts_fast.spaces.darts.skeleton import CellInputs, Place, Skeleton
+from vpdarts_fast.spaces.edges import EdgeSite, MakeEdge, plain_edge
 
 OpsOfEdges = tuple[tuple[str, ...], ...]
 """Of each of the 14 edges of a cell, the names of its candidate operations."""
@@ -44,26 +46,38 @@ class MixedOp(nn.Module):
         return out
 
 
+def mixed_op(names: Sequence[str], stride: int, normed_pools: bool, channels: int) -> MixedOp:
+    """Makes the mixed operation of the named candidates; behind a pool there may stand a batch norm."""
+    candidates = []
+    for name in names:
+        op = OPERATIONS[name](channels, stride, False)
+        if normed_pools and name in POOLS:
+            op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False))
+        candidates.append(op)
+    return MixedOp(candidates)
+
+
 class SearchCell(CellInputs):
-    """A cell in which a node is the sum of the mixed operations of all inputs and nodes before it.
+    """A cell in which a node is the sum of the edges from all inputs and nodes before it.
 
     Args:
         place: in the network.
         ops: the candidate operations of its edges.
+        columns: O, of the weights of the operations.
         normed_pools: whether a batch norm stands behind every pool.
+        make_edge: what makes the edges.
     """
 
-    def __init__(self, place: Place, ops: OpsOfEdges, normed_pools: bool) -> None:
+    def __init__(
+        self, place: Place, ops: OpsOfEdges, columns: int, normed_pools: bool, make_edge: MakeEdge
+    ) -> None:
         super().__init__(place, affine=False)
         self._ops = nn.ModuleList()
         for (source, _), names in zip(EDGES, ops, strict=True):
-            candidates = []
-            for name in names:
-                op = OPERATIONS[name](place.channels, place.stride(source), False)
-                if normed_pools and name in POOLS:
-                    op = nn.Sequential(op, nn.BatchNorm2d(place.channels, affine=False))
-                candidates.append(op)
-            self._ops.append(MixedOp(candidates))
+            stride = place.stride(source)
+            mixed = partial(mixed_op, names, stride, normed_pools)
+            skip = partial(OPERATIONS["skip_connect"], place.channels, stride, False)
+            self._ops.append(make_edge(EdgeSite(place.channels, stride, columns, mixed, skip)))
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor) -> Tensor:
         """Computes the cell's output [N, 4 C, H, W] from those of the two cells before it.
@@ -71,7 +85,7 @@ class SearchCell(CellInputs):
         Args:
             before_last: the output of the cell before the last one.
             last: the output of the last cell.
-            weights: [14, O], of the operations.
+            weights: [14, O + W], a row for each edge.
         """
         states = self.states(before_last, last)
         edges = iter(zip(self._ops, weights, strict=True))
@@ -93,6 +107,8 @@ class DartsSupernet(Skeleton):
         num_classes: of the classifier.
         normal_ops: the candidate operations of the edges of normal cells.
         reduction_ops: likewise of reduction cells.
+        make_edge: what makes the edges.
+        further: W, how many weights an edge takes behind those of its operations.
 
     Raises:
         UserError: a size out of bounds (`vpdarts_fast.bounds`).
@@ -108,20 +124,26 @@ class DartsSupernet(Skeleton):
         *,
         normal_ops: OpsOfEdges = ALL_OPS,
         reduction_ops: OpsOfEdges = ALL_OPS,
+        make_edge: MakeEdge = plain_edge,
+        further: int = 0,
     ) -> None:
+        columns = max(len(names) for names in (*normal_ops, *reduction_ops))
         super().__init__(
             channels,
             layers,
             num_classes,
             lambda place: SearchCell(
-                place, reduction_ops if place.reduction else normal_ops, self.normed_pools
+                place,
+                reduction_ops if place.reduction else normal_ops,
+                columns,
+                self.normed_pools,
+                make_edge,
             ),
         )
-        columns = max(len(names) for names in (*normal_ops, *reduction_ops))
-        self.weights_shape = 2 * len(EDGES), columns
+        self.weights_shape = 2 * len(EDGES), columns + further
 
     def forward(self, images: Tensor, weights: Tensor) -> Tensor:
-        """Maps images [N, 3, H, W] to logits [N, classes], with weights [28, O] of the operations.
+        """Maps images [N, 3, H, W] to logits [N, classes], with weights [28, O + W] of the operations.
 
         Rows 0 to 13 of the weights are of the edges of normal cells, the others of reduction cells.
 

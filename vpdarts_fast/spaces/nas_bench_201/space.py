@@ -12,8 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteNetwork, Supernet
+from vpdarts_fast.spaces.nas_bench_201.varied import VariedSupernet
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
 
 
@@ -49,6 +51,17 @@ class NasBench201(Space[Genotype]):
             skip_dropout=self.skip_dropout,
             fused=fused,
             backend=backend,
+        )
+
+    @override
+    def varied_supernet(self, num_classes: int, make_edge: MakeEdge, further: int) -> VariedSupernet:
+        return VariedSupernet(
+            self.channels,
+            self.cells_per_stage,
+            num_classes,
+            skip_dropout=self.skip_dropout,
+            make_edge=make_edge,
+            further=further,
         )
 
     @override
