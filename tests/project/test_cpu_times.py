@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import json
+from functools import cache
 from pathlib import Path
 
 import cpu_times
@@ -11,11 +12,16 @@ import pytest
 from places import TESTS
 
 
+@cache
+def functions_of(file: str) -> set[str]:
+    (path,) = TESTS.glob(f"*/{file}")
+    return {node.name for node in ast.parse(path.read_text()).body if isinstance(node, ast.FunctionDef)}
+
+
 @pytest.mark.parametrize("name", cpu_times.SLOW.read_text().split())
 def test_every_slow_test_exists(name: str) -> None:
     file, _, function = name.partition("::")
-    tree = ast.parse(next(TESTS.glob(f"*/{file}")).read_text())
-    assert function in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
+    assert function in functions_of(file)
 
 
 def test_the_costliest_cases_are_slow_until_the_others_fit(

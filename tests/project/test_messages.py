@@ -90,7 +90,7 @@ def test_every_target_of_make_that_is_named_exists(target: str) -> None:
 
 
 def test_the_command_to_continue_continues(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "my runs" / "first one"
     with monkeypatch.context() as patched:

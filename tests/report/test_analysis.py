@@ -28,7 +28,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
-from vpdarts_fast.search import RunFolder
+from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main as search
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.methods.criteria import Importance
@@ -54,7 +54,9 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runs_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search with two seeds and snapshots."""
     folder = tmp_path_factory.mktemp("searched") / "runs"
-    assert search([*TINY, "--seeds", "3", "7", "--snapshots", "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "draw_pictures", lambda folder: [])
+        assert search([*TINY, "--seeds", "3", "7", "--snapshots", "--out", str(folder)]) == 0
     return folder
 
 
@@ -180,7 +182,7 @@ def test_mean_and_spread_over_runs() -> None:
 
 
 def test_snapshots_change_nothing_and_survive_a_stop(
-    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    runs: Path, tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One before each pruning epoch and one at the end; the search's numbers are those without."""
     without, stopped = tmp_path / "without", tmp_path / "stopped"

@@ -198,7 +198,7 @@ def write_newer(path: Path, form: Format) -> None:
 
 @pytest.mark.parametrize(("name", "form"), NEWER, ids=[name for name, _ in NEWER])
 def test_files_of_a_newer_version_are_refused(
-    name: str, form: Format, old: Path, capsys: pytest.CaptureFixture[str]
+    name: str, form: Format, old: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert {form for _, form in NEWER} == set(ALL) - {FINALISTS, SPACE}
     # These: tests/search/test_finalist_training.py, tests/runs/test_space_files.py

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from op_contract import half_of
 from search_commands import TINY, error_of, full_disk
 
 from vpdarts_fast.errors import UserError
@@ -174,9 +175,15 @@ class Broken(RuntimeError):
     """What nobody has thought of."""
 
 
-@pytest.mark.parametrize("error", [UserError("no"), KeyboardInterrupt(), Broken(), MemoryError()])
-@pytest.mark.parametrize("where", ["made", "searched"])
-@pytest.mark.parametrize("seeds", [["3"], ["3", "4"]])
+@pytest.mark.parametrize(
+    ("error", "where", "seeds"),
+    half_of(
+        0,
+        [UserError("no"), KeyboardInterrupt(), Broken(), MemoryError()],
+        ["made", "searched"],
+        [["3"], ["3", "4"]],
+    ),
+)
 def test_a_run_that_did_not_begin_leaves_nothing(
     error: BaseException, where: str, seeds: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -163,7 +163,7 @@ def test_the_preset_cpu_is_a_committee_that_is_evaluated_once_and_finalists(tmp_
     assert {"cell.png", "cell.svg", "curves.png"} <= {path.name for path in folder.iterdir()}
 
 
-def test_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_from_the_command_line(tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
     assert main([*FLAGS, "--committee", "2", "--out", str(folder)]) == 0
     output = capsys.readouterr().out

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import run_python
 from places import ROOT, SUPPORT
 from search_calls import outcome
 from search_commands import error_of, stop_after
@@ -38,7 +37,9 @@ SEARCH = [
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that was not interrupted."""
     folder = tmp_path_factory.mktemp("own") / "whole"
-    assert main([*SEARCH, "--out", str(folder)]) == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(running, "draw_pictures", lambda folder: [])
+        assert main([*SEARCH, "--out", str(folder)]) == 0
     return folder
 
 
@@ -87,14 +88,14 @@ def test_a_stopped_search_ends_the_same(
 def test_it_is_drawn_without_its_code(whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "copy"
     shutil.copytree(whole, folder)
-    for picture in (*folder.glob("*.png"), *folder.glob("*.svg")):
-        picture.unlink()
-    code = (
+    program = tmp_path / "program.py"
+    program.write_text(
         "import sys; from pathlib import Path; from vpdarts_fast.report.pictures import draw_pictures; "
         f"draw_pictures(Path({str(folder)!r})); "
         "assert not [name for name in sys.modules if 'own_' in name]"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    status, output = run_python([str(program)], ROOT)
+    assert status == 0, output
     drawn = {path.name for path in folder.iterdir()}
     assert {"cell.png", "cell.svg", "curves.png", "finalists.png"} <= drawn
     assert {"alpha-wide.png", "alpha-deep.png", "importance-wide.png", "importance-deep.png"} <= drawn
@@ -103,11 +104,10 @@ def test_it_is_drawn_without_its_code(whole: Path, tmp_path: Path) -> None:
 
 def test_a_folder_imports_nothing_by_itself(whole: Path) -> None:
     """Resuming without --plugin says which part is not known, and what to do; no code is looked for."""
-    command = [sys.executable, "-m", "vpdarts_fast.search", "--resume", str(whole)]
-    ended = subprocess.run(command, check=False, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert "config.json: --space two-cells is not known" in ended.stderr
-    assert "found where --plugin names its file" in ended.stderr
+    status, output = run_python(["-m", "vpdarts_fast.search", "--resume", str(whole)], ROOT)
+    assert status == 2, output
+    assert "config.json: --space two-cells is not known" in output
+    assert "found where --plugin names its file" in output
     assert "own_" not in (whole / "config.json").read_text()
 
 
