@@ -30,16 +30,21 @@ search: setup ## search an architecture (ARGS="--help" for the options)
 	@$(BIN)/python -m vpdarts_fast.search --fused $(ARGS)
 
 # As many processes as cores, so one thread for each; tests of more threads ask for them, and so does tests/machines.sh.
-test check: export OMP_NUM_THREADS ?= 1
+test thorough check: export OMP_NUM_THREADS ?= 1
+# Processes that tests start do not compile every module anew.
+test thorough check: export PYTHONDONTWRITEBYTECODE :=
 
 test: setup ## run the tests, in as many processes as cores (ARGS="-n 0": in one)
-	@$(BIN)/python -m pytest tests -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest tests -m "not thorough" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+
+thorough: setup ## run the tests that compile kernels again and again: with sanitizers, for every GPU, with mistakes in them
+	@$(BIN)/python -m pytest tests -m thorough -n logical --maxprocesses 8 --dist worksteal $(ARGS)
 
 check: setup ## the fast tests, and style and types of what has changed: a minute
 	@changed=$$(git diff --name-only --diff-filter=d HEAD -- '*.py' '*.pyi'; git ls-files -o --exclude-standard -- '*.py'); \
 	if [ -n "$$changed" ]; then $(BIN)/ruff check $$changed && $(BIN)/ruff format --check $$changed; fi
 	@if [ -n "$$(git diff --name-only HEAD -- vpdarts_fast pyproject.toml)" ]; then $(BIN)/mypy --strict vpdarts_fast; fi
-	@$(BIN)/python -m pytest tests -q -m "not slow" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@$(BIN)/python -m pytest tests -q -m "not slow and not thorough" -n logical --maxprocesses 8 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 bench: setup ## measure the README's table in minutes (ARGS="--full" for everything, ARGS="--csv FILE")
 	@$(BIN)/python -m pytest benchmarks --benchmark-only $(ARGS)

@@ -116,6 +116,7 @@ def disassemble(cubin: Path) -> str | None:
     return subprocess.run([tool, str(cubin)], capture_output=True, text=True, check=True).stdout
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("architecture", architectures())
 @pytest.mark.parametrize("source", ["mixed_sum.cu", "mixed_sum_backward.cu", "masked_cell.cu"])
 def test_kernels_stay_within_their_budgets(source: str, architecture: int) -> None:

@@ -137,6 +137,7 @@ def sanitizer_environment() -> dict[str, str]:
     return {"LD_PRELOAD": ":".join(preload), "ASAN_OPTIONS": "detect_leaks=0"}
 
 
+@pytest.mark.thorough
 def test_emulated_kernels_under_sanitizers_in_every_schedule(sanitized: Path) -> None:
     status, output = run_checks(
         sanitized, "tests/gpu/cuda_emulation/kernel_checks.py", **sanitizer_environment()
@@ -217,6 +218,7 @@ FAULTS = {
 """What is broken -> file, the right text, the wrong one, which occurrence, the checks that must fail."""
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("fault", FAULTS)
 def test_a_broken_kernel_is_found(emulated: Path, tmp_path: Path, fault: str) -> None:
     *change, checks = FAULTS[fault]

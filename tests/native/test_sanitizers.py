@@ -100,5 +100,6 @@ def link_and_run(program: str, lanes: int, kernel_flags: list[str], folder: Path
         pytest.param(16, [*AVX2, "-O1"], id="16-lanes-on-avx2", marks=needs_avx2),
     ],
 )
+@pytest.mark.thorough
 def test_native_kernels(program: str, lanes: int, flags: list[str], tmp_path: Path) -> None:
     link_and_run(program, lanes, flags, tmp_path)
