@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from vpdarts_fast import accelerate, leave_one_out
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm, LeaveOneOut
 from vpdarts_fast.evaluation.of_table import WithWeights
+from vpdarts_fast.runtime.machine import reuse_memory
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.spaces.darts import Darts
@@ -109,6 +110,7 @@ def evaluated(supernet: nn.Module, batch: tuple[Tensor, Tensor], mode: BatchNorm
 @pytest.mark.parametrize("batch_norm", ["running", "batch", "variant"])
 def test_darts_search_evaluation(batch_norm: BatchNorm, compare: Callable[..., None]) -> None:
     """All operations of both cell types."""
+    reuse_memory()  # as the search does
     images, labels = new_batch(IMAGES)
     batch = OURS.images(images), labels
     torch.manual_seed(0)
