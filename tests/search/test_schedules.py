@@ -196,7 +196,7 @@ def test_alphas_of_decided_edges_stay() -> None:
 GREEDY = [
     "--schedule", "greedy", "--commit-after", "1", "--commit-every", "1", "--batch-growth", "2",
     "--relaxation", "softmax", "--criterion", "alpha", "--pruning", "hard", "--alpha-noise", "0.001",
-    "--max-images", "48", "--channels", "2", "--batch-size", "8", "--threads", "1", "--finalists", "0",
+    "--max-images", "48", "--channels", "4", "--batch-size", "8", "--threads", "1", "--finalists", "0",
 ]  # fmt: skip
 SEARCHES = {
     "nas-bench-201": (13, GREEDY),

@@ -30,7 +30,9 @@ SEARCHES = {
         ["--variation", "partial-channels", "--edge-normalisation", "--committee", "2", "--no-fused"],
     ),
     "pc-darts in DARTS": (
-        3, [*DARTS, "--variation", "partial-channels", "--channel-parts", "2", "--edge-normalisation"],
+        3,
+        [*DARTS, "--channels", "8", "--variation", "partial-channels", "--channel-parts", "2",
+         "--edge-normalisation"],
     ),
     "skip": (
         4,
