@@ -60,6 +60,17 @@ def test_concatenations_of_what_variants_share_and_do_not_share() -> None:
     assert lie_channels_last(out)
 
 
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_concatenations_lie_as_without_variants(layout: torch.memory_format) -> None:
+    """Random numbers are drawn in the order of memory."""
+    shared = images(IMAGES).contiguous(memory_format=layout)
+    own = torch.stack([shared + v for v in range(VARIANTS)])
+    own = torch.empty_strided(own.shape, (shared.numel(), *shared.stride()), dtype=own.dtype).copy_(own)
+    with torch.no_grad(), ChannelsStayLast():
+        out = torch.vmap(lambda x: torch.cat([x, shared], 1))(own)
+    assert out[0].stride() == torch.cat([shared, shared], 1).stride()
+
+
 def test_other_concatenations_and_global_pools() -> None:
     own = images(VARIANTS, IMAGES)
     with torch.no_grad(), ChannelsStayLast():
@@ -78,6 +89,31 @@ class InPlaceSupernet(DartsSupernet):
         self.cells[0].get_submodule("_ops.0").register_forward_hook(lambda op, args, out: out.add_(1))
 
 
+class RepeatingSupernet(DartsSupernet):
+    """Calls its first cell a second time, with its own output: the same modules on other images."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        s0 = s1 = self.stem(images)
+        weights = [self.weights(i in self.reductions) for i in range(len(self.cells))]
+        again = self.cells[0](s0, s1, weights[0])
+        s0 = self.cells[0](torch.cat([again, s1[:, again.shape[1] :]], 1).relu(), s1, weights[0])
+        s0 = torch.cat([s0, s1[:, s0.shape[1] :]], 1)
+        for cell, row in zip(self.cells, weights, strict=True):
+            s0, s1 = s1, cell(s0, s1, row)
+        features = s1.mean((2, 3))
+        return features, self.classifier(features)
+
+
+class DrawingSupernet(DartsSupernet):
+    """Draws noise in the first mixed operation, and behind it."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        first = self.cells[0].get_submodule("_ops.0")
+        first.register_forward_hook(lambda op, args, out: out + torch.randn_like(out))
+        self.cells[1].register_forward_hook(lambda cell, args, out: out + torch.randn_like(out))
+
+
 class Counter(nn.Module):
     """Counts the calls of the mixed operations of a model."""
 
@@ -92,7 +128,7 @@ class Counter(nn.Module):
         self.calls += 1
 
 
-@pytest.mark.parametrize("supernet", [DartsSupernet, InPlaceSupernet])
+@pytest.mark.parametrize("supernet", [DartsSupernet, InPlaceSupernet, RepeatingSupernet, DrawingSupernet])
 def test_what_is_shared_is_that_of_the_loop(supernet: type[DartsSupernet]) -> None:
     model, some = trained(supernet), batches(13, 6)
     expected = leave_one_out(model, some, batched=False, batch_norm="running")

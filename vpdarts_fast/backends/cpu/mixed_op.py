@@ -43,7 +43,7 @@ def mixed_op(
     if differentiates:
         # The backward pass goes through every variant.
         x, *given = (tensor.expand(variants, *tensor.shape[1:]) for tensor in (x, *given))
-    elif statistics is not None and statistics.dim() == 4:
+    elif statistics is not None and statistics.dim() == 4:  # of each variant
         x = x.expand(variants, *x.shape[1:])
     branches_and_norms = (
         [_kind(branch) for branch in branches],
@@ -56,9 +56,9 @@ def mixed_op(
         _stacked([norm.beta for norm in of], alpha.new_zeros(x.shape[2])),
         [float(norm.eps) for norm in of],
     )
+    statistics = None if statistics is None else statistics.detach()
     if statistics is None or differentiates:
-        given_statistics = None if statistics is None else statistics.detach()
-        out, mean, variance, _ = _forward(x, alpha, *branches_and_norms, given_statistics, stride)
+        out, mean, variance, _ = _forward(x, alpha, *branches_and_norms, statistics, stride)
         return out, mean, variance
     out = _fixed(x, alpha, *branches_and_norms, statistics, stride)
     mean, variance = statistics.to(alpha, copy=True).expand(variants, len(of), 2, x.shape[2]).unbind(2)

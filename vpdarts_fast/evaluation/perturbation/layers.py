@@ -70,7 +70,10 @@ def _normalised(
 
 
 def _concatenated(tensors: Sequence[Tensor], dim: int = 0) -> Tensor | None:
-    """Does what `torch.cat` does with tensors [N, C, H, W] of many variants in dimension 1, or none."""
+    """Does what `torch.cat` does with tensors [N, C, H, W] of many variants in dimension 1, or none.
+
+    It lies channels last where all of them do, as without variants.
+    """
     if dim not in (1, -3) or any(tensor.dim() != 4 for tensor in tensors):
         return None
     if len({tensor.dtype for tensor in tensors}) > 1 or not any(map(is_batchedtensor, tensors)):
@@ -100,7 +103,10 @@ class _Concatenation(torch.autograd.Function):
         ]
         images, _, height, width = parts[0].shape[1:]
         channels = sum(part.shape[2] for part in parts)
-        out = parts[0].new_empty(info.batch_size, images, height, width, channels).movedim(-1, 2)
+        if all(part[0].is_contiguous(memory_format=torch.channels_last) for part in parts):
+            out = parts[0].new_empty(info.batch_size, images, height, width, channels).movedim(-1, 2)
+        else:
+            out = parts[0].new_empty(info.batch_size, images, channels, height, width)
         first = 0
         for part in parts:
             out.narrow(2, first, part.shape[2]).copy_(part)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, partial, wraps
 from typing import Any
 
@@ -42,7 +42,6 @@ class Weights:
     Attributes:
         change: what becomes of them; none leaves them as they are.
         image: for each place that was called without a change, an image of its input: [C, H, W], no values.
-        output: likewise of its output.
     """
 
     def __init__(
@@ -55,8 +54,8 @@ class Weights:
         self.change: Change | None = None
         self._types = types
         self.image: dict[str, Tensor] = {}
-        self.output: dict[str, Tensor] = {}
-        self._kept: dict[str, Kept] = {}
+        self._output_bytes: dict[str, int] = {}
+        self._kept: dict[str, Kept | None] = {}
         self._room = 0
         self._images: slice | None = None
 
@@ -65,7 +64,8 @@ class Weights:
         """Within, outputs without a change are kept, and serve where a place is called with the same input.
 
         That is what `torch.vmap` over changes does not batch: what comes before the first change (`serving`).
-        Those that are computed first are kept, as many as `room` has bytes for.
+        Those that are computed first are kept, as many as `room` has bytes for. Of a place that is called
+        more than once in a forward pass, or that draws random numbers, nothing is kept.
         """
         self._room = room
         try:
@@ -79,7 +79,7 @@ class Weights:
 
     def kept_bytes(self) -> int:
         """Counts the bytes of what is kept."""
-        return sum(kept.whole.numel() * kept.whole.element_size() for kept in self._kept.values())
+        return sum(kept.whole.untyped_storage().nbytes() for kept in self._kept.values() if kept)
 
     @contextmanager
     def serving(self, images: slice) -> Iterator[None]:
@@ -92,7 +92,7 @@ class Weights:
 
     def output_bytes(self) -> int:
         """Counts the bytes of all outputs for an image; 0 before the first call."""
-        return sum(output.numel() * output.element_size() for output in self.output.values())
+        return sum(self._output_bytes.values())
 
     def cells(self) -> Iterator[list[Place]]:
         """Yields the places of each cell."""
@@ -131,61 +131,96 @@ class Weights:
                     "where its weights could be changed"
                 )
 
-    def _call(
-        self,
-        name: CellTypes,
-        cells: CellType,
-        place: Place,
-        parameters: Sequence[str],
-        compute: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
+    def _call(self, name: CellTypes, cells: CellType, place: Place, call: Call) -> Any:
         """What a place computes, with its weights changed."""
         change = self.change
         if change is None:
-            return self._unchanged(place, parameters, compute, args, kwargs)
+            return self._unchanged(place, call)
         if change.cells != name or (place.edge is not None and place.edge not in change.edges):
-            output = self._served(place, (args, kwargs))
-            return compute(*args, **kwargs) if output is None else output
-        weights = args[1] if len(args) > 1 else kwargs[parameters[1]]
+            output = self._served(place, call)
+            return call() if output is None else output
         if place.edge is None:
-            changed = _changed_table(place.name, weights, change, (len(cells.edges), cells.ops))
+            changed = _changed_table(place.name, call.weights, change, (len(cells.edges), cells.ops))
         else:
             share = None if change.share is None else change.share[place.edge]
-            changed = _changed_row(place.name, weights, change.factor[place.edge], share)
-        if len(args) > 1:
-            return compute(args[0], changed, *args[2:], **kwargs)
-        return compute(*args, **{**kwargs, parameters[1]: changed})
+            changed = _changed_row(place.name, call.weights, change.factor[place.edge], share)
+        return call.with_weights(changed)()
 
-    def _served(self, place: Place, arguments: object) -> Tensor | None:
+    def _served(self, place: Place, call: Call) -> Tensor | None:
         """What is kept of a place, if it is called with what it was called with then."""
         kept = self._kept.get(place.name)
-        if self._images is None or kept is None or any(map(is_batchedtensor, tensors(arguments))):
+        if self._images is None or kept is None or any(map(is_batchedtensor, tensors(call.arguments))):
             return None
         return kept.of(self._images)
 
-    def _unchanged(
-        self,
-        place: Place,
-        parameters: Sequence[str],
-        compute: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-    ) -> Any:
-        x = args[0] if args else kwargs[parameters[0]]
+    def _unchanged(self, place: Place, call: Call) -> Any:
+        x = call.x
         self.image[place.name] = torch.empty_like(x[0], device="meta")
-        self._given(place, args[1] if len(args) > 1 else kwargs[parameters[1]])
-        random = torch.get_rng_state()
-        output = compute(*args, **kwargs)
+        self._given(place, call.weights)
+        if not self._room:
+            return call()
+        state = random_state(x.device)
+        output = call()
+        # What draws random numbers is called every time, or what follows would draw others.
+        draws = not torch.equal(state, random_state(x.device))
+        again = place.name in self._kept
+        self._kept[place.name] = None
         if isinstance(output, Tensor) and output.dim() > 0 and len(output) == len(x):
-            self.output[place.name] = torch.empty_like(output[0], device="meta")
-            # What draws random numbers is called every time: others follow in the same order.
-            draws = not torch.equal(random, torch.get_rng_state())
-            fits = self.kept_bytes() + output.numel() * output.element_size() <= self._room
-            if fits and not draws and not output.is_inference():
+            size = output.untyped_storage().nbytes()
+            self._output_bytes[place.name] = size // max(len(x), 1)
+            if not (again or draws or output.is_inference()) and self.kept_bytes() + size <= self._room:
                 self._kept[place.name] = Kept(output, output._version)
         return output
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of a place.
+
+    Attributes:
+        compute: the place's own method.
+        parameters: the names of its parameters: of x, of the weights, and others.
+        args: those that are given by position.
+        kwargs: those that are given by name.
+    """
+
+    compute: Callable[..., Any]
+    parameters: Sequence[str]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def __call__(self) -> Any:
+        """Runs the method."""
+        return self.compute(*self.args, **self.kwargs)
+
+    @property
+    def arguments(self) -> tuple[object, ...]:
+        """All of them, by position and by name."""
+        return *self.args, *self.kwargs.values()
+
+    @property
+    def x(self) -> Any:
+        """The first argument: images [N, C, H, W]."""
+        return self.args[0] if self.args else self.kwargs[self.parameters[0]]
+
+    @property
+    def weights(self) -> Any:
+        """The second argument: the weights [O] of an edge, or [E, O] of a cell, or a sequence of these."""
+        return self.args[1] if len(self.args) > 1 else self.kwargs[self.parameters[1]]
+
+    def with_weights(self, weights: object) -> Call:
+        """Makes the same call with other weights."""
+        if len(self.args) > 1:
+            return replace(self, args=(self.args[0], weights, *self.args[2:]))
+        return replace(self, kwargs={**self.kwargs, self.parameters[1]: weights})
+
+
+def random_state(device: torch.device) -> Tensor:
+    """Reads the state of the generators that code for a device may draw from, as one vector of bytes."""
+    states = [torch.get_rng_state()]
+    if device.type == "cuda":
+        states.append(torch.cuda.get_rng_state(device))
+    return torch.cat(states)
 
 
 @dataclass(frozen=True)
@@ -217,12 +252,12 @@ def _intercepting(kind: type[nn.Module], method: str) -> Callable[..., Any]:
 
     @wraps(original)
     def run(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        return self.__dict__[CALL](names, partial(original, self), args, kwargs)
+        return self.__dict__[CALL](Call(partial(original, self), names, args, kwargs))
 
     return run
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def tensors(value: object) -> Iterator[Tensor]:
     """Yields the tensors of nested tuples, lists and dictionaries."""
     if isinstance(value, Tensor):
         yield value
