@@ -37,6 +37,7 @@ class ChannelsStayLast(TorchFunctionMode):
             out = _concatenated(*args, **kwargs)
             if out is not None:
                 return out
+        # `torch.vmap` has no rule for a global pool, and warns.
         if func is F.adaptive_avg_pool2d and args[1:] in ((1,), ((1, 1),)) and not kwargs:
             return args[0].mean((-2, -1), keepdim=True)
         return func(*args, **kwargs)
