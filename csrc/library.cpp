@@ -11,6 +11,16 @@ STABLE_TORCH_LIBRARY(vpdarts_fast, m) {
       "relu_conv_backward(Tensor[] gradient_1x1, Tensor[] gradient_3x3, Tensor x, Tensor weight_1x1, "
       "Tensor weight_3x3, bool wants_x, bool wants_1x1, bool wants_3x3) -> (Tensor, Tensor, Tensor)");
 
+  // x [N, C, H, W], weights of one or, at stride 2, two 1x1 convolutions [C_i, C, 1, 1] of relu(x), the
+  // second of the pixels one further in both directions -> their outputs side by side [N, sum of C_i, ceil(H
+  // / stride), ceil(W / stride)], channels last.
+  m.def("relu_pointwise(Tensor x, Tensor[] weights, int stride) -> Tensor");
+  // The gradient of the output -> those of x and of the weights; those not wanted have a first dimension of
+  // 0.
+  m.def(
+      "relu_pointwise_backward(Tensor gradient, Tensor x, Tensor[] weights, int stride, bool wants_x, "
+      "bool wants_weights) -> (Tensor, Tensor[])");
+
   // xs, raw_1x1, raw_3x3 [k] and skip_scale [k] or [0], each tensor [V, N, C, H, W], alpha [V, k, 5] -> the
   // node [V, N, C, H, W], channels last; mean and biased variance [V, k, 2, C].
   m.def(

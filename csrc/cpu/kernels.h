@@ -8,6 +8,7 @@
 #include "cpu/kernels/mixed_op.h"
 #include "cpu/kernels/mixed_sum.h"
 #include "cpu/kernels/relu_conv.h"
+#include "cpu/kernels/relu_pointwise.h"
 #include "cpu/kernels/residual_block.h"
 #include "cpu/kernels/trained_residual_block.h"
 
@@ -15,6 +16,7 @@
 #define VPDARTS_KERNEL_TABLES(TABLE)          \
   TABLE(gather, GatherKernels)                \
   TABLE(relu_conv, ReluConvKernels)           \
+  TABLE(relu_pointwise, ReluPointwiseKernels) \
   TABLE(mixed_sum, MixedSumKernels)           \
   TABLE(mixed_op, MixedOpKernels)             \
   TABLE(mixed_cell, MixedCellKernels)         \

@@ -21,6 +21,7 @@ from vpdarts_fast.errors import UserError
 
 FUSED_OPS = (
     "relu_conv",
+    "relu_pointwise",
     "mixed_sum",
     "mixed_op",
     "mixed_cell",

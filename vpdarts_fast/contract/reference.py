@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage
+from vpdarts_fast.contract.dropout import skip_scale
 from vpdarts_fast.runtime.precision import wide
 
 
@@ -71,6 +72,26 @@ def relu_conv(x: Tensor, weight_1x1: Tensor, weight_3x3: Tensor) -> tuple[list[T
     return raw_1x1, raw_3x3
 
 
+def relu_pointwise(x: Tensor, weights: Sequence[Tensor], stride: int = 1) -> Tensor:
+    """One or two 1x1 convolutions of relu(x) side by side, before batch norm.
+
+    One is the convolution of a `ReLUConvBN`, two at stride 2 are those of a factorised reduce: the second one
+    reads the pixel that is one further in both directions, and zero where that is outside of the image.
+
+    Args:
+        x: [N, C, H, W].
+        weights: of one convolution, or at stride 2 of one or two, each [C_i, C, 1, 1].
+        stride: 1 or 2.
+
+    Returns:
+        [N, sum of C_i, ceil(H / stride), ceil(W / stride)].
+    """
+    rectified = F.relu(x)
+    further = F.pad(rectified, (0, 1, 0, 1))[:, :, 1:, 1:]
+    inputs = (rectified, further)[: len(weights)]
+    return torch.cat([F.conv2d(r, w, stride=stride) for r, w in zip(inputs, weights, strict=True)], dim=1)
+
+
 def mixed_sum(
     xs: Sequence[Tensor],
     raw_1x1: Sequence[Tensor],
@@ -113,37 +134,6 @@ def mixed_sum(
     shape = (variants, k, 2, xs[0].shape[2])
     mean, variance = (torch.stack(some, dim=1).view(shape).to(alpha.dtype) for some in (means, variances))
     return node.to(xs[0].dtype), mean, variance
-
-
-def keep_bits(seed: int, shape: Sequence[int]) -> Tensor:
-    """32 well-mixed bits for every element of a tensor: what a skip connection's dropout is drawn with.
-
-    A function of the seed and the element's place in channels-last order, so that nothing is stored and
-    every backend draws the same: i = place xor low(seed), then multiplications, shifts and exclusive ors
-    modulo 2^32.
-
-    Args:
-        seed: 64 bits.
-        shape: N, C, H, W.
-
-    Returns:
-        [N, C, H, W] int64 in 0..2^32-1.
-    """
-    n, c, h, w = shape
-    word = 2**32 - 1
-    bits = (torch.arange(n * h * w * c, device="cpu") & word ^ (seed & word)) * 0x21F0AAAD & word
-    bits = (bits ^ bits >> 15 ^ (seed >> 32 & word)) * 0x735A2D97 & word
-    bits = (bits ^ bits >> 16) * 0x21F0AAAD & word
-    return (bits ^ bits >> 15).view(n, h, w, c).permute(0, 3, 1, 2)
-
-
-def skip_scale(seed: int, dropout: float, x: Tensor) -> Tensor:
-    """What a skip connection with dropout multiplies x [N, C, H, W] with: 0, or 1 over the share kept.
-
-    An element is kept if its `keep_bits` are below (1 - dropout) * 2^32, rounded.
-    """
-    kept = round((1 - dropout) * 2**32)
-    return (keep_bits(seed, x.shape) < kept).to(x.device, x.dtype) * (2**32 / kept)
 
 
 def mixed_cell(

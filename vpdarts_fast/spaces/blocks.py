@@ -79,7 +79,7 @@ class SkipConnect(nn.Module):
     """The identity, with dropout behind it while training (paper, section 4.2).
 
     The draw is a function of a seed, which comes from PyTorch's generator, and of an element's place
-    (`vpdarts_fast.contract.reference.keep_bits`), so that fused cells draw the same and need not store it.
+    (`vpdarts_fast.contract.dropout.keep_bits`), so that fused cells draw the same and need not store it.
     """
 
     def __init__(self, dropout: float) -> None:

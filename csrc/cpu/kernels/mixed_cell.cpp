@@ -22,7 +22,7 @@ using vpdarts::cpu::ReducedEdge;
 
 typedef uint32_t Bits __attribute__((vector_size(4 * VPDARTS_LANES)));
 
-// 32 well-mixed bits of each element's place: multiply, shift, exclusive or. `reference.keep_bits`.
+// 32 well-mixed bits of each element's place: multiply, shift, exclusive or. `contract.dropout.keep_bits`.
 inline __attribute__((always_inline)) Bits keep_bits(const Dropout& keep, Bits place) {
   Bits bits = (place ^ keep.low) * 0x21f0aaadu;
   bits = (bits ^ (bits >> 15) ^ keep.high) * 0x735a2d97u;

@@ -10,6 +10,7 @@
 #include "channels_last.h"
 #include "cpu/kernels.h"
 #include "cpu/ops/blocks.h"
+#include "cpu/ops/parallel.h"
 
 namespace vpdarts::cpu {
 
@@ -60,6 +61,29 @@ inline int64_t scratch_of(const std::vector<Source>& sources, const Blocks& bloc
   int64_t total = 0;
   for (const Source& source : sources) total += source.scratch(blocks);
   return total;
+}
+
+// [N, C, H, W] or [V, N, C, H, W] of any strides to contiguous [N, H, W, padded], or with V in front: the
+// same memory if it lies so already.
+inline torch::stable::Tensor images_of(const torch::stable::Tensor& tensor, int64_t padded) {
+  using torch::stable::transpose;
+  const int64_t d = tensor.dim(), images = tensor.size(d - 4), channels = tensor.size(d - 3);
+  const Block image{1, tensor.size(d - 2), tensor.size(d - 1), padded};
+  if (channels == padded) {
+    const torch::stable::Tensor moved = transpose(transpose(tensor, d - 3, d - 2), d - 2, d - 1);
+    if (moved.is_contiguous()) return moved;
+  }
+  std::vector<int64_t> sizes{images, image.height, image.width, padded};
+  if (d == 5) sizes.insert(sizes.begin(), tensor.size(0));
+  const torch::stable::Tensor storage = torch::stable::new_empty(tensor, sizes);
+  const int64_t variant = d == 5 ? tensor.stride(0) : 0, count = d == 5 ? tensor.size(0) * images : images;
+  run_each(count, [&](int64_t i) {
+    const float* from = floats(tensor) + i / images * variant + i % images * tensor.stride(d - 4);
+    active_kernels(padded).gather.images(
+        image, channels, {from, 0, tensor.stride(d - 2), tensor.stride(d - 1), tensor.stride(d - 3)},
+        floats(storage) + i * image.floats());
+  });
+  return storage;
 }
 
 }  // namespace vpdarts::cpu

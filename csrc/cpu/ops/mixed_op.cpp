@@ -28,25 +28,6 @@ int64_t length(const Some& some) {
   return static_cast<int64_t>(some.size());
 }
 
-// [V, N, C, H, W] of any strides to contiguous [V, N, H, W, padded]: the same memory if it lies so already.
-Tensor images_of(const Tensor& tensor, int64_t padded) {
-  const Block image{1, tensor.size(3), tensor.size(4), padded};
-  if (tensor.size(2) == padded) {
-    const Tensor moved = torch::stable::transpose(torch::stable::transpose(tensor, 2, 3), 3, 4);
-    if (moved.is_contiguous()) return moved;
-  }
-  const int64_t images = tensor.size(1), count = tensor.size(0) * images;
-  const Tensor storage =
-      torch::stable::new_empty(tensor, {tensor.size(0), images, image.height, image.width, padded});
-  run_each(count, [&](int64_t i) {
-    const float* from = floats(tensor) + i / images * tensor.stride(0) + i % images * tensor.stride(1);
-    active_kernels(padded).gather.images(image, tensor.size(2),
-                                         {from, 0, tensor.stride(3), tensor.stride(4), tensor.stride(2)},
-                                         floats(storage) + i * image.floats());
-  });
-  return storage;
-}
-
 // The arguments of both ops, in the order of the schema.
 struct Inputs {
   const Tensor &x, &alpha;

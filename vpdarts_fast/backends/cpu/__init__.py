@@ -9,6 +9,7 @@ if native.available():
     from vpdarts_fast.backends.cpu.mixed_op import mixed_op
     from vpdarts_fast.backends.cpu.mixed_sum import mixed_sum
     from vpdarts_fast.backends.cpu.relu_conv import relu_conv
+    from vpdarts_fast.backends.cpu.relu_pointwise import relu_pointwise
     from vpdarts_fast.backends.cpu.residual_block import residual_block
     from vpdarts_fast.backends.cpu.trained_residual_block import trained_residual_block
 
@@ -18,6 +19,7 @@ if native.available():
         "mixed_op",
         "mixed_sum",
         "relu_conv",
+        "relu_pointwise",
         "residual_block",
         "trained_residual_block",
     ]

@@ -5,6 +5,7 @@ from vpdarts_fast.backends.pytorch.mixed_cell import mixed_cell
 from vpdarts_fast.backends.pytorch.mixed_op import mixed_op
 from vpdarts_fast.backends.pytorch.mixed_sum import mixed_sum
 from vpdarts_fast.backends.pytorch.relu_conv import relu_conv
+from vpdarts_fast.backends.pytorch.relu_pointwise import relu_pointwise
 from vpdarts_fast.backends.pytorch.residual_block import residual_block
 from vpdarts_fast.backends.pytorch.trained_residual_block import trained_residual_block
 
@@ -14,6 +15,7 @@ __all__ = [
     "mixed_op",
     "mixed_sum",
     "relu_conv",
+    "relu_pointwise",
     "residual_block",
     "trained_residual_block",
 ]

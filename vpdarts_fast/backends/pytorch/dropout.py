@@ -7,7 +7,7 @@ from torch import Tensor
 
 
 def skip_scale(seed: Tensor, dropout: float, x: Tensor) -> Tensor:
-    """See `vpdarts_fast.contract.reference.skip_scale`. x [N, C, H, W] -> the same shape, channels last.
+    """See `vpdarts_fast.contract.dropout.skip_scale`. x [N, C, H, W] -> the same shape, channels last.
 
     seed [] int64 lies where x does and is not read back.
     """

@@ -52,7 +52,7 @@ def mixed_sum_with_dropout(
     skip_dropout: float,
     eps: float,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """`mixed_sum` whose kernels draw skip_scale from skip_seed [k] int64, as `reference.skip_scale`."""
+    """`mixed_sum` whose kernels draw skip_scale from skip_seed [k] int64, as `dropout.skip_scale`."""
     node, mean, variance = _forward(
         list(xs), list(raw_1x1), list(raw_3x3), alpha, [], skip_seed, skip_dropout, eps
     )

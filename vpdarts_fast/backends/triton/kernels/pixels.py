@@ -38,7 +38,7 @@ def load_tile(tensor, first, step, i, c, mask):
 def skip_scale(position, seed, last, factor):
     """What a skip connection with dropout is multiplied with: 0, or `factor` if the element is kept.
 
-    As `vpdarts_fast.contract.reference.keep_bits`: an element is kept if its 32 bits are at most `last`.
+    As `vpdarts_fast.contract.dropout.keep_bits`: an element is kept if its 32 bits are at most `last`.
     position [P, C] uint32, in channels-last order; seed [] int64.
     """
     low = seed.to(tl.uint32)
