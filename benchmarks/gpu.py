@@ -150,8 +150,8 @@ def op_rows(
 ) -> Iterator[Row]:
     """A row for each op, shape and backend, in the precision that is set."""
     for op in registry.FUSED_OPS:
-        if op == "mixed_op":
-            continue  # of DARTS cells, which these searches have none of; on a GPU it is PyTorch's ops
+        if op in ("mixed_op", "relu_pointwise"):
+            continue  # of DARTS cells, which these searches have none of; on a GPU they are PyTorch's ops
         for channels, size in scale.stages:
             images = max(1, scale.images // 8) if op == "masked_cell" else scale.images
             args = placed(arguments(op, channels, images, size), device, DTYPES[precision])

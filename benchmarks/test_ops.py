@@ -227,6 +227,35 @@ def test_mixed_sum(channels: int, size: int, compare: Callable[..., None]) -> No
     compare(verified({form.name: work(form) for form in FORMS if form.fused}), rounds=7)
 
 
+@native_op("relu_pointwise")
+@pytest.mark.parametrize(
+    ("channels", "out", "size", "stride"),
+    [
+        pytest.param(64, [32], 32, 1, id="C=64@32"),
+        pytest.param(128, [64], 16, 1, id="C=128@16"),
+        pytest.param(32, [16, 16], 32, 2, id="C=32@32, factorised reduce"),
+        pytest.param(64, [32, 32], 16, 2, id="C=64@16, factorised reduce"),
+    ],
+)
+def test_relu_pointwise(
+    channels: int, out: list[int], size: int, stride: int, compare: Callable[..., None]
+) -> None:
+    """In front of a DARTS cell and on its edges, forward and backward; PyTorch against ours."""
+    weights = [normal(part, channels, 1, 1, seed=i).requires_grad_() for i, part in enumerate(out)]
+
+    def work(form: Form) -> Work:
+        x = form.images(normal(BATCH, channels, size, size, seed=2)).requires_grad_()
+        gradient = form.images(normal(BATCH, sum(out), size // stride, size // stride, seed=3))
+
+        def gradients() -> Tensor:
+            found = torch.autograd.grad(ops.relu_pointwise(x, weights, stride), [x, *weights], gradient)
+            return torch.cat([g.flatten() for g in found])
+
+        return form.run(gradients)
+
+    compare(verified({form.name: work(form) for form in FORMS if form.fused}), rounds=7)
+
+
 @native_op("mixed_op")
 @pytest.mark.parametrize(("channels", "size"), SHAPES)
 @pytest.mark.parametrize("stride", [1, 2], ids=["stride=1", "stride=2"])

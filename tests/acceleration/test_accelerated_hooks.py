@@ -127,6 +127,7 @@ MODULES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "mixed op": (lambda: MixedOp(darts_ops(CHANNELS, 1, Style(affine=True))), (8,)),
     "cell": (lambda: Cell(CHANNELS, Style()), (6, 5)),
     "residual block": (lambda: Residual(CHANNELS), ()),
+    "preprocess": (lambda: Style(affine=True).dense(CHANNELS, 1, 1), ()),
 }
 PARTS: dict[str, type[nn.Module]] = {
     "convolution": nn.Conv2d,

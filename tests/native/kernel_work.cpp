@@ -5,6 +5,7 @@
 #include <vector>
 
 #include "cpu/kernels/masked_cell.h"
+#include "cpu/kernels/relu_pointwise.h"
 #include "cpu/kernels/residual_block.h"
 #include "cpu/ops/masked_cell_plan.h"
 #include "cpu/ops/mixed_cell_passes.h"
@@ -79,6 +80,18 @@ WORK work_mixed_op_fixed(const MixedOpPasses& edge, float* out) {
 WORK work_mixed_op_backward(const MixedOpPasses& edge, const MixedOpState& state, const float* gradient,
                             const MixedOpGradients& wanted) {
   edge.backward(state, gradient, wanted);
+  DONE;
+}
+
+WORK work_relu_pointwise_forward(const ReluPointwiseKernels& kernels, const ReluPointwiseForward& args,
+                                 float* scratch) {
+  kernels.forward(args, scratch);
+  DONE;
+}
+
+WORK work_relu_pointwise_backward(const ReluPointwiseKernels& kernels, const ReluPointwiseBackward& args,
+                                  float* scratch) {
+  kernels.backward(args, scratch);
   DONE;
 }
 
@@ -200,6 +213,28 @@ void mixed_op() {
 constexpr int64_t kWide = 2 * kChannels;
 const ResidualShape kBlock{kImages, kSize, kSize, kChannels, kChannels, kWide};
 
+// A factorised reduce, of one image.
+void relu_pointwise() {
+  Memory memory;
+  const ReluPointwiseKernels& kernels = VPDARTS_ISA::relu_pointwise_kernels();
+  const PointwiseShape shape{kSize, kSize,     kChannels, kChannels,
+                             2,     kChannels, 2,         {0, kChannels / 2, kChannels}};
+  const float* const weights[2] = {kWeights.data(), kWeights.data()};
+  constexpr int64_t square = kChannels * kChannels;
+  float *packed = memory.take(2 * square), *transposed = memory.take(square);
+  kernels.pack(shape, weights, packed);
+  kernels.pack_transposed(shape, weights, transposed);
+  float* scratch = memory.take(kernels.scratch(shape));
+  work_relu_pointwise_forward(kernels, {shape, kX.data(), packed, memory.take(shape.out().floats())},
+                              scratch);
+  counted();
+  std::vector<float> sums(2 * square);
+  work_relu_pointwise_backward(
+      kernels, {shape, kX.data(), kX.data(), transposed, memory.take(shape.in().floats()), sums.data()},
+      scratch);
+  counted();
+}
+
 void trained_residual_block() {
   Memory memory;
   const auto weights_a = values(kWide * kChannels * 9, 0.1f), weights_b = values(kWide * kWide * 9, 0.1f),
@@ -243,6 +278,7 @@ int main() {
   mixed_cell();
   masked_cell();
   mixed_op();
+  relu_pointwise();
   trained_residual_block();
   residual_block();
   std::puts("worked");

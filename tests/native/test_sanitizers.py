@@ -45,6 +45,7 @@ PROGRAMS = {
         "cpu/kernels/relu_conv.cpp",
         "cpu/kernels/mixed_sum.cpp",
     ],
+    "relu_pointwise": ["cpu/kernels/relu_pointwise.cpp"],
     "residual_block": [
         "cpu/kernels/residual_block.cpp",
         "cpu/kernels/trained_residual_block.cpp",

@@ -25,7 +25,7 @@ SERVED = [
 ]
 every_implementation = pytest.mark.parametrize(("op", "backend", "dtype"), SERVED)
 
-STATISTICS = {op: 0 if op == "relu_conv" else 2 for op in DIFFERENTIABLE}
+STATISTICS = {op: 0 if op in ("relu_conv", "relu_pointwise") else 2 for op in DIFFERENTIABLE}
 """How many of an op's outputs, the last ones, are statistics."""
 
 

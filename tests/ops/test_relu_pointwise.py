@@ -57,21 +57,25 @@ def args_of(
 @every_form
 @served(OP, BOTH)
 @pytest.mark.parametrize("c", CHANNELS)
-def test_values(backend: str, dtype: torch.dtype, c: int, form: tuple[int, int], assert_close: Close) -> None:
+def test_relu_pointwise_values(
+    backend: str, dtype: torch.dtype, c: int, form: tuple[int, int], assert_close: Close
+) -> None:
     for outs, n, size in half_of(CHANNELS.index(c), ((1, 1), (4, 4), (3, 14), (40, 8)), (0, 1, 4), SIZES):
         check_against_reference(OP, args_of(form, n, c, size, dtype, outs), backend, assert_close)
 
 
 @every_form
 @served(OP, ALL)
-def test_dtypes(backend: str, dtype: torch.dtype, form: tuple[int, int], assert_close: Close) -> None:
+def test_relu_pointwise_dtypes(
+    backend: str, dtype: torch.dtype, form: tuple[int, int], assert_close: Close
+) -> None:
     check_against_reference(OP, args_of(form, c=8, dtype=dtype), backend, assert_close)
 
 
 @every_form
 @served(OP, BOTH)
 @every_layout
-def test_layouts(
+def test_relu_pointwise_layouts(
     backend: str,
     dtype: torch.dtype,
     layout: Callable[[Tensor], Tensor],
@@ -88,7 +92,7 @@ def test_layouts(
 @every_form
 @served(OP, BOTH)
 @pytest.mark.parametrize("size", SIZES)
-def test_gradients(
+def test_relu_pointwise_gradients(
     backend: str, dtype: torch.dtype, size: tuple[int, int], form: tuple[int, int], assert_close: Close
 ) -> None:
     for n, c, outs in ((0, 2, (2, 2)), (1, 1, (1, 3)), (4, 3, (5, 1)), (2, 8, (16, 16)), (3, 33, (7, 30))):
@@ -97,7 +101,7 @@ def test_gradients(
 
 @every_form
 @served(OP, BOTH)
-def test_second_derivatives(
+def test_relu_pointwise_second_derivatives(
     backend: str, dtype: torch.dtype, form: tuple[int, int], assert_close: Close
 ) -> None:
     check_second_derivatives(OP, args_of(form, dtype=dtype), backend, assert_close)
@@ -105,7 +109,7 @@ def test_second_derivatives(
 
 @every_form
 @backends_in(OP, torch.float64)
-def test_gradcheck(backend: str, form: tuple[int, int]) -> None:
+def test_relu_pointwise_gradcheck(backend: str, form: tuple[int, int]) -> None:
     x, weights, stride = args_of(form, c=2, size=(3, 4))
 
     def op(x: Tensor, *weights: Tensor) -> Tensor:
@@ -117,7 +121,7 @@ def test_gradcheck(backend: str, form: tuple[int, int]) -> None:
 @every_form
 @served(OP, BOTH)
 @pytest.mark.parametrize("wanted", [(0,), (1,), (0, 1)], ids=str)
-def test_gives_only_the_gradients_asked_for(
+def test_relu_pointwise_gives_only_the_gradients_asked_for(
     backend: str, dtype: torch.dtype, wanted: tuple[int, ...], form: tuple[int, int], assert_close: Close
 ) -> None:
     args = args_of(form, dtype=dtype)
@@ -161,7 +165,7 @@ def test_the_reference_is_what_networks_compute(size: tuple[int, int]) -> None:
         ({"weights": [normal(3, 3, 1, 1).float()]}, r"weights\[0\] must"),
     ],
 )
-def test_refuses(changes: dict[str, Any], message: str) -> None:
+def test_relu_pointwise_refuses(changes: dict[str, Any], message: str) -> None:
     args = dict(zip(("x", "weights", "stride"), args_of((2, 2)), strict=True))
     with pytest.raises(UserError, match=f"relu_pointwise: {message}"):
         ops.relu_pointwise(**args | changes)

@@ -265,6 +265,8 @@ RESIDUAL = [
 ]
 CALLS: dict[str, tuple[str, list[Any], Iterable[int]]] = {
     "relu_conv": ("relu_conv", [X, *CONVOLUTIONS], range(3)),
+    "relu_pointwise": ("relu_pointwise", [X, [normal(6, 4, 1, 1, seed=1)]], [0]),
+    "relu_pointwise of stride 2": ("relu_pointwise", [X, list(normal(2, 3, 4, 1, 1, seed=1)), 2], [0]),
     "mixed_sum": ("mixed_sum", [*([x] for x in normal(3, 1, 2, 4, 5, 5)), normal(1, 1, 5, seed=4)], [3]),
     "mixed_op": (
         "mixed_op",

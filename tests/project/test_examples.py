@@ -25,8 +25,8 @@ pytestmark = [
     pytest.mark.usefixtures("one_thread"),
 ]
 
-MODULES = {"nas_bench_201": 5, "darts": 42}
-"""How many of their modules are fused: cells and residual blocks, or mixed operations."""
+MODULES = {"nas_bench_201": 5, "darts": 48}
+"""How many are fused: cells and residual blocks, or mixed operations and what is in front of cells."""
 
 
 def example(name: str) -> ModuleType:

@@ -53,7 +53,7 @@ def test_the_supernet_is_accelerated() -> None:
     supernet = DartsSupernet(2, 3, 5)
     state = {name: tensor.double() for name, tensor in supernet.state_dict().items()}
     report = vpdarts_fast.accelerate(supernet)
-    assert len(report.fused) == 3 * 14 and not report.left
+    assert len(report.fused) == 3 * (14 + 2) and not report.left
     truth = Textbook(state, True).supernet(IMAGES, weights(), 3)
     assert_close(supernet(IMAGES.float(), weights().float()), truth, BOUNDS[torch.float32])
 

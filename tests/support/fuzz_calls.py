@@ -98,7 +98,7 @@ def right_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) 
 
 
 def right_node_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = False) -> Arguments:
-    """The arguments of relu_conv or mixed_sum, in the order of the schema."""
+    """The arguments of relu_conv, relu_pointwise or mixed_sum, in the order of the schema."""
     c, size, most = draw_sizes(rng, tiny)
     generator = torch.Generator().manual_seed(rng.randint(0, 2**32))
 
@@ -110,6 +110,13 @@ def right_node_calls(rng: Random, op: str, layouts: bool = True, tiny: bool = Fa
         k, images = rng.randint(0, 2 if tiny else 6), rng.randint(0, most)
         weights = normal(k, c, c, 1, 1) * c**-0.5, normal(k, c, c, 3, 3) * (c**-0.5 / 3)
         return {"x": normal(images, c, *size), "weight_1x1": weights[0], "weight_3x3": weights[1]}
+    if op == "relu_pointwise":
+        stride = rng.randint(1, 2)
+        outs = [
+            rng.choice([1, 2, 3, 5, 9] if tiny else [*CHANNELS, 33]) for _ in range(rng.randint(1, stride))
+        ]
+        weights = [normal(out, c, 1, 1) * c**-0.5 for out in outs]
+        return {"x": normal(rng.randint(0, most), c, *size), "weights": weights, "stride": stride}
     v, k = rng.randint(1, 3), rng.randint(1, 2 if tiny else 6)
     images = rng.randint(2 if size == (1, 1) else 1, most)
     args: Arguments = {

@@ -36,12 +36,13 @@ from vpdarts_fast import native
 
 ARGUMENTS: dict[str, Callable[..., Arguments]] = {
     **{op: partial(right_calls, op=op) for op in ("masked_cell", "mixed_cell", "mixed_cell_variants")},
-    **{op: partial(right_node_calls, op=op) for op in ("relu_conv", "mixed_sum")},
+    **{op: partial(right_node_calls, op=op) for op in ("relu_conv", "relu_pointwise", "mixed_sum")},
     **{op: partial(right_residual_calls, op=op) for op in ("residual_block", "trained_residual_block")},
     "mixed_op": right_mixed_op_calls,
     "mixed_op_fixed": partial(right_mixed_op_calls, fixed=True),
     "mixed_cell_backward": fuzz_cells.backward_arguments,
     "relu_conv_backward": fuzz_nodes.relu_conv_backward_arguments,
+    "relu_pointwise_backward": fuzz_nodes.relu_pointwise_backward_arguments,
     "mixed_sum_backward": fuzz_nodes.mixed_sum_backward_arguments,
     "trained_residual_block_backward": fuzz_residual.backward_arguments,
     "mixed_op_backward": fuzz_mixed_op.backward_arguments,

@@ -27,7 +27,7 @@ from vpdarts_fast.contract import reference
 
 def node_outputs(op: str, outputs: Any) -> list[Tensor]:
     """Those that have gradients."""
-    return flat(outputs) if op == "relu_conv" else [outputs[0]]
+    return [outputs[0]] if op == "mixed_sum" else flat([outputs])
 
 
 def node_values_and_gradients(op: str, args: Arguments, rng: Random) -> None:
@@ -68,6 +68,10 @@ def relu_conv(rng: Random) -> None:
     node_values_and_gradients("relu_conv", right_node_calls(rng, "relu_conv"), rng)
 
 
+def relu_pointwise(rng: Random) -> None:
+    node_values_and_gradients("relu_pointwise", right_node_calls(rng, "relu_pointwise"), rng)
+
+
 def mixed_sum(rng: Random) -> None:
     node_values_and_gradients("mixed_sum", right_node_calls(rng, "mixed_sum"), rng)
 
@@ -75,6 +79,11 @@ def mixed_sum(rng: Random) -> None:
 def hostile_relu_conv(rng: Random) -> None:
     args = right_node_calls(rng, "relu_conv", layouts=False)
     check_outcome("relu_conv", hostile_calls(rng, args))
+
+
+def hostile_relu_pointwise(rng: Random) -> None:
+    args = right_node_calls(rng, "relu_pointwise", layouts=False)
+    check_outcome("relu_pointwise", hostile_calls(rng, args))
 
 
 def hostile_mixed_sum(rng: Random) -> None:
@@ -88,6 +97,13 @@ def relu_conv_backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
     raw_1x1, raw_3x3 = call("relu_conv", forward)
     args = {"gradient_1x1": list(raw_1x1), "gradient_3x3": list(raw_3x3)} | forward
     return args | {"wants_x": True, "wants_1x1": True, "wants_3x3": True}
+
+
+def relu_pointwise_backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
+    """A call of the backward pass, with a gradient."""
+    forward = right_node_calls(rng, "relu_pointwise", layouts=False, tiny=tiny)
+    (out,) = call("relu_pointwise", forward)
+    return {"gradient": torch.ones_like(out)} | forward | {"wants_x": True, "wants_weights": True}
 
 
 def mixed_sum_backward_arguments(rng: Random, tiny: bool = False) -> Arguments:
@@ -110,6 +126,20 @@ def hostile_relu_conv_backward(rng: Random) -> None:
         assert gradient.shape == (first if wanted else 0, *rest)
 
 
+def hostile_relu_pointwise_backward(rng: Random) -> None:
+    args = hostile_calls(rng, relu_pointwise_backward_arguments(rng))
+    gradients = served("relu_pointwise_backward", args)
+    if gradients is None or not on_the_cpu(args):
+        return
+    of_x, of_weights = gradients
+    for wants, some, tensors in (
+        ("wants_x", [of_x], [args["x"]]),
+        ("wants_weights", of_weights, args["weights"]),
+    ):
+        for gradient, (first, *rest) in zip(some, (tensor.shape for tensor in tensors), strict=True):
+            assert gradient.shape == (first if args[wants] else 0, *rest)
+
+
 def hostile_mixed_sum_backward(rng: Random) -> None:
     args = hostile_calls(rng, mixed_sum_backward_arguments(rng))
     gradients = served("mixed_sum_backward", args)
@@ -126,9 +156,12 @@ TARGETS: Targets = {
     function.__name__: function
     for function in (
         relu_conv,
+        relu_pointwise,
         mixed_sum,
         hostile_relu_conv,
         hostile_relu_conv_backward,
+        hostile_relu_pointwise,
+        hostile_relu_pointwise_backward,
         hostile_mixed_sum,
         hostile_mixed_sum_backward,
     )

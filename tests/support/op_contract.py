@@ -270,6 +270,11 @@ def _relu_conv() -> dict[str, Any]:
     return args | {"x": args["x"][0]}
 
 
+def _relu_pointwise() -> dict[str, Any]:
+    weights = [normal(2, 3, 1, 1, seed=2), normal(3, 3, 1, 1, seed=3)]
+    return {"x": normal(2, 3, 4, 5, seed=1), "weights": weights, "stride": 2}
+
+
 def _mixed_sum() -> dict[str, Any]:
     names = ("xs", "raw_1x1", "raw_3x3", "skip_scale")
     lists = {name: [normal(2, 2, 3, 4, 5, seed=10 * i + j) for j in range(2)] for i, name in enumerate(names)}
@@ -310,6 +315,7 @@ def _mixed_op() -> dict[str, Any]:
 
 _EXAMPLES: dict[str, Callable[[], dict[str, Any]]] = {
     "relu_conv": _relu_conv,
+    "relu_pointwise": _relu_pointwise,
     "mixed_sum": _mixed_sum,
     "mixed_op": _mixed_op,
     "mixed_cell": _mixed_cell,

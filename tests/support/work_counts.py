@@ -55,6 +55,7 @@ SOURCES = (
     "csrc/cpu/kernels/mixed_op.cpp",
     "csrc/cpu/kernels/mixed_cell.cpp",
     "csrc/cpu/kernels/relu_conv.cpp",
+    "csrc/cpu/kernels/relu_pointwise.cpp",
     "csrc/cpu/kernels/residual_block.cpp",
     "csrc/cpu/kernels/trained_residual_block.cpp",
     "csrc/cpu/ops/masked_cell_plan.cpp",

@@ -6,13 +6,20 @@ from collections.abc import Callable, Iterator
 
 from torch import nn
 
-from vpdarts_fast.acceleration.comparison import compared_cell, compared_mixed_op, compared_residual
+from vpdarts_fast.acceleration.comparison import (
+    compared_cell,
+    compared_mixed_op,
+    compared_preprocess,
+    compared_residual,
+)
 from vpdarts_fast.acceleration.fused import Change, Fused, fusion, make_all, plan_of, restoration
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     MixedOpPlan,
     Plan,
+    PointwisePlan,
     PoolPlan,
+    PreprocessPlan,
     ResidualPlan,
     SepConvPlan,
     SkipPlan,
@@ -22,6 +29,7 @@ from vpdarts_fast.acceleration.plans import (
     mixtures_of,
     unknown_ops,
 )
+from vpdarts_fast.acceleration.preprocess import recognise_preprocess
 from vpdarts_fast.acceleration.recognise_sum import (
     candidate_ops,
     cell_edges,
@@ -42,20 +50,22 @@ COMPARED: dict[Callable[[nn.Module], Plan], Callable[[nn.Module], Plan]] = {
     recognise_cell: compared_cell,
     recognise_mixed_op: compared_mixed_op,
     recognise_residual: compared_residual,
+    recognise_preprocess: compared_preprocess,
 }
 """What is recognised is fused only if it computes the same; leave-one-out changes weights of what is not."""
 
-CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+CONTAINERS = (nn.ModuleList, nn.ModuleDict)
 
 
 def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport:
     """Lets the mixed operations of a supernet run on `vpdarts_fast.ops`; what they compute stays the same.
 
     Mixed operations are recognised by the layers of their candidate operations and by what comes out of them,
-    not by names. Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working;
-    a call that is not covered runs the module's own code. `restore` undoes it. Where anything is raised,
-    `KeyboardInterrupt` too, the model is as it was. Threads may accelerate, train and evaluate models of
-    their own at once; nothing else may use this one meanwhile.
+    not by names; so are residual blocks, and what stands in front of the cells of a DARTS network.
+    Parameters, buffers, hooks, `state_dict`, optimisers, copies and pickles keep working; a call that is not
+    covered runs the module's own code. `restore` undoes it. Where anything is raised, `KeyboardInterrupt`
+    too, the model is as it was. Threads may accelerate, train and evaluate models of their own at once;
+    nothing else may use this one meanwhile.
 
     Args:
         model: changed in place.
@@ -72,17 +82,21 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
         raise UserError(f"accelerate: model must be an nn.Module; got {type(model).__name__}")
     named(backend)
     entries, changes = [], _restorations(model)
+    within = None  # a module that was found: what is in it belongs to it
     for name, module, recognise in list(_candidates(model)):
+        if within is not None and name.startswith(within):
+            continue
         try:
             plan = COMPARED[recognise](module)
             change = fusion(module, plan, COMPARED[recognise], backend)
             changes.append(change)
-        except Unrecognised as error:
-            if str(error):
-                kind, operations = type(module).__name__, _count_operations(module)
-                entries.append(Entry(name, kind, False, str(error), operations))
-        else:
             entries.append(_entry_of_fused(name, plan, change))
+        except Unrecognised as error:
+            if not str(error):
+                continue
+            kind, operations = type(module).__name__, _count_operations(module)
+            entries.append(Entry(name, kind, False, str(error), operations))
+        within = f"{name}." if name else ""
     make_all(changes)
     return AccelerationReport(tuple(entries))
 
@@ -99,6 +113,8 @@ def _restorations(model: nn.Module) -> list[Change]:
 def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | CellPlan | str]]:
     """Mixed operations and cells, accelerated or not, and what looks like one, with why it is none."""
     for name, module, recognise in _candidates(model):
+        if recognise not in (recognise_cell, recognise_mixed_op):
+            continue
         plan: Plan | str | None
         try:
             plan = plan_of(module) if isinstance(module, Fused) else recognise(module)
@@ -106,12 +122,13 @@ def mixtures(model: nn.Module) -> Iterator[tuple[str, nn.Module, MixedOpPlan | C
             plan = str(error)
         if plan is None:
             plan = "has become something that is not recognised"
-        if plan and not isinstance(plan, ResidualPlan):
+        if plan:
+            assert not isinstance(plan, (ResidualPlan, PreprocessPlan))
             yield name, module, plan
 
 
 def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn.Module], Plan]]]:
-    """What may be a cell, a mixed operation or a residual block, and what finds out."""
+    """What may be a cell, a mixed operation or a block of layers, and what finds out."""
     for name, module in model.named_modules():
         if cell_edges(module) is not None:
             yield name, module, recognise_cell
@@ -119,6 +136,7 @@ def _candidates(model: nn.Module) -> Iterator[tuple[str, nn.Module, Callable[[nn
             yield name, module, recognise_mixed_op
         elif not isinstance(module, CONTAINERS):
             yield name, module, recognise_residual
+            yield name, module, recognise_preprocess
 
 
 def _entry_of_fused(name: str, plan: Plan, change: Change) -> Entry:
@@ -143,7 +161,7 @@ def _entry_of_fused(name: str, plan: Plan, change: Change) -> Entry:
     return Entry(name, _kind(plan), True, "; ".join(filter(None, remarks)), len(ops), native)
 
 
-NATIVE = (ZeroPlan, SkipPlan, PoolPlan, SepConvPlan)
+NATIVE = (ZeroPlan, SkipPlan, PoolPlan, SepConvPlan, PointwisePlan)
 """Operations of which no layer runs in PyTorch; other convolutions do, but for those of `mixed_cell`."""
 
 
@@ -159,6 +177,8 @@ def _count_operations(module: nn.Module) -> int:
 def _kind(plan: Plan) -> str:
     if isinstance(plan, ResidualPlan):
         return "residual block"
+    if isinstance(plan, PreprocessPlan):
+        return "factorised reduce" if len(plan.op.convolutions) > 1 else "ReLU, 1x1 convolution, batch norm"
     mixture = plan.edges[0].mixture if isinstance(plan, CellPlan) else plan.mixture
     part = f", 1/{mixture.partial} of the channels" if mixture.partial > 1 else ""
     if isinstance(plan, CellPlan):
@@ -193,5 +213,6 @@ OPS_OF: dict[type, tuple[str, ...]] = {
     MixedOpPlan: ("mixed_op",),
     CellPlan: ("mixed_cell", "mixed_op"),
     ResidualPlan: ("trained_residual_block",),
+    PreprocessPlan: ("relu_pointwise",),
 }
 """What may compute a module as it trains."""

@@ -32,6 +32,7 @@ from vpdarts_fast.acceleration.plans import (
     MixedOpPlan,
     OwnMethod,
     Plan,
+    PreprocessPlan,
     ResidualPlan,
     Unrecognised,
     at,
@@ -39,6 +40,7 @@ from vpdarts_fast.acceleration.plans import (
     mixtures_of,
     unknown_ops,
 )
+from vpdarts_fast.acceleration.preprocess import recognise_preprocess
 from vpdarts_fast.acceleration.probing import PROBE_CHANNELS
 from vpdarts_fast.acceleration.recognise_sum import (
     candidate_ops,
@@ -50,7 +52,7 @@ from vpdarts_fast.acceleration.recognise_sum import (
 from vpdarts_fast.acceleration.residual import recognise_residual
 from vpdarts_fast.acceleration.snapshot import fingerprint, remembered
 
-AnyPlan = TypeVar("AnyPlan", MixedOpPlan, CellPlan, ResidualPlan)
+AnyPlan = TypeVar("AnyPlan", MixedOpPlan, CellPlan, ResidualPlan, PreprocessPlan)
 
 
 @remembered
@@ -81,6 +83,16 @@ def compared_residual(block: nn.Module) -> ResidualPlan:
         Unrecognised: it is not recognised, or the plan computes something else.
     """
     return _compared(block, recognise_residual)
+
+
+@remembered
+def compared_preprocess(module: nn.Module) -> PreprocessPlan:
+    """Recognises as `recognise_preprocess` does, and compares the plan with the module's own code.
+
+    Raises:
+        Unrecognised: it is not recognised, or the plan computes something else.
+    """
+    return _compared(module, recognise_preprocess)
 
 
 def _compared(module: nn.Module, recognise: Callable[[nn.Module], AnyPlan]) -> AnyPlan:
@@ -285,14 +297,14 @@ ARGUMENTS = "x", "weights"
 def _inputs(
     module: nn.Module, channels: int, plan: Plan | None, generator: torch.Generator, height: int, width: int
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Images [2, C, H, W] and, but for a residual block, weights [O], or [E, O] of a cell."""
+    """Images [2, C, H, W] and, of what takes them, weights [O], or [E, O] of a cell."""
     shapes: list[tuple[int, ...]] = [(2, channels, height, width)]
     match plan:
         case MixedOpPlan():
             shapes.append((len(plan.mixture.ops),))
         case CellPlan():
             shapes.append((max(edge.row for edge in plan.edges) + 1, len(plan.edges[0].mixture.ops)))
-        case ResidualPlan():
+        case ResidualPlan() | PreprocessPlan():
             pass
         case None:
             edges = cell_edges(module)

@@ -98,9 +98,20 @@ def update_estimates(norms: Sequence[BatchNorm], mean: Tensor, variance: Tensor,
     """
     count = x.numel() // x.shape[1]
     unbiased = variance * (count / max(count - 1, 1))
-    for m, norm in enumerate(norms):
+    before, momenta = [], []
+    for norm in norms:
         assert isinstance(norm.running_mean, Estimate) and norm.momentum is not None
-        norm.running_mean.include(mean[:, m], unbiased[:, m], norm.momentum)
+        before.append(norm.running_mean.statistics)
+        momenta.append(norm.momentum)
+    means, variances = zip(*before, strict=True)
+    kept = zip(
+        torch._foreach_lerp(means, mean.to(means[0]).unbind(1), momenta),
+        torch._foreach_lerp(variances, unbiased.to(means[0]).unbind(1), momenta),
+        strict=True,
+    )
+    for norm, pair in zip(norms, kept, strict=True):
+        assert isinstance(norm.running_mean, Estimate)
+        norm.running_mean.keep(*pair)
 
 
 def of_each_variant(op: nn.Module, x: Tensor) -> list[Tensor]:

@@ -24,15 +24,17 @@ from vpdarts_fast.acceleration.plans import (
     MixedOpPlan,
     OwnMethod,
     Plan,
+    PreprocessPlan,
     ResidualPlan,
     Unrecognised,
     unknown_ops,
 )
+from vpdarts_fast.acceleration.preprocess import preprocess
 from vpdarts_fast.acceleration.probing import without_ops
 from vpdarts_fast.acceleration.residual import residual_block
 from vpdarts_fast.acceleration.run import Mixture, row_of, whole_cell
 from vpdarts_fast.acceleration.snapshot import ORIGINAL, STATE, Snapshot, is_simple, original_class, snapshot
-from vpdarts_fast.acceleration.vmap import STATISTICS, batch_norms, batched_statistics, of_variants
+from vpdarts_fast.acceleration.vmap import BatchNorm, batched_statistics, layers, of_variants
 from vpdarts_fast.contract.transforms import in_plain_vmap, in_transform
 
 RETRIES = 100
@@ -184,8 +186,8 @@ def make_all(changes: Sequence[Change]) -> None:
 
 def plan_of(module: Fused) -> Plan | None:
     """What an accelerated module computes; none where that is no longer known."""
-    state: State = module.__dict__[STATE]
-    return state.plan
+    state: State | None = module.__dict__.get(STATE)
+    return None if state is None else state.plan
 
 
 def backend_of(module: nn.Module) -> str:
@@ -201,7 +203,9 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     transformed = in_transform()
     if transformed and not _runs_in_vmap(module):
         return None
-    state: State = module.__dict__[STATE]
+    state: State | None = module.__dict__.get(STATE)
+    if state is None:  # made from an accelerated one's class, as a slice of an `nn.Sequential` is
+        return None
     seen = state.seen.compare(module)
     if seen == "changed" or (state.plan is not None and not state.plan.compared and not x.is_meta):
         if transformed or torch._C._len_torch_dispatch_stack():
@@ -211,7 +215,7 @@ def _run(module: nn.Module, method: str, x: Any = None, *weights: Any) -> Tensor
     plan, backend = state.plan, state.backend
     if plan is None or method not in plan.methods or seen != "same":
         return None
-    if len(weights) != (0 if isinstance(plan, ResidualPlan) else 1):
+    if len(weights) != (0 if isinstance(plan, (ResidualPlan, PreprocessPlan)) else 1):
         return None
     try:
         return computed(module, method, plan, x, *weights, backend=backend)
@@ -224,12 +228,14 @@ def _runs_in_vmap(module: nn.Module) -> bool:
 
     That is a `torch.vmap` over inputs, weights, and running statistics, which change in estimates only.
     """
-    norms = list(batch_norms(module))
-    if any(norm.training and not isinstance(norm.running_mean, Estimate | None) for norm in norms):
-        return False
-    statistics = {id(getattr(norm, name)) for norm in norms for name in STATISTICS}
-    others = (buffer for buffer in module.buffers() if id(buffer) not in statistics)
-    return in_plain_vmap((*module.parameters(), *others))
+    others: list[Tensor | None] = []
+    for layer in layers(module):
+        others += layer._parameters.values()
+        if not isinstance(layer, BatchNorm):
+            others += layer._buffers.values()
+        elif layer.training and not isinstance(layer.running_mean, Estimate | None):
+            return False
+    return in_plain_vmap(tensor for tensor in others if tensor is not None)
 
 
 def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: Any, backend: str) -> Tensor:
@@ -245,6 +251,8 @@ def computed(module: nn.Module, method: str, plan: Plan, x: Tensor, *weights: An
             return _cell(module, plan, x, weights[0], backend)
         case ResidualPlan():
             return residual_block(module, plan, x, backend)
+        case PreprocessPlan():
+            return preprocess(module, plan, x, backend)
 
 
 def _mixed_op(

@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpdarts_fast import ops
 from vpdarts_fast.acceleration.estimates import of_each_variant
+from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.branches import Branch, Given, Norm, Pool, SepConv, Skip, Stage, Zero
 
 Path = tuple[str, ...]
@@ -99,16 +100,20 @@ class ChainPlan:
 
 
 @dataclass(frozen=True)
-class FactorisedReducePlan:
-    """ReLU, two convolutions of stride 2, the second of them one pixel further, and a batch norm.
+class PointwisePlan:
+    """ReLU, a 1x1 convolution or the two of a factorised reduce, and a batch norm.
 
-    Without a pad behind the last pixel, sizes have to be even.
+    Attributes:
+        convolutions: one or two; the second one reads the pixel that is one further in both directions.
+        norm: the batch norm.
+        stride: of the convolutions.
+        padded: zeros follow the last pixel; without, two convolutions need even sizes.
     """
 
-    convolutions: tuple[Path, Path]
+    convolutions: tuple[Path, ...]
     norm: Path
-    padded: bool = False
-    stride: int = 2
+    stride: int
+    padded: bool = True
 
 
 @dataclass(frozen=True)
@@ -124,7 +129,7 @@ class OpaquePlan:
     changes_input: bool = False
 
 
-OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | FactorisedReducePlan | OpaquePlan
+OpPlan = ZeroPlan | SkipPlan | PoolPlan | SepConvPlan | ChainPlan | PointwisePlan | OpaquePlan
 """What a candidate operation computes."""
 
 
@@ -132,7 +137,7 @@ def norm_paths(plan: OpPlan) -> Iterator[Path]:
     """The paths of its batch norms, in the order of `vpdarts_fast.contract.branches.norms`."""
     if isinstance(plan, SepConvPlan):
         yield from (stage.norm for stage in plan.stages)
-    elif isinstance(plan, (PoolPlan, ChainPlan, FactorisedReducePlan)) and plan.norm is not None:
+    elif isinstance(plan, (PoolPlan, ChainPlan, PointwisePlan)) and plan.norm is not None:
         yield plan.norm
 
 
@@ -143,7 +148,7 @@ def stride_of(plan: OpPlan) -> int | None:
     return None if isinstance(plan, OpaquePlan) else plan.stride
 
 
-def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
+def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int, backend: str) -> Branch:
     """The candidate operation as `mixed_op` takes it.
 
     x [1 or V, N, C, H, W]: it would be called with the images of each variant.
@@ -162,10 +167,8 @@ def branch(op: nn.Module, plan: OpPlan, x: Tensor, stride: int) -> Branch:
             for layer in layers:
                 value = at(op, layer)(value)
             return Given(value.view(*x.shape[:2], *value.shape[1:]), _norm(at(op, path)))
-        case FactorisedReducePlan(convolutions, path):
-            halves = [at(op, convolution) for convolution in convolutions]
-            raw = _factorised_reduce(x.flatten(0, 1), *halves)
-            return Given(raw.view(*x.shape[:2], *raw.shape[1:]), _norm(at(op, path)))
+        case PointwisePlan(_, path):
+            return Given(_pointwise(op, plan, x, backend), _norm(at(op, path)))
         case OpaquePlan():
             size = *x.shape[1:3], *(-(-side // stride) for side in x.shape[3:])
             values = [
@@ -182,20 +185,12 @@ def _expands(shape: Sequence[int], size: Sequence[int]) -> bool:
     return len(shape) <= len(size) and all(side in (1, wanted) for side, wanted in sides)
 
 
-def _factorised_reduce(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
-    """The first convolution of the even pixels of relu(x), and the second of the odd ones, zeros behind x.
-
-    [N, C, H, W] -> [N, C_out, ceil(H/2), ceil(W/2)].
-    """
-    assert isinstance(first, nn.Conv2d) and isinstance(second, nn.Conv2d)
-    if x.shape[2] % 2 or x.shape[3] % 2:
-        x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
-    if not torch.is_grad_enabled():
-        even, odd = F.relu(x[:, :, ::2, ::2]), F.relu(x[:, :, 1::2, 1::2])
-        return torch.cat([F.conv2d(even, first.weight), F.conv2d(odd, second.weight)], 1)
-    # One convolution of 2x2 values, whose gradient is not gathered from two halves.
-    weight = torch.cat([F.pad(first.weight, (0, 1, 0, 1)), F.pad(second.weight, (1, 0, 1, 0))])
-    return F.conv2d(F.relu(x), weight, stride=2)
+def _pointwise(op: nn.Module, plan: PointwisePlan, x: Tensor, backend: str) -> Tensor:
+    """What the convolutions make of `x` [1 or V, N, C, H, W], without biases: [1 or V, N, C', H', W']."""
+    weights = [at(op, path).weight for path in plan.convolutions]
+    backend = preferred("relu_pointwise", backend)
+    raw = ops.relu_pointwise(x.flatten(0, 1), weights, plan.stride, backend=backend)  # type: ignore[arg-type]
+    return raw.view(*x.shape[:2], *raw.shape[1:])
 
 
 def _stage(op: nn.Module, plan: StagePlan) -> Stage:
@@ -216,9 +211,9 @@ def biases(op: nn.Module, plan: OpPlan) -> Iterator[Tensor | None]:
         match plan:
             case SepConvPlan(stages):
                 yield next(_bias(op, stage.pointwise) for stage in stages if stage.norm == path)
-            case FactorisedReducePlan(convolutions):
-                halves = [bias for bias in (_bias(op, conv) for conv in convolutions) if bias is not None]
-                yield torch.cat(halves) if halves else None
+            case PointwisePlan(convolutions):
+                parts = [bias for bias in (_bias(op, conv) for conv in convolutions) if bias is not None]
+                yield torch.cat(parts) if parts else None
             case _:
                 yield None
 
@@ -321,7 +316,24 @@ class ResidualPlan:
     remark: str = ""
 
 
-Plan = MixedOpPlan | CellPlan | ResidualPlan
+@dataclass(frozen=True)
+class PreprocessPlan:
+    """A module that is ReLU, 1x1 convolutions and a batch norm, as they stand in front of a DARTS cell.
+
+    Attributes:
+        op: its layers; numbers of channels and sizes may change.
+        methods: that compute it, called with x.
+        compared: as of a mixed operation.
+        remark: as of a mixed operation.
+    """
+
+    op: PointwisePlan
+    methods: tuple[str, ...] = ("forward",)
+    compared: bool = True
+    remark: str = ""
+
+
+Plan = MixedOpPlan | CellPlan | ResidualPlan | PreprocessPlan
 """What a module computes."""
 
 
@@ -332,7 +344,7 @@ def mixtures_of(plan: Plan) -> list[MixturePlan]:
             return [plan.mixture]
         case CellPlan():
             return [edge.mixture for edge in plan.edges]
-        case ResidualPlan():
+        case ResidualPlan() | PreprocessPlan():
             return []
 
 

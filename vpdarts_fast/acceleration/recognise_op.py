@@ -14,10 +14,10 @@ from vpdarts_fast.acceleration.copies import differing_state, isolated_copy
 from vpdarts_fast.acceleration.draws import drawing_nothing
 from vpdarts_fast.acceleration.plans import (
     ChainPlan,
-    FactorisedReducePlan,
     OpaquePlan,
     OpPlan,
     Path,
+    PointwisePlan,
     PoolPlan,
     SepConvPlan,
     SkipPlan,
@@ -186,13 +186,14 @@ def _depthwise_stride(conv: nn.Module) -> int | None:
 
 
 def _is_pointwise(conv: nn.Module) -> bool:
-    if type(conv) is not nn.Conv2d or conv.weight.shape[0] != conv.weight.shape[1] or conv.groups != 1:
-        return False
-    return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 1, 0)
+    return _is_1x1(conv, 1) and conv.weight.shape[0] == conv.weight.shape[1]  # type: ignore[index]
 
 
 def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan | None:
-    """ReLUs and convolutions of any kind, and a batch norm: PyTorch runs all but the latter."""
+    """ReLUs and convolutions of any kind, and a batch norm: PyTorch runs all but the latter.
+
+    Of one ReLU and a 1x1 convolution behind it, none.
+    """
     *before, norm = layers
     if type(norm) is not nn.BatchNorm2d or not before:
         return None
@@ -204,6 +205,8 @@ def _convolution(paths: Sequence[Path], layers: Sequence[nn.Module]) -> OpPlan |
             return None
     if stride not in (1, 2) or (isinstance(before[0], nn.ReLU) and before[0].inplace):
         return None
+    if len(before) == 2 and type(before[0]) is nn.ReLU and _is_1x1(before[1], stride):
+        return PointwisePlan((paths[1],), paths[2], stride)
     return ChainPlan(tuple(paths[:-1]), paths[-1], stride)
 
 
@@ -234,7 +237,7 @@ def _factorised_reduce(op: nn.Module, start: fx.Node, node: object) -> OpPlan | 
     if not isinstance(parts, (list, tuple)) or len(parts) != 2 or dim != 1:
         return None
     first, second = (layer_called(op, part) for part in parts)
-    if first is None or second is None or not all(map(_is_reducing, (first[1], second[1]))):
+    if first is None or second is None or not all(_is_1x1(conv[1], 2) for conv in (first, second)):
         return None
     if (first[1].bias is None) != (second[1].bias is None):
         return None
@@ -254,13 +257,13 @@ def _factorised_reduce(op: nn.Module, start: fx.Node, node: object) -> OpPlan | 
         return None
     if first[2] is not rectified:
         return None
-    return FactorisedReducePlan((first[0], second[0]), norm[0], padded)
+    return PointwisePlan((first[0], second[0]), norm[0], 2, padded)
 
 
-def _is_reducing(conv: nn.Module) -> bool:
+def _is_1x1(conv: nn.Module, stride: int) -> bool:
     if type(conv) is not nn.Conv2d or conv.groups != 1:
         return False
-    return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, 2, 0)
+    return (square(conv.kernel_size), square(conv.stride), square(conv.padding)) == (1, stride, 0)
 
 
 def square(size: object) -> int | None:

@@ -13,7 +13,7 @@ from vpdarts_fast import ops
 from vpdarts_fast.acceleration.copies import isolated_copy
 from vpdarts_fast.acceleration.plans import OwnMethod, Path, ResidualPlan, Unrecognised, at
 from vpdarts_fast.acceleration.recognise_op import layer_called, square
-from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, update
+from vpdarts_fast.acceleration.run import are_fixed, backend_for, fixed_statistics, norm_at, update
 from vpdarts_fast.acceleration.snapshot import instance_methods, remembered
 from vpdarts_fast.acceleration.tracing import trace
 from vpdarts_fast.acceleration.vmap import batched_statistics, of_variants
@@ -92,8 +92,8 @@ def _fits(block: nn.Module, plan: ResidualPlan, pool: Path, relu: Path) -> bool:
         and pooled == (2, 2, 0)
         and average.divisor_override is None
         and not rectifier.inplace
-        and len({_norm(block, path).eps for path in plan.norms}) == 1
-        and all(_norm(block, path).affine for path in plan.norms)
+        and len({norm_at(block, path).eps for path in plan.norms}) == 1
+        and all(norm_at(block, path).affine for path in plan.norms)
     )
 
 
@@ -103,19 +103,13 @@ def _conv(block: nn.Module, path: Path) -> nn.Conv2d:
     return conv
 
 
-def _norm(block: nn.Module, path: Path) -> nn.BatchNorm2d:
-    norm = at(block, path)
-    assert isinstance(norm, nn.BatchNorm2d)
-    return norm
-
-
 def residual_block(block: nn.Module, plan: ResidualPlan, x: Tensor, backend: str) -> Tensor:
     """The block's output [N, C_out, H / 2, W / 2] for `x` [N, C, H, W], computed by `ops`.
 
     Raises:
         OwnMethod: the call is not covered; the block's own method serves it.
     """
-    norms = [_norm(block, path) for path in plan.norms]
+    norms = [norm_at(block, path) for path in plan.norms]
     first, second, shortcut = (_conv(block, path).weight for path in plan.convolutions)
     channels, wide = x.shape[1], len(first)
     shapes = [weight.shape[:2] for weight in (first, second, shortcut)]

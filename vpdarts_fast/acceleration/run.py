@@ -16,6 +16,8 @@ from vpdarts_fast.acceleration.plans import (
     MixturePlan,
     OpPlan,
     OwnMethod,
+    Path,
+    PointwisePlan,
     PoolPlan,
     SkipPlan,
     ZeroPlan,
@@ -98,7 +100,7 @@ class Mixture:
         if not all(fits(op, kind, channels, size, plan.stride) for op, kind in pairs):
             raise OwnMethod(CHANGES)
         self._ops, self._rows, self._stride, self._partial = pairs, rows, plan.stride, plan.partial
-        self._norms = [_norm(op, path) for op, kind in pairs for path in norm_paths(kind)]
+        self._norms = [norm_at(op, path) for op, kind in pairs for path in norm_paths(kind)]
         self._offsets = [bias for op, kind in pairs for bias in biases(op, kind)]
         self._fixed = are_fixed(self._norms, x, rows, module)
         if not self._fixed and x[0].numel() // x.shape[2] < 2 * plan.stride**2:
@@ -114,7 +116,7 @@ class Mixture:
 
     def _sum(self, x: Tensor) -> Tensor:
         norms, offsets, rows = self._norms, self._offsets, self._rows
-        branches = [branch(op, kind, x, self._stride) for op, kind in self._ops]
+        branches = [branch(op, kind, x, self._stride, self._backend) for op, kind in self._ops]
         statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
         if not self._fixed:
             rows = with_zero_gradients(rows, offsets)
@@ -248,8 +250,8 @@ def _five(module: nn.Module, plan: MixturePlan) -> Five | None:
         op = at(module, path)
         name, conv = _name_of(op, kind)
         places[name] = o
-        if conv is not None and isinstance(kind, ChainPlan):
-            convolutions[name] = conv, _norm(op, kind.norm)
+        if conv is not None and isinstance(kind, (ChainPlan, PointwisePlan)):
+            convolutions[name] = conv, norm_at(op, kind.norm)
     names = ["none", "skip", "1x1", "3x3", "pool"]
     if (plan.stride, plan.partial, len(plan.ops)) != (1, 1, 5) or set(places) != set(names):
         return None
@@ -263,17 +265,21 @@ def _name_of(op: nn.Module, plan: OpPlan) -> tuple[str, nn.Conv2d | None]:
         return "skip", None
     if isinstance(plan, PoolPlan) and plan.kind == "avg" and plan.norm is None:
         return "pool", None
+    if isinstance(plan, PointwisePlan) and len(plan.convolutions) == 1:
+        conv = at(op, plan.convolutions[0])
+        assert isinstance(conv, nn.Conv2d)
+        return "1x1", conv
     if isinstance(plan, ChainPlan) and len(plan.layers) == 2:
         relu, conv = (at(op, layer) for layer in plan.layers)
         if isinstance(relu, nn.ReLU) and isinstance(conv, nn.Conv2d):
             size = conv.kernel_size, conv.padding, conv.dilation, conv.groups, conv.padding_mode
-            for k in (1, 3):
-                if size == ((k, k), (k // 2, k // 2), (1, 1), 1, "zeros"):
-                    return f"{k}x{k}", conv
+            if size == ((3, 3), (1, 1), (1, 1), 1, "zeros"):
+                return "3x3", conv
     return "other", None
 
 
-def _norm(op: nn.Module, path: tuple[str, ...]) -> nn.BatchNorm2d:
+def norm_at(op: nn.Module, path: Path) -> nn.BatchNorm2d:
+    """The batch norm at the end of a path."""
     norm = at(op, path)
     assert isinstance(norm, nn.BatchNorm2d)
     return norm
@@ -310,8 +316,8 @@ def are_fixed(norms: Sequence[nn.BatchNorm2d], x: Tensor, row: Tensor, module: n
     fixed = {not norm.training and norm.running_mean is not None for norm in norms}
     if len(fixed) > 1:
         raise OwnMethod
-    differentiable = (x, row, *module.parameters())
-    if fixed == {True} and torch.is_grad_enabled() and any(tensor.requires_grad for tensor in differentiable):
+    differentiated = fixed == {True} and torch.is_grad_enabled()
+    if differentiated and any(tensor.requires_grad for tensor in (x, row, *module.parameters())):
         raise OwnMethod
     return fixed == {True}
 

@@ -10,10 +10,10 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration.plans import (
     ChainPlan,
-    FactorisedReducePlan,
     OpaquePlan,
     OpPlan,
     Path,
+    PointwisePlan,
     PoolPlan,
     SepConvPlan,
     SkipPlan,
@@ -47,11 +47,18 @@ def fits(op: nn.Module, plan: OpPlan, channels: int, size: Size, stride: int) ->
             behind = tuple(-(-side // stride) for side in size)
             convolutions = [at(op, path) for path in layers]
             layers_fit = _behind(convolutions, channels, size) == (channels, behind)
-        case FactorisedReducePlan(paths):
-            first, second = (_kernel(op, path) for path in paths)
-            layers_fit = first[1] == second[1] == channels == first[0] + second[0]
-            layers_fit = layers_fit and (plan.padded or not any(side % 2 for side in size))
-    return layers_fit and all(_has(at(op, path), channels) for path in norm_paths(plan))
+        case PointwisePlan():
+            layers_fit = pointwise_channels(op, plan, channels, size) == channels
+    return layers_fit and all(has_channels(at(op, path), channels) for path in norm_paths(plan))
+
+
+def pointwise_channels(op: nn.Module, plan: PointwisePlan, channels: int, size: Size) -> int | None:
+    """How many channels 1x1 convolutions make of so many; none where channels or size do not fit."""
+    shapes = [_kernel(op, path) for path in plan.convolutions]
+    if any(shape[1] != channels for shape in shapes):
+        return None
+    odd = len(shapes) > 1 and not plan.padded and any(side % 2 for side in size)
+    return None if odd else sum(shape[0] for shape in shapes)
 
 
 def _kernel(op: nn.Module, path: Path) -> tuple[int, ...]:
@@ -85,7 +92,7 @@ def _behind(layers: list[nn.Module], channels: int, size: Size) -> tuple[int, Si
     return channels, size
 
 
-def _has(norm: nn.Module, channels: int) -> bool:
+def has_channels(norm: nn.Module, channels: int) -> bool:
     """Whether a batch norm is of so many channels; its settings may be older than its tensors."""
     assert isinstance(norm, nn.BatchNorm2d)
     parameters, statistics = [norm.weight, norm.bias], [norm.running_mean, norm.running_var]

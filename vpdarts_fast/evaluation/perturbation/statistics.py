@@ -36,7 +36,7 @@ class Statistics:
         """Gives the batch norms what all variants have in common."""
         for norm, (mean, variance) in zip(self.norms, self.pairs, strict=True):
             if mean.dim() == 1:
-                norm.running_mean, norm.running_var = mean, variance
+                norm._buffers["running_mean"], norm._buffers["running_var"] = mean, variance
 
     def differing(self) -> list[Tensor]:
         """Lists the statistics that differ between variants, [V, C] each."""
