@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from itertools import product
 from typing import Any
@@ -173,6 +174,17 @@ def test_any_memory_budget(mode: BatchNorm, cells: Any) -> None:
         found = leave_one_out(model, some, cells=cells, batch_norm=mode, memory_budget=memory_budget)
         assert found.batched
         assert_all_same(found, expected)
+
+
+def test_the_least_memory_that_a_batch_takes_is_enough() -> None:
+    """What is kept of the unmodified model gives way."""
+    model, some = accelerated(trained(DartsSupernet)), batches(7)
+    with pytest.raises(UserError, match="memory_budget must be at least") as raised:
+        leave_one_out(model, some, batch_norm="batch", memory_budget=1)
+    least = int(re.search(r"at least ([\d,]+) bytes", str(raised.value))[1].replace(",", ""))  # type: ignore[index]
+    found = leave_one_out(model, some, batch_norm="batch", memory_budget=least)
+    assert found.batched
+    assert_all_same(found, leave_one_out(model, some, batch_norm="batch"))
 
 
 def test_the_stem_runs_once_for_many_variants() -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from itertools import chain
 from typing import Any
 
 import pytest
@@ -197,6 +196,19 @@ class SharedSupernet(DartsSupernet):
         return features, self.classifier(self.last(features))
 
 
+class LendingSupernet(DartsSupernet):
+    """A batch norm of an operation is called for another one of the same cell as well, behind it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ops = [self.cells[0]._ops[e]._ops for e in (0, 1)]
+        norms = [next(m for m in some.modules() if isinstance(m, nn.BatchNorm2d)) for some in ops]
+        for module in ops[0].modules():
+            for name, child in module.named_children():
+                if child is norms[0]:
+                    setattr(module, name, norms[1])
+
+
 class Doubled(nn.BatchNorm2d):
     """Has code of its own around what PyTorch does."""
 
@@ -318,11 +330,17 @@ def test_what_comes_before_an_edge_is_shared(monkeypatch: pytest.MonkeyPatch) ->
         [alone, alone, changed, alone, changed, behind],
         [alone, alone, alone, changed, alone, behind],
     ]
-    estimated = [(*sizes, None) for sizes in chain(*passes)]
     # What cells of this type share has been computed for the unmodified model; the first is of the other.
     served = [sizes for one in passes[1:] for e, sizes in enumerate(one) if e < 2 or sizes != alone]
+    estimated = [(*sizes, None) for sizes in (*passes[0], *served)]
     fixed = [(*sizes, 4 if sizes == behind else 3) for sizes in (*passes[0], *served)]
     assert calls == estimated + fixed
+
+
+def test_one_batch_of_calibration_images_is_the_loop() -> None:
+    """What the unmodified model computes is not computed again, unless batch norms have two places."""
+    for make in (small, LendingSupernet, SharedSupernet):
+        assert_batched_is_the_loop(trained(make), batches(26))
 
 
 def test_any_memory_budget() -> None:

@@ -23,15 +23,17 @@ class Estimate(Tensor):
 
     Attributes:
         statistics: running mean and variance: [C] as long as all variants have the same, or [V, C].
+        estimated: they are of a batch, and not those that it started with.
     """
 
     statistics: tuple[Tensor, Tensor]
+    estimated: bool
 
     @classmethod
     def starting_from(cls, mean: Tensor, variance: Tensor) -> Estimate:
         """Makes one of running statistics [C], which it starts with."""
         estimate: Estimate = mean.as_subclass(cls)
-        estimate.statistics = mean, variance
+        estimate.statistics, estimate.estimated = (mean, variance), False
         return estimate
 
     def include(self, mean: Tensor, variance: Tensor, momentum: float) -> None:
@@ -48,6 +50,7 @@ class Estimate(Tensor):
     def keep(self, mean: Tensor, variance: Tensor) -> None:
         """Takes a running mean and variance [1 or V, C] in place of those it has."""
         self.statistics = (mean[0], variance[0]) if len(mean) == 1 else (mean, variance)
+        self.estimated = True
 
     @classmethod
     def __torch_function__(

@@ -61,11 +61,27 @@ def kept(norms: Sequence[Norm]) -> Statistics:
 
 
 def estimated(
-    model: nn.Module, norms: Sequence[Norm], calibration: Sequence[Batch], forward: Callable[[Tensor], object]
+    model: nn.Module,
+    base: Statistics,
+    calibration: Sequence[Batch],
+    forward: Callable[[Tensor], object],
 ) -> Statistics:
-    """Estimates what batch norms find in calibration batches, by `torch.vmap` over variants."""
-    recalibrate(model, norms, calibration, forward, Estimate.starting_from)
-    return kept(norms)
+    """Estimates what batch norms find in calibration batches, by `torch.vmap` over variants.
+
+    Args:
+        model: that they are of.
+        base: the statistics of the unmodified model: of batch norms that are not called, as what they would
+            compute is kept, these are the variants' too.
+        calibration: the batches.
+        forward: runs the variants on images.
+    """
+    recalibrate(model, base.norms, calibration, forward, Estimate.starting_from)
+    found = [norm.running_mean for norm in base.norms]
+    pairs = (
+        mean.statistics if isinstance(mean, Estimate) and mean.estimated else pair
+        for mean, pair in zip(found, base.pairs, strict=True)
+    )
+    return Statistics(base.norms, list(pairs))
 
 
 def joined(parts: Sequence[Statistics], sizes: Sequence[int]) -> Statistics:

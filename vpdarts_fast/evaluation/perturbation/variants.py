@@ -35,6 +35,7 @@ from vpdarts_fast.evaluation.perturbation.layers import ChannelsStayLast
 from vpdarts_fast.evaluation.perturbation.statistics import Statistics, estimated, joined, kept
 from vpdarts_fast.evaluation.perturbation.weights import Change, Weights
 from vpdarts_fast.evaluation.validation import (
+    NORMS,
     Batch,
     BatchNorm,
     Logits,
@@ -120,41 +121,66 @@ class Evaluation:
         """
         own = self._batch_norm == "variant"
         stored: BatchNorm = "recalibrated" if own else self._batch_norm
+        # Of one batch, what the unmodified model computes before a change is that of the variants.
+        keeps = own and self.batched and len(calibration) == 1 and not _shares_norms(self._model)
         with (
             _kept_buffers(self._model),
             self._weights.intercepted(),
+            self._weights.keeping_outputs(self._limit(calibration[0][0]) // 2 if keeps else 0),
             evaluation_mode(self._model, stored, calibration, [self.base]),
         ):
             if own and calibration:
                 self._estimate_statistics(calibration)
+            self._weights.keep_none()
             yield self.logits_of
 
     def _estimate_statistics(self, calibration: Sequence[Batch]) -> None:
         """Estimates running statistics of each variant; those of the unmodified model are kept already."""
         self._base = kept(batch_norms(self._model))
         self._weights.check_calls()
-        self._statistics = [self._estimated(group, calibration) for group in self._groups]
-
-    def _estimated(self, group: Group, calibration: Sequence[Batch]) -> Statistics:
-        """Of all variants of a group."""
-        model, norms = self._model, self._base.norms
         largest = max((images for images, _ in calibration), key=len)
+        limit = self._limit(largest)
+        left = self._left(limit, largest, "mixed_cell") if self.batched else limit
+        self._statistics = [
+            self._estimated(group, calibration, list(self._pieces(group, largest, "mixed_cell", left)))
+            for group in self._groups
+        ]
+
+    def _estimated(
+        self, group: Group, calibration: Sequence[Batch], pieces: Sequence[tuple[slice, slice]]
+    ) -> Statistics:
+        """Of all variants of a group, piece by piece."""
         parts: list[Statistics] = []
         sizes: list[int] = []
-        for variants, _ in self._pieces(group, largest, "mixed_cell"):
+        for variants, _ in pieces:
             count = variants.stop - variants.start
             if self.batched:
-                part = estimated(model, norms, calibration, partial(self._together, group, variants))
+                with self._weights.serving(slice(None)):
+                    forward = partial(self._together, group, variants)
+                    part = estimated(self._model, self._base, calibration, forward)
                 self._base.use()  # what is there now may be of use within `torch.vmap` only
             if self.batched:  # still
                 parts.append(part)
                 sizes.append(count)
                 continue
             for v in range(variants.start, variants.stop):
-                recalibrate(model, norms, calibration, partial(self._one, group, v))
-                parts.append(kept(norms))
+                recalibrate(self._model, self._base.norms, calibration, partial(self._one, group, v))
+                parts.append(kept(self._base.norms))
             sizes += [1] * count
         return joined(parts, sizes)
+
+    def _limit(self, images: Tensor) -> int:
+        """Bytes that all variants of a piece may take."""
+        return self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
+
+    def _left(self, limit: int, images: Tensor, op: str) -> int:
+        """What is left of so many bytes beside what is kept, all of them where that would be too little."""
+        left = limit - self._weights.kept_bytes()
+        together = len(images) if op == "mixed_cell" else 1  # which is never cut
+        if left < max(self._need(images, places, op).total(1, together) for places in self._weights.cells()):
+            self._weights.keep_none()
+            return limit
+        return left
 
     def base(self, images: Tensor) -> Tensor:
         """Computes the logits [N, classes] of the unmodified model."""
@@ -175,7 +201,7 @@ class Evaluation:
 
     def _pieces_of(self, groups: Sequence[tuple[Group, Statistics]], images: Tensor) -> Iterator[Piece]:
         """The logits of the unmodified model and of all variants of some groups."""
-        limit = self._memory_budget or (GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET)
+        limit = self._limit(images)
         room = limit // 2 if self.batched else 0
         for some in slices(len(images), self._kept_together(len(images), room)):
             with self._weights.keeping_outputs(room):
@@ -195,12 +221,7 @@ class Evaluation:
         yield slice(0, 1), slice(0, len(images)), self.base(images).unsqueeze(0)
         self._weights.check_calls()
         op = cell_op(self._batch_norm == "batch")
-        left = limit
-        if self.batched:
-            left -= self._weights.kept_bytes()
-            if left < max(self._need(images, places, op).total(1, 1) for places in self._weights.cells()):
-                self._weights.keep_none()
-                left = limit
+        left = self._left(limit, images, op) if self.batched else limit
         for group, statistics in groups:
             for variants, piece in self._pieces(group, images, op, left):
                 outputs = None
@@ -268,9 +289,7 @@ class Evaluation:
         activations = images.new_empty(0, dtype=inputs[0].dtype)
         return cell_need(op, backend_of(places[0].module), activations, size)
 
-    def _pieces(
-        self, group: Group, images: Tensor, op: str, budget: int | None = None
-    ) -> Iterator[tuple[slice, slice]]:
+    def _pieces(self, group: Group, images: Tensor, op: str, budget: int) -> Iterator[tuple[slice, slice]]:
         """Variants of the group and images, so many as fit the budget, bytes; op: see `cell_op`."""
         count, total = len(images), len(group.pairs)
         if not self.batched:
@@ -278,8 +297,7 @@ class Evaluation:
             return
         needs = [self._need(images, places, op) for places in self._weights.cells()]
         need = max(needs, key=lambda need: need.total(1, 1))
-        default = GPU_BUDGET if images.is_cuda else DEFAULT_BUDGET
-        limits = budget if self._memory_budget and budget else self._memory_budget, budget or default
+        limits = budget if self._memory_budget else None, budget
         if op == "mixed_cell":
             variants_together, images_together = whole_batches(need, total, count, *limits, self._batch_norm)
         else:
@@ -295,6 +313,13 @@ class Evaluation:
 def same_random_numbers(device: torch.device) -> AbstractContextManager[None]:
     """Every pass within one of these draws the same, and leaves the generators as they were."""
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
+
+
+def _shares_norms(model: nn.Module) -> bool:
+    """Whether a batch norm has two places in the model: what it estimates last is of either."""
+    layers = [layer for _, layer in model.named_modules(remove_duplicate=False)]
+    norms = [layer for layer in layers if isinstance(layer, NORMS)]
+    return len(set(norms)) < len(norms)
 
 
 @contextmanager
