@@ -90,8 +90,24 @@ def test_a_search_on_any_data_set_is_stopped_and_resumed_bit_for_bit(tmp_path: P
             vpdarts_fast.search_cells(data, folder=folder, resume=resume, stop=stop_at(call), **settings)
     vpdarts_fast.search_cells(data, folder=folder, resume=True, **settings)
     assert outcome(folder) == outcome(tmp_path / "whole")
-    again = vpdarts_fast.search_cells(data, folder=folder, resume=True, progress="none")
+    again = vpdarts_fast.search_cells(data, folder=folder, resume=True, progress="none", loss=smooth)
     assert again.genotype == result.genotype
+
+
+def test_a_loss_of_ones_own_has_to_be_given_again(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Or the search would go on with another one."""
+    own, other = tmp_path / "own", tmp_path / "other"
+    for folder, loss in ((own, smooth), (other, None)):
+        with pytest.raises(Interrupted):
+            vpdarts_fast.search_cells("digits", folder=folder, stop=stop_at(2), loss=loss, **SMALL)
+    with pytest.raises(UserError, match="the loss of this run has no name"):
+        vpdarts_fast.search_cells("digits", folder=own, resume=True)
+    assert main(["--resume", str(own)]) == 2
+    assert "the loss of this run has no name" in capsys.readouterr().err
+    with pytest.raises(UserError, match="--loss: the run has cross-entropy, asked for given"):
+        vpdarts_fast.search_cells("digits", folder=other, resume=True, loss=smooth)
+    assert main([*TINY, "--loss", "given", "--out", str(tmp_path / "new")]) == 2
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_call_comes_to_what_the_command_line_does(tmp_path: Path) -> None:

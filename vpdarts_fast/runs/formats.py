@@ -38,6 +38,7 @@ from vpdarts_fast.runs.upgrades import (
     settings_7,
     settings_8,
     settings_9,
+    settings_10,
     with_decisions,
     with_op_images,
     without_members,
@@ -237,6 +238,7 @@ SETTINGS = Format(
         settings_7,
         settings_8,
         settings_9,
+        settings_10,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""

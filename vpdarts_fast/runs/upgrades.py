@@ -115,6 +115,11 @@ def settings_9(settings: Content) -> Content:
     return {**settings, "search": search, "method": method}
 
 
+def settings_10(settings: Content) -> Content:
+    """What training minimises. A loss that a call had given was not written down."""
+    return {**settings, "optimisers": {**settings["optimisers"], "loss": "cross-entropy"}}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}

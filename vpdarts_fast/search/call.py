@@ -70,7 +70,7 @@ def search_cells(
     folder: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     dry_run: Literal[False] = ...,
-    loss: Loss = ...,
+    loss: Loss | None = ...,
     on_epoch: Callable[[dict[str, Any]], object] = ...,
     on_evaluation: Callable[[OpsEvaluated], object] = ...,
     on_end: Callable[[SearchResult], object] = ...,
@@ -89,7 +89,7 @@ def search_cells(
     folder: str | os.PathLike[str] | None = ...,
     resume: bool = ...,
     dry_run: Literal[True],
-    loss: Loss = ...,
+    loss: Loss | None = ...,
     on_epoch: Callable[[dict[str, Any]], object] = ...,
     on_evaluation: Callable[[OpsEvaluated], object] = ...,
     on_end: Callable[[SearchResult], object] = ...,
@@ -107,7 +107,7 @@ def search_cells(
     folder: str | os.PathLike[str] | None = None,
     resume: bool = False,
     dry_run: bool = False,
-    loss: Loss = F.cross_entropy,
+    loss: Loss | None = None,
     on_epoch: Callable[[dict[str, Any]], object] = lambda metrics: None,
     on_evaluation: Callable[[OpsEvaluated], object] = lambda evaluated: None,
     on_end: Callable[[SearchResult], object] = lambda result: None,
@@ -131,7 +131,8 @@ def search_cells(
         resume: go on with the run in `folder`, with its own settings; others may be given as far as
             --resume takes them. Images and a loss of one's own have to be given again.
         dry_run: only say what the search would take; makes no folder.
-        loss: of logits [N, classes] and labels [N], the loss [] that all training minimises.
+        loss: of logits [N, classes] and labels [N], the loss [] that all training minimises; cross-entropy if
+            not given.
         on_epoch: called with each epoch's line of metrics.jsonl, when it is in the checkpoint.
         on_evaluation: called with each evaluation of the ops.
         on_end: called with the result.
@@ -156,19 +157,22 @@ def search_cells(
     if brought and "dataset" in settings:
         raise UserError("give either images or dataset=, not both")
     place = None if folder is None else Path(folder).expanduser()
+    if loss is not None:
+        settings = {**settings, "loss": GIVEN}
     if resume:
         settings = {**settings, **({"dataset": brought["dataset"]} if brought else {})}
         config = _resumed_config(place, preset, method, settings)
     else:
         config = _new_config(preset, method, {**brought, **settings})
     with process_settings(config):
-        config, data, table = prepared(config, given)
+        config, data, table = prepared(config, given, loss)
+        minimised = F.cross_entropy if loss is None else loss
         if dry_run:
-            return expect(config, data, table, loss)
+            return expect(config, data, table, minimised)
         root = new_folder(config) if place is None else place
         again = f"vpdarts_fast.search_cells(..., folder={str(root)!r}, resume=True)"
         quiet = progress == "none"
-        session = Session(data, table, resume, again, stop, loss, on_epoch, on_evaluation, quiet)
+        session = Session(data, table, resume, again, stop, minimised, on_epoch, on_evaluation, quiet)
         try:
             with claimed(root):
                 values = run_one(config, root, session)

@@ -89,20 +89,27 @@ def process_settings(config: SearchConfig) -> Iterator[None]:
 
 
 def prepared(
-    config: SearchConfig, data: SearchImages | None = None
+    config: SearchConfig, data: SearchImages | None = None, loss: Loss | None = None
 ) -> tuple[SearchConfig, SearchImages, BenchmarkTable | None]:
     """Prepares a search, and complains of all that can be complained of before there is a folder.
 
     Args:
         config: the settings.
         data: the images; None loads those that the settings name.
+        loss: of logits and labels, where the settings say that it is given.
 
     Returns:
         The settings with the place where the images were found, the images, and where cells are looked up.
 
     Raises:
-        UserError: the search could not be finished (`vpdarts_fast.search.preflight`), or there are no images.
+        UserError: the search could not be finished (`vpdarts_fast.search.preflight`), or there are no images,
+            or not the loss.
     """
+    if config.optimisers.loss == GIVEN and loss is None:
+        raise UserError(
+            "the loss of this run has no name: it was given to vpdarts_fast.search_cells, which has to be "
+            "given it again, as loss=, with folder= and resume=True"
+        )
     device = choose_device(config.execution.device)
     check_precision(config.execution.precision, device)
     native.summary()

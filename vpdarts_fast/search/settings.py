@@ -31,6 +31,7 @@ else:  # what `load` knows is only known at run time, and so are backends
     BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
 
 Evaluation = Literal["full", "racing"]
+LossName = Literal["cross-entropy", "given"]
 StepOrder = Literal["weights-first", "alpha-first"]
 
 
@@ -93,6 +94,8 @@ class MethodSettings:
 class OptimiserSettings:
     """How the weights (SGD) and alpha (Adam) are optimised."""
 
+    loss: LossName = "cross-entropy"
+    """What all training minimises; given is that of a call from Python."""
     batch_size: int = 64
     """Images in a training step."""
     evaluation_batch_size: int = 256
