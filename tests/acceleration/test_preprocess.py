@@ -168,3 +168,16 @@ def test_what_belongs_to_a_mixed_operation_is_not_listed_by_itself() -> None:
         ("0", "ReLU, 1x1 convolution, batch norm"),
         ("1", "factorised reduce"),
     ]
+
+
+class Drawing(MixedOp):
+    """Draws random numbers for what it returns."""
+
+    def forward(self, x: Tensor, weights: Any) -> Tensor:
+        out: Tensor = super().forward(x, weights)
+        return out * torch.rand(())
+
+
+def test_what_belongs_to_a_mixed_operation_that_is_left_is_not_listed_either() -> None:
+    report = accelerate(nn.ModuleList([Drawing(darts_ops(CHANNELS, 2, Style())), between(4)]))
+    assert [(entry.name, entry.fused) for entry in report.entries] == [("0", False), ("1", True)]

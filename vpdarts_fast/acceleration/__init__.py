@@ -82,23 +82,27 @@ def accelerate(model: nn.Module, *, backend: str = "auto") -> AccelerationReport
         raise UserError(f"accelerate: model must be an nn.Module; got {type(model).__name__}")
     named(backend)
     entries, changes = [], _restorations(model)
-    within = None  # a module that was found: what is in it belongs to it
+    fused = left = None  # what the names of all within the last such module begin with
     for name, module, recognise in list(_candidates(model)):
-        if within is not None and name.startswith(within):
-            continue
+        if _begins(name, fused) or (recognise is recognise_preprocess and _begins(name, left)):
+            continue  # its layers are those of the module around it
         try:
             plan = COMPARED[recognise](module)
             change = fusion(module, plan, COMPARED[recognise], backend)
             changes.append(change)
             entries.append(_entry_of_fused(name, plan, change))
+            fused = f"{name}." if name else ""
         except Unrecognised as error:
-            if not str(error):
-                continue
-            kind, operations = type(module).__name__, _count_operations(module)
-            entries.append(Entry(name, kind, False, str(error), operations))
-        within = f"{name}." if name else ""
+            if str(error):
+                kind, operations = type(module).__name__, _count_operations(module)
+                entries.append(Entry(name, kind, False, str(error), operations))
+                left = f"{name}." if name else ""
     make_all(changes)
     return AccelerationReport(tuple(entries))
+
+
+def _begins(name: str, prefix: str | None) -> bool:
+    return prefix is not None and name.startswith(prefix)
 
 
 def restore(model: nn.Module) -> None:
