@@ -17,6 +17,7 @@ from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
 from vpdarts_fast.search.arguments import KINDS, Command
 from vpdarts_fast.search.config import SearchConfig, flag
+from vpdarts_fast.search.tabular import __main__ as tabular
 
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "tests", "vpdarts_fast")
 FILES = sorted([*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))])
@@ -65,6 +66,10 @@ def flags() -> frozenset[str]:
         groups += [kind.named(name) for name in kind.names()]
     known = {flag(field.name) for group in groups for field in fields(group)} | {"--seed", "--preset"}
     known |= {f"--no-{name.removeprefix('--')}" for name in known}
+    known |= {flag(field.name) for field in fields(tabular.Arguments)}
+    for method in tabular.Arguments().all_methods():  # a group of flags each
+        settings = [field.name.replace("_", "-") for field in fields(method)]
+        known |= {f"--{method.name}.{part}{name}" for name in settings for part in ("", "no-")}
     for text in source_files().values():
         known |= set(re.findall(r"(?:add_argument|addoption)\(\s*\"(--[\w-]+)\"", text))
     known |= set(re.findall(r"addoption\(\s*\"(--[\w-]+)\"", (ROOT / "tests" / "conftest.py").read_text()))
@@ -124,7 +129,7 @@ def missing(path: Path, text: str) -> list[str]:
     for link in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", text):
         if not (path.parent / link).exists():
             complaints.append(f"link {link}")
-    for name in set(re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", text)) - flags():
+    for name in set(re.findall(r"(?<![\w-])--[a-z][a-z.-]*[a-z]", text)) - flags():
         complaints.append(f"flag {name}")
     for module in re.findall(r"python -m (vpdarts_fast[\w.]*)", text):
         if not resolves(module.rstrip(".")):

@@ -188,7 +188,7 @@ class Evaluation:
             return self._run(images, None)
 
     def logits_of(self, variants: Sequence[int]) -> Logits:
-        """What computes the logits of some variants; see `vpdarts_fast.evaluation.measuring.LogitsOf`."""
+        """What computes the logits of some variants, the unmodified model in front of them."""
         chosen = []
         first = 1
         for group, statistics in zip(self._groups, self._statistics, strict=True):
