@@ -274,6 +274,23 @@ def test_every_recipe_is_a_search() -> None:
     )
 
 
+def test_what_changes_over_the_epochs_of_a_recipe_is_as_in_its_code() -> None:
+    """Of NAS-Bench-201: the temperature of SNAS and the factor of beta decay, for each of 100 epochs."""
+    snas, beta = (SearchConfig().replaced(recipe=name) for name in ("snas", "beta-darts"))
+    assert isinstance(snas.method.relaxation, GumbelSoftmax) and not snas.method.relaxation.hard
+    temperature = Ramp(snas.method.relaxation.temperature, snas.method.relaxation.temperature_end)
+    assert isinstance(beta.method.regulariser, BetaDecay)
+    for config in (snas, beta, SearchConfig().replaced(recipe="drnas")):
+        assert config.epochs == 100 and config.method.step_order == "alpha-first"
+        assert config.optimisers.alpha_weight_decay == 1e-3 and not config.optimisers.nesterov
+    alpha, alive = an_alpha(), torch.ones(SHAPE, dtype=torch.bool)
+    for epoch in range(100):
+        now = moment(epoch, 100)
+        assert float(temperature.at(now)) == pytest.approx(10 + epoch * (1 - 10) / 100)
+        term = beta.method.regulariser.term(alpha, alive, now)
+        assert float(term) == pytest.approx(50 * epoch / 100 * float(alpha.exp().sum(1).log().mean()))
+
+
 def test_soft_pruning_needs_alphas_that_are_weights() -> None:
     with pytest.raises(
         UserError, match=r"--pruning soft makes alphas smaller.*--relaxation softmax use --pruning hard"

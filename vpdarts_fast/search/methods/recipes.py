@@ -51,10 +51,27 @@ RECIPES: dict[str, Mapping[str, Any]] = {
         "batch_growth": 8,
         "finalists": 0,
     },
+    "beta-darts": {
+        **DARTS,
+        "regulariser": "beta-decay",
+        "beta": 0.0,
+        "beta_end": 49.5,
+        "pruning_epochs": 100,
+    },
+    "drnas": {**DARTS, "relaxation": "dirichlet", "pruning_epochs": 100},
+    "snas": {
+        **DARTS,
+        "relaxation": "gumbel",
+        "temperature": 10.0,
+        "temperature_end": 1.09,
+        "pruning_epochs": 100,
+    },
     "darts-minus": {**DARTS, "variation": "auxiliary-skip", "skip_decay": "linear"},
 }
 """vp-darts and its ablations (sections 5.1 and 5.2); darts: DARTS of the first order; pc-darts, sgas
-and darts-minus, with the settings that they have in the DARTS space."""
+and darts-minus, with the settings that they have in the DARTS space; beta-darts, drnas (without
+progressive stages, its L2 term as alpha's weight decay) and snas (in alternating steps), with those
+that they have in NAS-Bench-201."""
 
 
 def recipe(name: str) -> Mapping[str, Any]:
