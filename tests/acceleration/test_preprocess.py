@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from acceleration_cases import CHANNELS, DTYPES, both, images
+from acceleration_cases import CHANNELS, DTYPES, both, images, step
 from closeness import STEPS, Results, Training, assert_close_to_truth, assert_trains_alike, clear_of_jumps
 from supernets import FactorisedReduce, MixedOp, Style, darts_ops
 from torch import Tensor, nn
@@ -52,16 +52,6 @@ def pointwise(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
     monkeypatch.setattr(ops, "relu_pointwise", recording)
     return made
-
-
-def step(module: nn.Module, optimiser: torch.optim.Optimizer, x: Tensor) -> Results:
-    optimiser.zero_grad()
-    x = x.clone().requires_grad_()
-    out = module(x)
-    (out * torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)).sum().backward()
-    optimiser.step()
-    assert x.grad is not None and out.dtype == x.dtype
-    return {"out": out, "x": x.grad}
 
 
 @every_kind
