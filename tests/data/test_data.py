@@ -15,7 +15,7 @@ from torchvision.transforms import functional as tv
 
 from vpdarts_fast import data
 from vpdarts_fast.data import Augmentation, ImageData, ImageSet
-from vpdarts_fast.data.batches import DeviceImageSet, crop
+from vpdarts_fast.data.batches import DeviceImageSet, crop, halves_of
 from vpdarts_fast.errors import UserError
 
 
@@ -286,6 +286,17 @@ def test_halves_cover_the_training_images_once() -> None:
     other, _ = data.split_halves(sample, 1)
     assert torch.equal(again.labels, training.labels)
     assert not torch.equal(other.labels, training.labels)
+
+
+def test_halves_by_order_and_halves_that_share_all_images() -> None:
+    first, second = halves_of("any", 5, 3, "ranges")
+    assert (first.tolist(), second.tolist()) == ([0, 1], [2, 3, 4])
+    for half in halves_of("any", 5, 3, "shared"):
+        assert half.tolist() == [0, 1, 2, 3, 4]
+    sample = image_data(7)
+    training, validation = data.split_halves(sample, 0, "ranges")
+    assert torch.equal(training.images, sample.train_images[:3])
+    assert torch.equal(validation.images, sample.train_images[3:])
 
 
 def test_one_image_has_no_halves() -> None:

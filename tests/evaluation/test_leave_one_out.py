@@ -296,3 +296,27 @@ def test_the_result() -> None:
     with torch.no_grad():
         assert_same(leave_one_out(supernet, make_batches(9, 4), alpha), result)
     assert alpha.grad is None
+
+
+# Some of the ops -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("batched", [True, False])
+def test_only_some_ops_are_left_out(mode: BatchNorm, batched: bool) -> None:
+    """All others have the values of the unmodified supernet, and are not computed."""
+    supernet, alpha = make_supernet(), make_alpha()
+    batches = make_batches(8, 5)
+    only = torch.zeros(len(EDGES), len(OPS), dtype=torch.bool)
+    only[3], only[1, 2] = True, True
+    options: dict[str, Any] = {"batch_norm": mode, "batched": batched}
+    whole = leave_one_out(supernet, batches, alpha, **options)
+    some = leave_one_out(supernet, batches, alpha, only=only, **options)
+    torch.testing.assert_close(some.loss[only], whole.loss[only], rtol=1e-6, atol=1e-6)
+    assert (some.loss[~only] == some.base_loss).all() and (some.accuracy[~only] == some.base_accuracy).all()
+    assert some.base_accuracy == whole.base_accuracy
+    tables, number = distinct_variants(alpha, removals(alpha, "zero"), only)
+    assert len(tables) == 1 + 4 + 1, "the base, all of an edge but none, and one more"
+    assert (number.view(alpha.shape) > 0).sum() == 5
+    with pytest.raises(UserError, match=r"only must be bool \[6, 5\]; got torch.float32 \[6, 5\]"):
+        leave_one_out(supernet, batches, alpha, only=alpha.float(), **options)

@@ -146,7 +146,7 @@ def test_the_settings_of_the_present_version() -> None:
     choices = {"alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"}
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
-    names = {10: flat | parts | {"variation", "schedule"} | {"loss"}}
+    names = {11: flat | parts | {"variation", "schedule"} | {"loss"} | {"alpha_every", "lineage", "split"}}
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
 
@@ -162,8 +162,8 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
         assert main([*TINY, "--alpha-start", "0.2", "--out", str(older)]) == 130
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
     later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
-             "loss", "space", "recipe", "relaxation", "alpha_rule", "regulariser", "variation",
-             "schedule")  # fmt: skip
+             "alpha_every", "lineage", "split", "loss", "space", "recipe", "relaxation", "alpha_rule",
+             "regulariser", "variation", "schedule")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")

@@ -18,8 +18,15 @@ from vpdarts_fast.search.methods.alpha_rules import FirstOrder, Frozen
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.methods.moment import Moment, Ramp
 from vpdarts_fast.search.methods.recipes import RECIPES
-from vpdarts_fast.search.methods.regularisers import BetaDecay, NoRegulariser
-from vpdarts_fast.search.methods.relaxations import Dirichlet, GumbelSoftmax, Raw, Relaxation, Softmax
+from vpdarts_fast.search.methods.regularisers import BetaDecay, NoRegulariser, ZeroOne
+from vpdarts_fast.search.methods.relaxations import (
+    Dirichlet,
+    GumbelSoftmax,
+    Raw,
+    Relaxation,
+    Sigmoid,
+    Softmax,
+)
 from vpdarts_fast.search.step import alpha_step, weights_step
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, NasBench201, Supernet
 
@@ -67,9 +74,14 @@ def dirichlet(alpha: Tensor, alive: Tensor) -> Tensor:
     return drawn / drawn.sum(1, keepdim=True)
 
 
+def sigmoid(alpha: Tensor, alive: Tensor) -> Tensor:
+    return alive / (1 + (-alpha).exp())
+
+
 TEXTBOOK: dict[str, tuple[Relaxation, Callable[[Tensor, Tensor], Tensor]]] = {
     "raw": (Raw(), raw),
     "softmax": (Softmax(), softmax),
+    "sigmoid": (Sigmoid(), sigmoid),
     "gumbel": (GumbelSoftmax(), gumbel),
     "dirichlet": (Dirichlet(), dirichlet),
 }
@@ -94,7 +106,7 @@ def test_relaxations_and_their_gradients(
         results += [weights.detach(), gradient]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-12)
     assert (found[0][~alive] == 0).all()
-    if not isinstance(relaxation, Raw):
+    if not isinstance(relaxation, (Raw, Sigmoid)):
         torch.testing.assert_close(found[0].sum(1), torch.ones(6, dtype=torch.float64))
 
 
@@ -151,6 +163,20 @@ def test_beta_decay() -> None:
     torch.testing.assert_close(gradient, 15 * alpha.detach().softmax(1) / 6)
     torch.testing.assert_close(term.detach(), 15 * alpha.detach().exp().sum(1).log().mean())
     assert NoRegulariser().term(alpha, some_alive(), moment()) is None
+
+
+def test_the_zero_one_loss_pushes_sigmoids_away_from_a_half() -> None:
+    """Ten times the mean of (sigmoid - 1/2)^2 over the live ops is taken off the loss (FairDARTS)."""
+    alpha, alive = an_alpha().requires_grad_(), some_alive()
+    term = ZeroOne().term(alpha, alive, moment())
+    assert term is not None
+    live = sigmoid(alpha.detach(), torch.ones_like(alive))[alive]
+    torch.testing.assert_close(term.detach(), -10 * (live - 0.5).square().mean())
+    (gradient,) = torch.autograd.grad(term, alpha)
+    expected = torch.zeros_like(gradient)
+    expected[alive] = -20 * (live - 0.5) * live * (1 - live) / int(alive.sum())
+    torch.testing.assert_close(gradient, expected)
+    assert ((gradient * alpha)[alive] <= 0).all(), "a step against it makes alphas larger in magnitude"
 
 
 @pytest.mark.parametrize(
@@ -289,6 +315,20 @@ def test_what_changes_over_the_epochs_of_a_recipe_is_as_in_its_code() -> None:
         assert float(temperature.at(now)) == pytest.approx(10 + epoch * (1 - 10) / 100)
         term = beta.method.regulariser.term(alpha, alive, now)
         assert float(term) == pytest.approx(50 * epoch / 100 * float(alpha.exp().sum(1).log().mean()))
+
+
+def test_a_lineage_goes_over_the_recipe_and_flags_over_the_lineage() -> None:
+    """Both as public code has them; asked for alone it changes what it names and nothing else."""
+    darts = SearchConfig().replaced(recipe="darts")
+    autodl = SearchConfig().replaced(recipe="darts", lineage="autodl")
+    assert (autodl.method.step_order, autodl.optimisers.nesterov) == ("weights-first", True)
+    assert (autodl.optimisers.weight_decay, autodl.images.split) == (5e-4, "random")
+    quark = autodl.replaced(lineage="quark0", weight_decay=1e-4)
+    assert (quark.method.step_order, quark.optimisers.nesterov) == ("alpha-first", False)
+    assert (quark.optimisers.weight_decay, quark.images.split) == (1e-4, "ranges")
+    assert quark.method.relaxation == darts.method.relaxation and quark.epochs == darts.epochs
+    with pytest.raises(UserError, match="--lineage nobody is not known; there are recipe, quark0, autodl"):
+        SearchConfig().replaced(lineage="nobody")
 
 
 def test_soft_pruning_needs_alphas_that_are_weights() -> None:

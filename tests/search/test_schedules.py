@@ -29,7 +29,14 @@ from vpdarts_fast.search.methods.commits import (
     nothing_decided,
     selection_scores,
 )
-from vpdarts_fast.search.methods.schedules import Commit, Greedy, Prune, WarmUpAndPruning
+from vpdarts_fast.search.methods.schedules import (
+    Commit,
+    Greedy,
+    Perturb,
+    Perturbation,
+    Prune,
+    WarmUpAndPruning,
+)
 from vpdarts_fast.search.step import alpha_step
 from vpdarts_fast.spaces.darts import Darts, DartsS1, DartsS2, Genotype
 from vpdarts_fast.spaces.nas_bench_201 import OPS, NasBench201, Supernet
@@ -326,3 +333,75 @@ def test_the_recipe_and_parts_in_place_of_a_recipes() -> None:
 def test_the_analysis_refuses_what_it_does_not_know(recipe: str, complaint: str) -> None:
     with pytest.raises(UserError, match=complaint):
         nas_bench_201(SearchConfig().replaced(recipe=recipe), Path("run"))
+
+
+# Decisions by perturbation ----------------------------------------------------------------------------------
+
+
+def test_edges_are_decided_when_those_of_darts_pt_are() -> None:
+    """At the epochs 0, 5, 10, 15, 20 and 24 of the tuning, which has 25 at a constant rate."""
+    config = SearchConfig().replaced(recipe="darts-pt")
+    schedule, space = config.method.schedule, config.space
+    assert isinstance(schedule, Perturbation) and config.epochs == 125
+    due = [epoch - 100 for epoch in range(125) if schedule.event(epoch, space) is not None]
+    assert due == [0, 5, 10, 15, 20, 24]
+    assert schedule.event(100, space) == Perturb()
+    tuning = schedule.stage(100, space)
+    assert (tuning.name, tuning.learning_rate, tuning.weights, tuning.alpha) == ("tuning", 0.0025, True, True)
+    assert schedule.stage(99, space).learning_rate is None and schedule.annealed_epochs(space) == 100
+    assert config.search.batch_norm == "batch" and config.search.validation_proportion == 1
+    fixed = SearchConfig().replaced(recipe="darts-pt-fixed")
+    assert fixed.alpha_epochs == 0 and not fixed.stage(0).alpha
+
+
+PERTURBED = [
+    "--method", "darts-pt", "--training-epochs", "1", "--tuning-epochs", "1", "--max-images", "64",
+    "--channels", "4", "--batch-size", "16", "--threads", "1",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("method", ["darts-pt", "darts-pt-fixed"])
+def test_a_search_by_perturbation_stops_and_goes_on(
+    method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Edge by edge, each by the op that the supernet misses most; the learning rate as the stage says."""
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
+    flags = [*PERTURBED, "--method", method]
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    assert main([*flags, "--out", str(whole)]) == 0
+    epochs = RunFolder(whole).metrics()
+    counts = [sum(op != OPEN for op in epoch["decided"]) for epoch in epochs]
+    assert counts == [0, 1, 2, 3, 4, 5, 6]
+    assert [epoch["learning_rate"] for epoch in epochs] == [0.025, *[0.0025] * 6]
+    assert all(
+        earlier in (later, OPEN)
+        for before, after in itertools.pairwise(epochs)
+        for earlier, later in zip(before["decided"], after["decided"], strict=True)
+    )
+    for before, epoch in itertools.pairwise(epochs):
+        (edge,) = [
+            e
+            for e, (old, new) in enumerate(zip(before["decided"], epoch["decided"], strict=True))
+            if old != new
+        ]
+        found = epoch["importance"]
+        lowest = min(range(5), key=lambda op: (found["accuracy"][edge][op], -found["loss"][edge][op]))
+        assert epoch["decided"][edge] == lowest
+        others = [loss for e, row in enumerate(found["loss"]) for loss in row if e != edge]
+        assert others == [found["base_loss"]] * len(others), "no other edge is evaluated"
+    alphas = [epoch["alpha"] for epoch in epochs]
+    assert (alphas[0] == alphas[-1]) == (method == "darts-pt-fixed")
+    result = RunFolder(whole).result()
+    assert result is not None
+    assert NasBench201().parse(result["architecture"]).choices == tuple(epochs[-1]["decided"])
+    for after in (3, 8):
+        with monkeypatch.context() as patch:
+            stop_after(after, patch)
+            assert main([*flags, "--out", str(stopped / str(after))]) == 130
+        assert main(["--resume", str(stopped / str(after))]) == 0
+        assert outcome(stopped / str(after)) == outcome(whole)
+
+
+def test_perturbation_is_for_spaces_that_keep_all_edges() -> None:
+    with pytest.raises(UserError, match="--schedule perturbation decides ops, and --space darts also asks"):
+        SearchConfig().replaced(recipe="darts-pt", space=Darts())

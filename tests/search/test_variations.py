@@ -15,9 +15,11 @@ from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.evaluation.of_table import rows_of_modules
+from vpdarts_fast.search import SearchConfig
 from vpdarts_fast.search.methods.criteria import AlphaCriterion
 from vpdarts_fast.search.methods.moment import Moment
-from vpdarts_fast.search.methods.variations import AuxiliarySkip, PartialChannels, Variation
+from vpdarts_fast.search.methods.relaxations import GumbelSoftmax
+from vpdarts_fast.search.methods.variations import AuxiliarySkip, ChosenOp, PartialChannels, Variation
 from vpdarts_fast.search.step import alpha_step
 from vpdarts_fast.spaces.darts import Darts, DartsS1, DartsS3
 from vpdarts_fast.spaces.edges import EdgeSite, WithFurtherWeights
@@ -319,3 +321,57 @@ def test_edge_normalisation_decides_which_edges_stay() -> None:
 def test_an_edge_refuses_channels_that_it_cannot_divide() -> None:
     with pytest.raises(UserError, match="4 channels cannot be divided into 3 equal parts"):
         PartialChannels(3).edge(sites(SPACES["nas-bench-201"])[0])
+
+
+# One op of an edge ------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("space", SPACES.values(), ids=SPACES)
+def test_the_chosen_op_is_the_one_hot_sum(space: Space[Any]) -> None:
+    """With the same parameters as the supernet of all ops; only the drawn ones are computed."""
+    variation = ChosenOp()
+    chosen = a_supernet(variation, space)
+    whole = space.varied_supernet(4, lambda site: site.mixed_op(site.channels), 0).double().train()
+    parameters = dict(zip(chosen.state_dict(), whole.state_dict(), strict=True))
+    whole.load_state_dict({other: chosen.state_dict()[own] for own, other in parameters.items()})
+    ops = space.present.sum(1)
+    drawn = torch.tensor([(3 * edge) % int(count) for edge, count in enumerate(ops)])
+    weights = torch.nn.functional.one_hot(drawn, space.shape[1]).double()
+    images, _ = a_batch()
+    called: list[nn.Module] = []
+    for module in chosen.modules():
+        if type(module).__name__ == "ChosenEdge":
+            for op in module.ops:
+                op.register_forward_hook(lambda op, *_: called.append(op))
+    torch.testing.assert_close(chosen(images, weights), whole(images, weights), rtol=1e-9, atol=1e-9)
+    edges = [module for module in chosen.modules() if type(module).__name__ == "ChosenEdge"]
+    assert len(called) == len(edges), "one op of an edge"
+
+
+def test_ops_that_were_not_chosen_learn_as_numbers_that_are_added() -> None:
+    """GDAS: the gradient of their weights is the sum of that of the edge's output."""
+    torch.manual_seed(0)
+    space = NasBench201(channels=4, cells_per_stage=1, skip_dropout=0.0)
+    edges: list[nn.Module] = []
+
+    def keeping(site: EdgeSite) -> nn.Module:
+        edges.append(ChosenOp().edge(site))
+        return edges[-1]
+
+    space.varied_supernet(4, keeping, 0)
+    edge, x = edges[0].double().train(), double(3, 4, 5, 5)
+    soft = torch.tensor([0.1, 0.2, 0.05, 0.4, 0.25], dtype=torch.float64, requires_grad=True)
+    one_hot = torch.eye(5, dtype=torch.float64)[3] - soft.detach() + soft
+    out = edge(x, one_hot)
+    incoming = double(*out.shape, seed=4)
+    (gradient,) = torch.autograd.grad(out, soft, incoming)
+    expected = incoming.sum().repeat(5)
+    expected[3] = (incoming * out.detach()).sum()
+    torch.testing.assert_close(gradient, expected)
+
+
+def test_one_op_is_chosen_by_weights_that_choose_one() -> None:
+    with pytest.raises(UserError, match="--variation chosen-op computes one op of an edge: use --relax"):
+        SearchConfig().replaced(recipe="gdas", hard=False)
+    gdas = SearchConfig().replaced(recipe="gdas")
+    assert gdas.method.relaxation == GumbelSoftmax(10.0, 0.1, True) and not gdas.method.capturable

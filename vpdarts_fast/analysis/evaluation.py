@@ -151,7 +151,7 @@ def evaluate_run(
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
     content = limited(load(config.images.dataset, data or config.images.data), config)
-    _, validation = content.halves(config.search.seed)
+    _, validation = content.halves(config.search.seed, config.images.split)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)
     known = known_evaluations(folder / RUN_FILE, count, removal) if reuse else {}

@@ -14,6 +14,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
 from vpdarts_fast.data.pixels import Augmentation, check_images, describe
+from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.errors import UserError
 
 Images = npt.NDArray[np.uint8]
@@ -180,20 +181,26 @@ def crop(images: Images, tops: Indices, lefts: Indices, padding: int) -> Images:
     return windows[np.arange(count), tops, lefts][..., None].view(np.uint8)
 
 
-def halves_of(name: str, count: int, seed: int) -> tuple[Tensor, Tensor]:
+def halves_of(name: str, count: int, seed: int, split: Split = "random") -> tuple[Tensor, Tensor]:
     """The numbers of the training and of the validation images, int64 [count // 2] and the rest.
 
     Args:
         name: of the data set, for the error.
         count: how many images there are to divide.
         seed: decides the order.
+        split: `random` shuffles them first; `ranges` takes them in their order; with `shared` both are all.
 
     Raises:
         UserError: fewer than two images.
     """
     if count < 2:
         raise UserError(f"{name}: two halves need at least 2 training images; got {count}")
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    if split == "random":
+        order = torch.randperm(count, generator=torch.Generator().manual_seed(seed), device="cpu")
+    else:
+        order = torch.arange(count, device="cpu")
+    if split == "shared":
+        return order, order
     return order[: count // 2], order[count // 2 :]
 
 

@@ -16,6 +16,7 @@ from torch.utils.data import ConcatDataset, IterableDataset, Subset, TensorDatas
 from vpdarts_fast.bounds import BOUNDS
 from vpdarts_fast.data.batches import halves_of
 from vpdarts_fast.data.pixels import describe
+from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.errors import UserError
 
 Collate = Callable[[list[Any]], Any]
@@ -101,13 +102,13 @@ class DatasetImages:
         part.train_labels, part._indices = self.train_labels[indices], self._indices[indices]
         return part
 
-    def halves(self, seed: int) -> tuple[DatasetHalf, DatasetHalf]:
+    def halves(self, seed: int, split: Split = "random") -> tuple[DatasetHalf, DatasetHalf]:
         """A training and a validation half; which images are in which is as in `ImageData`.
 
         Raises:
             UserError: fewer than two images.
         """
-        training, validation = halves_of(self.name, len(self._indices), seed)
+        training, validation = halves_of(self.name, len(self._indices), seed, split)
         return self._half(self._indices[training]), self._half(self._indices[validation])
 
     def _half(self, indices: Tensor) -> DatasetHalf:

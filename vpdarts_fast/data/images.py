@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vpdarts_fast.data.batches import ImageSet, halves_of
 from vpdarts_fast.data.pixels import Augmentation, check_images
+from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.errors import UserError
 
 
@@ -89,13 +90,13 @@ class ImageData:
             self, train_images=self.train_images[indices], train_labels=self.train_labels[indices]
         )
 
-    def halves(self, seed: int) -> tuple[ImageSet, ImageSet]:
+    def halves(self, seed: int, split: Split = "random") -> tuple[ImageSet, ImageSet]:
         """The training and the validation half, see `split_halves`.
 
         Raises:
             UserError: fewer than two training images.
         """
-        return split_halves(self, seed)
+        return split_halves(self, seed, split)
 
     @property
     def mean(self) -> Tensor:
@@ -124,8 +125,8 @@ class ImageData:
         return mean.float(), std.float()
 
 
-def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
-    """Splits the training images at random into a training and a validation half.
+def split_halves(data: ImageData, seed: int, split: Split = "random") -> tuple[ImageSet, ImageSet]:
+    """Splits the training images into a training and a validation half (`halves_of`).
 
     The halves depend on the seed and on the number of images alone; of an odd number the validation
     half gets one more. Both are normalised with the statistics of all training images.
@@ -135,6 +136,6 @@ def split_halves(data: ImageData, seed: int) -> tuple[ImageSet, ImageSet]:
     """
     training, validation = (
         ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
-        for half in halves_of(data.name, len(data.train_images), seed)
+        for half in halves_of(data.name, len(data.train_images), seed, split)
     )
     return training, validation

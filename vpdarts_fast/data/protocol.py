@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Protocol, runtime_checkable
+from typing import Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
+
+Split = Literal["random", "ranges", "shared"]
+"""How the two halves of a search are divided (`vpdarts_fast.data.batches.halves_of`)."""
 
 
 class ImageHalf(Protocol):
@@ -81,7 +84,7 @@ class SearchImages(Protocol):
     def subset(self, indices: Tensor) -> SearchImages:
         """Only some of the images, int64 [n], in this order."""
 
-    def halves(self, seed: int) -> tuple[ImageHalf, ImageHalf]:
+    def halves(self, seed: int, split: Split = "random") -> tuple[ImageHalf, ImageHalf]:
         """A training and a validation half, by `vpdarts_fast.data.batches.halves_of`.
 
         Raises:

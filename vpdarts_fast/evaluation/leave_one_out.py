@@ -30,6 +30,7 @@ from vpdarts_fast.evaluation.validation import (
     calibration_batches,
     check_labels,
     check_options,
+    checked_mask,
     checked_pair,
     one_by_one,
 )
@@ -49,8 +50,8 @@ NONES = torch.tensor([[op == "none" for op in OPS]] * len(EDGES), device="cpu")
 """[E, O] bool."""
 
 
-def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-    """Collects the tables of the base and of every removal that differs from it.
+def distinct_variants(alpha: Tensor, removed: Tensor, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Collects the tables of the base and of every removal, or `only` of some, that differs from it.
 
     Removing `none`, or an op whose alpha is zero, changes nothing, renormalised or not: it is the base.
 
@@ -59,15 +60,17 @@ def distinct_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
         each of the E*O removals, the number of its table.
     """
     edges, ops = alpha.shape
-    order = [e * ops + o for o in (1, 4, 2, 3) for e in range(edges) if alpha[e, o] != 0]
+    wanted = alpha != 0 if only is None else (alpha != 0) & only
+    order = [e * ops + o for o in (1, 4, 2, 3) for e in range(edges) if wanted[e, o]]
     number = torch.zeros(edges * ops, dtype=torch.int64, device="cpu")
     number[order] = torch.arange(1, len(order) + 1, device="cpu")
     return torch.cat([alpha.detach()[None], removed[order]]), number
 
 
-def _all_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+def _all_variants(alpha: Tensor, removed: Tensor, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `distinct_variants`, with a table of its own for every removal."""
-    return torch.cat([alpha[None], removed]), torch.arange(1, len(removed) + 1, device="cpu")
+    wanted = torch.ones(len(removed), dtype=torch.bool, device="cpu") if only is None else only.flatten()
+    return torch.cat([alpha[None], removed[wanted]]), wanted.cumsum(0) * wanted
 
 
 @overload
@@ -83,6 +86,7 @@ def leave_one_out(
     on_batch: Callable[[int], None] | None = ...,
     cuda_graphs: bool = ...,
     racing: Racing | None = ...,
+    only: Tensor | None = ...,
 ) -> LeaveOneOut: ...
 
 
@@ -99,6 +103,7 @@ def leave_one_out(
     on_batch: Callable[[int], None] | None = ...,
     nones: Tensor | None = ...,
     racing: Racing | None = ...,
+    only: Tensor | None = ...,
 ) -> LeaveOneOut: ...
 
 
@@ -150,6 +155,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
         racing: ops leave the evaluation once they cannot be their edge's most important one any more; it ends
             when that leaves one op on each edge. None: every variant sees all images.
+        only: [E, O] bool, of supernets of this package's spaces: the ops that are left out; all others have
+            the accuracy and the loss of the unmodified supernet. None: all.
 
     Raises:
         UserError: no images, wrong shapes or dtypes, labels out of range, alphas that are not finite, an
@@ -176,14 +183,17 @@ def _of_supernet(
     on_batch: Callable[[int], None] | None = None,
     cuda_graphs: bool = True,
     racing: Racing | None = None,
+    only: Tensor | None = None,
 ) -> LeaveOneOut:
     check_alpha(alpha)
+    only = checked_mask(only, alpha.shape)
     check_options(batch_norm, memory_budget, removal)
     weight = supernet.classifier.weight
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device
     if not alpha.isfinite().all():
         raise UserError("alpha must be finite; got NaN or infinity: the search has diverged")
-    tables, number = (distinct_variants if batched else _all_variants)(alpha, removals(alpha, removal, NONES))
+    variants = distinct_variants if batched else _all_variants
+    tables, number = variants(alpha, removals(alpha, removal, NONES), only)
     number = number.view(alpha.shape)
     stream = _checked(batches, supernet, batch_norm)
     calibration = calibration_batches(stream, batch_norm)

@@ -32,6 +32,7 @@ from vpdarts_fast.evaluation.validation import (
     calibration_batches,
     check_options,
     checked_batches,
+    checked_mask,
     one_by_one,
 )
 
@@ -49,6 +50,7 @@ def leave_one_out_of_table(
     on_batch: Callable[[int], None] | None = None,
     nones: Tensor | None = None,
     racing: Racing | None = None,
+    only: Tensor | None = None,
 ) -> LeaveOneOut:
     """Validates a supernet once for each (edge, op) that adds anything to its edge, without that op.
 
@@ -65,9 +67,11 @@ def leave_one_out_of_table(
         nones: [E, O] bool, which ops add nothing to their edges: removing them changes nothing.
         racing: ops leave the evaluation once they cannot be their edge's most important one any more, `none`
             aside. The last op of an edge goes on to the end, since a space may compare edges by it.
+        only: [E, O] bool, the ops that are left out; None: all.
 
     Returns:
-        Accuracy and loss [E, O]; of an op with weight 0 and of `none` those of the unmodified supernet.
+        Accuracy and loss [E, O]; of an op with weight 0, of `none` and of what is not left out, those of the
+        unmodified supernet.
 
     Raises:
         UserError: no images, labels of a wrong shape or out of range, weights or outputs that are not finite,
@@ -78,7 +82,8 @@ def leave_one_out_of_table(
     weights = weights.detach().to(parameter.device, parameter.dtype)
     if not weights.isfinite().all():
         raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
-    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights), nones)
+    only = checked_mask(only, weights.shape)
+    table = Table(weights, removals(weights.cpu(), removal, nones).to(weights), nones, only)
     stream = checked_batches(batches)
     first = next(stream, None)
     if first is None:
@@ -112,16 +117,20 @@ class Table:
         weights: [E, O].
         removed: [E*O, E, O].
         nones: [E, O] bool, which ops add nothing; None for no op.
+        only: [E, O] bool, which ops are left out; None for all.
     """
 
     weights: Tensor
     removed: Tensor
     nones: Tensor | None
+    only: Tensor | None = None
 
     @property
     def changes(self) -> Tensor:
-        """Marks the ops whose removal changes anything: [E, O] bool, on the CPU."""
+        """Marks the ops that are left out, and whose removal changes anything: [E, O] bool, on the CPU."""
         weighted = self.weights.cpu() != 0
+        if self.only is not None:
+            weighted &= self.only
         return weighted if self.nones is None else weighted & ~self.nones
 
     @property

@@ -85,6 +85,13 @@ def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[
     return taken
 
 
+def checked_mask(only: Tensor | None, shape: Sequence[int]) -> Tensor | None:
+    """The ops to be left out, [E, O] bool on the CPU; `UserError` for a table of another kind."""
+    if only is not None and (only.dtype != torch.bool or tuple(only.shape) != tuple(shape)):
+        raise UserError(f"only must be bool {list(shape)}; got {only.dtype} {list(only.shape)}")
+    return None if only is None else only.cpu()
+
+
 def check_options(batch_norm: str, memory_budget: int | None, removal: str = "zero") -> None:
     """Raises `UserError` for options that no evaluation takes."""
     if batch_norm not in get_args(BatchNorm):

@@ -39,6 +39,7 @@ from vpdarts_fast.runs.upgrades import (
     settings_8,
     settings_9,
     settings_10,
+    settings_11,
     with_decisions,
     with_op_images,
     without_members,
@@ -239,6 +240,7 @@ SETTINGS = Format(
         settings_8,
         settings_9,
         settings_10,
+        settings_11,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
@@ -285,3 +287,6 @@ KENDALL = Format(
     (same, kendall_3, kendall_4),
 )
 """kendall.json of a run."""
+
+TABULAR_RUNS = Format("runs over a table", "remove it to have them run again", (), True)
+"""runs.json of a method over a benchmark table (`vpdarts_fast.paper`)."""

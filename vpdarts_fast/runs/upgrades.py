@@ -120,6 +120,15 @@ def settings_10(settings: Content) -> Content:
     return {**settings, "optimisers": {**settings["optimisers"], "loss": "cross-entropy"}}
 
 
+def settings_11(settings: Content) -> Content:
+    """How many steps of the weights one of alpha has, lineages, and how halves are divided.
+
+    One, none, at random.
+    """
+    method = {**settings["method"], "alpha_every": 1, "lineage": "recipe"}
+    return {**settings, "method": method, "images": {**settings["images"], "split": "random"}}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}

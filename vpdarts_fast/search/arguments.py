@@ -17,7 +17,7 @@ from vpdarts_fast.search.config import PRESETS, SearchConfig, contradictions, fl
 from vpdarts_fast.search.methods.alpha_rules import AlphaRule
 from vpdarts_fast.search.methods.criteria import Criterion
 from vpdarts_fast.search.methods.pruning import Pruning
-from vpdarts_fast.search.methods.recipes import RECIPES
+from vpdarts_fast.search.methods.recipes import LINEAGES, RECIPES
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
 from vpdarts_fast.search.methods.schedules import Schedule
@@ -127,6 +127,7 @@ def default_command(arguments: list[str]) -> Command:
     early.add_argument("--preset", default="quick")
     early.add_argument("--resume", type=Path)
     early.add_argument("--method", default="vp-darts")
+    early.add_argument("--lineage", default="recipe")
     early.add_argument("--plugin", action="append", default=[])
     for name in KINDS:
         early.add_argument(flag(name))
@@ -139,20 +140,26 @@ def default_command(arguments: list[str]) -> Command:
         return resumed(known.resume)
     parts = {name: getattr(known, name) for name in KINDS if getattr(known, name) is not None}
     config = PRESETS.get(known.preset, PRESETS["quick"])
-    return command_of(config.replaced(recipe=known.method, **parts))
+    lineage = known.lineage if known.lineage in LINEAGES else "recipe"  # the full parser explains it
+    return command_of(config.replaced(recipe=known.method, lineage=lineage, **parts))
 
 
 def origins(config: SearchConfig) -> str:
     """Where the defaults of these settings come from, for the help."""
-    paper, preset, of_recipe = (
-        SearchConfig().flat(),
-        PRESETS[config.preset].flat(),
-        RECIPES[config.method.recipe],
-    )
+    method = config.method
+    paper, preset = SearchConfig().flat(), PRESETS[config.preset].flat()
+    of_lineage = LINEAGES[method.lineage]
+    of_recipe = {name: value for name, value in RECIPES[method.recipe].items() if name not in of_lineage}
     of_preset = [
-        name for name in preset if preset[name] != paper.get(name) and name not in ("preset", *of_recipe)
+        name
+        for name in preset
+        if preset[name] != paper.get(name) and name not in ("preset", *of_recipe, *of_lineage)
     ]
-    sources = {f"--preset {config.preset}": of_preset, f"--method {config.method.recipe}": list(of_recipe)}
+    sources = {
+        f"--preset {config.preset}": of_preset,
+        f"--method {method.recipe}": list(of_recipe),
+        f"--lineage {method.lineage}": list(of_lineage),
+    }
     said = [
         f"those of {source} for {' '.join(map(flag, names))}" for source, names in sources.items() if names
     ]

@@ -12,7 +12,7 @@ from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.commits import decide
-from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.search.methods.criteria import AlphaCriterion, Importance
 from vpdarts_fast.search.methods.variations import Tables
 from vpdarts_fast.search.records import evaluation_from_json
 from vpdarts_fast.search.state import SearchState
@@ -59,14 +59,27 @@ class Committee:
 
     @property
     def importance(self) -> Importance:
-        """Says how important each op is to the members on average, by their evaluations of this epoch."""
+        """Says how important each op is to the members on average, by their evaluations of this epoch.
+
+        By alpha, where there are none.
+        """
         return self._importance(self.alpha, self.tables, self.evaluation)
+
+    @property
+    def importance_of_alpha(self) -> Importance:
+        """Says how important each op is by alpha alone."""
+        return self._importance(self.alpha, self.tables, None)
 
     def importance_to(self, state: SearchState) -> Importance:
         """Says how important each op is to one member, by its evaluation of this epoch."""
         values = state.record.evaluation
         evaluation = evaluation_from_json(values) if values else None
         return self._importance(state.alpha.detach(), state.tables, evaluation)
+
+    @property
+    def settled(self) -> bool:
+        """Whether nothing is left to choose."""
+        return self._space.kept is None and bool((self.choosable.sum(1) == 1).all())
 
     def decide(self) -> None:
         """Decides an edge of each type of cells by the members' mean alpha, for all members."""
@@ -76,11 +89,20 @@ class Committee:
             decide(decided, strength.double().cpu(), self._space)
             state.decided.copy_(decided)
 
+    def decide_edge(self, edge: int) -> None:
+        """Decides an edge by the importance of its ops in the evaluations of this epoch, for all members."""
+        op = int(self.importance.ranking(self.choosable)[edge, 0])
+        for state in self.states:
+            state.decided[edge] = op
+
     @torch.no_grad()
     def _importance(self, alpha: Tensor, tables: Tables, evaluation: LeaveOneOut | None) -> Importance:
         on_edges = self._method.relaxation.strength(alpha, self.members[0].state.alive)
         strength = self._method.variation.strength(on_edges, tables, self._space)
-        return self._method.criterion.importance(strength.double().cpu(), evaluation)
+        criterion = self._method.criterion
+        if criterion.needs_evaluation and evaluation is None:
+            criterion = AlphaCriterion()
+        return criterion.importance(strength.double().cpu(), evaluation)
 
 
 def mean(tensors: Sequence[Tensor]) -> Tensor:

@@ -14,7 +14,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.racing import IMAGE_SCORES
 from vpdarts_fast.parts import Part
 from vpdarts_fast.runs.formats import SETTINGS
-from vpdarts_fast.search.methods.recipes import recipe
+from vpdarts_fast.search.methods.recipes import lineage, recipe
 from vpdarts_fast.search.methods.schedules import Stage
 from vpdarts_fast.search.settings import (
     ExecutionSettings,
@@ -82,6 +82,11 @@ class SearchConfig:
             raise UserError(
                 f"--pruning {method.pruning.name} makes alphas smaller, which means less weight only for raw "
                 f"alphas; with --relaxation {method.relaxation.name} use --pruning hard or progressive"
+            )
+        if method.variation.one_hot and not method.relaxation.one_hot:
+            raise UserError(
+                f"--variation {method.variation.name} computes one op of an edge: use --relaxation gumbel "
+                f"--hard; got --relaxation {method.relaxation.name}"
             )
         method.variation.check(self.space)
         method.schedule.check(self.space)
@@ -161,14 +166,16 @@ class SearchConfig:
     def replaced(self, **settings: Any) -> SearchConfig:
         """Makes a copy with other values of some settings, by their names; a part by its name or itself.
 
-        A recipe brings its settings along, but for those of parts that others take the place of.
+        A recipe brings its settings along, but for those of parts that others take the place of; a lineage
+        goes over the recipe.
 
         Raises:
             UserError: no setting has a name, or a value is not allowed.
         """
         left = dict(settings)
-        if "recipe" in left:
-            left = {**recipe(left["recipe"]), **left}
+        if "recipe" in left or "lineage" in left:
+            of_recipe = recipe(left["recipe"]) if "recipe" in left else {}
+            left = {**of_recipe, **lineage(left.get("lineage", self.method.lineage)), **left}
         changed: SearchConfig = _replaced(self, left)
         if unknown := [name for name in left if name in settings]:
             raise UserError(f"no setting is called {', '.join(map(flag, unknown))}")

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import GIVEN, SearchImages
@@ -23,8 +24,9 @@ from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists, decision_to_json
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
+from vpdarts_fast.search.methods.commits import OPEN
 from vpdarts_fast.search.methods.criteria import Importance
-from vpdarts_fast.search.methods.schedules import Prune
+from vpdarts_fast.search.methods.schedules import Perturb, Prune
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
 from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain
@@ -61,7 +63,7 @@ class Search:
         loss: Loss = F.cross_entropy,
         on_evaluation: Callable[[OpsEvaluated], object] = lambda evaluated: None,
     ) -> None:
-        if not data.capturable:
+        if not (data.capturable and config.method.capturable):
             config = config.replaced(cuda_graphs=False)
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop, self._loss, self._on_evaluation = table, stop, loss, on_evaluation
@@ -73,7 +75,7 @@ class Search:
         )
         self.environment_change: str | None = None
         self._images_digest, self.num_classes = images.digest(), data.num_classes
-        halves = images.halves(config.search.seed)
+        halves = images.halves(config.search.seed, config.images.split)
         self.training, self.validation = (half.to(self.device) for half in halves)
         self.space, self.criterion, self.pruning = (
             config.space,
@@ -166,6 +168,8 @@ class Search:
         self._take_snapshot()
         if isinstance(event, Prune):
             self._prune(event.epoch, event.epochs)
+        elif isinstance(event, Perturb):
+            self._decide_by_evaluation()
         else:
             self.committee.decide()
             if not self.criterion.needs_evaluation:
@@ -179,6 +183,18 @@ class Search:
             ranking = self._rank_ops().ranking(self.committee.choosable).to(self.device)
             for state in self.committee.states:
                 state.record.decay = self.pruning.apply(state.alpha, state.alive, ranking, epoch, epochs)
+
+    def _decide_by_evaluation(self) -> None:
+        """Decides an open edge, drawn at random, by what its ops are worth."""
+        choosable, epoch = self.committee.choosable, self.state.epoch
+        edges = (self.state.decided.cpu() == OPEN).nonzero().flatten()
+        draw = torch.randint(len(edges), (), generator=stream(self.config.search.seed, "edge", epoch))
+        edge = int(edges[draw])
+        only = torch.zeros_like(choosable)
+        only[edge] = choosable[edge]
+        self._evaluate(only)
+        self.committee.decide_edge(edge)
+        self._note_cell(self.committee.importance_of_alpha)
 
     def _train_epoch(self) -> None:
         """One member after the other."""
@@ -259,19 +275,31 @@ class Search:
 
     def _rank_ops(self) -> Importance:
         """How important each op is to the members on average; notes their evaluations in their records."""
-        committee = self.committee
-        if self.criterion.needs_evaluation and committee.evaluation is None:
-            evaluations = [member.evaluate(self._watch(number)) for number, member in enumerate(self.members)]
-            for state, evaluation in zip(committee.states, evaluations, strict=True):
-                if not evaluation.loss.isfinite().all():
-                    self._check_finite(math.nan, "leave-one-out")
-                state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
-        importance = committee.importance
-        genotype = self.space.select(importance.order(committee.choosable))
-        for state in committee.states:
-            state.record.genotype = str(genotype)
-        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, committee.evaluation, genotype))
+        if self.criterion.needs_evaluation and not self.committee.settled:
+            self._evaluate()
+        importance = self.committee.importance
+        self._note_cell(importance)
         return importance
+
+    def _evaluate(self, only: Tensor | None = None) -> None:
+        """Evaluates the members without each op, or `only` some [E, O], unless they are already."""
+        if self.committee.evaluation is not None:
+            return
+        evaluations = [
+            member.evaluate(self._watch(number), only) for number, member in enumerate(self.members)
+        ]
+        for state, evaluation in zip(self.committee.states, evaluations, strict=True):
+            if not evaluation.loss.isfinite().all():
+                self._check_finite(math.nan, "leave-one-out")
+            state.record.evaluation = evaluation_to_json(evaluation, self.config.search.batch_norm)
+
+    def _note_cell(self, importance: Importance) -> None:
+        """Notes the cell that this importance would select in the members' records, and says so."""
+        genotype = self.space.select(importance.order(self.committee.choosable))
+        for state in self.committee.states:
+            state.record.genotype = str(genotype)
+        evaluation = self.committee.evaluation
+        self._on_evaluation(OpsEvaluated(self.state.epoch, importance, evaluation, genotype))
 
     def _members_alone(self) -> list[dict[str, Any]]:
         """What each member of a committee has learned, and would select by itself; [] for a single one."""
@@ -299,7 +327,7 @@ class Search:
         return {
             "epoch": state.epoch,
             "phase": self.config.stage(state.epoch).name,
-            "learning_rate": state.schedule.get_last_lr()[0],
+            "learning_rate": state.weights_optimizer.param_groups[0]["lr"],
             **losses(
                 Mean.together([state.record.weights for state in states]),
                 Mean.together([state.record.alpha for state in states]),

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -18,6 +19,7 @@ from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.runtime.graphs import Captured, recorder_for
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.alpha_rules import Loss
+from vpdarts_fast.search.methods.schedules import Stage
 from vpdarts_fast.search.optimizers import alpha_rate
 from vpdarts_fast.search.preflight import (
     images_evaluated,
@@ -25,9 +27,9 @@ from vpdarts_fast.search.preflight import (
     last_batch_is_too_small,
     steps_of_epoch,
 )
-from vpdarts_fast.search.records import EpochRecord, step_sums
+from vpdarts_fast.search.records import EpochRecord, Mean, step_sums
 from vpdarts_fast.search.state import SearchState
-from vpdarts_fast.search.step import alpha_step, weights_step
+from vpdarts_fast.search.step import alpha_step, joint_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.edges import WithFurtherWeights
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -44,6 +46,34 @@ class Watch(Protocol):
 
     def done(self, done: int, total: int) -> None:
         """So many units of the phase are done."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is trained at every so many training steps of an epoch.
+
+    Attributes:
+        train: what does it, called with a draw of each of the images in `seen`; returns `step_sums`.
+        seen: for each kind of images that it sees, the draws of all training steps.
+        means: where loss and accuracy are added up.
+        every: at each how many training steps.
+        first: the first of them, from 0.
+    """
+
+    train: Callable[..., Tensor]
+    seen: Sequence[Sequence[Tensor]]
+    means: Sequence[Mean]
+    every: int = 1
+    first: int = 0
+
+    def take(self, number: int) -> None:
+        """Trains, if it does at the training step of that number."""
+        if number % self.every != self.first:
+            return
+        draws = [images[number] for images in self.seen]
+        sums = self.train(*draws)
+        for mean in self.means:
+            mean.add(sums, draws[0].shape[1])
 
 
 class Member:
@@ -84,6 +114,7 @@ class Member:
         recorder = recorder_for(device) if config.execution.cuda_graphs else None
         self._weights_step = Captured(self._train_weights, recorder)
         self._alpha_step = Captured(self._train_alpha, recorder)
+        self._joint_step = Captured(self._train_both, recorder)
 
     def train_epoch(self, watch: Watch) -> None:
         """Trains what the epoch's stage says: weights on training batches, alpha on validation batches."""
@@ -91,25 +122,34 @@ class Member:
         stage = config.stage(state.epoch)
         training = self._draws(self.training, "training")
         count = len(training)
-        steps = [(self._weights_step, [training], state.record.weights)] if stage.weights else []
-        if stage.alpha:
-            seen = [self._draws(self.validation, "validation")]
-            seen += [training] if config.method.alpha_rule.needs_training else []
-            steps.append((self._alpha_step, seen, state.record.alpha))
-        if config.method.step_order == "alpha-first":
-            steps.reverse()
+        steps = self._steps(stage, training)
+        state.begin_epoch(stage, fresh=state.epoch == 0 or config.stage(state.epoch - 1) != stage)
         state.publish_epoch()
         watch.begins(stage.name, count, state.step)
         while state.step < count:
             watch.stop_if_asked()
             started = time.perf_counter()
             torch.manual_seed(seed_for(config.search.seed, "dropout", state.epoch, state.step))
-            for step, seen, mean in steps:
-                draws = [images[state.step] for images in seen]
-                mean.add(step(*draws), draws[0].shape[1])
+            for step in steps:
+                step.take(state.step)
             state.step += 1
             state.record.seconds["train"] += time.perf_counter() - started
             watch.done(state.step, count)
+
+    def _steps(self, stage: Stage, training: list[Tensor]) -> list[Step]:
+        """What is trained again and again in an epoch of that stage, in its order, on these draws."""
+        record, method = self.state.record, self.config.method
+        rule, every = method.alpha_rule, method.alpha_every
+        if stage.weights and stage.alpha and rule.joint:
+            return [Step(self._joint_step, [training], [record.weights, record.alpha])]
+        steps = [Step(self._weights_step, [training], [record.weights])] if stage.weights else []
+        if stage.alpha:
+            first = method.step_order == "alpha-first"
+            seen = [self._draws(self.validation, "validation")]
+            seen += [training] if rule.needs_training else []
+            alpha = Step(self._alpha_step, seen, [record.alpha], every, 0 if first else every - 1)
+            steps = [alpha, *steps] if first else [*steps, alpha]
+        return steps
 
     def end_epoch(self) -> None:
         """Goes on to the next epoch."""
@@ -119,10 +159,11 @@ class Member:
             state.seconds[phase] = state.seconds.get(phase, 0.0) + seconds
         state.epoch, state.step, state.record = state.epoch + 1, 0, EpochRecord()
 
-    def evaluate(self, watch: Watch) -> LeaveOneOut:
+    def evaluate(self, watch: Watch, only: Tensor | None = None) -> LeaveOneOut:
         """Evaluates the supernet without each op in turn, on a fresh random share of the validation half.
 
-        Losses need not be finite. What `watch` raises stops the evaluation.
+        Of a table `only` [E, O] bool, no others than the ops that it marks. Losses need not be finite. What
+        `watch` raises stops the evaluation.
         """
         state, config = self.state, self.config
         state.publish_epoch()
@@ -148,6 +189,7 @@ class Member:
             memory_budget=config.execution.memory_budget_mib and config.execution.memory_budget_mib << 20,
             on_batch=on_batch,
             racing=self._racing(count),
+            only=only,
             **self._options_of_space(),
         )
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
@@ -205,6 +247,24 @@ class Member:
             loss_of=self._loss,
             training=None if training_draw is None else self.training.take(training_draw),
             weights_optimizer=state.weights_optimizer,
+        )
+        return step_sums(*step, len(batch[1]))
+
+    def _train_both(self, draw: Tensor) -> Tensor:
+        """A step of weights and alpha on what is drawn from the training images; its `step_sums`."""
+        state, batch = self.state, self.training.take(draw)
+        step = joint_step(
+            state.supernet,
+            state.alpha,
+            state.alive,
+            batch,
+            state.weights_optimizer,
+            state.alpha_optimizer,
+            self.config.optimisers.gradient_clip,
+            moving=state.moving,
+            weights_of=state.weights_of,
+            penalty=state.penalty,
+            loss_of=self._loss,
         )
         return step_sums(*step, len(batch[1]))
 

@@ -76,7 +76,7 @@ def alpha_rate(config: SearchConfig, steps: int) -> float:
     A step of Adam moves an alpha by about the rate, whatever the gradient: scaled, rate times steps, how far
     it can get from where it starts, is that of a search with `PAPER_ALPHA_STEPS`.
     """
-    count = steps * config.alpha_epochs
+    count = steps // config.method.alpha_every * config.alpha_epochs
     factor = PAPER_ALPHA_STEPS / count if config.optimisers.alpha_rate_scaling and count else 1.0
     return config.optimisers.alpha_learning_rate * factor
 

@@ -31,6 +31,7 @@ def check_search(
     """
     check_data(config, data)
     check_batches(config, data)
+    check_alpha_steps(config, data)
     check_table(config, table)
     check_memory(config, data, device)
     check_memory_budget(config, data, device)
@@ -43,10 +44,16 @@ def images_used(config: SearchConfig, data: SearchImages) -> int:
     return available if config.images.max_images is None else min(config.images.max_images, available)
 
 
+def training_images(config: SearchConfig, data: SearchImages) -> int:
+    """How many of these are to train the weights."""
+    used = images_used(config, data)
+    return used if config.images.split == "shared" else used // 2
+
+
 def validation_images(config: SearchConfig, data: SearchImages) -> int:
     """How many of these are to validate; of an odd number one more than to train."""
     used = images_used(config, data)
-    return used - used // 2
+    return used if config.images.split == "shared" else used - used // 2
 
 
 def images_evaluated(config: SearchConfig, validation: int) -> int:
@@ -178,6 +185,17 @@ def check_memory_budget(config: SearchConfig, data: SearchImages, device: torch.
         raise UserError(
             f"--memory-budget-mib must be at least {math.ceil(least / 2**20):,}, of one variant of {what}; "
             f"got {config.execution.memory_budget_mib:,}"
+        )
+
+
+def check_alpha_steps(config: SearchConfig, data: SearchImages) -> None:
+    """Raises `UserError` if an epoch is too short for a step of alpha."""
+    every = config.method.alpha_every
+    steps = steps_of_epoch(config, training_images(config, data), data.image_size)
+    if config.alpha_epochs and every > steps:
+        raise UserError(
+            f"--alpha-every {every:,} is more than the {steps:,} steps of an epoch, so that alpha would "
+            "never be trained: choose at most as many"
         )
 
 

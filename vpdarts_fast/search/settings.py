@@ -13,6 +13,7 @@ import tyro
 
 from vpdarts_fast.backends.registry import BACKENDS
 from vpdarts_fast.data import DATASETS, GIVEN
+from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.evaluation.validation import BatchNorm, Removal
 from vpdarts_fast.runtime.precision import Precision
 from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder
@@ -33,6 +34,7 @@ else:  # what `load` knows is only known at run time, and so are backends
 Evaluation = Literal["full", "racing"]
 LossName = Literal["cross-entropy", "given"]
 StepOrder = Literal["weights-first", "alpha-first"]
+Lineage = Literal["recipe", "quark0", "autodl"]
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,16 @@ class MethodSettings:
     """Standard deviation of normal noise around that start, drawn for each alpha."""
     step_order: StepOrder = "weights-first"
     """Which of the two steps comes first, every time, in an epoch that has both."""
+    alpha_every: int = 1
+    """Steps of the weights for each step of alpha."""
+    lineage: Lineage = "recipe"
+    """Whose settings of the supernet's training: the recipe's own, those of quark0/darts and what descends
+    from it, or those of AutoDL-Projects."""
+
+    @property
+    def capturable(self) -> bool:
+        """Whether training steps can be recorded as CUDA graphs."""
+        return self.alpha_rule.capturable and self.variation.capturable
 
 
 @dataclass(frozen=True)
@@ -135,6 +147,10 @@ class ImageSettings:
     """Fetch CIFAR-10 or CIFAR-100 into the --data folder if it is not there."""
     max_images: int | None = None
     """Use only so many training images, drawn at random and then split in halves."""
+    split: Split = "random"
+    """How the images that train the weights and those that train alpha and validate are divided: random
+    (halves, by the seed), ranges (the first and the second half, in the order of the data set) or shared (all
+    images serve both)."""
 
 
 @dataclass(frozen=True)

@@ -25,6 +25,7 @@ from vpdarts_fast.search.methods.commits import (
 from vpdarts_fast.search.methods.moment import Moment
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
+from vpdarts_fast.search.methods.schedules import Stage
 from vpdarts_fast.search.methods.variations import Variation
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.records import EpochRecord
@@ -75,7 +76,9 @@ class SearchState:
         self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
         self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured, self.tables.values())
         self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.weights_optimizer, T_max=config.epochs, eta_min=config.optimisers.learning_rate_end
+            self.weights_optimizer,
+            T_max=max(config.method.schedule.annealed_epochs(config.space), 1),
+            eta_min=config.optimisers.learning_rate_end,
         )
         # Or the schedule warns where an epoch has no step left, as PyTorch wants one before it goes on.
         self.weights_optimizer._opt_called = True  # type: ignore[attr-defined]
@@ -108,6 +111,19 @@ class SearchState:
     def penalty(self, alpha: Tensor) -> Tensor | None:
         """What the method's regulariser adds to the loss of an alpha step."""
         return self.method.regulariser.term(alpha, self.alive, self.moments["regulariser"])
+
+    def begin_epoch(self, stage: Stage, *, fresh: bool) -> None:
+        """Prepares what the epoch's first step finds: a constant learning rate, and momentum from 0 on.
+
+        Args:
+            stage: of the epoch.
+            fresh: whether it is the stage's first one.
+        """
+        if stage.learning_rate is None or self.step:
+            return
+        self.weights_optimizer.param_groups[0]["lr"] = stage.learning_rate
+        if fresh:
+            self.weights_optimizer.state.clear()
 
     def publish_epoch(self) -> None:
         """Makes steps take epoch and learning rate as they are now, also those already captured."""

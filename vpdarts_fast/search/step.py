@@ -92,13 +92,54 @@ def alpha_step(
     problem = Problem(
         supernet, alpha, tables, weights_of, penalty, loss_of, training, batch, weights_optimizer
     )
-    gradients, loss, logits = (rule or FirstOrder()).gradient(problem)
+    rule = rule or FirstOrder()
+    gradients, loss, logits = rule.gradient(problem)
     for table, gradient in zip((alpha, *tables), gradients, strict=True):
         table.grad = gradient
+    _step_of_alpha(optimizer, alpha, alive, moving)
+    return loss, (logits.argmax(1) == (training if rule.joint and training else batch)[1]).sum()
+
+
+def joint_step(
+    supernet: nn.Module,
+    alpha: Tensor,
+    alive: Tensor,
+    batch: Batch,
+    weights_optimizer: torch.optim.Optimizer,
+    alpha_optimizer: torch.optim.Optimizer,
+    gradient_clip: float,
+    *,
+    moving: Tensor | None = None,
+    weights_of: Callable[[Tensor], Tensor] = lambda alpha: alpha,
+    penalty: Callable[[Tensor], Tensor | None] = lambda alpha: None,
+    loss_of: Loss = F.cross_entropy,
+) -> tuple[Tensor, Tensor]:
+    """Trains the supernet and alpha [E, O] on one training batch, by one backward pass.
+
+    Arguments and what it returns are those of `weights_step` and `alpha_step`.
+    """
+    alpha_optimizer.zero_grad(set_to_none=True)
+
+    def network(images: Tensor) -> Tensor:
+        logits: Tensor = supernet(images, weights_of(alpha))
+        return logits
+
+    def loss_with_penalty(logits: Tensor, labels: Tensor) -> Tensor:
+        loss, term = loss_of(logits, labels), penalty(alpha)
+        return loss if term is None else loss + (term - term.detach())
+
+    found = training_step(network, batch, weights_optimizer, gradient_clip, loss_with_penalty)
+    _step_of_alpha(alpha_optimizer, alpha, alive, moving)
+    return found
+
+
+def _step_of_alpha(
+    optimizer: torch.optim.Optimizer, alpha: Tensor, alive: Tensor, moving: Tensor | None
+) -> None:
+    """Takes the optimiser's step; ops that are not alive stay at 0, edges that do not move as they are."""
     before = alpha.detach().clone() if moving is not None else None
     optimizer.step()
     with torch.no_grad():
         alpha *= alive
         if moving is not None and before is not None:
             alpha.copy_(torch.where(moving[:, None], alpha, before))
-    return loss, (logits.argmax(1) == batch[1]).sum()

@@ -17,6 +17,8 @@ class EdgeSite:
         channels: C, of what enters and of what leaves it.
         stride: 1, or 2, which halves height and width, rounding up.
         ops: O, the columns of the table of weights. The edge may have fewer operations than that.
+        candidates: channels -> new operations, those that the edge has to choose from, with so many channels;
+            each is called with x [N, channels, H, W].
         mixed_op: channels -> a new mixed operation of the edge's candidates with so many channels; it is
             called with x [N, channels, H, W] and weights [O] and returns their weighted sum.
         skip: -> a new skip connection of C channels, without dropout; at stride 2 it has parameters.
@@ -25,6 +27,7 @@ class EdgeSite:
     channels: int
     stride: int
     ops: int
+    candidates: Callable[[int], list[nn.Module]]
     mixed_op: Callable[[int], nn.Module]
     skip: Callable[[], nn.Module]
 

@@ -39,6 +39,21 @@ class NoRegulariser(Regulariser):
 
 
 @dataclass(frozen=True)
+class ZeroOne(Regulariser):
+    """Pushes the sigmoid of each alpha away from 1/2, towards 0 or 1 (FairDARTS, Eq. 4)."""
+
+    name: ClassVar[str] = "zero-one"
+
+    zero_one: float = 10.0
+    """Factor of the mean squared distance from 1/2, which is subtracted from the loss."""
+
+    @override
+    def term(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor | None:
+        distances = (torch.sigmoid(alpha) - 0.5).square() * alive
+        return -self.zero_one * distances.sum() / alive.sum()
+
+
+@dataclass(frozen=True)
 class BetaDecay(Regulariser):
     """The mean over the edges of alpha's logsumexp, by a factor that grows linearly (beta-DARTS, Eq. 11)."""
 

@@ -31,6 +31,11 @@ class Relaxation(Part, kind="relaxation"):
     zero_removes: ClassVar[bool] = False
     draws: ClassVar[bool] = False
 
+    @property
+    def one_hot(self) -> bool:
+        """Whether one op of each edge has weight 1 and all others have 0."""
+        return False
+
     @abstractmethod
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
         """Makes the weights of the ops [E, O] of alpha [E, O]; the gradient goes to alpha.
@@ -83,6 +88,21 @@ class Softmax(Relaxation):
 
 
 @dataclass(frozen=True)
+class Sigmoid(Relaxation):
+    """Each op for itself, between 0 and 1 (FairDARTS, Eq. 2)."""
+
+    name: ClassVar[str] = "sigmoid"
+
+    @override
+    def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:
+        return self.strength(alpha, alive)
+
+    @override
+    def strength(self, alpha: Tensor, alive: Tensor) -> Tensor:
+        return torch.sigmoid(alpha) * alive
+
+
+@dataclass(frozen=True)
 class GumbelSoftmax(Relaxation):
     """A softmax of alpha with Gumbel noise, by a temperature that falls (SNAS; hard: GDAS)."""
 
@@ -102,6 +122,11 @@ class GumbelSoftmax(Relaxation):
                 "--temperature and --temperature-end must be above 0; "
                 f"got {self.temperature} and {self.temperature_end}"
             )
+
+    @property
+    @override
+    def one_hot(self) -> bool:
+        return self.hard
 
     @override
     def weights(self, alpha: Tensor, alive: Tensor, moment: Moment) -> Tensor:

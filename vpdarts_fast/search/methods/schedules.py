@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,12 +23,15 @@ class Stage:
         epochs: how many.
         weights: whether they train the weights.
         alpha: whether they train alpha.
+        learning_rate: of the weights, constant, with momentum that begins anew; None for the cosine over the
+            epochs of all stages without one.
     """
 
     name: str
     epochs: int
     weights: bool = True
     alpha: bool = True
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True)
@@ -48,7 +52,12 @@ class Commit:
     """One edge of each type of cells is decided (`vpdarts_fast.search.methods.commits`)."""
 
 
-Event = Prune | Commit
+@dataclass(frozen=True)
+class Perturb:
+    """An open edge, drawn at random, is decided by leave-one-out evaluation of its ops alone."""
+
+
+Event = Prune | Commit | Perturb
 
 
 class Schedule(Part, kind="schedule"):
@@ -74,6 +83,13 @@ class Schedule(Part, kind="schedule"):
         """Images in a training step of `epoch`, where those of the first epoch have `size`; never fewer."""
         return size
 
+    @abstractmethod
+    def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
+        """The same schedule for a search of so many epochs, its stages in the same proportion; about as many.
+
+        What a schedule decides it decides as often, so that few epochs can become more.
+        """
+
     def check(self, space: Space[Any]) -> None:
         """Raises `UserError` for a schedule without epochs."""
         if not self.epochs(space):
@@ -82,6 +98,10 @@ class Schedule(Part, kind="schedule"):
     def epochs(self, space: Space[Any]) -> int:
         """How many epochs the search has."""
         return sum(stage.epochs for stage in self.stages(space))
+
+    def annealed_epochs(self, space: Space[Any]) -> int:
+        """Over how many epochs the learning rate of the weights falls."""
+        return sum(stage.epochs for stage in self.stages(space) if stage.learning_rate is None)
 
     def stage(self, epoch: int, space: Space[Any]) -> Stage:
         """Finds the stage of an epoch; behind the last epoch that is the last stage."""
@@ -112,6 +132,11 @@ class WarmUpAndPruning(Schedule):
     def event(self, epoch: int, space: Space[Any]) -> Event | None:
         pruning_epoch = epoch - self.warmup_epochs
         return Prune(pruning_epoch, self.pruning_epochs) if pruning_epoch >= 0 else None
+
+    @override
+    def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
+        warmup = round(epochs * self.warmup_epochs / self.epochs(space))
+        return dataclasses.replace(self, warmup_epochs=warmup, pruning_epochs=epochs - warmup)
 
     @override
     def check(self, space: Space[Any]) -> None:
@@ -152,7 +177,71 @@ class Greedy(Schedule):
     def batch_size(self, epoch: int, size: int, space: Space[Any]) -> int:
         return size + self.batch_growth * self._decided(epoch, space)
 
+    @override
+    def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
+        share = epochs / self.epochs(space)
+        warmup, every = round(share * self.warmup_epochs), max(1, round(share * self.commit_every))
+        after = max(1, epochs - warmup - every * space.decisions)
+        return dataclasses.replace(self, warmup_epochs=warmup, commit_after=after, commit_every=every)
+
     def _decided(self, epoch: int, space: Space[Any]) -> int:
         """How many decisions there have been when an epoch trains."""
         since = epoch - self.warmup_epochs - self.commit_after
         return min(max(since // self.commit_every + 1, 0), space.decisions)
+
+
+@dataclass(frozen=True)
+class Perturbation(Schedule):
+    """Trains the supernet, then decides edge by edge what it misses most, and tunes it in between (DARTS-PT).
+
+    Edges come in random order (section 4.3). The last one is decided before the last epoch.
+    """
+
+    name: ClassVar[str] = "perturbation"
+    commits: ClassVar[bool] = True
+
+    warmup_epochs: int = 0
+    """Epochs with alpha frozen."""
+    training_epochs: int = 100
+    """Epochs after that, before the first edge is decided."""
+    tuning_epochs: int = 5
+    """Epochs from one decision to the next."""
+    tuning_rate: float = 0.0025
+    """Learning rate of the weights in these."""
+
+    @override
+    def stages(self, space: Space[Any]) -> tuple[Stage, ...]:
+        tuning = 1 + self._due(space)[-1]
+        return (
+            Stage("warm-up", self.warmup_epochs, alpha=False),
+            Stage("training", self.training_epochs),
+            Stage("tuning", tuning, learning_rate=self.tuning_rate),
+        )
+
+    @override
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
+        tuned = epoch - self.warmup_epochs - self.training_epochs
+        return Perturb() if tuned in self._due(space) else None
+
+    @override
+    def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
+        share = epochs / self.epochs(space)
+        warmup, tuning = round(share * self.warmup_epochs), max(1, round(share * self.tuning_epochs))
+        resized = dataclasses.replace(self, warmup_epochs=warmup, tuning_epochs=tuning)
+        *_, last = resized.stages(space)
+        return dataclasses.replace(resized, training_epochs=max(1, epochs - warmup - last.epochs))
+
+    def _due(self, space: Space[Any]) -> list[int]:
+        """The tuning epochs, from 0, that begin with a decision; the last of them is the last there is."""
+        *others, behind = range(0, self.tuning_epochs * space.decisions, self.tuning_epochs)
+        return [*others, max(behind - 1, *(epoch + 1 for epoch in others), 0)]
+
+    @override
+    def check(self, space: Space[Any]) -> None:
+        if space.kept is not None or any(len(table.edges) < 2 for table in space.tables):
+            raise UserError(
+                f"--schedule {self.name} decides ops, and --space {space.name} also asks which edges stay: "
+                "use a space that keeps them all, as nas-bench-201"
+            )
+        if len(space.tables) > 1:
+            raise UserError(f"--schedule {self.name} is for spaces with one type of cells")

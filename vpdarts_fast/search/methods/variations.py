@@ -30,9 +30,13 @@ class Variation(Part, kind="variation"):
 
     Attributes:
         varies: whether the supernet is another than the space's own.
+        one_hot: whether it takes weights of which one is 1 on each edge and all others are 0.
+        capturable: whether a step of its supernet can be recorded as a CUDA graph.
     """
 
     varies: ClassVar[bool] = True
+    one_hot: ClassVar[bool] = False
+    capturable: ClassVar[bool] = True
 
     @property
     def further(self) -> int:
@@ -235,3 +239,34 @@ class SkippedEdge(nn.Module):
         mixed: Tensor = self.mixed_op(x, weights[: self.ops])
         skipped: Tensor = self.skip(x)
         return mixed + weights[self.ops] * skipped
+
+
+@dataclass(frozen=True)
+class ChosenOp(Variation):
+    """Only the op that was drawn is computed; the weights of the others are added to it as numbers (GDAS).
+
+    These are 0, but for their gradient: an op that was not drawn learns from how much the loss wants the
+    output of the edge to grow, wherever that is (public code of GDAS; the paper's Eq. 4 does not say).
+    """
+
+    name: ClassVar[str] = "chosen-op"
+    one_hot: ClassVar[bool] = True
+    capturable: ClassVar[bool] = False
+
+    @override
+    def edge(self, site: EdgeSite) -> nn.Module:
+        return ChosenEdge(site)
+
+
+class ChosenEdge(nn.Module):
+    """The operation of an edge that has weight 1."""
+
+    def __init__(self, site: EdgeSite) -> None:
+        super().__init__()
+        self.ops = nn.ModuleList(site.candidates(site.channels))
+
+    def forward(self, x: Tensor, weights: Tensor) -> Tensor:
+        """Computes the edge [N, C, H', W'] of `x` [N, C, H, W] with weights [O], one 1, the others 0."""
+        chosen = int(weights.argmax())
+        out: Tensor = self.ops[chosen](x)
+        return out * weights[chosen] + (weights.sum() - weights[chosen])

@@ -46,15 +46,20 @@ class MixedOp(nn.Module):
         return out
 
 
-def mixed_op(names: Sequence[str], stride: int, normed_pools: bool, channels: int) -> MixedOp:
-    """Makes the mixed operation of the named candidates; behind a pool there may stand a batch norm."""
-    candidates = []
+def candidates(names: Sequence[str], stride: int, normed_pools: bool, channels: int) -> list[nn.Module]:
+    """Makes the named operations; behind a pool there may stand a batch norm."""
+    made = []
     for name in names:
         op = OPERATIONS[name](channels, stride, False)
         if normed_pools and name in POOLS:
             op = nn.Sequential(op, nn.BatchNorm2d(channels, affine=False))
-        candidates.append(op)
-    return MixedOp(candidates)
+        made.append(op)
+    return made
+
+
+def mixed_op(names: Sequence[str], stride: int, normed_pools: bool, channels: int) -> MixedOp:
+    """Makes the mixed operation of the named candidates."""
+    return MixedOp(candidates(names, stride, normed_pools, channels))
 
 
 class SearchCell(CellInputs):
@@ -75,9 +80,10 @@ class SearchCell(CellInputs):
         self._ops = nn.ModuleList()
         for (source, _), names in zip(EDGES, ops, strict=True):
             stride = place.stride(source)
+            made = partial(candidates, names, stride, normed_pools)
             mixed = partial(mixed_op, names, stride, normed_pools)
             skip = partial(OPERATIONS["skip_connect"], place.channels, stride, False)
-            self._ops.append(make_edge(EdgeSite(place.channels, stride, columns, mixed, skip)))
+            self._ops.append(make_edge(EdgeSite(place.channels, stride, columns, made, mixed, skip)))
 
     def forward(self, before_last: Tensor, last: Tensor, weights: Tensor) -> Tensor:
         """Computes the cell's output [N, 4 C, H, W] from those of the two cells before it.

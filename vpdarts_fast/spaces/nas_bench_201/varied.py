@@ -14,9 +14,14 @@ from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS
 from vpdarts_fast.spaces.nas_bench_201.supernet import Skeleton
 
 
+def candidates(skip_dropout: float, channels: int) -> list[nn.Module]:
+    """Makes all five operations."""
+    return [OPERATIONS[name](channels, skip_dropout, False) for name in OPS]
+
+
 def mixed_op(skip_dropout: float, channels: int) -> MixedOp:
     """Makes the mixed operation of all five operations."""
-    return MixedOp(OPERATIONS[name](channels, skip_dropout, False) for name in OPS)
+    return MixedOp(candidates(skip_dropout, channels))
 
 
 class VariedCell(nn.Module):
@@ -24,7 +29,14 @@ class VariedCell(nn.Module):
 
     def __init__(self, channels: int, skip_dropout: float, make_edge: MakeEdge) -> None:
         super().__init__()
-        site = EdgeSite(channels, 1, len(OPS), partial(mixed_op, skip_dropout), nn.Identity)
+        site = EdgeSite(
+            channels,
+            1,
+            len(OPS),
+            partial(candidates, skip_dropout),
+            partial(mixed_op, skip_dropout),
+            nn.Identity,
+        )
         self.edges = nn.ModuleList(make_edge(site) for _ in EDGES)
 
     def forward(self, x: Tensor, weights: Tensor) -> Tensor:
