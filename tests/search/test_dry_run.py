@@ -23,7 +23,11 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXPECTED: dict[str, dict[str, Any]] = {
     "soft": {"images_per_epoch": 10, "pruning_epochs": 2},
     "progressive": {"pruning": "progressive", "warmup_epochs": 0, "pruning_epochs": 2, "committee": 2},
-    "alpha": {"criterion": "alpha", "pruning": "hard"},
+    "alpha": {"criterion": "alpha", "pruning": "hard", "alpha_every": 3},
+    "perturbation": {
+        "schedule": "perturbation", "training_epochs": 1, "tuning_epochs": 1, "relaxation": "softmax",
+        "pruning": "hard", "pruning_epochs": None,
+    },
     "finalists": {
         "warmup_epochs": 0, "finalists": 2, "finalist_steps": 1, "finalist_budget": 4, "finalist_channels": 2,
         "finalist_cells_per_stage": 1,
@@ -54,7 +58,8 @@ def test_a_dry_run_counts_what_a_search_does(
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
-    settings = SMALL | {"validation_proportion": 1.0} | EXPECTED[case]
+    asked = SMALL | {"validation_proportion": 1.0} | EXPECTED[case]
+    settings = {name: value for name, value in asked.items() if value is not None}
     expected = vpdarts_fast.search_cells(pixels(), dry_run=True, **settings)
     assert not list(tmp_path.iterdir()), "it leaves no folder"
     with monkeypatch.context() as patch:

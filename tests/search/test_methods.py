@@ -342,7 +342,9 @@ def test_soft_pruning_needs_alphas_that_are_weights() -> None:
 def test_unknown_settings_and_parts_are_named() -> None:
     with pytest.raises(UserError, match="no setting is called --temperature"):
         SearchConfig().replaced(temperature=1.0)
-    with pytest.raises(UserError, match="--relaxation gauss is not known; there are raw, softmax, gumbel"):
+    with pytest.raises(
+        UserError, match="--relaxation gauss is not known; there are raw, softmax, sigmoid, gumbel"
+    ):
         SearchConfig().replaced(relaxation="gauss")
     with pytest.raises(UserError, match="--method gauss is not known"):
         SearchConfig().replaced(recipe="gauss")

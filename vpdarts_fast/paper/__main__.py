@@ -141,7 +141,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
     failed: dict[str, str] = {}
     if not asked.report_only:
-        failed = _run([job for of_row in jobs.values() for job in of_row], asked, console)
+        failed = _run(
+            [job for of_seed in zip(*jobs.values(), strict=True) for job in of_seed], asked, console
+        )
     outcomes = [outcome for row in rows if (outcome := _outcome(row, jobs, asked, console)) is not None]
     if not outcomes:
         raise UserError(f"there is nothing to report: no search in {asked.folder} is finished")

@@ -26,7 +26,7 @@ from vpdarts_fast.search.finalists import Rung
 from vpdarts_fast.search.finalists.training import CellTraining, Images
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
-from vpdarts_fast.search.methods.schedules import Prune, Stage
+from vpdarts_fast.search.methods.schedules import Perturb, Prune, Stage
 from vpdarts_fast.search.preflight import images_evaluated, steps_of_epoch
 from vpdarts_fast.search.run_folder import RunFolder
 
@@ -69,26 +69,35 @@ class Counts:
         """Counts what a search does on halves of so many images of that height and width."""
         search, members = config.search, config.search.committee
         steps = steps_of_epoch(config, training, size)
-        criterion, evaluations = config.method.criterion, 0
-        if criterion.needs_evaluation:
-            schedule, pruning = config.method.schedule, config.method.pruning
-            events = (schedule.event(epoch, config.space) for epoch in range(config.epochs))
-            evaluations = 1 + sum(
-                event.epoch >= criterion.first_epoch and pruning.due(event.epoch, event.epochs)
-                for event in events
-                if isinstance(event, Prune)
-            )
         images = images_evaluated(config, validation)
         return cls(
             stages=config.stages,
             steps=steps,
             weights_steps=members * steps * sum(stage.epochs for stage in config.stages if stage.weights),
-            alpha_steps=members * steps * config.alpha_epochs,
-            evaluations=members * evaluations,
+            alpha_steps=members * (steps // config.method.alpha_every) * config.alpha_epochs,
+            evaluations=members * _evaluations(config),
             evaluation_batches=math.ceil(images / config.optimisers.evaluation_batch_size),
             evaluation_images=images,
             finalist_steps=search.finalist_budget if search.finalists else 0,
         )
+
+
+def _evaluations(config: SearchConfig) -> int:
+    """How many leave-one-out evaluations a search has, those of a single edge included."""
+    criterion, schedule, pruning = config.method.criterion, config.method.schedule, config.method.pruning
+    if not criterion.needs_evaluation:
+        return 0
+    events = [schedule.event(epoch, config.space) for epoch in range(config.epochs)]
+    settled = schedule.commits and config.space.kept is None
+    return (not settled) + sum(
+        isinstance(event, Perturb)
+        or (
+            isinstance(event, Prune)
+            and event.epoch >= criterion.first_epoch
+            and pruning.due(event.epoch, event.epochs)
+        )
+        for event in events
+    )
 
 
 @dataclass(frozen=True)
@@ -203,15 +212,20 @@ def _seconds(search: Search, counts: Counts, loss: Loss) -> dict[str, float]:
 
 def _epoch_seconds(member: Member, steps: int) -> float:
     """Of an epoch from where the member is, by its first steps."""
-    watch, started = Stopwatch(member.device, UNTIMED + TIMED), _now(member.device)
+    every = member.config.method.alpha_every
+    watch, started = Stopwatch(member.device, (UNTIMED + TIMED) * every), _now(member.device)
     watch.until_enough(lambda: member.train_epoch(watch))
-    return watch.begun - started + steps * watch.median(UNTIMED)
+    return watch.begun - started + steps * watch.median(UNTIMED, every)
 
 
 def _evaluation_seconds(member: Member) -> tuple[float, float]:
     """Of the first batch of an evaluation, with all that comes before it, and of a second one."""
+    only = None
+    if member.config.method.schedule.commits and not member.config.space.kept:  # an edge at a time
+        only = torch.zeros_like(member.config.space.present)
+        only[0] = member.config.space.present[0]
     watch, started = Stopwatch(member.device, 2), _now(member.device)
-    watch.until_enough(lambda: member.evaluate(watch))
+    watch.until_enough(lambda: member.evaluate(watch, only))
     return watch.times[0] - started, watch.times[-1] - watch.times[0]
 
 
@@ -290,11 +304,13 @@ class Stopwatch:
         except Enough:
             return
 
-    def median(self, untimed: int) -> float:
-        """Seconds of a unit, the first ones left out where there are others."""
-        moments = [self.begun, *self.times]
+    def median(self, untimed: int, every: int = 1) -> float:
+        """Seconds of a unit, the first ones left out where there are others; of `every` units their mean."""
+        moments = [self.begun, *self.times][::every]
+        if len(moments) < 2:  # there are not as many
+            moments, every = [self.begun, self.times[-1]], len(self.times)
         each = [after - before for before, after in pairwise(moments)]
-        return statistics.median(each[untimed:] or each[-1:])
+        return statistics.median(each[untimed:] or each[-1:]) / every
 
 
 def _now(device: torch.device) -> float:
