@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 from search_commands import TINY, edited, rewrite, stop_after
 from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
-from vpdarts_fast.analysis.evaluation import MODES, evaluate_run
+from vpdarts_fast.analysis.evaluation import MODES, TAYLOR, evaluate_run
 from vpdarts_fast.analysis.kendall import main
 from vpdarts_fast.analysis.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.evaluation.leave_one_out import leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import NONES, leave_one_out
+from vpdarts_fast.evaluation.taylor import taylor
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import SETTINGS, SNAPSHOT
 from vpdarts_fast.search import RunFolder, running
@@ -218,10 +219,14 @@ def test_a_snapshot_evaluates_as_its_supernet_did(runs: Path, table: Path) -> No
     whole.resume()
     drawn = torch.randperm(32, generator=stream(config.search.seed, "analysis images"))[:20]
     batches = [whole.validation.batch(drawn)]
-    for mode, found in run.snapshots[-1].evaluations.items():
-        expected = leave_one_out(
-            whole.state.supernet, batches, whole.state.alpha, batch_norm=mode, batched=False
-        )
+    for way, found in run.snapshots[-1].evaluations.items():
+        if way == TAYLOR:
+            expected = taylor(whole.state.supernet, batches, whole.state.alpha, nones=NONES)
+        else:
+            mode: Any = way
+            expected = leave_one_out(
+                whole.state.supernet, batches, whole.state.alpha, batch_norm=mode, batched=False
+            )
         torch.testing.assert_close(found.loss, expected.loss, rtol=1e-4, atol=1e-4)
         assert found.images == expected.images == 20
     verdicts = judge(run, true_ranks(BenchmarkTable.load(table), COLUMNS[0]), BenchmarkTable.load(table))
@@ -388,3 +393,19 @@ def test_bad_flags(arguments: list[str], complaint: str, capsys: pytest.CaptureF
     assert exit_status.value.code == 2
     shown = capsys.readouterr()
     assert complaint in " ".join((shown.out + shown.err).replace("│", " ").split())
+
+
+def test_relaxed_alphas_are_evaluated_as_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a search by softmax: removals from the softmax, which is also what alpha says of the ops."""
+    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
+    folder = tmp_path / "run"
+    assert search([*TINY, "--method", "darts", "--snapshots", "--out", str(folder)]) == 0
+    run, config = RunFolder.open(folder)
+    (*_, last) = evaluate_run(folder, config, data=None, images=16, every=1, reuse=False).snapshots
+    whole = Search(config, load("digits"), run, observer=None)  # type: ignore[arg-type]
+    whole.resume()
+    weights = whole.state.alpha.detach().softmax(1)
+    drawn = torch.randperm(32, generator=stream(config.search.seed, "analysis images"))[:16]
+    expected = leave_one_out(whole.state.supernet, [whole.validation.batch(drawn)], weights)
+    torch.testing.assert_close(last.evaluations["recalibrated"].loss, expected.loss, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last.strength, weights)

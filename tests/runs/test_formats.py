@@ -71,7 +71,7 @@ def test_runs_of_version_1_go_on_to_their_end(
         for line, text in zip(metrics, lines, strict=False):
             epoch = json.loads(text)
             new = {"environment": None, "members": [], "importance": on_all_images(epoch["importance"])}
-            new |= {"drawing": drawing_of(epoch["genotype"]), "tables": {}, "decided": None}
+            new |= {"drawing": drawing_of(epoch["genotype"]), "tables": {}, "decided": None, "watched": None}
             assert line == {**epoch, **new}
         assert read_run(folder).result
     assert drawn == [old / "seed-3", old / "seed-4"]
@@ -146,7 +146,13 @@ def test_the_settings_of_the_present_version() -> None:
     choices = {"alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order"}
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
-    names = {11: flat | parts | {"variation", "schedule"} | {"loss"} | {"alpha_every", "lineage", "split"}}
+    names = {
+        11: flat
+        | parts
+        | {"variation", "schedule"}
+        | {"loss"}
+        | {"alpha_every", "lineage", "split", "stopping", "eigenvalue"}
+    }
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
 
@@ -162,8 +168,8 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
         assert main([*TINY, "--alpha-start", "0.2", "--out", str(older)]) == 130
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
     later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
-             "alpha_every", "lineage", "split", "loss", "space", "recipe", "relaxation", "alpha_rule",
-             "regulariser", "variation", "schedule")  # fmt: skip
+             "alpha_every", "lineage", "split", "stopping", "eigenvalue", "loss", "space", "recipe",
+             "relaxation", "alpha_rule", "regulariser", "variation", "schedule")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")

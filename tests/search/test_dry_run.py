@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 EXPECTED: dict[str, dict[str, Any]] = {
     "soft": {"images_per_epoch": 10, "pruning_epochs": 2},
     "progressive": {"pruning": "progressive", "warmup_epochs": 0, "pruning_epochs": 2, "committee": 2},
-    "alpha": {"criterion": "alpha", "pruning": "hard", "alpha_every": 3},
+    "alpha": {"criterion": "alpha", "pruning": "hard", "alpha_every": 2},
     "perturbation": {
         "schedule": "perturbation", "training_epochs": 1, "tuning_epochs": 1, "relaxation": "softmax",
         "pruning": "hard", "pruning_epochs": None,

@@ -90,7 +90,7 @@ def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.Monk
 
 
 PARTS = frozenset(
-    {"relaxation", "variation", "schedule", "alpha_rule", "regulariser", "criterion", "pruning"}
+    {"relaxation", "variation", "schedule", "alpha_rule", "regulariser", "criterion", "pruning", "stopping"}
 )
 
 

@@ -120,6 +120,7 @@ def epochs_of(space: Content, choices: Sequence[tuple[str, Content]]) -> list[Co
                 "members": [],
                 "tables": {},
                 "decided": None,
+                "watched": {"skips": 1, "entropy": 1.5, "eigenvalue": None},
                 "seconds": {"leave_one_out": 1.5, "train": 2.5},
                 "environment": None,
             }

@@ -14,7 +14,15 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageHalf, load
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm, LeaveOneOut, Removal, leave_one_out
+from vpdarts_fast.evaluation.leave_one_out import (
+    NONES,
+    Batch,
+    BatchNorm,
+    LeaveOneOut,
+    Removal,
+    leave_one_out,
+)
+from vpdarts_fast.evaluation.taylor import taylor
 from vpdarts_fast.evaluation.validation import mean_of
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import KENDALL, SNAPSHOT
@@ -23,14 +31,20 @@ from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
 from vpdarts_fast.search.driver import limited
+from vpdarts_fast.search.member import drawing
+from vpdarts_fast.search.methods.moment import Moment
 from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.search.records import check_evaluation, evaluation_from_json, evaluation_to_json
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import fitting
-from vpdarts_fast.search.streams import stream
+from vpdarts_fast.search.streams import seed_for, stream
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, NasBench201, Supernet
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)
+TAYLOR = "taylor"
+WAYS: tuple[str, ...] = (*MODES, TAYLOR)
+"""In which ways a snapshot is evaluated: leave-one-out in each batch-norm mode, and by its estimate."""
+
 RUN_FILE = "kendall.json"
 
 Evaluated = Callable[[int, int], None]
@@ -44,16 +58,16 @@ class Snapshot:
     Attributes:
         epoch: the epoch that was about to begin, from 0; the number of epochs for the final evaluation.
         sha256: of the snapshot's file.
-        alpha: [E, O].
+        strength: [E, O], of the ops by alpha alone (`Relaxation.strength`).
         alive: [E, O] bool.
-        evaluations: per batch-norm mode.
+        evaluations: by `WAYS`.
     """
 
     epoch: int
     sha256: str
-    alpha: Tensor
+    strength: Tensor
     alive: Tensor
-    evaluations: dict[BatchNorm, LeaveOneOut]
+    evaluations: dict[str, LeaveOneOut]
 
 
 @dataclass(frozen=True)
@@ -160,7 +174,7 @@ def evaluate_run(
     with computing_in("fp32", target):  # whatever the search had, so that all runs compare
         for done, path in enumerate(paths):
             progress(done, len(paths))
-            snapshots.append(_evaluate(path, supernet, config.epochs, batches, removal, known))
+            snapshots.append(_evaluate(path, supernet, config, batches, removal, known))
     progress(len(paths), len(paths))
     return EvaluatedRun(
         folder, config, count, removal, sorted(snapshots, key=lambda snapshot: snapshot.epoch)
@@ -189,24 +203,32 @@ def validation_batches(
 def _evaluate(
     path: Path,
     supernet: Supernet,
-    epochs: int,
+    config: SearchConfig,
     batches: list[Batch],
     removal: Removal,
-    known: dict[str, dict[BatchNorm, LeaveOneOut]],
+    known: dict[str, dict[str, LeaveOneOut]],
 ) -> Snapshot:
     content = checkpoint.load(path, SNAPSHOT)
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     with fitting(str(path)):
         members = [content, *(mapping(member, "a member") for member in content["members"])]
-    alphas: list[Tensor] = []
-    found: dict[BatchNorm, list[LeaveOneOut]] = {mode: [] for mode in MODES}
+    relaxation, device = config.method.relaxation, supernet.classifier.weight.device
+    strengths: list[Tensor] = []
+    found: dict[str, list[LeaveOneOut]] = {way: [] for way in WAYS}
     for member in members:
-        alpha, alive, epoch = _restore(member, supernet, path, epochs)
-        alphas.append(alpha)
-        for mode in () if sha256 in known else MODES:
-            found[mode].append(leave_one_out(supernet, batches, alpha, batch_norm=mode, removal=removal))
-    evaluations = known.get(sha256) or {mode: mean_of(several) for mode, several in found.items()}
-    return Snapshot(epoch, sha256, torch.stack(alphas).mean(0).cpu(), alive, evaluations)
+        alpha, alive, epoch = _restore(member, supernet, path, config.epochs)
+        here = alive.to(device)
+        strengths.append(relaxation.strength(alpha, here).detach().cpu())
+        if sha256 in known:
+            continue
+        moment = Moment(torch.tensor(epoch, dtype=torch.float64, device=device), config.epochs)
+        with drawing(relaxation.draws, seed_for(config.search.seed, "evaluation weights", epoch), device):
+            weights = relaxation.weights(alpha, here, moment).detach()
+        for mode in MODES:
+            found[mode].append(leave_one_out(supernet, batches, weights, batch_norm=mode, removal=removal))
+        found[TAYLOR].append(taylor(supernet, batches, weights, nones=NONES))
+    evaluations = known.get(sha256) or {way: mean_of(several) for way, several in found.items()}
+    return Snapshot(epoch, sha256, torch.stack(strengths).mean(0), alive.cpu(), evaluations)
 
 
 def _restore(
@@ -230,11 +252,11 @@ def snapshot_to_json(snapshot: Snapshot) -> dict[str, Any]:
 
 def known_evaluations(
     path: Path, images: int, removal: Removal = "zero"
-) -> dict[str, dict[BatchNorm, LeaveOneOut]]:
+) -> dict[str, dict[str, LeaveOneOut]]:
     """Evaluations by the digest of their snapshot, from an earlier kendall.json of the run."""
     if not path.exists():
         return {}
-    known: dict[str, dict[BatchNorm, LeaveOneOut]] = {}
+    known: dict[str, dict[str, LeaveOneOut]] = {}
     content = KENDALL.read_json(path)
     with KENDALL.reading(str(path)):
         if content["removal"] != removal:
@@ -243,9 +265,9 @@ def known_evaluations(
             evaluations = dict(entry["evaluations"])
             for values in evaluations.values():
                 check_evaluation(values, (len(EDGES), len(OPS)))
-            if not evaluations.keys() >= set(MODES):
-                continue  # a version that knew fewer modes
-            found = {mode: evaluation_from_json(evaluations[mode]) for mode in MODES}
+            if not evaluations.keys() >= set(WAYS):
+                continue  # a version that knew fewer
+            found = {way: evaluation_from_json(evaluations[way]) for way in WAYS}
             if all(evaluation.images == images for evaluation in found.values()):
                 known[str(entry["sha256"])] = found
     return known

@@ -259,7 +259,7 @@ def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun
 def _signal_table(title: str, corner: str, rows: dict[str, dict[Signal, str]]) -> Table:
     """A column per signal."""
     heads = (
-        f"{signal.batch_norm}\n{signal.criterion}" if signal.batch_norm else "alpha" for signal in SIGNALS
+        f"{signal.batch_norm}\n{signal.criterion}" if signal.batch_norm else signal.criterion for signal in SIGNALS
     )
     table = Table(corner, *heads, title=title)
     for name, cells in rows.items():

@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vpdarts_fast.analysis.evaluation import MODES
+from vpdarts_fast.analysis.evaluation import MODES, TAYLOR
 from vpdarts_fast.analysis.signals import Signal, Spread, Summary
 from vpdarts_fast.report.style import INK, SERIES_COLOURS, new_figure
 
@@ -18,13 +18,15 @@ COLOURS = dict(zip(MODES, SERIES_COLOURS, strict=True))
 def kendall_figure(summaries: list[Summary], column: str, title: str) -> Figure:
     """Above tau (mean over edges), below the accuracy of the selected cell; a column for each criterion.
 
-    Curves are means over the runs, and the bands their standard deviation. Alpha's magnitude is in both.
+    Curves are means over the runs, and the bands their standard deviation. Alpha is in both, and the estimate
+    by the gradient beside the loss.
     """
     figure, body = new_figure(10, 6.4, "Kendall's tau against the true ranking", title)
     panels = body.subplots(2, 2, sharex=True, sharey="row", squeeze=False)
     for place, criterion in enumerate(("accuracy", "loss")):
         above, below = panels[0][place], panels[1][place]
         signals = [Signal(criterion, mode) for mode in MODES] + [Signal("alpha")]
+        signals += [Signal(TAYLOR)] if criterion == "loss" else []
         for signal in signals:
             mine = [summary for summary in summaries if summary.signal == signal]
             epochs = [summary.epoch + 1 for summary in mine]
@@ -49,7 +51,8 @@ def _draw(axes: Axes, signal: Signal, epochs: list[int], spreads: list[Spread]) 
     if all(math.isnan(spread.mean) for spread in spreads):
         return
     colour = COLOURS[signal.batch_norm] if signal.batch_norm else INK
-    label, style = signal.batch_norm or "alpha's magnitude", "-" if signal.batch_norm else ":"
+    label = signal.batch_norm or {"alpha": "alpha", TAYLOR: "Taylor estimate"}[signal.criterion]
+    style = "-" if signal.batch_norm else "--" if signal.criterion == TAYLOR else ":"
     means = [spread.mean for spread in spreads]
     axes.plot(epochs, means, style, color=colour, label=label, linewidth=2, marker="o", markersize=4)
     low = [spread.mean - spread.deviation for spread in spreads]

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vpdarts_fast.analysis.evaluation import MODES, EvaluatedRun, Snapshot
+from vpdarts_fast.analysis.evaluation import MODES, TAYLOR, EvaluatedRun, Snapshot
 from vpdarts_fast.analysis.ranking import Array, kendall_tau
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm
@@ -28,10 +28,15 @@ class Signal:
         return f"{self.batch_norm}, {self.criterion}" if self.batch_norm else self.criterion
 
 
+def _is_measured(criterion: type[Criterion]) -> bool:
+    """Whether it needs leave-one-out itself, in one batch-norm mode or another."""
+    return criterion.needs_evaluation and not criterion.estimates
+
+
 SIGNALS = tuple(
     Signal(name, mode)
     for name in Criterion.names()
-    for mode in (MODES if Criterion.named(name).needs_evaluation else (None,))
+    for mode in (MODES if _is_measured(Criterion.named(name)) else (None,))
 )
 
 
@@ -110,8 +115,9 @@ def _verdicts(
         criterion = Criterion.named(signal.criterion)()
         if pruning_epoch < criterion.first_epoch:
             continue
-        evaluation = snapshot.evaluations[signal.batch_norm] if signal.batch_norm else None
-        importance = criterion.importance(snapshot.alpha.abs().double(), evaluation)
+        way = signal.batch_norm or TAYLOR
+        evaluation = snapshot.evaluations[way] if criterion.needs_evaluation else None
+        importance = criterion.importance(snapshot.strength.double(), evaluation)
         genotype = Genotype.from_choices(importance.ranking(snapshot.alive)[:, 0].tolist())
         tau = kendall_tau(importance, ranks)
         yield Verdict(snapshot.epoch, signal, tau, genotype, table.accuracy(genotype))

@@ -9,11 +9,12 @@ is called at all (`vpdarts_fast.contract.transforms`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import _StopRecomputationError
 
 from vpdarts_fast.contract.transforms import transforms_gradients
@@ -159,3 +160,29 @@ def _in_place_of(wants: Sequence[Any], gradients: Iterator[Tensor | None]) -> It
             yield next(gradients) if want else None
         else:
             yield list(_in_place_of(want, gradients))
+
+
+@contextmanager
+def frozen(module: nn.Module) -> Iterator[None]:
+    """What is computed inside has no gradient with respect to the parameters.
+
+    Fused operations compute every gradient that a tensor may have, whether it is asked for or not.
+    """
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    for parameter in parameters:
+        parameter.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+
+
+def for_second_derivatives(module: nn.Module) -> AbstractContextManager[None]:
+    """Within, a supernet that can runs module by module, whether it is fused or not.
+
+    Second derivatives of a fused op are those of the same function in PyTorch, which is then computed anew
+    for each product with them; the modules keep what they have computed.
+    """
+    plain: Callable[[], AbstractContextManager[None]] = getattr(module, "plain", nullcontext)
+    return plain()

@@ -14,15 +14,19 @@ from vpdarts_fast.report.style import SERIES_COLOURS, mark_phases, new_figure
 
 _NAN = float("nan")
 
+SIGNS = {"skips": "skip connections", "entropy": "entropy of ops (nats)", "eigenvalue": "eigenvalue by alpha"}
+"""What is watched, and what it is called."""
+
 
 def curves_figure(run: Run) -> Figure:
-    """Losses, accuracies and, with a benchmark table, what the current cell is worth.
+    """Losses, accuracies, signs of a collapse and, with a benchmark table, what the cell is worth.
 
     An evaluation at the beginning of epoch e stands at e; what belongs to the result stands one
     epoch behind the last.
     """
     columns = list(dict.fromkeys(column for epoch in run.epochs for column in epoch.benchmark))
-    panels = 3 if columns else 2
+    signs = [name for name in SIGNS if any(name in epoch.watched for epoch in run.epochs)]
+    panels = 2 + bool(signs) + bool(columns)
     figure, body = new_figure(10, 1.1 + 2.1 * panels, "search curves", run.title)
     losses, accuracies, *rest = body.subplots(panels, sharex=True)
     numbers = [epoch.number for epoch in run.epochs]
@@ -38,6 +42,15 @@ def curves_figure(run: Run) -> Figure:
     base = [evaluation.base_accuracy if evaluation else _NAN for evaluation in evaluations]
     _draw_curve(accuracies, 2, "leave-one-out base", with_result, base)
     accuracies.set_ylabel("accuracy (%)", fontsize=11)
+
+    if signs:
+        watched, *rest = rest
+        for position, name in enumerate(signs):
+            values = [epoch.watched.get(name, _NAN) for epoch in run.epochs]
+            _draw_curve(watched, position, SIGNS[name], numbers, values)
+        watched.set_ylabel("watched", fontsize=11)
+        _finish(watched)
+        mark_phases(watched, numbers[0], run.phases, names=False)
 
     for axes in rest:
         tables = [*(epoch.benchmark for epoch in run.epochs), run.result.benchmark if run.result else {}]

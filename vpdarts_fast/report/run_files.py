@@ -81,6 +81,7 @@ class Epoch:
         importance: at the beginning of the epoch.
         genotype: what the evaluation at the beginning of the epoch chose, if there was one.
         benchmark: accuracies of `genotype` by column of the benchmark table, empty without a table.
+        watched: what was watched at its end, by name; empty for a run of an older version.
     """
 
     number: int
@@ -94,6 +95,7 @@ class Epoch:
     importance: LostAccuracy | None
     genotype: Choice | None
     benchmark: Mapping[str, float]
+    watched: Mapping[str, float]
 
 
 @dataclass(frozen=True)
@@ -229,6 +231,7 @@ def parse_epoch(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Epoch
         importance=_parse_importance(entry["importance"], tables),
         genotype=_parse_epochs_choice(entry, tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
+        watched=_parse_watched(entry["watched"]),
     )
 
 
@@ -247,12 +250,27 @@ def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Resu
     _number(entry["base_accuracy"], "base_accuracy")
     numbers_by_name(entry["seconds"], "seconds", 0)
     _check_tables(entry["tables"])
+    if entry["stopped"] is not None:
+        for name in ("epochs", "cell"):
+            whole(mapping(entry["stopped"], "stopped")[name], name)
     return Result(
         genotype=_parse_choice(entry["architecture"], "architecture", entry, tables),
         importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
     )
+
+
+def _parse_watched(entry: Any) -> Mapping[str, float]:
+    """NaN where it was not measured."""
+    if entry is None:
+        return {}
+    values = mapping(entry, "watched")
+    return {
+        "skips": float(whole(values["skips"], "skips")),
+        "entropy": number(values["entropy"], "entropy", 0),
+        "eigenvalue": _number(values["eigenvalue"], "eigenvalue"),
+    }
 
 
 def _check_tables(entry: Any) -> None:

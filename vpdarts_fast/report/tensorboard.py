@@ -70,6 +70,8 @@ class TensorBoardLog:
         self._add_scalar("accuracy/weights", epoch.weights_accuracy, step)
         self._add_scalar("accuracy/alpha", epoch.alpha_accuracy, step)
         self._add_table("alpha", epoch.alpha, step)
+        for name, value in epoch.watched.items():
+            self._add_scalar(f"watched/{name}", value, step)
         for part, seconds in metrics["seconds"].items():
             self._add_scalar(f"seconds/{part}", seconds, step)
         self._add_choice(str(epoch.genotype or "none yet"), epoch.importance, epoch.benchmark, step)

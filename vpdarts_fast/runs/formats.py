@@ -24,11 +24,13 @@ from vpdarts_fast.runs.upgrades import (
     epoch_2,
     epoch_5,
     epoch_6,
+    epoch_7,
     kendall_3,
     kendall_4,
     result_3,
     result_6,
     result_7,
+    result_8,
     same,
     settings_2,
     settings_3,
@@ -248,14 +250,14 @@ SETTINGS = Format(
 EPOCH = Format(
     "search epoch",
     "restore the file or remove it",
-    (epoch_2, without_members, with_op_images, epoch_5, epoch_6),
+    (epoch_2, without_members, with_op_images, epoch_5, epoch_6, epoch_7),
 )
 """A line of metrics.jsonl."""
 
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (same, result_3, without_members, with_op_images, result_6, result_7),
+    (same, result_3, without_members, with_op_images, result_6, result_7, result_8),
 )
 """result.json."""
 

@@ -121,12 +121,14 @@ def settings_10(settings: Content) -> Content:
 
 
 def settings_11(settings: Content) -> Content:
-    """How many steps of the weights one of alpha has, lineages, and how halves are divided.
+    """Steps of the weights for one of alpha, lineages, stopping, the eigenvalue, how halves are divided.
 
-    One, none, at random.
+    One, none, none, not measured, at random.
     """
-    method = {**settings["method"], "alpha_every": 1, "lineage": "recipe"}
-    return {**settings, "method": method, "images": {**settings["images"], "split": "random"}}
+    method = {**settings["method"], "stopping": {"name": "none"}, "alpha_every": 1, "lineage": "recipe"}
+    search = {**settings["search"], "eigenvalue": False}
+    images = {**settings["images"], "split": "random"}
+    return {**settings, "method": method, "search": search, "images": images}
 
 
 def without_members(content: Content) -> Content:
@@ -197,6 +199,16 @@ def result_7(result: Content) -> Content:
     left = dict(result)
     stages = {"warm-up": left.pop("warmup_epochs"), "pruning": left.pop("pruning_epochs")}
     return {**with_tables(left), "stages": stages}
+
+
+def epoch_7(epoch: Content) -> Content:
+    """What is watched of the search. Nothing was written down."""
+    return {**epoch, "watched": None}
+
+
+def result_8(result: Content) -> Content:
+    """Whether the search ended early. None did."""
+    return {**result, "stopped": None}
 
 
 def with_decisions(state: Content) -> Content:

@@ -21,6 +21,7 @@ from vpdarts_fast.search.methods.recipes import LINEAGES, RECIPES
 from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
 from vpdarts_fast.search.methods.schedules import Schedule
+from vpdarts_fast.search.methods.stopping import Stopping
 from vpdarts_fast.search.methods.variations import Variation
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import SEEDS_FILE, read_seeds
@@ -57,6 +58,8 @@ class Command:
     """What makes an op important: the accuracy or loss without it, or its alpha."""
     pruning: Annotated[str, choice(Pruning)] = "soft"
     """soft (VP-DARTS), hard (once, at the end) or progressive (5, 3, 2, 1 ops in stages; hard)."""
+    stopping: Annotated[str, choice(Stopping)] = "none"
+    """Whether the search ends early: when there are many skips, little entropy, or a rising eigenvalue."""
     plugin: tyro.conf.UseAppendAction[tuple[str, ...]] = ()
     """A file or module that defines parts of your own; may be given several times, with --resume again."""
     out: Path | None = None
@@ -80,6 +83,7 @@ KINDS: dict[str, type[Part]] = {
     "regulariser": Regulariser,
     "criterion": Criterion,
     "pruning": Pruning,
+    "stopping": Stopping,
 }
 """Parts that are chosen by flags of their names; which other flags there are follows from them."""
 

@@ -13,9 +13,11 @@ from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.commits import decide
 from vpdarts_fast.search.methods.criteria import AlphaCriterion, Importance
+from vpdarts_fast.search.methods.stopping import Watched
 from vpdarts_fast.search.methods.variations import Tables
 from vpdarts_fast.search.records import evaluation_from_json
 from vpdarts_fast.search.state import SearchState
+from vpdarts_fast.search.watching import mean_entropy, skips_of
 
 
 class Committee:
@@ -80,6 +82,15 @@ class Committee:
     def settled(self) -> bool:
         """Whether nothing is left to choose."""
         return self._space.kept is None and bool((self.choosable.sum(1) == 1).all())
+
+    @torch.no_grad()
+    def watched(self, eigenvalue: float | None) -> Watched:
+        """What is watched of the search at the end of an epoch; the eigenvalue is given."""
+        cell = self._space.select(self.importance_of_alpha.order(self.choosable))
+        strength = self._method.relaxation.strength(self.alpha, self.members[0].state.alive)
+        choosable = self.choosable
+        entropy = mean_entropy(strength.cpu() * choosable, choosable)
+        return Watched(skips_of(self._space, cell), entropy, eigenvalue)
 
     def decide(self) -> None:
         """Decides an edge of each type of cells by the members' mean alpha, for all members."""

@@ -16,6 +16,7 @@ from vpdarts_fast.parts import Part
 from vpdarts_fast.runs.formats import SETTINGS
 from vpdarts_fast.search.methods.recipes import lineage, recipe
 from vpdarts_fast.search.methods.schedules import Stage
+from vpdarts_fast.search.methods.stopping import NoStopping
 from vpdarts_fast.search.settings import (
     ExecutionSettings,
     ImageSettings,
@@ -90,6 +91,11 @@ class SearchConfig:
             )
         method.variation.check(self.space)
         method.schedule.check(self.space)
+        if method.schedule.commits and method.stopping.name != NoStopping.name:
+            raise UserError(
+                f"--stopping {method.stopping.name} would end a search before --schedule "
+                f"{method.schedule.name} has decided its edges"
+            )
         if method.schedule.commits and method.pruning.name != "hard":
             raise UserError(
                 f"--schedule {method.schedule.name} decides edges and prunes no ops before: use --pruning "
@@ -111,6 +117,11 @@ class SearchConfig:
                 f"{racing} for one supernet, not for the mean of --committee {self.search.committee}; "
                 "use --evaluation full"
             )
+
+    @property
+    def measures_eigenvalue(self) -> bool:
+        """Whether the curvature by alpha is measured in every epoch."""
+        return self.search.eigenvalue or self.method.stopping.needs_eigenvalue
 
     @property
     def fused_by_itself(self) -> bool:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -26,10 +28,11 @@ from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.commits import OPEN
 from vpdarts_fast.search.methods.criteria import Importance
-from vpdarts_fast.search.methods.schedules import Perturb, Prune
+from vpdarts_fast.search.methods.schedules import Commit, Perturb, Prune
+from vpdarts_fast.search.methods.stopping import Watched
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
-from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain
+from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain, watched_from_json
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.streams import stream
@@ -151,7 +154,7 @@ class Search:
         """
         with computing_in(self.config.execution.precision, self.device):
             try:
-                while self.state.epoch < self.config.epochs:
+                while self.state.epoch < self.config.epochs and self._stopped is None:
                     self._begin_epoch()
                     self._train_epoch()
                     self._end_epoch()
@@ -160,20 +163,31 @@ class Search:
                 self._save()  # not before: an evaluation changes the batch norms while it lasts
                 raise
 
+    @property
+    def _stopped(self) -> int | None:
+        """Behind how many epochs the search takes its cell, if it ends early; by what its files say."""
+        watched = [
+            watched_from_json(line["watched"]) for line in self.run_folder.metrics() if line["watched"]
+        ]
+        return self.config.method.stopping.stops(watched)
+
     def _begin_epoch(self) -> None:
         """Lets happen what the schedule has for the beginning of the epoch, to all members alike."""
-        event = self.config.method.schedule.event(self.state.epoch, self.space)
-        if event is None or self.state.record.began:
+        schedule = self.config.method.schedule
+        event = schedule.event(self.state.epoch, self.space)
+        by_alpha = schedule.commits or not self.criterion.needs_evaluation
+        if self.state.record.began or (event is None and not by_alpha):
             return
-        self._take_snapshot()
+        if event is not None:
+            self._take_snapshot()
         if isinstance(event, Prune):
             self._prune(event.epoch, event.epochs)
         elif isinstance(event, Perturb):
             self._decide_by_evaluation()
-        else:
+        elif isinstance(event, Commit):
             self.committee.decide()
-            if not self.criterion.needs_evaluation:
-                self._rank_ops()  # for the current cell
+        if by_alpha and self.state.record.genotype is None and self.state.epoch > self.config.frozen_epochs:
+            self._note_cell(self.committee.importance_of_alpha)
         for state in self.committee.states:
             state.record.began = True
 
@@ -194,7 +208,6 @@ class Search:
         only[edge] = choosable[edge]
         self._evaluate(only)
         self.committee.decide_edge(edge)
-        self._note_cell(self.committee.importance_of_alpha)
 
     def _train_epoch(self) -> None:
         """One member after the other."""
@@ -207,10 +220,10 @@ class Search:
 
     def _end_epoch(self) -> None:
         """Writes the epoch's metrics and the checkpoint."""
-        metrics = self._metrics()
         for state in self.committee.states:
             for phase, mean in (("weights", state.record.weights), ("alpha", state.record.alpha)):
                 self._check_finite(mean.summary()[0], phase)
+        metrics = self._metrics()
         for member in self.members:
             member.end_epoch()
         self.run_folder.append_metrics(metrics)
@@ -222,7 +235,7 @@ class Search:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         self._take_snapshot()
         calls = Calls(self._rank_ops(), self.committee.choosable, self.space)
-        genotype, decision = calls.chosen, None
+        genotype, decision = self._earlier_cell() or calls.chosen, None
         states = self.committee.states
         seconds = added([state.seconds for state in states])
         evaluating = sum(state.record.seconds["leave_one_out"] for state in states)
@@ -248,9 +261,18 @@ class Search:
             "seconds": seconds,
             "seed": self.config.search.seed,
             "stages": {stage.name: stage.epochs for stage in self.config.stages},
+            "stopped": None if self._stopped is None else {"epochs": self.state.epoch, "cell": self._stopped},
         }
         self.run_folder.write_result(result)
         return result
+
+    def _earlier_cell(self) -> Any | None:
+        """The cell of an earlier epoch, if the search ended because of what came after it."""
+        stopped = self._stopped
+        if stopped is None or stopped >= self.state.epoch:
+            return None
+        text = self.run_folder.metrics()[stopped]["genotype"]  # as the epoch behind it found it
+        return None if text is None else self.space.parse(text)
 
     def _compare(self, calls: Calls) -> Decision:
         """The search's cell against those of earlier epochs and its neighbours, trained from scratch."""
@@ -339,10 +361,17 @@ class Search:
             **self._chosen(genotype),
             "drawing": drawing_to_json(self.space, genotype) if genotype else None,
             "decay": state.record.decay,
+            "watched": dataclasses.asdict(self._watched()),
             "members": self._members_alone(),
             "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
             "environment": self.environment,
         }
+
+    def _watched(self) -> Watched:
+        eigenvalue = None
+        if self.config.measures_eigenvalue:
+            eigenvalue = statistics.fmean(member.eigenvalue() for member in self.members)
+        return self.committee.watched(eigenvalue)
 
     def _chosen(self, genotype: Any) -> dict[str, Any]:
         """A cell as the files have it; None without one."""

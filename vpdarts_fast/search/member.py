@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -13,9 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vpdarts_fast.contract.derivatives import for_second_derivatives, frozen
 from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
 from vpdarts_fast.evaluation.racing import Racing
+from vpdarts_fast.evaluation.taylor import taylor
+from vpdarts_fast.evaluation.validation import Batch, evaluation_mode
 from vpdarts_fast.runtime.graphs import Captured, recorder_for
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.alpha_rules import Loss
@@ -31,6 +34,7 @@ from vpdarts_fast.search.records import EpochRecord, Mean, step_sums
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.step import alpha_step, joint_step, weights_step
 from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.search.watching import largest_eigenvalue
 from vpdarts_fast.spaces.edges import WithFurtherWeights
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
 
@@ -179,9 +183,28 @@ class Member:
             watch.stop_if_asked()
 
         supernet, weights = self._evaluated()
-        evaluation = leave_one_out(
+        batches = map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1))
+        evaluation = self._measured(supernet, batches, weights, only, on_batch, count)
+        state.record.seconds["leave_one_out"] += time.perf_counter() - started
+        return evaluation
+
+    def _measured(
+        self,
+        supernet: nn.Module,
+        batches: Iterable[Batch],
+        weights: Tensor,
+        only: Tensor | None,
+        on_batch: Callable[[int], None],
+        count: int,
+    ) -> LeaveOneOut:
+        """Leave-one-out on `count` images, or its estimate if the criterion asks for one."""
+        config = self.config
+        if config.method.criterion.estimates:
+            nones = config.space.nones
+            return taylor(supernet, batches, weights, nones=nones, only=only, on_batch=on_batch)
+        return leave_one_out(
             supernet,
-            map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1)),
+            batches,
             weights,
             batch_norm=config.search.batch_norm,
             removal=config.search.removal,
@@ -192,8 +215,29 @@ class Member:
             only=only,
             **self._options_of_space(),
         )
-        state.record.seconds["leave_one_out"] += time.perf_counter() - started
-        return evaluation
+
+    def eigenvalue(self) -> float:
+        """Measures the largest eigenvalue of the Hessian of the validation loss by alpha.
+
+        On a batch of validation images, drawn anew for each epoch; batch norms take its statistics. What
+        alpha's steps do not change counts as constant.
+        """
+        state, seed, epoch = self.state, self.config.search.seed, self.state.epoch
+        started = time.perf_counter()
+        order = torch.randperm(len(self.validation), generator=stream(seed, "eigenvalue images", epoch))
+        drawn = self.validation.draw(order[: self.config.optimisers.batch_size])
+        images, labels = self.validation.take(drawn.to(self.device))
+        free = state.alive if state.moving is None else state.alive & state.moving[:, None]
+
+        def loss_of(alpha: Tensor) -> Tensor:
+            return self._loss(state.supernet(images, state.weights_of(alpha)), labels)
+
+        draws = drawing(self.config.method.relaxation.draws, seed_for(seed, "eigenvalue", epoch), self.device)
+        unchanged = evaluation_mode(state.supernet, "batch", (), ()), frozen(state.supernet)
+        with draws, unchanged[0], unchanged[1], for_second_derivatives(state.supernet):
+            eigenvalue = largest_eigenvalue(loss_of, state.alpha, free)
+        state.record.seconds["train"] += time.perf_counter() - started
+        return eigenvalue
 
     def _evaluated(self) -> tuple[nn.Module, Tensor]:
         """The supernet in an evaluation and the weights of its ops [E, O], one draw for all variants.

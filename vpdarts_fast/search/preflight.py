@@ -16,6 +16,7 @@ from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype
 from vpdarts_fast.search.config import SearchConfig, flag
+from vpdarts_fast.search.methods.stopping import NoStopping
 from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
 from vpdarts_fast.spaces.space import Space
 
@@ -206,6 +207,11 @@ def check_finalists(config: SearchConfig, data: SearchImages, device: torch.devi
     if (schedule := config.method.schedule).commits:
         raise UserError(
             f"--schedule {schedule.name} leaves a single cell, which has no others to be compared with: use "
+            f"--finalists 0; got {config.search.finalists}"
+        )
+    if (stopping := config.method.stopping).name != NoStopping.name:
+        raise UserError(
+            f"--stopping {stopping.name} takes the cell of an epoch, which finalists would not know: use "
             f"--finalists 0; got {config.search.finalists}"
         )
     finalist = config.space.finalist

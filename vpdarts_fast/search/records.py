@@ -13,6 +13,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.runs.formats import shown
 from vpdarts_fast.runs.values import number, numbers_by_name, whole
+from vpdarts_fast.search.methods.stopping import Watched
 from vpdarts_fast.spaces.space import Space
 
 
@@ -170,6 +171,11 @@ def evaluation_from_json(values: Mapping[str, Any]) -> LeaveOneOut:
         images=values["images"],
         op_images=None if values["op_images"] is None else torch.tensor(values["op_images"], device="cpu"),
     )
+
+
+def watched_from_json(values: Mapping[str, Any]) -> Watched:
+    """What was watched in an epoch, as its line of metrics.jsonl has it."""
+    return Watched(**values)
 
 
 def numbers(table: Tensor) -> list[list[float]]:

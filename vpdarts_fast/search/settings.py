@@ -22,6 +22,7 @@ from vpdarts_fast.search.methods.pruning import Pruning, SoftPruning
 from vpdarts_fast.search.methods.regularisers import NoRegulariser, Regulariser
 from vpdarts_fast.search.methods.relaxations import Raw, Relaxation
 from vpdarts_fast.search.methods.schedules import Schedule, WarmUpAndPruning
+from vpdarts_fast.search.methods.stopping import NoStopping, Stopping
 from vpdarts_fast.search.methods.variations import NoVariation, Variation
 
 if TYPE_CHECKING:
@@ -67,6 +68,8 @@ class SearchSettings:
     """Training steps of all finalists together, at most."""
     finalist_margin: float = 5.0
     """Points by which a clearly better cell has to lead after 400 steps; after n times those an n-th."""
+    eigenvalue: bool = False
+    """Measure in every epoch the largest eigenvalue of the Hessian of the validation loss by alpha."""
     seed: Annotated[int, tyro.conf.Suppress] = 0
     """Of every random number; --seeds sets it."""
 
@@ -84,6 +87,7 @@ class MethodSettings:
     regulariser: Regulariser = field(default_factory=NoRegulariser)
     criterion: Criterion = field(default_factory=AccuracyCriterion)
     pruning: Pruning = field(default_factory=SoftPruning)
+    stopping: Stopping = field(default_factory=NoStopping)
     alpha_start: float | None = None
     """Where every alpha starts. Default: 1/O, what a softmax of equal alphas gives."""
     alpha_noise: float = 0.0

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
+from vpdarts_fast.contract.derivatives import for_second_derivatives, frozen
 from vpdarts_fast.evaluation.validation import Batch
 from vpdarts_fast.parts import Part
 
@@ -189,7 +189,8 @@ class Implicit(AlphaRule):
         loss, logits = problem.minimised(problem.validation)
         found = _gradients(problem.penalised(loss), (*leaves, *weights))
         direct, power = found[: len(leaves)], found[len(leaves) :]
-        trained, _ = problem.minimised(problem.seen)
+        with for_second_derivatives(problem.supernet):
+            trained, _ = problem.minimised(problem.seen)
         slope = _gradients(trained, weights, create=True)
         total = list(power)
         for _ in range(self.neumann_terms):
@@ -215,22 +216,6 @@ class Frozen(AlphaRule):
             AssertionError: always.
         """
         raise AssertionError("alpha has no steps")
-
-
-@contextmanager
-def frozen(module: nn.Module) -> Iterator[None]:
-    """What is computed inside has no gradient with respect to the parameters.
-
-    Fused operations compute every gradient that a tensor may have, whether it is asked for or not.
-    """
-    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
-    for parameter in parameters:
-        parameter.requires_grad_(False)
-    try:
-        yield
-    finally:
-        for parameter in parameters:
-            parameter.requires_grad_(True)
 
 
 class _Draws:

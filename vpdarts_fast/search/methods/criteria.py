@@ -56,10 +56,12 @@ class Criterion(Part, kind="criterion"):
 
     Attributes:
         needs_evaluation: whether `importance` needs leave-one-out evaluation.
+        estimates: whether an estimate of it by the gradient will do (`vpdarts_fast.evaluation.taylor`).
         first_epoch: the pruning epoch from which on it tells the ops apart.
     """
 
     needs_evaluation: ClassVar[bool] = True
+    estimates: ClassVar[bool] = False
     first_epoch: ClassVar[int] = 0
 
     @abstractmethod
@@ -94,6 +96,14 @@ class LossCriterion(Criterion):
     def importance(self, strength: Tensor, evaluation: LeaveOneOut | None) -> Importance:
         assert evaluation is not None
         return Importance(evaluation.loss, -evaluation.accuracy, evaluation.op_images)
+
+
+@dataclass(frozen=True)
+class TaylorCriterion(LossCriterion):
+    """The larger the change of the loss without an op, estimated to the first order, the more important."""
+
+    name: ClassVar[str] = "taylor"
+    estimates: ClassVar[bool] = True
 
 
 @dataclass(frozen=True)
