@@ -22,7 +22,6 @@ from search_calls import SHORT, outcome, run, stop_at
 from search_commands import TINY as FLAGS
 from torch import Tensor
 
-from vpdarts_fast.analysis.ranking import levels
 from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation import racing
@@ -31,6 +30,7 @@ from vpdarts_fast.evaluation.racing import Race, Racing
 from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.methods.criteria import AccuracyCriterion, LossCriterion
+from vpdarts_fast.search.ranking import levels
 from vpdarts_fast.search.records import evaluation_from_json
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 

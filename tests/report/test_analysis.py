@@ -20,7 +20,6 @@ from small_tables import CHOICES, COLUMNS, WORTH, additive_table
 
 from vpdarts_fast.analysis.evaluation import MODES, TAYLOR, evaluate_run
 from vpdarts_fast.analysis.kendall import main
-from vpdarts_fast.analysis.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import load
@@ -33,6 +32,7 @@ from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main as search
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.methods.criteria import Importance
+from vpdarts_fast.search.ranking import kendall_tau, levels, true_ranks
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, Genotype
 

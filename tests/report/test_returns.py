@@ -12,7 +12,8 @@ from nas_bench_201_runs import make_epoch
 from places import VERSION_1
 
 from vpdarts_fast.analysis.returns import main, returns
-from vpdarts_fast.report.run_files import Choice, Finalists, Result, Run, parse_epoch
+from vpdarts_fast.report.run import Choice, Finalists, Result, Run
+from vpdarts_fast.report.run_files import parse_epoch
 from vpdarts_fast.runs.formats import EPOCH
 from vpdarts_fast.spaces.nas_bench_201 import Genotype, NasBench201
 
@@ -31,7 +32,7 @@ def make_run(cells: Sequence[Genotype | None], decays: Sequence[float | None], e
         values = {"genotype": genotype and str(genotype), "index": genotype and genotype.index}
         epoch = {**make_epoch(number, importance=False), **values, "decay": decay}
         epochs.append(parse_epoch(EPOCH.upgraded(epoch, "epoch"), SPACE.tables))
-    return Run(SPACE.tables, tuple(epochs), Result(choice(end), None, {}, None) if end else None)
+    return Run(SPACE.tables, tuple(epochs), Result(choice(end), None, {}, None, 0.5, 1.0) if end else None)
 
 
 def choice(genotype: Genotype) -> Choice:

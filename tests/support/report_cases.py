@@ -120,6 +120,7 @@ def epochs_of(space: Content, choices: Sequence[tuple[str, Content]]) -> list[Co
                 "members": [],
                 "tables": {},
                 "decided": None,
+                "tau": 0.25,
                 "watched": {"skips": 1, "entropy": 1.5, "eigenvalue": None},
                 "seconds": {"leave_one_out": 1.5, "train": 2.5},
                 "environment": None,
@@ -156,6 +157,8 @@ def result_of(space: Content, choices: Sequence[tuple[str, Content]]) -> Content
         "tables": {},
         "finalists": finalists_of([text for text, _ in choices]),
         "seconds": {"total": 40.0},
+        "stopped": None,
+        "tau": 0.5,
     }
 
 

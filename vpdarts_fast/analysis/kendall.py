@@ -31,7 +31,6 @@ from vpdarts_fast.analysis.evaluation import (
     snapshot_to_json,
 )
 from vpdarts_fast.analysis.picture import kendall_figure
-from vpdarts_fast.analysis.ranking import Array, true_ranks
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import check_bound
@@ -42,6 +41,7 @@ from vpdarts_fast.report.style import edge_name, save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.formats import KENDALL
 from vpdarts_fast.runtime import machine
+from vpdarts_fast.search.ranking import Array, true_ranks
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
 
 FILE_WIDTH = 130
@@ -259,7 +259,8 @@ def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun
 def _signal_table(title: str, corner: str, rows: dict[str, dict[Signal, str]]) -> Table:
     """A column per signal."""
     heads = (
-        f"{signal.batch_norm}\n{signal.criterion}" if signal.batch_norm else signal.criterion for signal in SIGNALS
+        f"{signal.batch_norm}\n{signal.criterion}" if signal.batch_norm else signal.criterion
+        for signal in SIGNALS
     )
     table = Table(corner, *heads, title=title)
     for name, cells in rows.items():

@@ -18,7 +18,8 @@ import tyro
 from vpdarts_fast.analysis.evaluation import run_folders
 from vpdarts_fast.command_line import command
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.run_files import Run, read_run
+from vpdarts_fast.report.run import Run
+from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.search import RunFolder
 from vpdarts_fast.spaces.space import Space
 

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from vpdarts_fast.analysis.evaluation import MODES, TAYLOR, EvaluatedRun, Snapshot
-from vpdarts_fast.analysis.ranking import Array, kendall_tau
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm
 from vpdarts_fast.search.methods.criteria import Criterion
+from vpdarts_fast.search.ranking import Array, kendall_tau
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
 

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vpdarts_fast.report.run_files import Run
+from vpdarts_fast.report.run import Run
 from vpdarts_fast.report.style import SERIES_COLOURS, mark_phases, new_figure
 
 _NAN = float("nan")

@@ -8,7 +8,7 @@ from statistics import fmean
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from vpdarts_fast.report.run_files import Finalists, Run
+from vpdarts_fast.report.run import Finalists, Run
 from vpdarts_fast.report.style import INK, SERIES_COLOURS, new_figure
 
 _LONGEST, _LONGEST_DIFFERENCE = 110, 50

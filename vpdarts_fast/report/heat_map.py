@@ -19,7 +19,7 @@ from matplotlib.image import AxesImage
 from matplotlib.markers import CARETLEFT
 from matplotlib.patches import Rectangle
 
-from vpdarts_fast.report.run_files import Array, Choice, Run
+from vpdarts_fast.report.run import Array, Choice, Run
 from vpdarts_fast.report.style import INK, edge_name, mark_phases, new_figure, op_colours
 from vpdarts_fast.spaces.space import AlphaTable
 

@@ -9,159 +9,24 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.report.run import Array, Choice, Epoch, Finalists, LostAccuracy, Result, Run
 from vpdarts_fast.runs.files import SPACE_FILE
 from vpdarts_fast.runs.formats import EPOCH, RESULT, SPACE, Format, parse_json, read_bytes, shown
 from vpdarts_fast.runs.space_file import cells_from_json, chosen_from_json, tables_from_json
 from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.runs.values import mapping, number, numbers_by_name, whole
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
-from vpdarts_fast.spaces.space import AlphaTable, CellDrawing
+from vpdarts_fast.spaces.space import AlphaTable
 
 T = TypeVar("T")
-Array = NDArray[np.float64]
-
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What a search has chosen, as its files have it; `str` of it is its text.
-
-    Attributes:
-        text: what the space writes it down as, an architecture string or a genotype.
-        cells: what pictures show, one of each cell type.
-        chosen: (row, column) of alpha [E, O] of each operation that it consists of, in ascending order.
-    """
-
-    text: str
-    cells: tuple[CellDrawing, ...]
-    chosen: tuple[tuple[int, int], ...]
-
-    def __str__(self) -> str:
-        return self.text
-
-
-@dataclass(frozen=True)
-class LostAccuracy:
-    """What a leave-one-out evaluation says.
-
-    Attributes:
-        base_accuracy: of the unmodified supernet, in per cent.
-        lost: [E, O], percentage points of accuracy lost without the op: larger is more important, negative
-            means that the supernet is better off without it. NaN where not evaluated, or where the edge has
-            no such op.
-    """
-
-    base_accuracy: float
-    lost: Array
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """One line of `metrics.jsonl`. Accuracies are in per cent; NaN where the run has no value.
-
-    Attributes:
-        number: from 0.
-        phase: the name of its stage, as warm-up or pruning.
-        weights_loss: of the steps that train the weights, as `weights_accuracy`.
-        weights_accuracy: of these steps.
-        alpha_loss: of the steps that train alpha, as `alpha_accuracy`.
-        alpha_accuracy: of these steps.
-        alpha: [E, O], after the epoch; NaN where an edge has no such op.
-        decay: what the alphas of all ops but the chosen ones were multiplied with, at its beginning.
-        importance: at the beginning of the epoch.
-        genotype: what the evaluation at the beginning of the epoch chose, if there was one.
-        benchmark: accuracies of `genotype` by column of the benchmark table, empty without a table.
-        watched: what was watched at its end, by name; empty for a run of an older version.
-    """
-
-    number: int
-    phase: str
-    weights_loss: float
-    weights_accuracy: float
-    alpha_loss: float
-    alpha_accuracy: float
-    alpha: Array
-    decay: float
-    importance: LostAccuracy | None
-    genotype: Choice | None
-    benchmark: Mapping[str, float]
-    watched: Mapping[str, float]
-
-
-@dataclass(frozen=True)
-class Finalists:
-    """What finalists, cells trained from scratch for a short time, came to; each is named by its text.
-
-    Attributes:
-        search: the answer of the search alone.
-        winners: of each round.
-        accuracies: of each cell and each length in steps that it was trained for, in per cent, by seed.
-        benchmark: accuracies of each cell by column of the benchmark table, empty without a table.
-    """
-
-    search: str
-    winners: tuple[str, ...]
-    accuracies: Mapping[tuple[str, int], tuple[float, ...]]
-    benchmark: Mapping[str, Mapping[str, float]]
-
-
-@dataclass(frozen=True)
-class Result:
-    """`result.json`.
-
-    Attributes:
-        genotype: what was found.
-        importance: the evaluation that chose it, if one did.
-        benchmark: its accuracies by column of the benchmark table, empty without a table.
-        finalists: what they came to, if there were any.
-    """
-
-    genotype: Choice
-    importance: LostAccuracy | None
-    benchmark: Mapping[str, float]
-    finalists: Finalists | None
-
-
-@dataclass(frozen=True)
-class Run:
-    """A run so far.
-
-    Attributes:
-        tables: the names of alpha's rows and columns, one table for each cell type.
-        epochs: at least one, in ascending order.
-        result: once there is one.
-    """
-
-    tables: tuple[AlphaTable, ...]
-    epochs: tuple[Epoch, ...]
-    result: Result | None
-
-    @property
-    def genotype(self) -> Choice | None:
-        """What was found or, while the search goes on, the last epoch's choice; None in the warm-up."""
-        return self.result.genotype if self.result else self.epochs[-1].genotype
-
-    @property
-    def title(self) -> str:
-        """The text of the choice, with a remark while the search is not finished."""
-        if self.result:
-            return str(self.result.genotype)
-        return f"{self.genotype or 'no cell yet'} (epoch {self.epochs[-1].number}, unfinished)"
-
-    @property
-    def phases(self) -> list[str]:
-        """The phase of each epoch."""
-        return [epoch.phase for epoch in self.epochs]
 
 
 def read_run(folder: Path) -> Run:
@@ -232,6 +97,8 @@ def parse_epoch(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Epoch
         genotype=_parse_epochs_choice(entry, tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         watched=_parse_watched(entry["watched"]),
+        tau=_number(entry["tau"], "tau"),
+        seconds=sum(entry["seconds"].values()),
     )
 
 
@@ -258,6 +125,8 @@ def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Resu
         importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
+        tau=_number(entry["tau"], "tau"),
+        seconds=sum(entry["seconds"].values()),
     )
 
 

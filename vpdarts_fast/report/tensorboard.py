@@ -11,7 +11,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.cell import cell_figure
-from vpdarts_fast.report.run_files import Array, LostAccuracy, parse_epoch, parse_result
+from vpdarts_fast.report.run import Array, LostAccuracy
+from vpdarts_fast.report.run_files import parse_epoch, parse_result
 from vpdarts_fast.report.style import op_colours
 from vpdarts_fast.spaces.space import AlphaTable
 

@@ -21,6 +21,7 @@ from vpdarts_fast.runs.upgrades import (
     checkpoint_2,
     checkpoint_4,
     checkpoint_5,
+    checkpoint_7,
     epoch_2,
     epoch_5,
     epoch_6,
@@ -270,7 +271,7 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 CHECKPOINT = Format(
     "search checkpoint",
     "restore it from a copy, or start a new run",
-    (checkpoint_2, without_members, checkpoint_4, checkpoint_5, with_decisions),
+    (checkpoint_2, without_members, checkpoint_4, checkpoint_5, with_decisions, checkpoint_7),
     True,
 )
 """checkpoint.pt."""

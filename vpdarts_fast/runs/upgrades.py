@@ -201,14 +201,23 @@ def result_7(result: Content) -> Content:
     return {**with_tables(left), "stages": stages}
 
 
+def checkpoint_7(checkpoint: Content) -> Content:
+    """In the record of each supernet's epoch, its ranking's tau. None was written down."""
+    first, *others = (
+        {**state, "record": {**state["record"], "tau": None}}
+        for state in (checkpoint, *checkpoint["members"])
+    )
+    return {**first, "members": others}
+
+
 def epoch_7(epoch: Content) -> Content:
-    """What is watched of the search. Nothing was written down."""
-    return {**epoch, "watched": None}
+    """What is watched of the search, and its ranking's tau. Nothing was written down."""
+    return {**epoch, "watched": None, "tau": None}
 
 
 def result_8(result: Content) -> Content:
-    """Whether the search ended early. None did."""
-    return {**result, "stopped": None}
+    """Whether the search ended early, and its ranking's tau. None did, and none was written down."""
+    return {**result, "stopped": None, "tau": None}
 
 
 def with_decisions(state: Content) -> Content:

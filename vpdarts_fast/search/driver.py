@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,21 +17,21 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment
 from vpdarts_fast.runs.formats import CHECKPOINT
-from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.committee import Committee
 from vpdarts_fast.search.config import SearchConfig, contradictions
-from vpdarts_fast.search.finalists import Calls, Decision, Finalists, decision_to_json
+from vpdarts_fast.search.finalists import Calls, Decision, Finalists
+from vpdarts_fast.search.lines import Lines, added
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.commits import OPEN
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.methods.schedules import Commit, Perturb, Prune
-from vpdarts_fast.search.methods.stopping import Watched
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
-from vpdarts_fast.search.records import Mean, evaluation_to_json, numbers, plain, watched_from_json
+from vpdarts_fast.search.ranking import mean_tau
+from vpdarts_fast.search.records import evaluation_to_json, watched_from_json
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.state import SearchState
 from vpdarts_fast.search.streams import stream
@@ -90,6 +89,7 @@ class Search:
             for number in range(config.search.committee)
         ]
         self.committee = Committee(config, self.members)
+        self.lines = Lines(config, self.committee, table, self.environment)
 
     @property
     def state(self) -> SearchState:
@@ -223,7 +223,7 @@ class Search:
         for state in self.committee.states:
             for phase, mean in (("weights", state.record.weights), ("alpha", state.record.alpha)):
                 self._check_finite(mean.summary()[0], phase)
-        metrics = self._metrics()
+        metrics = self.lines.epoch(self._eigenvalue())
         for member in self.members:
             member.end_epoch()
         self.run_folder.append_metrics(metrics)
@@ -244,25 +244,7 @@ class Search:
             self._save()
             decision = self._compare(calls)
             genotype, seconds["finalists"] = decision.winner, decision.seconds
-        evaluation = self.committee.evaluation
-        result = {
-            "architecture": str(genotype),
-            "index": index_of(genotype),
-            "space": self.space.name,
-            "drawing": drawing_to_json(self.space, genotype),
-            "criterion": self.criterion.name,
-            "base_accuracy": evaluation.base_accuracy if evaluation else None,
-            "benchmark": self._look_up(genotype),
-            "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
-            "alpha": numbers(self.committee.alpha),
-            "tables": plain(self.committee.tables),
-            "members": self._members_alone(),
-            "finalists": decision and decision_to_json(decision, self._look_up),
-            "seconds": seconds,
-            "seed": self.config.search.seed,
-            "stages": {stage.name: stage.epochs for stage in self.config.stages},
-            "stopped": None if self._stopped is None else {"epochs": self.state.epoch, "cell": self._stopped},
-        }
+        result = self.lines.result(genotype, decision, seconds, self._stopped)
         self.run_folder.write_result(result)
         return result
 
@@ -318,71 +300,17 @@ class Search:
     def _note_cell(self, importance: Importance) -> None:
         """Notes the cell that this importance would select in the members' records, and says so."""
         genotype = self.space.select(importance.order(self.committee.choosable))
+        tau = mean_tau(importance, self.table)
         for state in self.committee.states:
-            state.record.genotype = str(genotype)
+            state.record.genotype, state.record.tau = str(genotype), tau
         evaluation = self.committee.evaluation
         self._on_evaluation(OpsEvaluated(self.state.epoch, importance, evaluation, genotype))
 
-    def _members_alone(self) -> list[dict[str, Any]]:
-        """What each member of a committee has learned, and would select by itself; [] for a single one."""
-        alone = []
-        for state in self.committee.states if len(self.members) > 1 else []:
-            genotype = None
-            if state.record.genotype is not None:
-                order = self.committee.importance_to(state).order(self.committee.choosable)
-                genotype = self.space.select(order)
-            alone.append(
-                {
-                    **losses(state.record.weights, state.record.alpha),
-                    "alpha": numbers(state.alpha),
-                    "tables": plain(state.tables),
-                    "importance": state.record.evaluation,
-                    **self._chosen(genotype),
-                }
-            )
-        return alone
-
-    def _metrics(self) -> dict[str, Any]:
-        state, states, evaluation = self.state, self.committee.states, self.committee.evaluation
-        seconds = added([state.record.seconds for state in states])
-        genotype = self.space.parse(state.record.genotype) if state.record.genotype else None
-        return {
-            "epoch": state.epoch,
-            "phase": self.config.stage(state.epoch).name,
-            "learning_rate": state.weights_optimizer.param_groups[0]["lr"],
-            **losses(
-                Mean.together([state.record.weights for state in states]),
-                Mean.together([state.record.alpha for state in states]),
-            ),
-            "alpha": numbers(self.committee.alpha),
-            "tables": plain(self.committee.tables),
-            "decided": state.decided.tolist() if self.config.method.schedule.commits else None,
-            "importance": evaluation and evaluation_to_json(evaluation, self.config.search.batch_norm),
-            **self._chosen(genotype),
-            "drawing": drawing_to_json(self.space, genotype) if genotype else None,
-            "decay": state.record.decay,
-            "watched": dataclasses.asdict(self._watched()),
-            "members": self._members_alone(),
-            "seconds": {phase: round(value, 3) for phase, value in seconds.items()},
-            "environment": self.environment,
-        }
-
-    def _watched(self) -> Watched:
-        eigenvalue = None
-        if self.config.measures_eigenvalue:
-            eigenvalue = statistics.fmean(member.eigenvalue() for member in self.members)
-        return self.committee.watched(eigenvalue)
-
-    def _chosen(self, genotype: Any) -> dict[str, Any]:
-        """A cell as the files have it; None without one."""
-        return {
-            "genotype": str(genotype) if genotype else None,
-            "index": index_of(genotype),
-            "benchmark": self._look_up(genotype) if genotype else None,
-        }
-
-    def _look_up(self, genotype: Any) -> dict[str, float] | None:
-        return self.table.accuracy(genotype) if self.table else None
+    def _eigenvalue(self) -> float | None:
+        """Of the loss' curvature by alpha, the mean over the members; None where it is not measured."""
+        if not self.config.measures_eigenvalue:
+            return None
+        return statistics.fmean(member.eigenvalue() for member in self.members)
 
     def _take_snapshot(self) -> None:
         """Keeps what is about to be evaluated, if asked to."""
@@ -411,24 +339,6 @@ class Search:
                 f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
                 "smaller --learning-rate, --gradient-clip or --alpha-start"
             )
-
-
-def index_of(genotype: Any) -> int | None:
-    """The number that a benchmark has for a cell, in spaces that have one."""
-    number: int | None = getattr(genotype, "index", None)
-    return number
-
-
-def added(seconds: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    """Adds seconds up by phase; phases stand in the order in which they occur first."""
-    phases = dict.fromkeys(phase for values in seconds for phase in values)
-    return {phase: sum(values.get(phase, 0.0) for values in seconds) for phase in phases}
-
-
-def losses(weights: Mean, alpha: Mean) -> dict[str, float | None]:
-    """Sums up an epoch's steps by mean loss and accuracy in per cent, under the names that the files have."""
-    names = ("weights_loss", "weights_accuracy", "alpha_loss", "alpha_accuracy")
-    return dict(zip(names, (*weights.summary(), *alpha.summary()), strict=True))
 
 
 def limited(data: SearchImages, config: SearchConfig) -> SearchImages:

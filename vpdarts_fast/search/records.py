@@ -79,6 +79,7 @@ class EpochRecord:
         evaluation: as `evaluation_to_json` writes it.
         decay: the factor of soft pruning.
         genotype: what the supernet would select, as text.
+        tau: Kendall's tau of that selection's importance with the true ranking, where there is one.
         seconds: of each phase.
     """
 
@@ -88,6 +89,7 @@ class EpochRecord:
     evaluation: dict[str, Any] | None = None
     decay: float | None = None
     genotype: str | None = None
+    tau: float | None = None
     seconds: dict[str, float] = field(default_factory=lambda: {"leave_one_out": 0.0, "train": 0.0})
 
     def to_dict(self) -> dict[str, Any]:
@@ -101,8 +103,9 @@ class EpochRecord:
             raise ValueError(f"began must be true or false; got {shown(values['began'])}")
         if values["genotype"] is not None:
             check_genotype(values["genotype"], space)
-        if values["decay"] is not None:
-            number(values["decay"], "decay")
+        for name in ("decay", "tau"):
+            if values[name] is not None:
+                number(values[name], name)
         if values["evaluation"] is not None:
             check_evaluation(values["evaluation"], space.shape)
         seconds = numbers_by_name(values["seconds"], "seconds", 0)

@@ -17,12 +17,31 @@ from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS, all_genotypes
 Array = NDArray[np.float64]
 
 
+TRUE = "cifar10_test_200ep"
+"""The accuracy that makes the true ranking."""
+
+
+def mean_tau(importance: Importance, table: BenchmarkTable | None) -> float | None:
+    """Takes the mean of tau over the edges that have one; None where none has or no true ranking is known.
+
+    Args:
+        importance: of [E, O] ops of NAS-Bench-201.
+        table: that makes the true ranking; it may lack what that needs.
+    """
+    if table is None or TRUE not in table.columns or not table.held.all():
+        return None
+    taus = kendall_tau(importance, true_ranks(table, TRUE))
+    defined = taus[~np.isnan(taus)]
+    return float(defined.mean()) if len(defined) else None
+
+
 @functools.cache
 def _choices() -> tuple[NDArray[np.int64], ...]:
     """Per edge the op number [15625] of every architecture, in official order."""
     return tuple(np.array([genotype.choices for genotype in all_genotypes()]).T)
 
 
+@functools.lru_cache(maxsize=4)
 def true_ranks(table: BenchmarkTable, column: str) -> Array:
     """The mean rank of every op on every edge, by benchmark accuracy.
 
