@@ -15,6 +15,8 @@ from places import ROOT
 
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
+from vpdarts_fast.paper import __main__ as paper
+from vpdarts_fast.report import __main__ as report
 from vpdarts_fast.search.arguments import KINDS, Command
 from vpdarts_fast.search.config import SearchConfig, flag
 from vpdarts_fast.search.tabular import __main__ as tabular
@@ -66,7 +68,8 @@ def flags() -> frozenset[str]:
         groups += [kind.named(name) for name in kind.names()]
     known = {flag(field.name) for group in groups for field in fields(group)} | {"--seed", "--preset"}
     known |= {f"--no-{name.removeprefix('--')}" for name in known}
-    known |= {flag(field.name) for field in fields(tabular.Arguments)}
+    for command in (tabular, paper, report):
+        known |= {flag(field.name) for field in fields(command.Arguments)}
     for method in tabular.Arguments().all_methods():  # a group of flags each
         settings = [field.name.replace("_", "-") for field in fields(method)]
         known |= {f"--{method.name}.{part}{name}" for name in settings for part in ("", "no-")}
