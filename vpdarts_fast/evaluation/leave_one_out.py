@@ -69,7 +69,9 @@ def distinct_variants(alpha: Tensor, removed: Tensor, only: Tensor | None = None
 
 def _all_variants(alpha: Tensor, removed: Tensor, only: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """As `distinct_variants`, with a table of its own for every removal."""
-    wanted = torch.ones(len(removed), dtype=torch.bool, device="cpu") if only is None else only.flatten()
+    if only is None:
+        return torch.cat([alpha[None], removed]), torch.arange(1, len(removed) + 1, device="cpu")
+    wanted = only.flatten()
     return torch.cat([alpha[None], removed[wanted]]), wanted.cumsum(0) * wanted
 
 
