@@ -293,6 +293,8 @@ def test_every_recipe_is_a_search() -> None:
         config = SearchConfig().replaced(recipe=name)
         assert config.method.recipe == name
         assert SearchConfig.from_json(config.to_json(), "config.json") == config
+        dropout = 0.2 if name.startswith("vp-darts") else 0.0
+        assert config.flat()["skip_dropout"] == dropout, "the paper's own means against skips"
     darts = SearchConfig().replaced(recipe="darts")
     assert darts.method.relaxation == Softmax() and not darts.method.criterion.needs_evaluation
     assert darts.replaced(temperature_end=2.0, relaxation="gumbel").method.relaxation == GumbelSoftmax(

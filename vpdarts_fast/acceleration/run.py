@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from vpdarts_fast.acceleration.estimates import Estimate, update_estimates
 from vpdarts_fast.acceleration.plans import (
     CellPlan,
     ChainPlan,
+    EdgePlan,
     MixturePlan,
     OpPlan,
     OwnMethod,
@@ -87,6 +89,8 @@ class Mixture:
 
     def __init__(self, module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> None:
         self._backend = backend_for("mixed_op", x, rows, backend)
+        alone = replace(plan, partial=1)
+        self._cell = module, CellPlan((), (EdgePlan(0, 1, 0, alone),)), rows[:, None], backend
         pairs = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
         if plan.skips_zeros:
             kept = nonzero_columns(rows)
@@ -115,6 +119,8 @@ class Mixture:
         return partial_channels(self._sum(x[:, :, :channels]), x[:, :, channels:], self._partial)
 
     def _sum(self, x: Tensor) -> Tensor:
+        if not self._fixed and (out := self._as_cell(x)) is not None:
+            return out
         norms, offsets, rows = self._norms, self._offsets, self._rows
         branches = [branch(op, kind, x, self._stride, self._backend) for op, kind in self._ops]
         statistics = fixed_statistics(norms, offsets) if self._fixed and norms else None
@@ -129,6 +135,14 @@ class Mixture:
         return with_statistics(
             lambda: ops.mixed_op(x, rows, branches, self._stride, statistics, backend=self._backend), keep
         )
+
+    def _as_cell(self, x: Tensor) -> Tensor | None:
+        """The same as a cell of two nodes, whose convolutions are native too; None for other operations."""
+        module, plan, alpha, backend = self._cell
+        try:
+            return whole_cell(module, plan, x, alpha, backend)
+        except OwnMethod:
+            return None
 
 
 def nonzero_columns(rows: Tensor) -> list[int]:

@@ -11,6 +11,7 @@ from typing import Any
 from vpdarts_fast.errors import UserError
 
 DARTS: Mapping[str, Any] = {
+    "skip_dropout": 0.0,
     "relaxation": "softmax",
     "criterion": "alpha",
     "pruning": "hard",
