@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.acceleration import accelerate
+from vpdarts_fast.acceleration import accelerate, run
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
 from vpdarts_fast.evaluation.of_table import rows_of_modules
@@ -375,3 +375,41 @@ def test_one_op_is_chosen_by_weights_that_choose_one() -> None:
         SearchConfig().replaced(recipe="gdas", hard=False)
     gdas = SearchConfig().replaced(recipe="gdas")
     assert gdas.method.relaxation == GumbelSoftmax(10.0, 0.1, True) and not gdas.method.capturable
+
+
+@pytest.mark.parametrize(
+    "variation", [PartialChannels(channel_parts=2), AuxiliarySkip()], ids=["partial", "skip"]
+)
+def test_edges_of_nas_bench_201_train_as_cells_of_two_nodes(
+    variation: Variation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every edge of every cell is one `mixed_cell`; in an evaluation with fixed statistics none is."""
+    space = NasBench201(channels=4, cells_per_stage=1, skip_dropout=0.0)
+    exact, fast = a_supernet(variation, space), a_supernet(variation, space).float()
+    accelerate(fast)
+    calls: list[tuple[int, ...]] = []
+    real = run.ops.mixed_cell
+
+    def counting(x: Tensor, *arguments: Any, **options: Any) -> Any:
+        calls.append(tuple(x.shape))
+        return real(x, *arguments, **options)
+
+    monkeypatch.setattr(run.ops, "mixed_cell", counting)
+    weights = double(6, 5 + variation.further, seed=3)
+    images, labels = a_batch()
+    found = []
+    for supernet, dtype in ((exact, torch.float64), (fast, torch.float32)):
+        leaf = weights.to(dtype, copy=True).requires_grad_()
+        loss = torch.nn.functional.cross_entropy(supernet(images.to(dtype), leaf), labels)
+        (gradient,) = torch.autograd.grad(loss, leaf)
+        found.append((loss.detach().double(), gradient.double()))
+    assert len(calls) == 18 and {shape[2] for shape in calls} == {
+        c // (2 if variation.further == 0 else 1) for c in (4, 8, 16)
+    }
+    torch.testing.assert_close(*(loss for loss, _ in found), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(*(gradient for _, gradient in found), rtol=2e-2, atol=2e-3)
+    calls.clear()
+    fast.eval()
+    with torch.no_grad():
+        fast(images.float(), weights.float())
+    assert not calls
