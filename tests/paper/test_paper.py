@@ -148,6 +148,24 @@ def test_a_table_from_the_first_run_to_the_report(
 
 
 @pytest.mark.usefixtures("tiny")
+def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Shares of the validation images, and tau of the snapshots of DARTS."""
+    monkeypatch.setattr(rows, "PROPORTIONS", (0.1, 1.0))
+    asked = ["--jobs", "2", "--out", str(tmp_path), "--seeds", "0"]
+    assert main(["figure8", "--methods", "vp-darts-fixed", *asked]) == 0
+    for share in (10, 100):
+        result = RunFolder(tmp_path / f"vp-darts-fixed-{share}-percent" / "seed-0").result()
+        assert result is not None and result["importance"]["images"] == max(1, round(24 * share / 100))
+    assert (tmp_path / "figure8.png").stat().st_size > 10_000
+    assert main(["figure5", *asked, "1"]) == 0
+    said = capsys.readouterr().out
+    assert "the paper's tau: -0.2 by alpha, 0.6 by accuracy" in said
+    analysis = json.loads((tmp_path / "figure5" / "kendall.json").read_text())
+    assert [run["seed"] for run in analysis["runs"]] == [0, 1]
+    assert (tmp_path / "figure5" / "kendall.png").exists() and (tmp_path / "figure5.csv").exists()
+
+
+@pytest.mark.usefixtures("tiny")
 def test_runs_that_are_stopped_go_on(tmp_path: Path) -> None:
     """The processes end in order, and what they come to in the end is what it would have been."""
 
