@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.tabular.__main__ import FINAL, main
 from vpdarts_fast.search.tabular.evolution import Evolution
 from vpdarts_fast.search.tabular.learner import Cell, TabularMethod
@@ -300,3 +301,35 @@ def test_a_table_that_is_not_complete_is_refused(tmp_path: Path, capsys: pytest.
     path.write_text(f"arch,{SIGNAL}\n{TABLE.architectures[0]},90.0\n")
     assert main(["random", "--table", str(path)]) == 2
     assert "a search over a table needs all 15,625 cells; this one holds" in capsys.readouterr().err
+
+
+# A budget in seconds ----------------------------------------------------------------------------------------
+
+
+def test_a_budget_in_seconds_ends_before_it_is_exceeded(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    published = BenchmarkTable.published()
+    seconds = np.random.default_rng(0).uniform(50, 150, 15_625).round(3)
+    values = np.column_stack([published.column(name) for name in published.columns])
+    path = tmp_path / "timed.csv.gz"
+    BenchmarkTable(published.columns, values, seconds).save(path)
+    table = BenchmarkTable.load(path)
+    assert table.seconds is not None and (table.seconds == seconds).all()
+    assert table.columns == published.columns and len(table.accuracy(0)) == len(published.columns)
+    timed = search_table(RandomSearch(), table, budget_seconds=2_000, runs=20)
+    counted = search_table(RandomSearch(), table, evaluations=60, runs=20)
+    for run, cells in enumerate(timed.evaluated):
+        count = int((cells >= 0).sum())
+        following = counted.evaluated[run, : count + 1]
+        assert (cells[:count] == following[:count]).all(), "the same draws"
+        assert seconds[following[:count]].sum() <= 2_000 < seconds[following].sum()
+    assert main(["random", "--table", str(path), "--budget-seconds", "2000", "--runs", "20"]) == 0
+    least, most = ((timed.evaluated >= 0).sum(1).min(), (timed.evaluated >= 0).sum(1).max())
+    assert f"20 runs of {least} to {most} evaluations" in capsys.readouterr().out
+    with pytest.raises(
+        UserError, match="a budget in seconds needs a table with the column cifar10_valid_12ep_s"
+    ):
+        search_table(RandomSearch(), budget_seconds=2_000)
+    with pytest.raises(UserError, match="60 seconds do not pay for the first evaluation of every run"):
+        search_table(RandomSearch(), table, budget_seconds=60, runs=20)

@@ -47,6 +47,10 @@ def test_conversion_agrees_with_the_authors_own_queries(kind: str, tmp_path: Pat
             info = api.get_more_info(index, source.dataset, hp=source.epochs, is_random=False)
             key = "test-accuracy" if "_test_" in column else "valid-accuracy"
             assert row[column] == pytest.approx(info[key], abs=5.1e-5)
+        info = api.get_more_info(index, "cifar10-valid", hp="12", is_random=False)
+        cost = info["train-all-time"] + info["valid-per-time"]
+        assert table.seconds is not None
+        assert table.seconds[table.official_index(ARCHITECTURES[index])] == pytest.approx(cost, abs=5.1e-5)
     assert [call for call in calls if call[0] == "converting"] == [("converting", 1, 2), ("converting", 2, 2)]
     if kind != "simple":
         assert ("reading", path.stat().st_size, path.stat().st_size) in calls

@@ -203,7 +203,7 @@ def test_memory_that_ends_while_results_are_averaged(tmp_path: Path, monkeypatch
     def no_memory(*arguments: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(official, "_accuracies", no_memory)
+    monkeypatch.setattr(official, "_measured", no_memory)
     assert "ended while" in refusal(path)
 
 

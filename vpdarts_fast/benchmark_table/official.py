@@ -73,11 +73,13 @@ class OfficialRow(NamedTuple):
         where: the file and the number of the architecture in it, for error messages.
         architecture: its string.
         accuracies: column -> per cent; lacks the columns that the file lacks.
+        seconds: that the evaluation took which is `cifar10_valid_12ep`; None where the file does not say.
     """
 
     where: str
     architecture: str
     accuracies: dict[str, float]
+    seconds: float | None
 
 
 def _load_torch(file: BinaryIO) -> Any:
@@ -121,7 +123,7 @@ def read_official(path: Path, progress: ProgressCallback | None = None) -> Itera
     for done, (index, architecture, record) in enumerate(records, start=1):
         where = f"{path}: architecture {index}"
         try:
-            accuracies = _accuracies(results_class, layout, architecture, record)
+            accuracies, seconds = _measured(results_class, layout, architecture, record)
         except MemoryError as error:
             raise out_of_memory(path) from error
         except Exception as error:  # the package checks nothing, so a bad record fails in any way
@@ -129,7 +131,7 @@ def read_official(path: Path, progress: ProgressCallback | None = None) -> Itera
                 f"{where} ({architecture}) does not hold results as {layout.package} stores them "
                 f"({type(error).__name__}: {error}); download the benchmark file again"
             ) from error
-        yield OfficialRow(where, architecture, accuracies)
+        yield OfficialRow(where, architecture, accuracies, seconds)
         if progress is not None:
             progress("converting", done, total)
 
@@ -145,21 +147,36 @@ def _results_class(layout: _Layout) -> Any:
         ) from error
 
 
-def _accuracies(results_class: Any, layout: _Layout, architecture: str, record: Any) -> dict[str, float]:
-    """Column name -> accuracy in per cent, for the columns that this architecture has."""
+def _measured(
+    results_class: Any, layout: _Layout, architecture: str, record: Any
+) -> tuple[dict[str, float], float | None]:
+    """Column name -> accuracy in per cent, for the columns that this architecture has, and its seconds."""
     results = {
         epochs: results_class.create_from_state_dict(record[name]) for epochs, name in layout.epochs.items()
     }
     for result in results.values():
         if result.arch_str != architecture:
             raise ValueError(f"its results are those of {result.arch_str!r}")
-    return {
+    accuracies = {
         column: float(
             results[source.epochs].get_metrics(source.dataset, source.split, is_random=False)["accuracy"]
         )
         for column, source in COLUMN_SOURCES.items()
         if source.dataset in results[source.epochs].get_dataset_names()
     }
+    return accuracies, _seconds(results["12"])
+
+
+def _seconds(result: Any) -> float | None:
+    """All epochs of the training, and one validation, as the benchmark's authors count an evaluation."""
+    source = COLUMN_SOURCES["cifar10_valid_12ep"]
+    if source.dataset not in result.get_dataset_names():
+        return None
+    training = result.get_metrics(source.dataset, "train", is_random=False)["all_time"]
+    validations = result.get_metrics(source.dataset, source.split, is_random=False)["all_time"]
+    if training is None or validations is None:
+        return None
+    return float(training) + float(validations) / int(source.epochs)  # there is one in every epoch
 
 
 _Records = tuple[int, Iterator[tuple[int, str, Any]]]

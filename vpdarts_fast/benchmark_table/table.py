@@ -24,6 +24,9 @@ COLUMNS = tuple(COLUMN_SOURCES)
 """Every column a table may have; a table lacks those that its source lacks."""
 
 
+SECONDS = "cifar10_valid_12ep_seconds"
+"""A further column that a table may have: what the evaluation took that is `cifar10_valid_12ep`."""
+
 PUBLISHED = Path(__file__).with_name("nasbench201.csv.gz")
 """The benchmark's figures, complete; nasbench201.md beside it says what they are and where they come from."""
 
@@ -59,10 +62,17 @@ class BenchmarkTable:
     Args:
         columns: names out of `COLUMNS`, without repetition.
         values: float64 [15625, len(columns)], per cent, in official order; NaN rows are not held.
+        seconds: float64 [15625], of an evaluation by `cifar10_valid_12ep`; None where they are not known.
     """
 
-    def __init__(self, columns: Sequence[str], values: NDArray[np.float64]) -> None:
+    def __init__(
+        self,
+        columns: Sequence[str],
+        values: NDArray[np.float64],
+        seconds: NDArray[np.float64] | None = None,
+    ) -> None:
         self.columns = tuple(columns)
+        self.seconds = seconds
         self._values = values.copy()
         self._values.flags.writeable = False
 
@@ -118,13 +128,15 @@ class BenchmarkTable:
         """
         builder: _Builder | None = None
         for row in read_official(Path(path), progress):
-            builder = builder or _Builder(tuple(row.accuracies), str(path))
-            if tuple(row.accuracies) != builder.columns:
+            timed = {} if row.seconds is None else {SECONDS: row.seconds}
+            found = row.accuracies | timed
+            builder = builder or _Builder(tuple(found), str(path))
+            if tuple(found) != builder.columns:
                 raise UserError(
-                    f"{row.where} has the columns {', '.join(row.accuracies)}; "
+                    f"{row.where} has the columns {', '.join(found)}; "
                     f"expected those of the first architecture: {', '.join(builder.columns)}"
                 )
-            builder.add(row.where, row.architecture, [round(v, 4) for v in row.accuracies.values()])
+            builder.add(row.where, row.architecture, [round(v, 4) for v in found.values()])
         if builder is None:
             raise UserError(f"{path} holds no evaluated architecture")
         return builder.build()
@@ -192,9 +204,12 @@ class BenchmarkTable:
         check_target(path)
         text = io.StringIO()
         writer = csv.writer(text, lineterminator="\n")
-        writer.writerow(("arch", *self.columns))
+        heads, values = ("arch", *self.columns), self._values
+        if self.seconds is not None:
+            heads, values = (*heads, SECONDS), np.column_stack([values, self.seconds])
+        writer.writerow(heads)
         for index in np.flatnonzero(self.held).tolist():
-            writer.writerow((self.architectures[index], *self._values[index].tolist()))
+            writer.writerow((self.architectures[index], *values[index].tolist()))
         data = text.getvalue().encode()
         if path.suffix == ".gz":
             data = gzip.compress(data, mtime=0)  # no time stamp: equal tables are equal files
@@ -237,11 +252,11 @@ class _Builder:
     """Collects validated rows, in any order."""
 
     def __init__(self, columns: tuple[str, ...], source: str) -> None:
-        unknown = [name for name in columns if name not in COLUMNS]
-        if unknown or not columns or len(set(columns)) < len(columns):
+        unknown = [name for name in columns if name not in (*COLUMNS, SECONDS)]
+        if unknown or not set(columns) - {SECONDS} or len(set(columns)) < len(columns):
             raise UserError(
-                f"{source}: expected one or more of the columns {', '.join(COLUMNS)}, each once; "
-                f"got {', '.join(columns) or 'none'}"
+                f"{source}: expected one or more of the columns {', '.join(COLUMNS)}, each once, and perhaps "
+                f"{SECONDS}; got {', '.join(columns) or 'none'}"
             )
         self.columns = columns
         self._rows: dict[int, list[float]] = {}
@@ -255,14 +270,29 @@ class _Builder:
         if index in self._rows:
             raise UserError(f"{where}: architecture {architecture} occurs a second time")
         self._rows[index] = [
-            _percentage(cell, where, column) for cell, column in zip(cells, self.columns, strict=True)
+            (_time if column == SECONDS else _percentage)(cell, where, column)
+            for cell, column in zip(cells, self.columns, strict=True)
         ]
 
     def build(self) -> BenchmarkTable:
         values = np.full((NUM_ARCHITECTURES, len(self.columns)), np.nan)
         if self._rows:
             values[list(self._rows)] = list(self._rows.values())
-        return BenchmarkTable(self.columns, values)
+        if SECONDS not in self.columns:
+            return BenchmarkTable(self.columns, values)
+        place = self.columns.index(SECONDS)
+        accuracies = [name for name in self.columns if name != SECONDS]
+        return BenchmarkTable(accuracies, np.delete(values, place, 1), values[:, place].copy())
+
+
+def _time(cell: str | float, where: str, column: str) -> float:
+    try:
+        value = float(cell)
+    except ValueError:
+        value = float("nan")
+    if not 0 < value < float("inf"):
+        raise UserError(f"{where}, column {column}: expected seconds above 0; got {cell!r}")
+    return value
 
 
 def _percentage(cell: str | float, where: str, column: str) -> float:

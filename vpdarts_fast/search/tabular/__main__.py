@@ -43,8 +43,10 @@ class Arguments:
         tuple[Literal["random", "reinforce", "evolution", "local-search", "renas"], ...]
     ] = ("random", "reinforce", "evolution", "local-search")
     """Which. ReNAS takes seconds a run, the others milliseconds."""
-    evaluations: int = 100
-    """Cells that a run may evaluate."""
+    evaluations: int | None = None
+    """Cells that a run may evaluate. Default: 100, or as many as --budget-seconds pay for."""
+    budget_seconds: float | None = None
+    """Seconds of a run's evaluations together; of a --table that has them."""
     runs: int = 500
     """Of each method."""
     seed: int = 0
@@ -75,7 +77,7 @@ def lines(runs: Sequence[TabularRuns], table: BenchmarkTable) -> Iterator[str]:
     columns = {name: column for name, column in FINAL.items() if column in table.columns}
     first = runs[0]
     yield (
-        f"{len(first.found):,} runs of {first.evaluated.shape[1]:,} evaluations, told {first.signal}; "
+        f"{len(first.found):,} runs of {_counts(first)} evaluations, told {first.signal}; "
         "mean and standard deviation, per cent:"
     )
     yield f"{'':14}" + "".join(f"{name:>18}" for name in columns) + f"{'seconds':>10}"
@@ -90,6 +92,13 @@ def lines(runs: Sequence[TabularRuns], table: BenchmarkTable) -> Iterator[str]:
     for some in others:
         differences = (table.column(c)[some.found] - table.column(c)[base.found] for c in columns.values())
         yield f"{some.method.name:14}" + "".join(f"{_with_interval(d):>18}" for d in differences)
+
+
+def _counts(some: TabularRuns) -> str:
+    """How many evaluations a run has, from the fewest to the most."""
+    counts = (some.evaluated >= 0).sum(1)
+    least, most = int(counts.min()), int(counts.max())
+    return f"{most:,}" if least == most else f"{least:,} to {most:,}"
 
 
 def _mean_and_deviation(values: NDArray[np.float64]) -> str:
@@ -114,7 +123,7 @@ def write_csv(path: Path, runs: Sequence[TabularRuns], table: BenchmarkTable) ->
         for some in runs:
             for run, index in enumerate(some.found.tolist()):
                 values = table.accuracy(index).values()
-                count = some.evaluated.shape[1]
+                count = int((some.evaluated[run] >= 0).sum())
                 writer.writerow((some.method.name, run, count, table.architectures[index], *values))
 
 
@@ -147,6 +156,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                     table,
                     signal=parsed.signal,
                     evaluations=parsed.evaluations,
+                    budget_seconds=parsed.budget_seconds,
                     runs=parsed.runs,
                     seed=parsed.seed,
                     on_run=on_run,

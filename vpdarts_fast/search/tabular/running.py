@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
+from vpdarts_fast.benchmark_table.table import SECONDS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.tabular.learner import Cell, TabularMethod
 from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES, all_genotypes
@@ -21,12 +22,13 @@ SIGNAL = "cifar10_valid_12ep"
 
 @dataclass(frozen=True)
 class TabularRuns:
-    """R independent runs of a method, of N evaluations each.
+    """R independent runs of a method, of at most N evaluations each.
 
     Attributes:
         method: with its settings.
         signal: the column of the table that it was told.
-        evaluated: int64 [R, N], the official indices of the cells, in the order of their evaluation.
+        evaluated: int64 [R, N], the official indices of the cells, in the order of their evaluation; -1
+            behind the last one of a run that has fewer.
         found: int64 [R], the one of each run with the highest signal, the first of equal ones.
         seconds: that all runs took.
     """
@@ -43,7 +45,8 @@ def search_table(
     table: BenchmarkTable | None = None,
     *,
     signal: str = SIGNAL,
-    evaluations: int = 100,
+    evaluations: int | None = None,
+    budget_seconds: float | None = None,
     runs: int = 500,
     seed: int = 0,
     on_run: Callable[[int], object] = lambda run: None,
@@ -57,14 +60,16 @@ def search_table(
         method: a `TabularMethod`.
         table: with all cells of NAS-Bench-201; that of the package if not given.
         signal: the column, in per cent, that the method is told and that decides in the end.
-        evaluations: N, how many cells a run may evaluate; 90 to 110 cost what the 12,000 seconds of the
-            NAS-Bench-201 paper do on CIFAR-10.
+        evaluations: how many cells a run may evaluate, 100 if there is no other budget; 90 to 110 cost what
+            the 12,000 seconds of the NAS-Bench-201 paper do on CIFAR-10.
+        budget_seconds: of each run's evaluations together, by the table; one that would exceed it is not
+            begun, and ends the run.
         runs: R.
         seed: not negative.
         on_run: called with the number of each run when it has ended.
 
     Raises:
-        UserError: the table is not complete or lacks the column, or a number is too small.
+        UserError: the table is not complete or lacks the column or seconds, or a number is too small.
     """
     table = BenchmarkTable.published() if table is None else table
     accuracies = table.column(signal)
@@ -73,20 +78,44 @@ def search_table(
             f"a search over a table needs all {NUM_ARCHITECTURES:,} cells; "
             f"this one holds {table.held.sum():,}"
         )
+    costs = _costs(table, budget_seconds)
+    if evaluations is None:
+        evaluations = 100 if budget_seconds is None else int(budget_seconds // costs.min())
     for name, number, least in (("evaluations", evaluations, 1), ("runs", runs, 1), ("seed", seed, 0)):
         if number < least:
             raise UserError(f"{name} must be at least {least}; got {number}")
     started = time.perf_counter()
-    evaluated = np.empty((runs, evaluations), np.int64)
+    evaluated = np.full((runs, evaluations), -1, np.int64)
     for run in range(runs):
         learner = method.learner(np.random.default_rng((seed, run)))
+        left = np.inf if budget_seconds is None else budget_seconds
         for n in range(evaluations):
             cell = learner.ask()
-            evaluated[run, n] = _indices()[cell]
-            learner.tell(cell, float(accuracies[evaluated[run, n]]))
+            index = _indices()[cell]
+            left -= costs[index]
+            if left < 0:
+                break
+            evaluated[run, n] = index
+            learner.tell(cell, float(accuracies[index]))
         on_run(run)
-    found = evaluated[np.arange(runs), accuracies[evaluated].argmax(1)]
-    return TabularRuns(method, signal, evaluated, found, time.perf_counter() - started)
+    worth = np.where(evaluated < 0, -np.inf, accuracies[evaluated])
+    found = evaluated[np.arange(runs), worth.argmax(1)]
+    if (found < 0).any():
+        raise UserError(f"{budget_seconds:,} seconds do not pay for the first evaluation of every run")
+    used = int((evaluated >= 0).sum(1).max())
+    return TabularRuns(method, signal, evaluated[:, :used], found, time.perf_counter() - started)
+
+
+def _costs(table: BenchmarkTable, budget_seconds: float | None) -> NDArray[np.float64]:
+    """Seconds of each cell's evaluation, [15625]; 0 where they are not counted."""
+    if budget_seconds is None:
+        return np.zeros(NUM_ARCHITECTURES)
+    if table.seconds is None:
+        raise UserError(
+            f"a budget in seconds needs a table with the column {SECONDS}, which this one lacks: convert the "
+            "official files with python -m vpdarts_fast.benchmark_table convert, or give --evaluations"
+        )
+    return table.seconds
 
 
 @functools.cache
