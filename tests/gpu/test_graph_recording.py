@@ -176,8 +176,8 @@ def test_the_loop_of_leave_one_out_waits_for_nothing(
     """Of the first six of its variants, which only differ in their alphas."""
     all_variants = evaluation._all_variants
 
-    def first_variants(alpha: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
-        tables, number = all_variants(alpha, removed)
+    def first_variants(alpha: Tensor, removed: Tensor, only: Tensor | None) -> tuple[Tensor, Tensor]:
+        tables, number = all_variants(alpha, removed, only)
         return tables[:6], number % 6
 
     monkeypatch.setattr(evaluation, "_all_variants", first_variants)

@@ -89,8 +89,10 @@ class Mixture:
 
     def __init__(self, module: nn.Module, plan: MixturePlan, x: Tensor, rows: Tensor, backend: str) -> None:
         self._backend = backend_for("mixed_op", x, rows, backend)
-        alone = replace(plan, partial=1)
-        self._cell = module, CellPlan((), (EdgePlan(0, 1, 0, alone),)), rows[:, None], backend
+        self._cell = None
+        if (plan.stride, len(plan.ops)) == (1, 5):
+            alone = EdgePlan(0, 1, 0, replace(plan, partial=1))
+            self._cell = module, CellPlan((), (alone,)), rows[:, None], backend
         pairs = list(zip((at(module, path) for path in plan.ops), plan.plans, strict=True))
         if plan.skips_zeros:
             kept = nonzero_columns(rows)
@@ -138,6 +140,8 @@ class Mixture:
 
     def _as_cell(self, x: Tensor) -> Tensor | None:
         """The same as a cell of two nodes, whose convolutions are native too; None for other operations."""
+        if self._cell is None:
+            return None
         module, plan, alpha, backend = self._cell
         try:
             return whole_cell(module, plan, x, alpha, backend)

@@ -213,12 +213,12 @@ def _evaluate(
     with fitting(str(path)):
         members = [content, *(mapping(member, "a member") for member in content["members"])]
     relaxation, device = config.method.relaxation, supernet.classifier.weight.device
-    strengths: list[Tensor] = []
+    alphas: list[Tensor] = []
     found: dict[str, list[LeaveOneOut]] = {way: [] for way in WAYS}
     for member in members:
         alpha, alive, epoch = _restore(member, supernet, path, config.epochs)
         here = alive.to(device)
-        strengths.append(relaxation.strength(alpha, here).detach().cpu())
+        alphas.append(alpha.detach())
         if sha256 in known:
             continue
         moment = Moment(torch.tensor(epoch, dtype=torch.float64, device=device), config.epochs)
@@ -228,7 +228,8 @@ def _evaluate(
             found[mode].append(leave_one_out(supernet, batches, weights, batch_norm=mode, removal=removal))
         found[TAYLOR].append(taylor(supernet, batches, weights, nones=NONES))
     evaluations = known.get(sha256) or {way: mean_of(several) for way, several in found.items()}
-    return Snapshot(epoch, sha256, torch.stack(strengths).mean(0), alive.cpu(), evaluations)
+    strength = relaxation.strength(torch.stack(alphas).mean(0), here).cpu()
+    return Snapshot(epoch, sha256, strength, alive.cpu(), evaluations)
 
 
 def _restore(

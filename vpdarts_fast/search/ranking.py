@@ -7,7 +7,6 @@ import functools
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.stats import kendalltau, rankdata
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
@@ -54,6 +53,8 @@ def true_ranks(table: BenchmarkTable, column: str) -> Array:
     Raises:
         UserError: no such column, or the table lacks an architecture.
     """
+    from scipy.stats import rankdata  # takes a moment, and no search without a table needs it
+
     accuracy = table.column(column)
     if np.isnan(accuracy).any():
         raise UserError(
@@ -83,6 +84,8 @@ def kendall_tau(importance: Importance, ranks: Array) -> Array:
     Returns:
         [E], 1 where the orders agree and -1 where they are opposed; NaN where all ops are equal.
     """
+    from scipy.stats import kendalltau
+
     return np.array(
         [kendalltau(level, -rank).statistic for level, rank in zip(levels(importance), ranks, strict=True)]
     )

@@ -122,8 +122,9 @@ class SearchState:
         if stage.learning_rate is None or self.step:
             return
         self.weights_optimizer.param_groups[0]["lr"] = stage.learning_rate
-        if fresh:
-            self.weights_optimizer.state.clear()
+        for kept in self.weights_optimizer.state.values() if fresh else ():
+            if kept.get("momentum_buffer") is not None:  # in place, for steps already captured
+                kept["momentum_buffer"].zero_()
 
     def publish_epoch(self) -> None:
         """Makes steps take epoch and learning rate as they are now, also those already captured."""

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from vpdarts_fast.spaces.space import Space
@@ -47,6 +46,8 @@ def largest_eigenvalue(loss_of: Callable[[Tensor], Tensor], alpha: Tensor, free:
         alpha: [E, O].
         free: [E, O] bool, of the entries that may change; the others are constants.
     """
+    from scipy.sparse.linalg import LinearOperator, eigsh  # takes a moment, and few searches need it
+
     leaf = alpha.detach().clone().requires_grad_()
     (gradient,) = torch.autograd.grad(loss_of(leaf), leaf, create_graph=True)
     free = free.to(alpha.device)

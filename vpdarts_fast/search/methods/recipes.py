@@ -11,7 +11,6 @@ from typing import Any
 from vpdarts_fast.errors import UserError
 
 DARTS: Mapping[str, Any] = {
-    "skip_dropout": 0.0,
     "relaxation": "softmax",
     "criterion": "alpha",
     "pruning": "hard",
@@ -20,6 +19,7 @@ DARTS: Mapping[str, Any] = {
     "step_order": "alpha-first",
     "nesterov": False,
     "weight_decay": 3e-4,
+    "skip_dropout": 0.0,
     "warmup_epochs": 0,
     "pruning_epochs": 50,
 }
