@@ -45,7 +45,7 @@ def taylor(
         on_batch: called with the number of images done after each batch; may raise to stop.
 
     Returns:
-        The loss [E, O], L + |w dL/dw| with the gradient of the mean over all images, and of every op the
+        The loss [E, O], L plus the magnitude of w dL/dw, with the gradient of the mean over all images, and of every op the
         accuracy of the unmodified supernet, as there is no estimate of another one.
 
     Raises:

@@ -128,7 +128,7 @@ class Unrolled(AlphaRule):
 
     With the weights w, their learning rate x, and w' = w - x d where d is the direction of plain momentum:
     grad_alpha L_val(w') - x (grad_alpha L_train(w + e v) - grad_alpha L_train(w - e v)) / 2e, where
-    v = grad_w' L_val(w') and e = 0.01 / |v|.
+    v = grad_w' L_val(w') and e is 0.01 over the norm of v.
     """
 
     name: ClassVar[str] = "unrolled"
