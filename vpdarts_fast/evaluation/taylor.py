@@ -45,8 +45,8 @@ def taylor(
         on_batch: called with the number of images done after each batch; may raise to stop.
 
     Returns:
-        The loss [E, O], L plus the magnitude of w dL/dw, with the gradient of the mean over all images, and of every op the
-        accuracy of the unmodified supernet, as there is no estimate of another one.
+        The loss [E, O], L plus the magnitude of w dL/dw, with the gradient of the mean over all images, and
+        of every op the accuracy of the unmodified supernet, as there is no estimate of another one.
 
     Raises:
         UserError: no images, labels of a wrong shape, or a table of a wrong one.
