@@ -30,6 +30,7 @@ from vpdarts_fast.evaluation.leave_one_out import (
     leave_one_out,
     removals,
 )
+from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.evaluation.validation import CALIBRATION_IMAGES
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, Supernet
 
@@ -320,3 +321,5 @@ def test_only_some_ops_are_left_out(mode: BatchNorm, batched: bool) -> None:
     assert (number.view(alpha.shape) > 0).sum() == 5
     with pytest.raises(UserError, match=r"only must be bool \[6, 5\]; got torch.float32 \[6, 5\]"):
         leave_one_out(supernet, batches, alpha, only=alpha.float(), **options)
+    with pytest.raises(UserError, match="only and racing exclude each other"):
+        leave_one_out(supernet, batches, alpha, only=only, racing=Racing(13, "loss"), **options)

@@ -15,7 +15,7 @@ from search_calls import outcome
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.paper import rows, running, tabular
+from vpdarts_fast.paper import rows, tabular
 from vpdarts_fast.paper.__main__ import main
 from vpdarts_fast.paper.outcome import Outcome, csv_text, markdown, spread
 from vpdarts_fast.paper.published import COLUMNS, TABLE_1, TABLE_2, TABLE_3
@@ -233,4 +233,3 @@ def test_a_report_without_spread_and_without_a_paper() -> None:
     assert "| mine | 1 | 90.00 |  | 90.00 |  | 90.00 |  | 12 |  | [90.00](a) |" in text and "a note" in text
     assert csv_text([one], Path("runs")).splitlines()[1] == "mine,1,CIFAR-10,90.0,,,12.0,,,,a"
     assert spread([1.0]) == (1.0, None, None) and spread([1.0, 3.0])[2] == 2.0
-    assert running.POLL > 0

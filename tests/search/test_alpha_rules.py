@@ -175,7 +175,6 @@ def test_gradients_over_three_steps(
             assert parameter.grad is None or step, "and so are its gradients"
         alpha = alpha - 0.1 * expected
         weights_step(supernet, alpha.softmax(1), a_batch(2 * step), optimizer, 5.0)
-    assert step == 2
 
 
 def test_finite_differences_come_to_the_derivative_through_the_step(monkeypatch: pytest.MonkeyPatch) -> None:

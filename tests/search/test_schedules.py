@@ -405,3 +405,7 @@ def test_a_search_by_perturbation_stops_and_goes_on(
 def test_perturbation_is_for_spaces_that_keep_all_edges() -> None:
     with pytest.raises(UserError, match="--schedule perturbation decides ops, and --space darts also asks"):
         SearchConfig().replaced(recipe="darts-pt", space=Darts())
+    with pytest.raises(
+        UserError, match="--schedule perturbation evaluates one edge at a time: use --evaluation f"
+    ):
+        SearchConfig().replaced(recipe="darts-pt", evaluation="racing")

@@ -188,7 +188,7 @@ def _of_supernet(
     only: Tensor | None = None,
 ) -> LeaveOneOut:
     check_alpha(alpha)
-    only = checked_mask(only, alpha.shape)
+    only = checked_mask(only, alpha.shape, racing is not None)
     check_options(batch_norm, memory_budget, removal)
     weight = supernet.classifier.weight
     alpha = alpha.detach().to("cpu", weight.dtype)  # from here on only a look of a race waits for the device

@@ -82,7 +82,7 @@ def leave_one_out_of_table(
     weights = weights.detach().to(parameter.device, parameter.dtype)
     if not weights.isfinite().all():
         raise UserError("the weights of the ops must be finite; got NaN or infinity: the search has diverged")
-    only = checked_mask(only, weights.shape)
+    only = checked_mask(only, weights.shape, racing is not None)
     table = Table(weights, removals(weights.cpu(), removal, nones).to(weights), nones, only)
     stream = checked_batches(batches)
     first = next(stream, None)

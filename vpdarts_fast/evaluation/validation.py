@@ -85,8 +85,10 @@ def calibration_batches(stream: Iterator[Batch], batch_norm: BatchNorm) -> list[
     return taken
 
 
-def checked_mask(only: Tensor | None, shape: Sequence[int]) -> Tensor | None:
-    """The ops to be left out, [E, O] bool on the CPU; `UserError` for a table of another kind."""
+def checked_mask(only: Tensor | None, shape: Sequence[int], races: bool = False) -> Tensor | None:
+    """The ops to be left out, [E, O] bool on the CPU; `UserError` for another kind of table, or in a race."""
+    if only is not None and races:
+        raise UserError("only and racing exclude each other: a race has to know all ops of its edges")
     if only is not None and (only.dtype != torch.bool or tuple(only.shape) != tuple(shape)):
         raise UserError(f"only must be bool {list(shape)}; got {only.dtype} {list(only.shape)}")
     return None if only is None else only.cpu()

@@ -108,6 +108,10 @@ class SearchConfig:
         criterion, pruning = self.method.criterion.name, self.method.pruning
         if criterion not in IMAGE_SCORES:
             raise UserError(f"{racing} by the scores of images; --criterion {criterion} has none")
+        if (schedule := self.method.schedule).evaluates_edges:
+            raise UserError(
+                f"{racing}; --schedule {schedule.name} evaluates one edge at a time: use --evaluation full"
+            )
         if pruning.needs_order:
             raise UserError(
                 f"{racing}; --pruning {pruning.name} needs the order of all: use --evaluation full"

@@ -232,9 +232,13 @@ class Member:
         def loss_of(alpha: Tensor) -> Tensor:
             return self._loss(state.supernet(images, state.weights_of(alpha)), labels)
 
-        draws = drawing(self.config.method.relaxation.draws, seed_for(seed, "eigenvalue", epoch), self.device)
-        unchanged = evaluation_mode(state.supernet, "batch", (), ()), frozen(state.supernet)
-        with draws, unchanged[0], unchanged[1], for_second_derivatives(state.supernet):
+        draws = self.config.method.relaxation.draws
+        with (
+            drawing(draws, seed_for(seed, "eigenvalue", epoch), self.device),
+            evaluation_mode(state.supernet, "batch", (), ()),
+            frozen(state.supernet),
+            for_second_derivatives(state.supernet),
+        ):
             eigenvalue = largest_eigenvalue(loss_of, state.alpha, free)
         state.record.seconds["train"] += time.perf_counter() - started
         return eigenvalue

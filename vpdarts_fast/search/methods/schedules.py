@@ -67,9 +67,11 @@ class Schedule(Part, kind="schedule"):
 
     Attributes:
         commits: whether edges are decided before the search ends.
+        evaluates_edges: whether they are by an evaluation of an edge alone.
     """
 
     commits: ClassVar[bool] = False
+    evaluates_edges: ClassVar[bool] = False
 
     @abstractmethod
     def stages(self, space: Space[Any]) -> tuple[Stage, ...]:
@@ -199,6 +201,7 @@ class Perturbation(Schedule):
 
     name: ClassVar[str] = "perturbation"
     commits: ClassVar[bool] = True
+    evaluates_edges: ClassVar[bool] = True
 
     warmup_epochs: int = 0
     """Epochs with alpha frozen."""
