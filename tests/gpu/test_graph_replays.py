@@ -68,8 +68,13 @@ def search_both_ways(
             **{"variation": "auxiliary-skip", "fused": False, "criterion": "alpha", "pruning": "hard"},
             **{"schedule": "greedy", "commit_after": 1, "commit_every": 2, "batch_growth": 3},
         },
+        {
+            **{"variation": "partial-channels", "channel_parts": 2, "wide_parts": 1, "criterion": "alpha"},
+            **{"schedule": "widening", "warmup_epochs": 0, "half_epochs": 3, "relaxation": "softmax"},
+            "pruning": "hard",
+        },
     ],
-    ids=["default", "batch", "running, progressive", "plain", "bf16", "partial", "greedy, skip"],
+    ids=["default", "batch", "running, progressive", "plain", "bf16", "partial", "greedy, skip", "widening"],
 )
 def test_a_search_of_replays_is_the_same_bits(
     settings: dict[str, Any], digits: ImageData, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -281,7 +281,7 @@ def test_stages_of_all_kinds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     [
         (
             ["--finalists", "0"],
-            "--schedule greedy decides edges and prunes no ops before: use --pruning hard",
+            "--schedule greedy decides by itself which ops stay: use --pruning hard",
         ),
         (["--pruning", "hard"], "use --finalists 0; got 4"),
         (["--pruning", "hard", "--commit-every", "0"], "--commit-every must be at least 1; got 0"),

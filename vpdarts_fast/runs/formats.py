@@ -22,6 +22,7 @@ from vpdarts_fast.runs.upgrades import (
     checkpoint_4,
     checkpoint_5,
     checkpoint_7,
+    checkpoint_8,
     epoch_2,
     epoch_5,
     epoch_6,
@@ -271,7 +272,7 @@ SEEDS = Format("search of several seeds", "restore it from a copy, or --resume t
 CHECKPOINT = Format(
     "search checkpoint",
     "restore it from a copy, or start a new run",
-    (checkpoint_2, without_members, checkpoint_4, checkpoint_5, with_decisions, checkpoint_7),
+    (checkpoint_2, without_members, checkpoint_4, checkpoint_5, with_decisions, checkpoint_7, checkpoint_8),
     True,
 )
 """checkpoint.pt."""

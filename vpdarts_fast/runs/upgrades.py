@@ -210,6 +210,12 @@ def checkpoint_7(checkpoint: Content) -> Content:
     return {**first, "members": others}
 
 
+def checkpoint_8(checkpoint: Content) -> Content:
+    """Whether each supernet has been widened. None was."""
+    members = [{**member, "wide": False} for member in checkpoint["members"]]
+    return {**checkpoint, "wide": False, "members": members}
+
+
 def epoch_7(epoch: Content) -> Content:
     """What is watched of the search, and its ranking's tau. Nothing was written down."""
     return {**epoch, "watched": None, "tau": None}

@@ -32,6 +32,13 @@ def number(value: object, name: str, least: float = -math.inf, most: float = mat
     raise ValueError(f"{name} must be a finite number{limits}; got {shown(value)}")
 
 
+def truth(value: object, name: str) -> bool:
+    """True or false; raises `ValueError` naming it otherwise."""
+    if not isinstance(value, bool):
+        raise ValueError(f"{name} must be true or false; got {shown(value)}")
+    return value
+
+
 def mapping(value: object, name: str) -> Mapping[str, Any]:
     """A mapping whose keys are strings; raises `ValueError` naming it otherwise."""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):

@@ -100,6 +100,12 @@ class Committee:
             decide(decided, strength.double().cpu(), self._space)
             state.decided.copy_(decided)
 
+    def widen(self, ops: int) -> None:
+        """Prunes all but so many ops of each edge, by the members' mean alpha, and widens all members."""
+        ranking = self.importance_of_alpha.ranking(self.choosable)
+        for member in self.members:
+            member.widen(ranking, ops)
+
     def decide_edge(self, edge: int) -> None:
         """Decides an edge by the importance of its ops in the evaluations of this epoch, for all members."""
         op = int(self.importance.ranking(self.choosable)[edge, 0])

@@ -89,17 +89,18 @@ class SearchConfig:
                 f"--variation {method.variation.name} computes one op of an edge: use --relaxation gumbel "
                 f"--hard; got --relaxation {method.relaxation.name}"
             )
-        method.variation.check(self.space)
+        for variation in (method.variation, method.schedule.widest(method.variation)):
+            variation.check(self.space)
         method.schedule.check(self.space)
         if method.schedule.commits and method.stopping.name != NoStopping.name:
             raise UserError(
                 f"--stopping {method.stopping.name} would end a search before --schedule "
                 f"{method.schedule.name} has decided its edges"
             )
-        if method.schedule.commits and method.pruning.name != "hard":
+        if not method.schedule.prunes and method.pruning.name != "hard":
             raise UserError(
-                f"--schedule {method.schedule.name} decides edges and prunes no ops before: use --pruning "
-                f"hard; got --pruning {method.pruning.name}"
+                f"--schedule {method.schedule.name} decides by itself which ops stay: use --pruning hard; "
+                f"got --pruning {method.pruning.name}"
             )
 
     def _check_racing(self) -> None:

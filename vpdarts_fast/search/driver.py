@@ -27,7 +27,7 @@ from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.commits import OPEN
 from vpdarts_fast.search.methods.criteria import Importance
-from vpdarts_fast.search.methods.schedules import Commit, Perturb, Prune
+from vpdarts_fast.search.methods.schedules import Commit, Perturb, Prune, Widen
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
 from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
 from vpdarts_fast.search.ranking import mean_tau
@@ -186,6 +186,8 @@ class Search:
             self._decide_by_evaluation()
         elif isinstance(event, Commit):
             self.committee.decide()
+        elif isinstance(event, Widen):
+            self.committee.widen(event.ops)
         if by_alpha and self.state.record.genotype is None and self.state.epoch > self.config.frozen_epochs:
             self._note_cell(self.committee.importance_of_alpha)
         for state in self.committee.states:

@@ -115,10 +115,19 @@ class Member:
         self.device = device
         self.training, self.validation = training, validation
         self.state = SearchState(self.config, num_classes, device)
-        recorder = recorder_for(device) if config.execution.cuda_graphs else None
+        self._capture_steps()
+
+    def _capture_steps(self) -> None:
+        """Records training steps anew where they are recorded, as a supernet's first ones."""
+        recorder = recorder_for(self.device) if self.config.execution.cuda_graphs else None
         self._weights_step = Captured(self._train_weights, recorder)
         self._alpha_step = Captured(self._train_alpha, recorder)
         self._joint_step = Captured(self._train_both, recorder)
+
+    def widen(self, ranking: Tensor, ops: int) -> None:
+        """Prunes ops and goes on with a wider supernet; see `SearchState.widen`."""
+        self.state.widen(ranking.to(self.device), ops)
+        self._capture_steps()
 
     def train_epoch(self, watch: Watch) -> None:
         """Trains what the epoch's stage says: weights on training batches, alpha on validation batches."""

@@ -140,7 +140,8 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
 def check_memory(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
     """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
-    weights = 4 * config.method.variation.parameters(config.space, data.num_classes) * copies
+    variation = config.method.schedule.widest(config.method.variation)
+    weights = 4 * variation.parameters(config.space, data.num_classes) * copies
     batch = min(config.batch_size(config.epochs - 1), images_used(config, data))
     activations = batch * activation_bytes(config, data.image_size)
     if config.method.criterion.needs_evaluation:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut
 from vpdarts_fast.runs.formats import shown
-from vpdarts_fast.runs.values import number, numbers_by_name, whole
+from vpdarts_fast.runs.values import number, numbers_by_name, truth, whole
 from vpdarts_fast.search.methods.stopping import Watched
 from vpdarts_fast.spaces.space import Space
 
@@ -99,8 +99,7 @@ class EpochRecord:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], space: Space[Any]) -> EpochRecord:
         """The inverse of `to_dict`; raises `ValueError`, `KeyError` or `TypeError` for anything else."""
-        if not isinstance(values["began"], bool):
-            raise ValueError(f"began must be true or false; got {shown(values['began'])}")
+        truth(values["began"], "began")
         if values["genotype"] is not None:
             check_genotype(values["genotype"], space)
         for name in ("decay", "tau"):

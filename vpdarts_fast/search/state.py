@@ -12,7 +12,7 @@ from torch import Tensor
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.formats import shown
-from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, whole
+from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, truth, whole
 from vpdarts_fast.runtime.graphs import captures
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.commits import (
@@ -27,6 +27,7 @@ from vpdarts_fast.search.methods.regularisers import Regulariser
 from vpdarts_fast.search.methods.relaxations import Relaxation
 from vpdarts_fast.search.methods.schedules import Stage
 from vpdarts_fast.search.methods.variations import Variation
+from vpdarts_fast.search.methods.widening import ChannelCopies
 from vpdarts_fast.search.optimizers import CapturableSGD, adapted, alpha_optimizer, weights_optimizer
 from vpdarts_fast.search.records import EpochRecord
 from vpdarts_fast.search.settings import MethodSettings
@@ -46,19 +47,13 @@ class SearchState:
         epoch: the epoch in progress, from 0.
         step: the step of it that comes next.
         seconds: per phase, over the whole search.
+        wide: whether the supernet has its wide edges (`Schedule.widest`).
     """
 
     def __init__(self, config: SearchConfig, num_classes: int, device: torch.device) -> None:
-        with torch.random.fork_rng():
-            torch.manual_seed(seed_for(config.search.seed, "initial weights"))
-            supernet = config.method.variation.supernet(
-                config.space, num_classes, fused=config.execution.fused, backend=config.execution.backend
-            )
         self.space, self.method = config.space, config.method
-        self.supernet = supernet.to(device).train()
-        if config.execution.fused and not config.fused_by_itself:
-            self.supernet.to(memory_format=torch.channels_last)  # as batches of images are
-            accelerate(self.supernet, backend=config.execution.backend)
+        self._config, self._num_classes, self._device = config, num_classes, device
+        self._make_supernet(config.method.variation)
         weight = next(self.supernet.parameters())
         self.alpha = first_alpha(config).to(weight.device, weight.dtype).requires_grad_()
         self.tables = {
@@ -72,20 +67,66 @@ class SearchState:
             kind: Moment(self._epoch, config.epochs, moved(part.new_state(config.space.shape), weight.device))
             for kind, part in parts_with_state(config.method).items()
         }
-        captured = config.execution.cuda_graphs and captures(device)
-        self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, captured)
-        self.alpha_optimizer = alpha_optimizer(self.alpha, config, captured, self.tables.values())
-        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-            self.weights_optimizer,
-            T_max=max(config.method.schedule.annealed_epochs(config.space), 1),
-            eta_min=config.optimisers.learning_rate_end,
-        )
-        # Or the schedule warns where an epoch has no step left, as PyTorch wants one before it goes on.
-        self.weights_optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.alpha_optimizer = alpha_optimizer(self.alpha, config, self._captured, self.tables.values())
         self.epoch = 0
         self.step = 0
         self.record = EpochRecord()
         self.seconds: dict[str, float] = {}
+
+    def _make_supernet(self, variation: Variation) -> None:
+        """Makes a supernet with edges of that make, its optimiser and its schedule, as they begin."""
+        config = self._config
+        with torch.random.fork_rng():
+            torch.manual_seed(seed_for(config.search.seed, "initial weights"))
+            supernet = variation.supernet(
+                self.space, self._num_classes, fused=config.execution.fused, backend=config.execution.backend
+            )
+        self.supernet = supernet.to(self._device).train()
+        if config.execution.fused and not config.fused_by_itself:
+            self.supernet.to(memory_format=torch.channels_last)  # as batches of images are
+            accelerate(self.supernet, backend=config.execution.backend)
+        self.weights_optimizer = weights_optimizer(self.supernet.parameters(), config, self._captured)
+        self.schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+            self.weights_optimizer,
+            T_max=max(self.method.schedule.annealed_epochs(self.space), 1),
+            eta_min=config.optimisers.learning_rate_end,
+        )
+        # Or the schedule warns where an epoch has no step left, as PyTorch wants one before it goes on.
+        self.weights_optimizer._opt_called = True  # type: ignore[attr-defined]
+        self.wide = variation != self.method.variation
+
+    @property
+    def _captured(self) -> bool:
+        """Whether steps are recorded as CUDA graphs."""
+        return self._config.execution.cuda_graphs and captures(self._device)
+
+    @torch.no_grad()
+    def widen(self, ranking: Tensor, ops: int) -> None:
+        """Prunes all but the first ops of each edge, and makes edges as wide as the schedule has them.
+
+        Weights, running statistics and momentum of new channels are copies; steps captured before are of no
+        use any more.
+
+        Args:
+            ranking: [E, O] int64, the ops of each edge from the strongest on.
+            ops: how many stay.
+        """
+        self.alive.scatter_(1, ranking[:, ops:], False)
+        self.alpha[~self.alive] = 0
+        narrow, optimizer, schedule = self.supernet, self.weights_optimizer, self.schedule
+        self._make_supernet(self.method.schedule.widest(self.method.variation))
+        copies = ChannelCopies(
+            narrow, self.supernet, stream(self._config.search.seed, "copied channels", self.epoch)
+        )
+        self.supernet.load_state_dict(
+            {name: copies.widened(name, tensor) for name, tensor in narrow.state_dict().items()}
+        )
+        wide = dict(self.supernet.named_parameters())
+        for name, parameter in narrow.named_parameters():
+            if (momentum := optimizer.state[parameter].get("momentum_buffer")) is not None:
+                self.weights_optimizer.state[wide[name]]["momentum_buffer"] = copies.widened(name, momentum)
+        self.weights_optimizer.param_groups[0]["lr"] = optimizer.param_groups[0]["lr"]
+        self.schedule.load_state_dict(schedule.state_dict())
 
     def weights_of(self, alpha: Tensor) -> Tensor:
         """What the supernet is called with, [E, O + further], of alpha [E, O]."""
@@ -142,6 +183,7 @@ class SearchState:
             "tables": detached(self.tables),
             "alive": self.alive,
             "decided": self.decided,
+            "wide": self.wide,
             "parts": {kind: dict(moment.state) for kind, moment in self.moments.items()},
             "epoch": self.epoch,
             "step": self.step,
@@ -174,6 +216,8 @@ class SearchState:
             UserError: naming `source`, where it does not fit this search in any shape, type or range.
         """
         with fitting(source):
+            if truth(content["wide"], "wide") and not self.wide:
+                self._make_supernet(self.method.schedule.widest(self.method.variation))
             self.supernet.load_state_dict(
                 tensors_like(content["supernet"], self.supernet.state_dict(), "supernet")
             )

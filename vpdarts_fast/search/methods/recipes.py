@@ -128,6 +128,17 @@ RECIPES: dict[str, Mapping[str, Any]] = {
     },
     "darts-minus": {**DARTS, "variation": "auxiliary-skip", "skip_decay": "linear"},
     "drnas": {**DARTS, "relaxation": "dirichlet", "pruning_epochs": 100},
+    "drnas-progressive": {
+        **{name: value for name, value in DARTS.items() if name != "pruning_epochs"},
+        "relaxation": "dirichlet",
+        "variation": "partial-channels",
+        "channel_parts": 4,
+        "schedule": "widening",
+        "warmup_epochs": 10,
+        "half_epochs": 50,
+        "kept_ops": 3,
+        "wide_parts": 2,
+    },
     "beta-darts": {
         **DARTS,
         "regulariser": "beta-decay",

@@ -11,6 +11,7 @@ from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.parts import Part
+from vpdarts_fast.search.methods.variations import PartialChannels, Variation
 from vpdarts_fast.spaces.space import Space
 
 
@@ -57,7 +58,18 @@ class Perturb:
     """An open edge, drawn at random, is decided by leave-one-out evaluation of its ops alone."""
 
 
-Event = Prune | Commit | Perturb
+@dataclass(frozen=True)
+class Widen:
+    """Of each edge all but the strongest ops are pruned, and more of its channels go through those.
+
+    Attributes:
+        ops: how many of an edge stay.
+    """
+
+    ops: int
+
+
+Event = Prune | Commit | Perturb | Widen
 
 
 class Schedule(Part, kind="schedule"):
@@ -66,10 +78,12 @@ class Schedule(Part, kind="schedule"):
     All of it follows from the number of the epoch, so that a resumed search needs no record of it.
 
     Attributes:
+        prunes: whether the method's pruning is applied.
         commits: whether edges are decided before the search ends.
         evaluates_edges: whether they are by an evaluation of an edge alone.
     """
 
+    prunes: ClassVar[bool] = True
     commits: ClassVar[bool] = False
     evaluates_edges: ClassVar[bool] = False
 
@@ -84,6 +98,14 @@ class Schedule(Part, kind="schedule"):
     def batch_size(self, epoch: int, size: int, space: Space[Any]) -> int:
         """Images in a training step of `epoch`, where those of the first epoch have `size`; never fewer."""
         return size
+
+    def widest(self, variation: Variation) -> Variation:
+        """Says how edges are made behind a `Widen`, of how the method makes them; all alike without one.
+
+        Raises:
+            UserError: they cannot be widened.
+        """
+        return variation
 
     @abstractmethod
     def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
@@ -151,6 +173,7 @@ class Greedy(Schedule):
     """Every few epochs an edge of each type of cells is decided, and batches grow (SGAS, section 3.2)."""
 
     name: ClassVar[str] = "greedy"
+    prunes: ClassVar[bool] = False
     commits: ClassVar[bool] = True
 
     warmup_epochs: int = 0
@@ -200,6 +223,7 @@ class Perturbation(Schedule):
     """
 
     name: ClassVar[str] = "perturbation"
+    prunes: ClassVar[bool] = False
     commits: ClassVar[bool] = True
     evaluates_edges: ClassVar[bool] = True
 
@@ -248,3 +272,62 @@ class Perturbation(Schedule):
             )
         if len(space.tables) > 1:
             raise UserError(f"--schedule {self.name} is for spaces with one type of cells")
+
+
+@dataclass(frozen=True)
+class Widening(Schedule):
+    """Two halves: all ops on few channels, then the strongest ops on more channels (DrNAS, section 3.3).
+
+    Alpha is frozen at the beginning of each half. The learning rate falls over both.
+    """
+
+    name: ClassVar[str] = "widening"
+    prunes: ClassVar[bool] = False
+
+    warmup_epochs: int = 10
+    """Epochs with alpha frozen, at the beginning of each half."""
+    half_epochs: int = 50
+    """Epochs of each half, these included."""
+    kept_ops: int = 3
+    """Operations that each edge has in the second half, the strongest by alpha."""
+    wide_parts: int = 2
+    """K of the second half: one K-th of the channels goes through the operations."""
+
+    @override
+    def stages(self, space: Space[Any]) -> tuple[Stage, ...]:
+        training = self.half_epochs - self.warmup_epochs
+        return (
+            Stage("narrow-warm-up", self.warmup_epochs, alpha=False),
+            Stage("narrow", training),
+            Stage("wide-warm-up", self.warmup_epochs, alpha=False),
+            Stage("wide", training),
+        )
+
+    @override
+    def event(self, epoch: int, space: Space[Any]) -> Event | None:
+        return Widen(self.kept_ops) if epoch == self.half_epochs else None
+
+    @override
+    def widest(self, variation: Variation) -> Variation:
+        if not isinstance(variation, PartialChannels) or variation.channel_parts <= self.wide_parts:
+            parts = getattr(variation, "channel_parts", None)
+            raise UserError(
+                f"--schedule {self.name} sends more channels through the operations in its second half: use "
+                f"--variation partial-channels with --channel-parts above --wide-parts {self.wide_parts}; "
+                f"got --variation {variation.name}" + (f" --channel-parts {parts}" if parts else "")
+            )
+        return dataclasses.replace(variation, channel_parts=self.wide_parts)
+
+    @override
+    def of_length(self, epochs: int, space: Space[Any]) -> Schedule:
+        half = max(1, round(epochs / 2))
+        warmup = min(round(half * self.warmup_epochs / self.half_epochs), half - 1)
+        return dataclasses.replace(self, warmup_epochs=warmup, half_epochs=half)
+
+    @override
+    def check(self, space: Space[Any]) -> None:
+        if not self.half_epochs > self.warmup_epochs:
+            raise UserError(
+                f"--half-epochs must be more than --warmup-epochs {self.warmup_epochs}, which are a part of "
+                f"them; got {self.half_epochs}"
+            )
