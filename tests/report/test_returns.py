@@ -32,7 +32,9 @@ def make_run(cells: Sequence[Genotype | None], decays: Sequence[float | None], e
         values = {"genotype": genotype and str(genotype), "index": genotype and genotype.index}
         epoch = {**make_epoch(number, importance=False), **values, "decay": decay}
         epochs.append(parse_epoch(EPOCH.upgraded(epoch, "epoch"), SPACE.tables))
-    return Run(SPACE.tables, tuple(epochs), Result(choice(end), None, {}, None, 0.5, 1.0) if end else None)
+    return Run(
+        SPACE.tables, tuple(epochs), Result(choice(end), None, {}, None, None, 0.5, 1.0) if end else None
+    )
 
 
 def choice(genotype: Genotype) -> Choice:

@@ -154,11 +154,12 @@ def test_the_settings_of_the_present_version() -> None:
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
     names = {
-        11: flat
+        12: flat
         | parts
         | {"variation", "schedule"}
         | {"loss"}
         | {"alpha_every", "lineage", "split", "stopping", "eigenvalue"}
+        | {"max_parameters", "max_macs", "max_latency_ms"}
     }
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
@@ -175,7 +176,8 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
         assert main([*TINY, "--alpha-start", "0.2", "--out", str(older)]) == 130
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
     later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
-             "alpha_every", "lineage", "split", "stopping", "eigenvalue", "loss", "space", "recipe",
+             "max_parameters", "max_macs", "max_latency_ms", "alpha_every", "lineage", "split",
+             "stopping", "eigenvalue", "loss", "space", "recipe",
              "relaxation", "alpha_rule", "regulariser", "variation", "schedule")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}

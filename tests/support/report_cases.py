@@ -156,6 +156,7 @@ def result_of(space: Content, choices: Sequence[tuple[str, Content]]) -> Content
         "members": [],
         "tables": {},
         "finalists": finalists_of([text for text, _ in choices]),
+        "limits": None,
         "seconds": {"total": 40.0},
         "stopped": None,
         "tau": 0.5,

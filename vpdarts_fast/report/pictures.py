@@ -10,6 +10,7 @@ from vpdarts_fast.report.cell import draw_cell
 from vpdarts_fast.report.curves import curves_figure
 from vpdarts_fast.report.finalists import finalists_figure
 from vpdarts_fast.report.heat_map import alpha_figures, importance_figures
+from vpdarts_fast.report.limits import limits_figure
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.report.style import op_colours, save_figure
 
@@ -19,7 +20,8 @@ def draw_pictures(run: Path) -> list[Path]:
 
     `cell.png` and `cell.svg` show the cells of the architecture (so far), `alpha.png` the alphas over the
     epochs, `importance.png` what leave-one-out evaluation said of every op, `curves.png` losses and
-    accuracies, and `finalists.png`, if there were any, what finalists reached. Where a space has several cell
+    accuracies, and, if there were any, `finalists.png` what finalists reached and `limits.png` what cells
+    cost. Where a space has several cell
     types, alpha and importance have a picture for each, as `alpha-normal.png` and `alpha-reduction.png`.
     During the warm-up there is no cell yet, and without any evaluation no importance. Existing pictures are
     replaced.
@@ -49,6 +51,7 @@ def draw_pictures(run: Path) -> list[Path]:
             figures[f"{kind}.png" if len(record.tables) == 1 else f"{kind}-{table}.png"] = figure
     figures["curves.png"] = curves_figure(record)
     figures["finalists.png"] = finalists_figure(record)
+    figures["limits.png"] = limits_figure(record)
     for name, drawing in figures.items():
         if drawing is not None:
             save_figure(drawing, run / name, record.title)

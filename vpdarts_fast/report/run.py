@@ -101,6 +101,53 @@ class Finalists:
 
 
 @dataclass(frozen=True)
+class CostOfOps:
+    """A cost of any cell's network.
+
+    Attributes:
+        base: of all but the operations.
+        ops: of each edge, what its operations cost.
+    """
+
+    base: float
+    ops: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class CellOnTheWay:
+    """A cell that the choice within limits went by.
+
+    Attributes:
+        lag: the importance that it gives up.
+        costs: of its network, as sums over its operations, by the name of a cost.
+    """
+
+    lag: float
+    costs: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What the network of the cell could cost at most, and does cost.
+
+    Attributes:
+        given: the limits, by the name of a cost.
+        found: what the network of the cell costs.
+        unlimited: what that of the cell would cost that had been found without limits.
+        tables: of each cost that has a limit.
+        lag: of each edge, the importance that each of its operations gives up; None where edges may be left.
+        path: cells from the one without limits to the one within them.
+    """
+
+    given: Mapping[str, float]
+    found: Mapping[str, float]
+    unlimited: Mapping[str, float]
+    tables: Mapping[str, CostOfOps]
+    lag: tuple[tuple[float, ...], ...] | None
+    path: tuple[CellOnTheWay, ...]
+
+
+@dataclass(frozen=True)
 class Result:
     """`result.json`.
 
@@ -109,6 +156,7 @@ class Result:
         importance: the evaluation that chose it, if one did.
         benchmark: its accuracies by column of the benchmark table, empty without a table.
         finalists: what they came to, if there were any.
+        limits: on what the cell costs, if there were any.
         tau: of the last ranking, as in an epoch.
         seconds: of the whole search.
     """
@@ -117,6 +165,7 @@ class Result:
     importance: LostAccuracy | None
     benchmark: Mapping[str, float]
     finalists: Finalists | None
+    limits: Limits | None
     tau: float
     seconds: float
 

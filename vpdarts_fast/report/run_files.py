@@ -15,7 +15,18 @@ from typing import Any, TypeVar
 import numpy as np
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.run import Array, Choice, Epoch, Finalists, LostAccuracy, Result, Run
+from vpdarts_fast.report.run import (
+    Array,
+    CellOnTheWay,
+    Choice,
+    CostOfOps,
+    Epoch,
+    Finalists,
+    Limits,
+    LostAccuracy,
+    Result,
+    Run,
+)
 from vpdarts_fast.runs.files import SPACE_FILE
 from vpdarts_fast.runs.formats import EPOCH, RESULT, SPACE, Format, parse_json, read_bytes, shown
 from vpdarts_fast.runs.space_file import cells_from_json, chosen_from_json, tables_from_json
@@ -125,6 +136,7 @@ def parse_result(entry: Mapping[str, Any], tables: Sequence[AlphaTable]) -> Resu
         importance=_parse_importance(entry["importance"], tables),
         benchmark=_parse_benchmark(entry["benchmark"]),
         finalists=_parse_finalists(entry["finalists"]),
+        limits=_parse_limits(entry["limits"], tables),
         tau=_number(entry["tau"], "tau"),
         seconds=sum(entry["seconds"].values()),
     )
@@ -172,6 +184,46 @@ def _parse_finalists(entry: Any) -> Finalists | None:
             _text(cell, "a finalist"): _parse_benchmark(benchmark)
             for cell, benchmark in mapping(values["benchmark"], "benchmark of the finalists").items()
         },
+    )
+
+
+def _parse_limits(entry: Any, tables: Sequence[AlphaTable]) -> Limits | None:
+    if entry is None:
+        return None
+    values = mapping(entry, "limits")
+    sizes = [len(ops) for table in tables for ops in table.ops]
+
+    def rows(table: Any, name: str) -> tuple[tuple[float, ...], ...]:
+        if len(table) != len(sizes) or any(len(row) < size for row, size in zip(table, sizes, strict=True)):
+            raise ValueError(f"{name} must have a row for each of the {len(sizes)} edges")
+        return tuple(
+            tuple(number(value, name) for value in row[:size]) for row, size in zip(table, sizes, strict=True)
+        )
+
+    _text(values["unlimited"]["architecture"], "the cell without limits")
+    _check_index(values["unlimited"]["index"])
+    given = numbers_by_name(values["given"], "given", 0)
+    path = tuple(
+        CellOnTheWay(number(cell["lag"], "lag"), numbers_by_name(cell["costs"], "costs", 0))
+        for cell in values["path"]
+    )
+    if not given or not path or any(not given.keys() <= cell.costs.keys() for cell in path):
+        raise ValueError("limits must have a limit and, for each, the costs of the cells on the way")
+    costs = (
+        numbers_by_name(values["costs"], "costs", 0),
+        numbers_by_name(values["unlimited"]["costs"], "costs", 0),
+    )
+    return Limits(
+        given,
+        *costs,
+        tables={
+            cost: CostOfOps(
+                number(values["ops"][cost]["base"], "base"), rows(values["ops"][cost]["ops"], "ops")
+            )
+            for cost in given
+        },
+        lag=None if values["lag"] is None else rows(values["lag"], "lag"),
+        path=path,
     )
 
 

@@ -33,6 +33,7 @@ from vpdarts_fast.runs.upgrades import (
     result_6,
     result_7,
     result_8,
+    result_9,
     same,
     settings_2,
     settings_3,
@@ -44,6 +45,7 @@ from vpdarts_fast.runs.upgrades import (
     settings_9,
     settings_10,
     settings_11,
+    settings_12,
     with_decisions,
     with_op_images,
     without_members,
@@ -245,6 +247,7 @@ SETTINGS = Format(
         settings_9,
         settings_10,
         settings_11,
+        settings_12,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
@@ -259,7 +262,7 @@ EPOCH = Format(
 RESULT = Format(
     "search result",
     "remove it, and --resume the run to have it written again",
-    (same, result_3, without_members, with_op_images, result_6, result_7, result_8),
+    (same, result_3, without_members, with_op_images, result_6, result_7, result_8, result_9),
 )
 """result.json."""
 

@@ -131,6 +131,12 @@ def settings_11(settings: Content) -> Content:
     return {**settings, "method": method, "search": search, "images": images}
 
 
+def settings_12(settings: Content) -> Content:
+    """What the found cell may cost. There was no limit."""
+    limits = {"max_parameters": None, "max_macs": None, "max_latency_ms": None}
+    return {**settings, "limits": limits}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}
@@ -224,6 +230,11 @@ def epoch_7(epoch: Content) -> Content:
 def result_8(result: Content) -> Content:
     """Whether the search ended early, and its ranking's tau. None did, and none was written down."""
     return {**result, "stopped": None, "tau": None}
+
+
+def result_9(result: Content) -> Content:
+    """What the cell costs, where that is limited. It was not."""
+    return {**result, "limits": None}
 
 
 def with_decisions(state: Content) -> Content:

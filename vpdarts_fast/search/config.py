@@ -20,6 +20,7 @@ from vpdarts_fast.search.methods.stopping import NoStopping
 from vpdarts_fast.search.settings import (
     ExecutionSettings,
     ImageSettings,
+    LimitSettings,
     MethodSettings,
     OptimiserSettings,
     ReportingSettings,
@@ -50,6 +51,7 @@ class SearchConfig:
     search: SearchSettings = field(default_factory=SearchSettings)
     method: MethodSettings = field(default_factory=MethodSettings)
     optimisers: OptimiserSettings = field(default_factory=OptimiserSettings)
+    limits: LimitSettings = field(default_factory=LimitSettings)
     execution: ExecutionSettings = field(default_factory=ExecutionSettings)
     reporting: ReportingSettings = field(default_factory=ReportingSettings)
 
@@ -96,6 +98,12 @@ class SearchConfig:
             raise UserError(
                 f"--stopping {method.stopping.name} would end a search before --schedule "
                 f"{method.schedule.name} has decided its edges"
+            )
+        if self.limits.given and (method.schedule.commits or method.stopping.name != NoStopping.name):
+            named = ", ".join(flag(f"max_{cost}") for cost in self.limits.given)
+            raise UserError(
+                f"{named} is for the choice at the end of a search, which --schedule {method.schedule.name} "
+                f"--stopping {method.stopping.name} makes before; leave one of them out"
             )
         if not method.schedule.prunes and method.pruning.name != "hard":
             raise UserError(
@@ -252,6 +260,7 @@ FREE_ON_RESUME = frozenset({
     "data", "download", "benchmark_table",  # where things lie
     "device", "backend", "threads", "memory_budget_mib", "cuda_graphs",  # what they run on
     "tensorboard", "snapshots",  # what is reported
+    "max_parameters", "max_macs", "max_latency_ms",  # what may be chosen in the end
 })  # fmt: skip
 """Settings that do not say what is searched, so that a resumed run may set them anew."""
 

@@ -22,6 +22,7 @@ from vpdarts_fast.command_line import warn
 from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists import Rung, rung_to_json
+from vpdarts_fast.search.limits import shown
 from vpdarts_fast.search.run_folder import RunFolder
 
 
@@ -207,11 +208,28 @@ def result_lines(result: dict[str, Any], run: RunFolder) -> list[str]:
         lines.append(f"supernet validation accuracy: {result['base_accuracy']:.2f} %")
     if result["benchmark"] is not None:
         lines.append(f"NAS-Bench-201 accuracy: {benchmark_text(result['benchmark'])}")
+    if result["limits"] is not None:
+        lines += limit_lines(result["limits"], result["architecture"])
     if result["finalists"] is not None:
         lines += finalist_lines(result["finalists"], result["architecture"])
     lines += member_lines(result["members"])
     seconds = "  ".join(f"{phase} {value:.1f} s" for phase, value in result["seconds"].items())
     return [*lines, seconds, f"result, metrics and pictures: {run.path}"]
+
+
+def limit_lines(limits: dict[str, Any], architecture: str) -> list[str]:
+    """Says what the found cell's network costs, and what would have been found without limits."""
+    without = limits["unlimited"]
+    lines = [f"cost: {costs_text(limits['costs'])}; at most {costs_text(limits['given'])}"]
+    if without["architecture"] != architecture:
+        lines.append(f"without limits: {without['architecture']}  {costs_text(without['costs'])}")
+    return lines
+
+
+def costs_text(costs: dict[str, float]) -> str:
+    """Says what a network costs."""
+    names = {"parameters": "parameters", "macs": "multiply-adds", "latency_ms": "ms for an image"}
+    return ", ".join(f"{shown(value)} {names[cost]}" for cost, value in costs.items())
 
 
 def finalist_lines(finalists: dict[str, Any], architecture: str) -> list[str]:

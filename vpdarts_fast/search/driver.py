@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import statistics
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.committee import Committee
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists
+from vpdarts_fast.search.limits import Limits, limited_to_json
 from vpdarts_fast.search.lines import Lines, added
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
@@ -90,6 +92,10 @@ class Search:
         ]
         self.committee = Committee(config, self.members)
         self.lines = Lines(config, self.committee, table, self.environment)
+        self.limits = None
+        if config.limits.given:
+            self.limits = Limits(config, data.num_classes, data.image_size)
+            self.limits.check()
 
     @property
     def state(self) -> SearchState:
@@ -236,7 +242,11 @@ class Search:
     def _select(self) -> dict[str, Any]:
         """Evaluates once more and takes the most important op of each edge, or a finalist that is better."""
         self._take_snapshot()
-        calls = Calls(self._rank_ops(), self.committee.choosable, self.space)
+        calls, limited = Calls(self._rank_ops(), self.committee.choosable, self.space), None
+        if self.limits is not None:
+            self._save()
+            limited = self.limits.choose(calls)
+            calls = dataclasses.replace(calls, limited=limited.genotype, allowed=self.limits.within)
         genotype, decision = self._earlier_cell() or calls.chosen, None
         states = self.committee.states
         seconds = added([state.seconds for state in states])
@@ -246,7 +256,10 @@ class Search:
             self._save()
             decision = self._compare(calls)
             genotype, seconds["finalists"] = decision.winner, decision.seconds
-        result = self.lines.result(genotype, decision, seconds, self._stopped)
+        of_limits = None
+        if self.limits is not None and limited is not None:
+            of_limits = limited_to_json(self.limits, limited, genotype, calls)
+        result = self.lines.result(genotype, decision, seconds, self._stopped, of_limits)
         self.run_folder.write_result(result)
         return result
 
@@ -262,6 +275,8 @@ class Search:
         """The search's cell against those of earlier epochs and its neighbours, trained from scratch."""
         epochs = reversed(self.run_folder.metrics())
         earlier = [self.space.parse(epoch["genotype"]) for epoch in epochs if epoch["genotype"]]
+        if calls.allowed is not None:
+            earlier = [cell for cell in earlier if calls.allowed(cell)]
         self.observer.phase("finalists", self.config.search.finalist_budget)
 
         def on_step(steps: int) -> None:

@@ -68,6 +68,7 @@ class Lines:
         decision: Decision | None,
         seconds: Mapping[str, float],
         stopped: int | None,
+        limits: dict[str, Any] | None,
     ) -> dict[str, Any]:
         """What result.json holds.
 
@@ -76,6 +77,7 @@ class Lines:
             decision: of the finalists, if there were any.
             seconds: of each phase.
             stopped: behind how many epochs the search takes its cell, if it ended early.
+            limits: what `limited_to_json` says of them, if there were any.
         """
         state, evaluation = self._committee.states[0], self._committee.evaluation
         return {
@@ -92,6 +94,7 @@ class Lines:
             "tables": plain(self._committee.tables),
             "members": self._members_alone(),
             "finalists": decision and decision_to_json(decision, self._look_up),
+            "limits": limits,
             "seconds": seconds,
             "seed": self._config.search.seed,
             "stages": {stage.name: stage.epochs for stage in self._config.stages},

@@ -24,6 +24,7 @@ from vpdarts_fast.search.methods.relaxations import Raw, Relaxation
 from vpdarts_fast.search.methods.schedules import Schedule, WarmUpAndPruning
 from vpdarts_fast.search.methods.stopping import NoStopping, Stopping
 from vpdarts_fast.search.methods.variations import NoVariation, Variation
+from vpdarts_fast.spaces.costs import COSTS, Cost
 
 if TYPE_CHECKING:
     Dataset = str
@@ -155,6 +156,25 @@ class ImageSettings:
     """How the images that train the weights and those that train alpha and validate are divided: random
     (halves, by the seed), ranges (the first and the second half, in the order of the data set) or shared (all
     images serve both)."""
+
+
+@dataclass(frozen=True)
+class LimitSettings:
+    """What the found cell's network may cost at most, as large as its paper trains it, for one image."""
+
+    max_parameters: int | None = None
+    """Parameters, without those of an auxiliary head."""
+    max_macs: int | None = None
+    """Multiply-adds of convolutions and products."""
+    max_latency_ms: float | None = None
+    """Milliseconds for one image, measured here: the network in evaluation mode as a plain PyTorch module, on
+    as many CPU threads as the search has, the fastest of several passes."""
+
+    @property
+    def given(self) -> dict[Cost, float]:
+        """Those that are given, by what they limit."""
+        limits = {cost: getattr(self, f"max_{cost}") for cost in COSTS}
+        return {cost: float(limit) for cost, limit in limits.items() if limit is not None}
 
 
 @dataclass(frozen=True)

@@ -118,6 +118,17 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
     def network(self, genotype: Genotype, num_classes: int) -> nn.Module:
         """The network of a found choice, as large as its paper trains it; called with images [N, 3, H, W]."""
 
+    def op_modules(self, network: nn.Module, genotype: Genotype) -> Iterator[tuple[int, int, nn.Module]]:
+        """Yields the operations in a `network` of the choice: a row of alpha, a column, the module.
+
+        Raises:
+            UserError: the space does not say.
+        """
+        raise UserError(
+            f"--space {self.name} does not say what an operation costs: it defines no op_modules. Leave "
+            "--max-parameters, --max-macs and --max-latency-ms out"
+        )
+
     def finalist_network(
         self, genotype: Genotype, num_classes: int, *, fused: bool = False, backend: str = "auto"
     ) -> nn.Module:

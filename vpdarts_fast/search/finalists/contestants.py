@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -26,16 +26,20 @@ class Calls:
         importance: of every op on its edge.
         alive: [E, O] bool, on the CPU; an op that is not can be chosen on no edge.
         space: what cells are of.
+        limited: the most important cell that is `allowed`, if it is not that of the most important ops.
+        allowed: says whether a cell may be taken at all; None if all may.
     """
 
     importance: Importance
     alive: Tensor
     space: Space[Genotype]
+    limited: Genotype | None = None
+    allowed: Callable[[Genotype], bool] | None = None
 
     @cached_property
     def chosen(self) -> Genotype:
-        """The cell of the most important ops."""
-        return self.space.select(self.importance.order(self.alive))
+        """The cell of the most important ops, or the limited one."""
+        return self.limited or self.space.select(self.importance.order(self.alive))
 
     def lag(self, genotype: Genotype) -> tuple[float, float]:
         """Sums up over its ops by how much importance a cell is behind `chosen`, and by how much tie-break.
@@ -50,7 +54,7 @@ class Calls:
         return score, tie_break
 
     def closest(self) -> Iterator[Genotype]:
-        """Yields all cells without a removed op: `chosen`, then by `lag`, then by how many ops differ.
+        """Yields the allowed cells without removed ops: `chosen`, then by `lag`, then by how many ops differ.
 
         Best first: every other cell has a neighbour that is no worse, and is found from there.
         """
@@ -70,7 +74,8 @@ class Calls:
 
     def _alive_neighbours(self, genotype: Genotype) -> Iterator[Genotype]:
         for cell in self.space.neighbours(genotype):
-            if not (self.space.chosen(cell) & ~self.alive).any():
+            removed = (self.space.chosen(cell) & ~self.alive).any()
+            if not removed and (self.allowed is None or self.allowed(cell)):
                 yield cell
 
     def _place(self, genotype: Genotype) -> tuple[Any, ...]:

@@ -57,6 +57,10 @@ class FoundCell(CellInputs):
             states.append(terms[0] + terms[1])
         return torch.cat(states[NODES.start :], dim=1)
 
+    def operations(self) -> list[nn.Module]:
+        """Lists the operations, as the genotype has them."""
+        return list(self._ops)
+
     def place_of(self, name: str) -> str:
         """Replaces an operation's number, in a name within the cell, by its edge and what it is."""
         first, _, rest = name.partition(".")

@@ -21,7 +21,7 @@ from vpdarts_fast.spaces.darts.genotype import (
     Pairs,
     by_node,
 )
-from vpdarts_fast.spaces.darts.network import DartsNetwork
+from vpdarts_fast.spaces.darts.network import DartsNetwork, FoundCell
 from vpdarts_fast.spaces.darts.supernet import ALL_OPS, DartsSupernet, OpsOfEdges
 from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
@@ -98,6 +98,16 @@ class Darts(Space[Genotype]):
             auxiliary=self.auxiliary,
             drop_path_prob=self.drop_path,
         )
+
+    @override
+    def op_modules(self, network: nn.Module, genotype: Genotype) -> Iterator[tuple[int, int, nn.Module]]:
+        for cell in network.modules():
+            if isinstance(cell, FoundCell):
+                start = len(EDGES) if cell.reduction else 0
+                pairs = _operations(genotype.reduce if cell.reduction else genotype.normal)
+                for (op, source, node), module in zip(pairs, cell.operations(), strict=True):
+                    row = start + EDGES.index((source, node))
+                    yield row, self._rows()[row].index(op), module
 
     @property
     @override

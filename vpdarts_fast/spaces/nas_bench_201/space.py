@@ -9,12 +9,12 @@ from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from typing_extensions import override
 
 from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
-from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteNetwork, Supernet
+from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteCell, DiscreteNetwork, Supernet
 from vpdarts_fast.spaces.nas_bench_201.varied import VariedSupernet
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
 
@@ -67,6 +67,13 @@ class NasBench201(Space[Genotype]):
     @override
     def network(self, genotype: Genotype, num_classes: int) -> DiscreteNetwork:
         return DiscreteNetwork(genotype, 16, 5, num_classes)
+
+    @override
+    def op_modules(self, network: nn.Module, genotype: Genotype) -> Iterator[tuple[int, int, nn.Module]]:
+        for cell in network.modules():
+            if isinstance(cell, DiscreteCell):
+                for edge, (op, module) in enumerate(zip(genotype.choices, cell.layers, strict=True)):
+                    yield edge, op, module
 
     @override
     def finalist_network(
