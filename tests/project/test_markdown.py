@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from places import ROOT
+from torch.distributed.run import get_args_parser
 
 from vpdarts_fast.analysis import cost_model, kendall
 from vpdarts_fast.analysis.cost.roofline import Assumptions
@@ -73,6 +74,7 @@ def flags() -> frozenset[str]:
     for method in tabular.Arguments().all_methods():  # a group of flags each
         settings = [field.name.replace("_", "-") for field in fields(method)]
         known |= {f"--{method.name}.{part}{name}" for name in settings for part in ("", "no-")}
+    known |= {option for action in get_args_parser()._actions for option in action.option_strings}  # torchrun
     for text in source_files().values():
         known |= set(re.findall(r"(?:add_argument|addoption)\(\s*\"(--[\w-]+)\"", text))
     known |= set(re.findall(r"addoption\(\s*\"(--[\w-]+)\"", (ROOT / "tests" / "conftest.py").read_text()))

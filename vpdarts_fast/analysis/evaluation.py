@@ -30,14 +30,12 @@ from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
-from vpdarts_fast.search.driver import limited
-from vpdarts_fast.search.member import drawing
 from vpdarts_fast.search.methods.moment import Moment
-from vpdarts_fast.search.preflight import choose_device
+from vpdarts_fast.search.preflight import choose_device, limited
 from vpdarts_fast.search.records import check_evaluation, evaluation_from_json, evaluation_to_json
 from vpdarts_fast.search.seeds import read_seeds, seed_folder
 from vpdarts_fast.search.state import fitting
-from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.search.streams import drawing, seed_for, stream
 from vpdarts_fast.spaces.nas_bench_201 import EDGES, OPS, NasBench201, Supernet
 
 MODES: tuple[BatchNorm, ...] = get_args(BatchNorm)

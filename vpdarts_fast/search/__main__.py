@@ -8,6 +8,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -17,6 +18,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
+from vpdarts_fast.runtime.processes import joined, restarted
 from vpdarts_fast.search.arguments import Command, parse
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.expectation import expect
@@ -105,15 +107,20 @@ def run_command(command: Command, stop: StopRequest) -> int:
         Interrupted: a signal stopped it.
     """
     machine.reuse_memory()
-    with process_settings(command.config):
+    with joined(command.config.execution.device) as processes, process_settings(command.config):
+        if not processes.first:
+            processes.tell(None)  # what is fetched or decoded on the way, the first one does
         config, data, table = prepared(command.config)
+        if processes.first:
+            processes.tell(None)
         if command.dry_run:
             print("\n".join(expect(config, data, table).lines(len(command.seeds))))
             return 0
-        root = command.resume or command.out or new_folder(config)
-        again = f"python -m vpdarts_fast.search --resume {shlex.quote(str(root))}"
-        session = Session(data, table, command.resume is not None, again, stop, searching=stop.deferred)
-        with claimed(root):
+        root = Path(processes.tell(str(command.resume or command.out or new_folder(config))))
+        resuming = command.resume is not None or (restarted() and root.exists())
+        again = f"{processes.started_by} -m vpdarts_fast.search --resume {shlex.quote(str(root))}"
+        session = Session(data, table, resuming, again, stop, searching=stop.deferred, processes=processes)
+        with claimed(root) if processes.first else nullcontext():
             if len(command.seeds) > 1:
                 run_seeds(config, command.seeds, root, session)
             else:
@@ -123,18 +130,22 @@ def run_command(command: Command, stop: StopRequest) -> int:
 
 def run_seeds(config: SearchConfig, seeds: tuple[int, ...], root: Path, session: Session) -> None:
     """Runs one search after the other, each in a folder of its own, and writes and prints their summary."""
-    save = write_seeds if session.resuming else create_seeds  # where things lie may have changed
-    save(root, seeds, config.to_json(root))
+    first = session.processes.first
+    if first:
+        save = write_seeds if session.resuming else create_seeds  # where things lie may have changed
+        save(root, seeds, config.to_json(root))
     results = {}
     try:
         for seed in seeds:
             folder = root / seed_folder(seed)
-            with claimed(folder):
+            with claimed(folder) if first else nullcontext():
                 results[seed] = run_one(config.replaced(seed=seed), folder, session)
     except BaseException:
-        if not session.resuming:
+        if first and not session.resuming:
             discard_seeds(root, seeds)
         raise
+    if not first:
+        return
     summary = summarise(results)
     write_atomically(root / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     print("\n".join(["", *summary_lines(summary), f"summary: {root / SUMMARY_FILE}"]))

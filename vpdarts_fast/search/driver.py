@@ -20,6 +20,7 @@ from vpdarts_fast.runs.environment import change, checked, environment
 from vpdarts_fast.runs.formats import CHECKPOINT
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.committee import Committee
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists
@@ -31,7 +32,13 @@ from vpdarts_fast.search.methods.commits import OPEN
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.search.methods.schedules import Commit, Perturb, Prune, Widen
 from vpdarts_fast.search.observer import Interrupted, MemberWatch, Observer, OpsEvaluated
-from vpdarts_fast.search.preflight import check_search, choose_device, images_of_epoch
+from vpdarts_fast.search.preflight import (
+    check_processes,
+    check_search,
+    choose_device,
+    images_of_epoch,
+    limited,
+)
 from vpdarts_fast.search.ranking import mean_tau
 from vpdarts_fast.search.records import evaluation_to_json, watched_from_json
 from vpdarts_fast.search.run_folder import RunFolder
@@ -51,6 +58,7 @@ class Search:
         stop: asked before every step and after every evaluation batch and epoch; True raises `Interrupted`.
         loss: of logits and labels, what all training minimises; evaluations measure cross-entropy.
         on_evaluation: hears of every evaluation of the ops, and may hear of the last one again on resume.
+        processes: that run the search together; the first one writes.
 
     Raises:
         UserError: the search could not be finished (`vpdarts_fast.search.preflight`).
@@ -66,11 +74,14 @@ class Search:
         stop: Callable[[], bool] = lambda: False,
         loss: Loss = F.cross_entropy,
         on_evaluation: Callable[[OpsEvaluated], object] = lambda evaluated: None,
+        processes: Processes = ALONE,
     ) -> None:
-        if not (data.capturable and config.method.capturable):
+        if not (data.capturable and config.method.capturable) or processes.count > 1:
             config = config.replaced(cuda_graphs=False)
         self.config, self.run_folder, self.observer = config, run, observer
         self.table, self.stop, self._loss, self._on_evaluation = table, stop, loss, on_evaluation
+        self.processes = processes
+        check_processes(config, processes)
         self.device = choose_device(config.execution.device)
         check_search(config, data, table, self.device)
         images = limited(data, config)
@@ -87,7 +98,16 @@ class Search:
             config.method.pruning,
         )
         self.members = [
-            Member(config, number, data.num_classes, self.device, self.training, self.validation, loss)
+            Member(
+                config,
+                number,
+                data.num_classes,
+                self.device,
+                self.training,
+                self.validation,
+                loss,
+                processes,
+            )
             for number in range(config.search.committee)
         ]
         self.committee = Committee(config, self.members)
@@ -172,10 +192,12 @@ class Search:
     @property
     def _stopped(self) -> int | None:
         """Behind how many epochs the search takes its cell, if it ends early; by what its files say."""
-        watched = [
-            watched_from_json(line["watched"]) for line in self.run_folder.metrics() if line["watched"]
-        ]
-        return self.config.method.stopping.stops(watched)
+        found: int | None = None
+        if self.processes.first:
+            lines = (line["watched"] for line in self.run_folder.metrics())
+            found = self.config.method.stopping.stops([watched_from_json(line) for line in lines if line])
+        found = self.processes.tell(found)
+        return found
 
     def _begin_epoch(self) -> None:
         """Lets happen what the schedule has for the beginning of the epoch, to all members alike."""
@@ -234,7 +256,8 @@ class Search:
         metrics = self.lines.epoch(self._eigenvalue())
         for member in self.members:
             member.end_epoch()
-        self.run_folder.append_metrics(metrics)
+        if self.processes.first:
+            self.run_folder.append_metrics(metrics)
         self._save()
         self.observer.epoch(metrics)
         self.stop_if_asked()
@@ -254,13 +277,15 @@ class Search:
         seconds["leave_one_out"] = seconds.get("leave_one_out", 0.0) + evaluating
         if self.config.search.finalists:
             self._save()
-            decision = self._compare(calls)
-            genotype, seconds["finalists"] = decision.winner, decision.seconds
+            decision = self._compared(calls)
+            genotype = self.space.parse(self.processes.tell(decision and str(decision.winner)))
+            seconds["finalists"] = decision.seconds if decision else 0.0
         of_limits = None
         if self.limits is not None and limited is not None:
             of_limits = limited_to_json(self.limits, limited, genotype, calls)
         result = self.lines.result(genotype, decision, seconds, self._stopped, of_limits)
-        self.run_folder.write_result(result)
+        if self.processes.first:
+            self.run_folder.write_result(result)
         return result
 
     def _earlier_cell(self) -> Any | None:
@@ -271,6 +296,18 @@ class Search:
         text = self.run_folder.metrics()[stopped]["genotype"]  # as the epoch behind it found it
         return None if text is None else self.space.parse(text)
 
+    def _compared(self, calls: Calls) -> Decision | None:
+        """What the finalists come to; the first process trains them, and the others wait and have None."""
+        decision, stopped = None, False
+        if self.processes.first:
+            try:
+                decision = self._compare(calls)
+            except Interrupted:
+                stopped = True
+        if self.processes.tell(stopped):
+            raise Interrupted
+        return decision
+
     def _compare(self, calls: Calls) -> Decision:
         """The search's cell against those of earlier epochs and its neighbours, trained from scratch."""
         epochs = reversed(self.run_folder.metrics())
@@ -280,7 +317,8 @@ class Search:
         self.observer.phase("finalists", self.config.search.finalist_budget)
 
         def on_step(steps: int) -> None:
-            self.stop_if_asked()
+            if self.stop():
+                raise Interrupted
             self.observer.advance(steps, self.state.epoch)
 
         return Finalists(
@@ -331,11 +369,13 @@ class Search:
 
     def _take_snapshot(self) -> None:
         """Keeps what is about to be evaluated, if asked to."""
-        if self.config.reporting.snapshots:
+        if self.config.reporting.snapshots and self.processes.first:
             first, *others = (state.snapshot() for state in self.committee.states)
             self.run_folder.write_snapshot(self.state.epoch, {**first, "members": others})
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         content = {
             "config": self.config.to_json(),
             "environment": self.environment,
@@ -346,8 +386,8 @@ class Search:
         checkpoint.save(self.run_folder.checkpoint, content)
 
     def stop_if_asked(self) -> None:
-        """Raises `Interrupted` if `stop` says so."""
-        if self.stop():
+        """Raises `Interrupted` if `stop` says so, in one of the processes."""
+        if self.processes.any(self.stop()):
             raise Interrupted
 
     def _check_finite(self, loss: float | None, phase: str) -> None:
@@ -356,12 +396,3 @@ class Search:
                 f"the {phase} loss is {loss} in {self.position}: the search diverged. Start a new run with a "
                 "smaller --learning-rate, --gradient-clip or --alpha-start"
             )
-
-
-def limited(data: SearchImages, config: SearchConfig) -> SearchImages:
-    """Draws `config.images.max_images` of the training images at random; all where there are no more."""
-    count, used = len(data.train_labels), config.images.max_images
-    if used is None or used >= count:
-        return data
-    generator = stream(config.search.seed, "images used")
-    return data.subset(torch.randperm(count, generator=generator, device="cpu")[:used])

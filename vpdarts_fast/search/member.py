@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 import torch
@@ -20,6 +19,7 @@ from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.evaluation.taylor import taylor
 from vpdarts_fast.evaluation.validation import Batch, evaluation_mode
 from vpdarts_fast.runtime.graphs import Captured, recorder_for
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.schedules import Stage
@@ -30,10 +30,10 @@ from vpdarts_fast.search.preflight import (
     last_batch_is_too_small,
     steps_of_epoch,
 )
-from vpdarts_fast.search.records import EpochRecord, Mean, step_sums
+from vpdarts_fast.search.records import EpochRecord, step_sums
 from vpdarts_fast.search.state import SearchState
-from vpdarts_fast.search.step import alpha_step, joint_step, weights_step
-from vpdarts_fast.search.streams import seed_for, stream
+from vpdarts_fast.search.step import Combine, Step, alpha_step, joint_step, weights_step
+from vpdarts_fast.search.streams import drawing, seed_for, stream
 from vpdarts_fast.search.watching import largest_eigenvalue
 from vpdarts_fast.spaces.edges import WithFurtherWeights
 from vpdarts_fast.spaces.nas_bench_201 import Supernet
@@ -52,34 +52,6 @@ class Watch(Protocol):
         """So many units of the phase are done."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """What is trained at every so many training steps of an epoch.
-
-    Attributes:
-        train: what does it, called with a draw of each of the images in `seen`; returns `step_sums`.
-        seen: for each kind of images that it sees, the draws of all training steps.
-        means: where loss and accuracy are added up.
-        every: at each how many training steps.
-        first: the first of them, from 0.
-    """
-
-    train: Callable[..., Tensor]
-    seen: Sequence[Sequence[Tensor]]
-    means: Sequence[Mean]
-    every: int = 1
-    first: int = 0
-
-    def take(self, number: int) -> None:
-        """Trains, if it does at the training step of that number."""
-        if number % self.every != self.first:
-            return
-        draws = [images[number] for images in self.seen]
-        sums = self.train(*draws)
-        for mean in self.means:
-            mean.add(sums, draws[0].shape[1])
-
-
 class Member:
     """A supernet with alpha and optimisers of its own, of which a committee has several.
 
@@ -91,6 +63,7 @@ class Member:
         training: the half that trains the weights.
         validation: the half that trains alpha and evaluates.
         loss: of logits and labels, what both steps minimise.
+        processes: that train the member together, each on its part of every batch.
 
     Attributes:
         config: these settings with its own seed, and the rate at which alpha learns in so many steps.
@@ -106,12 +79,13 @@ class Member:
         training: ImageHalf,
         validation: ImageHalf,
         loss: Loss = F.cross_entropy,
+        processes: Processes = ALONE,
     ) -> None:
         seed = config.search.seed if number == 0 else seed_for(config.search.seed, "member", number)
         steps = steps_of_epoch(config, len(training), training.image_size)
         rate = alpha_rate(config, steps)
         self.config = config.replaced(seed=seed, alpha_learning_rate=rate)
-        self._loss = loss
+        self._loss, self._processes = loss, processes
         self.device = device
         self.training, self.validation = training, validation
         self.state = SearchState(self.config, num_classes, device)
@@ -191,11 +165,37 @@ class Member:
             watch.done(done, count)
             watch.stop_if_asked()
 
+        self._processes.copy_from_first(list(state.supernet.buffers()))
         supernet, weights = self._evaluated()
         batches = map(self.validation.take, drawn.to(self.device).tensor_split(parts, dim=1))
-        evaluation = self._measured(supernet, batches, weights, only, on_batch, count)
+        if self._processes.count > 1 and not (config.method.criterion.estimates or self._racing(count)):
+            evaluation = self._measured_together(supernet, batches, weights, only, on_batch, count)
+        else:
+            evaluation = self._measured(supernet, batches, weights, only, on_batch, count)
         state.record.seconds["leave_one_out"] += time.perf_counter() - started
         return evaluation
+
+    def _measured_together(
+        self,
+        supernet: nn.Module,
+        batches: Iterable[Batch],
+        weights: Tensor,
+        only: Tensor | None,
+        on_batch: Callable[[int], None],
+        count: int,
+    ) -> LeaveOneOut:
+        """The same, where each process leaves out some of the ops; to the last bit."""
+        wanted = self.config.space.present & ~self.config.space.nones
+        wanted = wanted & (weights != 0).cpu() & (wanted if only is None else only.cpu())
+        mine = self._processes.turns(wanted)
+        found = self._measured(supernet, batches, weights, mine, on_batch, count)
+        tables = [torch.where(mine, table, 0.0) for table in (found.accuracy, found.loss)]
+        self._processes.add_up(tables)
+        accuracy, loss = (
+            torch.where(wanted, table, base)
+            for table, base in zip(tables, (found.base_accuracy, found.base_loss), strict=True)
+        )
+        return dataclasses.replace(found, accuracy=accuracy, loss=loss)
 
     def _measured(
         self,
@@ -280,21 +280,29 @@ class Member:
 
     def _train_weights(self, draw: Tensor) -> Tensor:
         """A weight step on what is drawn from the training images; its `step_sums`."""
-        state, batch = self.state, self.training.take(draw)
+        state, (mine, share) = self.state, self._part(draw)
+        batch = self.training.take(mine)
         with torch.no_grad():
             weights = state.weights_of(state.alpha)
-        clip = self.config.optimisers.gradient_clip
-        step = weights_step(state.supernet, weights, batch, state.weights_optimizer, clip, self._loss)
-        return step_sums(*step, len(batch[1]))
+        step = weights_step(
+            state.supernet,
+            weights,
+            batch,
+            state.weights_optimizer,
+            self.config.optimisers.gradient_clip,
+            self._loss,
+            self._combining(share),
+        )
+        return self._sums(step, mine, draw)
 
     def _train_alpha(self, draw: Tensor, training_draw: Tensor | None = None) -> Tensor:
         """An alpha step on what is drawn from the validation images; its `step_sums`."""
-        state, batch = self.state, self.validation.take(draw)
+        state, (mine, share) = self.state, self._part(draw)
         step = alpha_step(
             state.supernet,
             state.alpha,
             state.alive,
-            batch,
+            self.validation.take(mine),
             state.alpha_optimizer,
             tables=tuple(state.tables.values()),
             moving=state.moving,
@@ -304,17 +312,18 @@ class Member:
             loss_of=self._loss,
             training=None if training_draw is None else self.training.take(training_draw),
             weights_optimizer=state.weights_optimizer,
+            combine=self._combining(share),
         )
-        return step_sums(*step, len(batch[1]))
+        return self._sums(step, mine, draw)
 
     def _train_both(self, draw: Tensor) -> Tensor:
         """A step of weights and alpha on what is drawn from the training images; its `step_sums`."""
-        state, batch = self.state, self.training.take(draw)
+        state, (mine, share) = self.state, self._part(draw)
         step = joint_step(
             state.supernet,
             state.alpha,
             state.alive,
-            batch,
+            self.training.take(mine),
             state.weights_optimizer,
             state.alpha_optimizer,
             self.config.optimisers.gradient_clip,
@@ -322,8 +331,26 @@ class Member:
             weights_of=state.weights_of,
             penalty=state.penalty,
             loss_of=self._loss,
+            combine=self._combining(share),
         )
-        return step_sums(*step, len(batch[1]))
+        return self._sums(step, mine, draw)
+
+    def _part(self, draw: Tensor) -> tuple[Tensor, float]:
+        """This process' part of a draw [R, B], with enough images for batch norms, and its share."""
+        pixels = self.config.space.smallest(self.training.image_size)
+        return self._processes.part(draw, math.ceil(2 / pixels))
+
+    def _combining(self, share: float) -> Combine:
+        """What makes gradients those of the whole batch."""
+        return lambda gradients: self._processes.add_up(gradients, share)
+
+    def _sums(self, step: tuple[Tensor, Tensor], mine: Tensor, draw: Tensor) -> Tensor:
+        """The `step_sums` of the whole batch, of what a step on this process' part of it returns."""
+        sums = step_sums(*step, mine.shape[1])
+        if mine is draw and not self._processes.first:  # where all had the whole batch, it counts once
+            sums.zero_()
+        self._processes.add_up([sums])
+        return sums
 
     def _draws(self, images: ImageHalf, purpose: str) -> list[Tensor]:
         """What each step of the epoch takes of the images, on the device; copied there all at once."""
@@ -338,14 +365,3 @@ class Member:
             for step, indices in enumerate(order)
         ]
         return list(torch.split(torch.cat(draws, dim=1).to(self.device), size, dim=1))
-
-
-@contextmanager
-def drawing(draws: bool, seed: int, device: torch.device) -> Iterator[None]:
-    """Within, PyTorch draws from this seed, and goes on behind as if it had not; nothing happens without."""
-    if not draws:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -31,6 +31,22 @@ class Observer(Protocol):
         """Finalists were trained alike; `rung` has their scores."""
 
 
+class Silent:
+    """Nobody watches."""
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        """Hears nothing of a phase."""
+
+    def advance(self, done: int, epochs: float) -> None:
+        """Hears nothing of what is done."""
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        """Hears nothing of an epoch."""
+
+    def rung(self, rung: Rung) -> None:
+        """Hears nothing of finalists."""
+
+
 class Reporting:
     """An observer that passes on what it hears, and tells each epoch's metrics to a function too."""
 

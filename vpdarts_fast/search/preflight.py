@@ -15,8 +15,10 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.memory_budget import cell_need, cell_op
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.precision import activation_dtype
+from vpdarts_fast.runtime.processes import Processes
 from vpdarts_fast.search.config import SearchConfig, flag
 from vpdarts_fast.search.methods.stopping import NoStopping
+from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.nas_bench_201.genotype import NUM_ARCHITECTURES
 from vpdarts_fast.spaces.space import Space
 
@@ -37,6 +39,25 @@ def check_search(
     check_memory(config, data, device)
     check_memory_budget(config, data, device)
     check_finalists(config, data, device)
+
+
+def check_processes(config: SearchConfig, processes: Processes) -> None:
+    """Raises `UserError` for what several processes cannot compute from a part of each batch."""
+    rule = config.method.alpha_rule
+    if processes.count > 1 and rule.needs_training and not rule.joint:
+        raise UserError(
+            f"--alpha-rule {rule.name} looks ahead on a training batch, of which each of the "
+            f"{processes.count} processes has only its part: use one process, or --alpha-rule first-order"
+        )
+
+
+def limited(data: SearchImages, config: SearchConfig) -> SearchImages:
+    """Draws `config.images.max_images` of the training images at random; all where there are no more."""
+    count, used = len(data.train_labels), config.images.max_images
+    if used is None or used >= count:
+        return data
+    generator = stream(config.search.seed, "images used")
+    return data.subset(torch.randperm(count, generator=generator, device="cpu")[:used])
 
 
 def images_used(config: SearchConfig, data: SearchImages) -> int:

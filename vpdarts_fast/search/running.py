@@ -26,11 +26,12 @@ from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import SPACE_FILE
 from vpdarts_fast.runtime.precision import activation_dtype, check_precision
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Search
 from vpdarts_fast.search.methods.alpha_rules import Loss
-from vpdarts_fast.search.observer import Interrupted, Observer, OpsEvaluated, Reporting
+from vpdarts_fast.search.observer import Interrupted, Observer, OpsEvaluated, Reporting, Silent
 from vpdarts_fast.search.preflight import check_search, choose_device
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
@@ -51,6 +52,7 @@ class Session:
         on_evaluation: hears of every evaluation of the ops.
         quiet: print nothing; log.txt is written all the same.
         searching: entered while the search runs, which can then be stopped in order.
+        processes: that run all of it together.
     """
 
     data: SearchImages
@@ -63,6 +65,7 @@ class Session:
     on_evaluation: Callable[[OpsEvaluated], object] = lambda evaluated: None
     quiet: bool = False
     searching: Callable[[], AbstractContextManager[object]] = nullcontext
+    processes: Processes = ALONE
 
     def search(self, config: SearchConfig, run: RunFolder, observer: Observer) -> Search:
         """Makes a search of the session, at its beginning.
@@ -71,7 +74,17 @@ class Session:
             UserError: it could not be finished.
         """
         watching = Reporting(observer, self.on_epoch)
-        return Search(config, self.data, run, watching, self.table, self.stop, self.loss, self.on_evaluation)
+        return Search(
+            config,
+            self.data,
+            run,
+            watching,
+            self.table,
+            self.stop,
+            self.loss,
+            self.on_evaluation,
+            self.processes,
+        )
 
 
 @contextmanager
@@ -154,7 +167,10 @@ def run_one(config: SearchConfig, folder: Path, session: Session) -> dict[str, A
     What follows the result is done again on resume, since nobody knows how far it came. A run that fails
     before its first step leaves nothing that would be in the way of the next.
     """
+    if not session.processes.first:
+        return follow(config, folder, session)
     run, is_new = open_run(config, folder, session.resuming)
+    session.processes.tell(str(folder))
     search: Search | None = None
     try:
         with Console(run, config, quiet=session.quiet) as console:
@@ -176,6 +192,20 @@ def run_one(config: SearchConfig, folder: Path, session: Session) -> dict[str, A
         warn(f"no pictures: {described(error)}. The result is complete; draw them with: "
              f"python -m vpdarts_fast.report {shlex.quote(str(folder))}")  # fmt: skip
     return result
+
+
+def follow(config: SearchConfig, folder: Path, session: Session) -> dict[str, Any]:
+    """Takes part in a search that the first process has opened the folder of, without writing or a word."""
+    session.processes.tell(None)
+    run = RunFolder(folder, config.space.tables)
+    result = run.result()
+    if result is not None:
+        return result
+    search = session.search(config, run, Silent())
+    if run.has_begun():
+        search.resume()
+    with session.searching():
+        return search.search()
 
 
 def run_search(search: Search, console: Console, session: Session) -> dict[str, Any]:
@@ -229,8 +259,9 @@ def header_lines(search: Search, data: SearchImages) -> list[str]:
             break_on_hyphens=False,
         ),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
-        f"{height}x{width}, {data.num_classes} classes; {search.device}, {torch.get_num_threads()} threads, "
-        + native.summary(),
+        f"{height}x{width}, {data.num_classes} classes; {search.device}, "
+        + (f"{search.processes.count} processes of " if search.processes.count > 1 else "")
+        + f"{torch.get_num_threads()} threads, {native.summary()}",
         backend_line(config, data.image_size),
         f"run folder: {search.run_folder.path}",
     ]

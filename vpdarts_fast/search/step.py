@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,14 @@ from torch import Tensor, nn
 
 from vpdarts_fast.evaluation.validation import Batch
 from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder, Loss, Problem
+from vpdarts_fast.search.records import Mean
+
+Combine = Callable[[Sequence[Tensor]], None]
+"""Replaces gradients, in place, by their mean over the batches of several processes."""
+
+
+def alone(gradients: Sequence[Tensor]) -> None:
+    """There is one process, whose gradients stay as they are."""
 
 
 def weights_step(
@@ -19,6 +29,7 @@ def weights_step(
     optimizer: torch.optim.Optimizer,
     gradient_clip: float,
     loss_of: Loss = F.cross_entropy,
+    combine: Combine = alone,
 ) -> tuple[Tensor, Tensor]:
     """Trains the supernet on a training batch, the weights [E, O + further] of its edges fixed.
 
@@ -26,7 +37,14 @@ def weights_step(
     `alpha_step`, so that it need not be waited for.
     """
     fixed = weights.detach()
-    return training_step(lambda images: supernet(images, fixed), batch, optimizer, gradient_clip, loss_of)
+    network = partial(supernet_with, supernet, fixed)
+    return training_step(network, batch, optimizer, gradient_clip, loss_of, combine)
+
+
+def supernet_with(supernet: nn.Module, weights: Tensor, images: Tensor) -> Tensor:
+    """Computes the logits [N, classes] of images with given weights of the edges."""
+    logits: Tensor = supernet(images, weights)
+    return logits
 
 
 def training_step(
@@ -35,6 +53,7 @@ def training_step(
     optimizer: torch.optim.Optimizer,
     gradient_clip: float,
     loss_of: Loss = F.cross_entropy,
+    combine: Combine = alone,
 ) -> tuple[Tensor, Tensor]:
     """Trains a network that is called with images alone on a training batch.
 
@@ -46,7 +65,9 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     loss.backward()  # type: ignore[no-untyped-call]
     # The optimiser's list of them: to find hundreds of parameters among the modules takes milliseconds.
-    torch.nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], gradient_clip)
+    parameters = optimizer.param_groups[0]["params"]
+    combine([parameter.grad for parameter in parameters if parameter.grad is not None])
+    torch.nn.utils.clip_grad_norm_(parameters, gradient_clip)
     optimizer.step()
     return loss.detach(), (logits.argmax(1) == labels).sum()
 
@@ -66,6 +87,7 @@ def alpha_step(
     loss_of: Loss = F.cross_entropy,
     training: Batch | None = None,
     weights_optimizer: torch.optim.Optimizer | None = None,
+    combine: Combine = alone,
 ) -> tuple[Tensor, Tensor]:
     """Trains alpha [E, O] on a validation batch, the supernet fixed; ops not `alive` [E, O] stay at 0.
 
@@ -85,6 +107,7 @@ def alpha_step(
         loss_of: logits and labels -> loss [].
         training: the batch of the weights step beside it, for rules that look at it.
         weights_optimizer: of the supernet, for the same.
+        combine: what other processes have computed of their images comes in.
 
     Returns:
         The mean loss [] and how many were right [].
@@ -94,6 +117,7 @@ def alpha_step(
     )
     rule = rule or FirstOrder()
     gradients, loss, logits = rule.gradient(problem)
+    combine([gradient for gradient in gradients if gradient is not None])
     for table, gradient in zip((alpha, *tables), gradients, strict=True):
         table.grad = gradient
     _step_of_alpha(optimizer, alpha, alive, moving)
@@ -113,6 +137,7 @@ def joint_step(
     weights_of: Callable[[Tensor], Tensor] = lambda alpha: alpha,
     penalty: Callable[[Tensor], Tensor | None] = lambda alpha: None,
     loss_of: Loss = F.cross_entropy,
+    combine: Combine = alone,
 ) -> tuple[Tensor, Tensor]:
     """Trains the supernet and alpha [E, O] on one training batch, by one backward pass.
 
@@ -128,7 +153,9 @@ def joint_step(
         loss, term = loss_of(logits, labels), penalty(alpha)
         return loss if term is None else loss + (term - term.detach())
 
-    found = training_step(network, batch, weights_optimizer, gradient_clip, loss_with_penalty)
+    found = training_step(network, batch, weights_optimizer, gradient_clip, loss_with_penalty, combine)
+    tables = alpha_optimizer.param_groups[0]["params"]
+    combine([table.grad for table in tables if table.grad is not None])
     _step_of_alpha(alpha_optimizer, alpha, alive, moving)
     return found
 
@@ -143,3 +170,31 @@ def _step_of_alpha(
         alpha *= alive
         if moving is not None and before is not None:
             alpha.copy_(torch.where(moving[:, None], alpha, before))
+
+
+@dataclass(frozen=True)
+class Step:
+    """What is trained at every so many training steps of an epoch.
+
+    Attributes:
+        train: what does it, called with a draw of each of the images in `seen`; returns `step_sums`.
+        seen: for each kind of images that it sees, the draws of all training steps.
+        means: where loss and accuracy are added up.
+        every: at each how many training steps.
+        first: the first of them, from 0.
+    """
+
+    train: Callable[..., Tensor]
+    seen: Sequence[Sequence[Tensor]]
+    means: Sequence[Mean]
+    every: int = 1
+    first: int = 0
+
+    def take(self, number: int) -> None:
+        """Trains, if it does at the training step of that number."""
+        if number % self.every != self.first:
+            return
+        draws = [images[number] for images in self.seen]
+        sums = self.train(*draws)
+        for mean in self.means:
+            mean.add(sums, draws[0].shape[1])
