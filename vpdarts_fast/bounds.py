@@ -115,6 +115,7 @@ BOUNDS = {
     "alpha_betas": _BELOW_ONE,
     "alpha_weight_decay": _NOT_NEGATIVE,
     "padding": Bound(0, 1_000),
+    "cutout": Bound(0, 1_000),
     # The machine
     "threads": Bound(1, 1_024),
     "memory_budget_mib": Bound(1, 2**30),

@@ -98,6 +98,10 @@ class ImageData:
         """
         return split_halves(self, seed, split)
 
+    def test_half(self) -> ImageSet:
+        """The test images, normalised as the training images are."""
+        return ImageSet(self.test_images, self.test_labels, self.mean, self.std, self.augmentation)
+
     @property
     def mean(self) -> Tensor:
         """Mean of each channel over the training images: float32 [3], in units of 0..255."""
@@ -135,7 +139,7 @@ def split_halves(data: ImageData, seed: int, split: Split = "random") -> tuple[I
         UserError: fewer than two training images.
     """
     training, validation = (
-        ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
+        ImageSet(data.train_images, data.train_labels, data.mean, data.std, data.augmentation, half)
         for half in halves_of(data.name, len(data.train_images), seed, split)
     )
     return training, validation

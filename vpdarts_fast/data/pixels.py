@@ -18,18 +18,24 @@ class Augmentation:
     Attributes:
         padding: pixels of black added on each side before a random crop back to the image's size.
         flip: whether half of the images, chosen at random, are mirrored left to right.
+        cutout: side in pixels of the square that is cut out of each normalised image, which is 0 there: the
+            mean (DeVries and Taylor, 2017). Its centre is any pixel, so that it may reach over the border, as
+            in DARTS; 0 cuts nothing out.
 
     Raises:
-        UserError: negative padding, or more than a thousand pixels.
+        UserError: negative padding or cutout, or more than a thousand pixels of it.
     """
 
     padding: int
     flip: bool
+    cutout: int = 0
 
     def __post_init__(self) -> None:
-        if self.padding < 0:
-            raise UserError(f"augmentation padding must be 0 pixels or more; got {self.padding}")
-        check_bound("padding", self.padding, "augmentation padding")
+        for name in ("padding", "cutout"):
+            pixels = getattr(self, name)
+            if pixels < 0:
+                raise UserError(f"augmentation {name} must be 0 pixels or more; got {pixels}")
+            check_bound(name, pixels, f"augmentation {name}")
 
 
 def check_images(images: Tensor, labels: Tensor, *, prefix: str = "") -> None:
