@@ -116,6 +116,11 @@ BOUNDS = {
     "alpha_weight_decay": _NOT_NEGATIVE,
     "padding": Bound(0, 1_000),
     "cutout": Bound(0, 1_000),
+    # Training what was found
+    "depth": Bound(1, 1_000),
+    "epochs": Bound(1, 1_000_000),
+    "auxiliary_weight": _NOT_NEGATIVE,
+    "ema": _BELOW_ONE,
     # The machine
     "threads": Bound(1, 1_024),
     "memory_budget_mib": Bound(1, 2**30),

@@ -6,9 +6,11 @@ import contextlib
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 from vpdarts_fast.errors import UserError
 
@@ -132,3 +134,46 @@ class _Forgiving(io.TextIOBase):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
+
+
+class StopRequest:
+    """Makes SIGINT and SIGTERM end the program in order, while it is entered.
+
+    Inside `deferred` the first one is a request to stop after the step, and a second one ends it at
+    once; outside, where nothing needs to be saved, the first one does. A third one kills.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether a signal has asked the program to stop."""
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, the first signal is a request to stop, and does not end the program by itself."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, number
+        if again or not self._deferred:
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        with contextlib.suppress(RuntimeError):  # the signal came while something was being printed
+            print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)

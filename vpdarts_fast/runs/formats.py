@@ -293,3 +293,24 @@ KENDALL = Format(
 
 TABULAR_RUNS = Format("runs over a table", "remove it to have them run again", (), True)
 """runs.json of a method over a benchmark table (`vpdarts_fast.paper`)."""
+
+TRAINING_SETTINGS = Format("training settings", "restore it from a copy, or start a new training", (), True)
+"""config.json of a training; also an entry of its checkpoint."""
+
+TRAINING_EPOCH = Format("training epoch", "restore the file or remove it", (), True)
+"""A line of metrics.jsonl of a training."""
+
+TRAINING_RESULT = Format(
+    "training result", "remove it, and --resume the training to have it written again", (), True
+)
+"""result.json of a training."""
+
+TRAINING_CHECKPOINT = Format(
+    "training checkpoint", "restore it from a copy, or start a new training", (), True
+)
+"""checkpoint.pt of a training."""
+
+TRAINED_NETWORK = Format(
+    "trained network", "--resume the training that it is of, to have it written again", (), True
+)
+"""model.json: what the weights in model.safetensors beside it are of."""

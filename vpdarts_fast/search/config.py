@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,6 @@ from typing import Any, Literal
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.racing import IMAGE_SCORES
-from vpdarts_fast.parts import Part
 from vpdarts_fast.runs.formats import SETTINGS
 from vpdarts_fast.search.methods.recipes import lineage, recipe
 from vpdarts_fast.search.methods.schedules import Stage
@@ -25,7 +23,7 @@ from vpdarts_fast.search.settings import (
     ReportingSettings,
     SearchSettings,
 )
-from vpdarts_fast.search.settings_files import from_values, to_values
+from vpdarts_fast.search.settings_files import from_values, leaves, to_values, with_settings
 from vpdarts_fast.spaces import darts as darts  # so that --space finds them
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.space import Space
@@ -172,7 +170,7 @@ class SearchConfig:
             UserError: two settings have the same name.
         """
         values: dict[str, Any] = {}
-        for name, value in _leaves(self):
+        for name, value in leaves(self):
             if name in values:
                 raise UserError(f"two settings are called {flag(name)}: rename one of the parts' settings")
             values[name] = value
@@ -191,7 +189,7 @@ class SearchConfig:
         if "recipe" in left or "lineage" in left:
             of_recipe = recipe(left["recipe"]) if "recipe" in left else {}
             left = {**of_recipe, **lineage(left.get("lineage", self.method.lineage)), **left}
-        changed: SearchConfig = _replaced(self, left)
+        changed: SearchConfig = with_settings(self, left)
         if unknown := [name for name in left if name in settings]:
             raise UserError(f"no setting is called {', '.join(map(flag, unknown))}")
         return changed
@@ -216,32 +214,6 @@ class SearchConfig:
     def read(cls, path: Path) -> SearchConfig:
         """Reads the settings in config.json of a run; `UserError` if it is damaged or of a newer version."""
         return from_values(cls, SETTINGS.read_json(path), str(path), path.parent)
-
-
-def _leaves(group: Any) -> Iterator[tuple[str, Any]]:
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        if isinstance(value, Part):
-            yield each.name, value.name
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value)
-        else:
-            yield each.name, value
-
-
-def _replaced(group: Any, settings: dict[str, Any]) -> Any:
-    """The group with other values; takes those that it finds out of `settings`."""
-    changes: dict[str, Any] = {}
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        if isinstance(value, Part) and each.name in settings:
-            part = settings.pop(each.name)
-            value = type(value).named(part)() if isinstance(part, str) else part
-        if dataclasses.is_dataclass(value):
-            changes[each.name] = _replaced(value, settings)
-        elif each.name in settings:
-            changes[each.name] = settings.pop(each.name)
-    return dataclasses.replace(group, **changes)
 
 
 SEEDED_TWICE = 4

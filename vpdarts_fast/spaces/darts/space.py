@@ -99,6 +99,23 @@ class Darts(Space[Genotype]):
             drop_path_prob=self.drop_path,
         )
 
+    @override
+    def trained_network(
+        self,
+        genotype: Genotype,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        depth: int | None = None,
+        auxiliary: bool = False,
+        fused: bool = False,
+    ) -> DartsNetwork:
+        size = (
+            self.found_channels if channels is None else channels,
+            self.found_layers if depth is None else depth,
+        )
+        return DartsNetwork(genotype, *size, num_classes, auxiliary=auxiliary)
+
     @property
     @override
     def finalist(self) -> Darts:

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from typing_extensions import override
 
+from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteNetwork, Supernet
@@ -67,6 +68,25 @@ class NasBench201(Space[Genotype]):
     @override
     def network(self, genotype: Genotype, num_classes: int) -> DiscreteNetwork:
         return DiscreteNetwork(genotype, 16, 5, num_classes)
+
+    @override
+    def trained_network(
+        self,
+        genotype: Genotype,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        depth: int | None = None,
+        auxiliary: bool = False,
+        fused: bool = False,
+    ) -> DiscreteNetwork:
+        if auxiliary:
+            raise UserError(
+                f"--auxiliary-weight is for networks that have an auxiliary head; those of {self.name} have "
+                "none: use 0"
+            )
+        size = 16 if channels is None else channels, 5 if depth is None else depth
+        return DiscreteNetwork(genotype, *size, num_classes, fused=fused)
 
     @override
     def finalist_network(

@@ -13,10 +13,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast import ops
+from vpdarts_fast.backends.registry import serving
 from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.runtime.precision import wide, without_autocast
-from vpdarts_fast.spaces.blocks import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.runtime.precision import autocasts, wide, without_autocast
+from vpdarts_fast.spaces.blocks import OPERATIONS, ReLUConvBN, ResidualBlock, SearchCell, edge_index
 from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 
@@ -177,29 +180,81 @@ def check_alpha(alpha: Tensor) -> None:
 
 
 class DiscreteCell(nn.Module):
-    """A cell with one operation per edge; names as in the public networks that train an architecture."""
+    """A cell with one operation per edge; names as in the public networks that train an architecture.
+
+    Attributes:
+        fused: where the native kernels serve them, run the 3x3 convolutions that leave a node as one
+            `vpdarts_fast.ops.relu_conv`, and the 1x1 convolutions as `vpdarts_fast.ops.relu_pointwise`, while
+            training; the same function.
+    """
 
     def __init__(self, genotype: Genotype, channels: int) -> None:
         super().__init__()
+        self.fused = False
         self.layers = nn.ModuleList(OPERATIONS[op](channels, 0.0, True) for op in genotype.ops)
+        self._leaving = [
+            [edge for edge, (source, _) in enumerate(EDGES) if source == node] for node in range(NUM_NODES)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the last node of `x` [N, C, H, W], of the same shape."""
-        nodes = [x]
-        layers = iter(self.layers)
+        terms = dict(self._terms(0, x))
+        node = x
         for i in range(1, NUM_NODES):
-            nodes.append(torch.stack([next(layers)(nodes[j]) for j in range(i)]).sum(0))
-        return nodes[-1]
+            node = torch.stack([terms[edge_index(j, i)] for j in range(i)]).sum(0)
+            terms |= self._terms(i, node)
+        return node
+
+    def _terms(self, node: int, x: Tensor) -> dict[int, Tensor]:
+        """What the edges that leave a node make of its value [N, C, H, W], by their numbers."""
+        layers = {edge: self.layers[edge] for edge in self._leaving[node]}
+        if not (self.fused and self.training and self._is_served(x)):
+            return {edge: layer(x) for edge, layer in layers.items()}
+        found = {edge: layer(x) for edge, layer in layers.items() if not isinstance(layer, ReLUConvBN)}
+        convs = {edge: layer for edge, layer in layers.items() if isinstance(layer, ReLUConvBN)}
+        large = {edge: conv for edge, conv in convs.items() if conv.conv.kernel_size == (3, 3)}
+        for edge, conv in convs.items():
+            if edge not in large:
+                found[edge] = conv.norm(ops.relu_pointwise(x, [conv.conv.weight]))
+        if large:
+            weights = torch.stack([conv.conv.weight for conv in large.values()])
+            unused = weights.new_zeros(*weights.shape[:3], 1, 1)
+            _, raw = ops.relu_conv(x, unused, weights)
+            found |= {edge: large[edge].norm(out) for edge, out in zip(large, raw, strict=True)}
+        return found
+
+    def _is_served(self, x: Tensor) -> bool:
+        """Whether kernels compute it that are faster than the modules: those of the native extension."""
+        if in_transform() or autocasts(x):
+            return False
+        return serving("relu_conv", [x]).name == "cpu"
 
 
 class DiscreteNetwork(Skeleton):
-    """The network of one architecture, batch norms affine, ready to be trained from scratch."""
+    """The network of one architecture, batch norms affine, ready to be trained from scratch.
+
+    Args:
+        genotype: the architecture.
+        channels: C, of the first stage.
+        cells_per_stage: N.
+        num_classes: of the classifier.
+        fused: train on the fused ops where they are faster; the same function, parameters and names.
+    """
 
     def __init__(
-        self, genotype: Genotype, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+        self,
+        genotype: Genotype,
+        channels: int = 16,
+        cells_per_stage: int = 5,
+        num_classes: int = 10,
+        *,
+        fused: bool = False,
     ) -> None:
         super().__init__(channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width))
         self.genotype = genotype
+        for cell in self.cells:
+            if isinstance(cell, (DiscreteCell, ResidualBlock)):
+                cell.fused = fused
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, H, W] to logits [N, classes].
