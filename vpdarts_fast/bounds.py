@@ -116,6 +116,7 @@ BOUNDS = {
     "alpha_weight_decay": _NOT_NEGATIVE,
     "padding": Bound(0, 1_000),
     "cutout": Bound(0, 1_000),
+    "image_size": Bound(16, 224),
     # The machine
     "threads": Bound(1, 1_024),
     "memory_budget_mib": Bound(1, 2**30),
