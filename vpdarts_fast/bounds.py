@@ -121,6 +121,7 @@ BOUNDS = {
     "epochs": Bound(1, 1_000_000),
     "auxiliary_weight": _NOT_NEGATIVE,
     "ema": _BELOW_ONE,
+    "image_size": Bound(16, 224),
     # The machine
     "threads": Bound(1, 1_024),
     "memory_budget_mib": Bound(1, 2**30),

@@ -66,6 +66,34 @@ def warn(text: str) -> None:
     print(f"warning: {text}", file=sys.stderr, flush=True)
 
 
+@contextlib.contextmanager
+def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Shows a bar on the standard error output while something is done, where that is a terminal.
+
+    Elsewhere it is a line.
+
+    Args:
+        description: what is done.
+        total: of how much.
+        quiet: show nothing.
+
+    Yields:
+        What is to be called with how much is done so far.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if quiet or not sys.stderr.isatty():
+        if not quiet:
+            print(f"{description}: {total:,}", file=sys.stderr, flush=True)
+        yield lambda done: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)
+
+
 def _open_standard_files() -> None:
     """Fills descriptors 0 to 2: a file of the run that got one of them would be written to by accident."""
     for descriptor in range(3):

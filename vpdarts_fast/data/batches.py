@@ -15,12 +15,15 @@ import torch.nn.functional as F
 from numpy.lib.stride_tricks import sliding_window_view
 from torch import Tensor
 
-from vpdarts_fast.data.pixels import Augmentation, check_images, describe
+from vpdarts_fast.data.pixels import Augmentation, Policy, check_images, describe
 from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.errors import UserError
 
 Images = npt.NDArray[np.uint8]
 Indices = npt.NDArray[np.int64]
+
+DEVICE_BYTES = 4 << 30
+"""Of the images of a data set: so many a GPU holds, and of more it is given batches."""
 
 
 class ImageSet:
@@ -111,7 +114,7 @@ class ImageSet:
         Returns:
             int64 [1, B], the indices; with a generator [4, B]: the crops' first rows and columns within the
             padded image too, and 1 where the crop is flipped. With a cutout two rows more, the row and the
-            column of its centre.
+            column of its centre, and with a policy the seed of each image.
         """
         if indices.dtype != torch.int64 or indices.ndim != 1:
             raise UserError(f"indices must be int64 [B]; got {describe(indices)}")
@@ -128,12 +131,11 @@ class ImageSet:
         mirrored = torch.zeros_like(indices)
         if self.augmentation.flip:
             mirrored = torch.randint(2, (count,), generator=generator, device="cpu")
-        holes = []
-        if self.augmentation.cutout:
-            holes = [
-                torch.randint(size, (1, count), generator=generator, device="cpu") for size in self.image_size
-            ]
-        return torch.cat([indices[None], places, mirrored[None], *holes])
+        below = self.image_size if self.augmentation.cutout else ()
+        if self.augmentation.policy != "none":
+            below = (*below, 1 << 62)
+        further = [torch.randint(size, (1, count), generator=generator, device="cpu") for size in below]
+        return torch.cat([indices[None], places, mirrored[None], *further])
 
     def take(self, draw: Tensor) -> tuple[Tensor, Tensor]:
         """The batch that `draw` describes, as `batch` returns it; on the device that the set is on."""
@@ -144,17 +146,25 @@ class ImageSet:
             pixels = crop(pixels, tops, lefts, self.augmentation.padding)
             flipped = mirrored.astype(bool)
             pixels[flipped] = pixels[flipped, :, ::-1]
+            if self.augmentation.policy != "none":
+                pixels = by_policy(pixels, augmentation[-1], self.augmentation.policy)
         normalised = pixels.reshape(len(pixels), self._mean.size).astype(np.float32)
         normalised -= self._mean
         normalised /= self._std
         images = torch.from_numpy(normalised.reshape(pixels.shape)).permute(0, 3, 1, 2)
-        if augmentation[3:]:
-            images.masked_fill_(hole(augmentation[3:], self.augmentation.cutout, self.image_size), 0)
+        if augmentation and self.augmentation.cutout:
+            images.masked_fill_(hole(augmentation[3:5], self.augmentation.cutout, self.image_size), 0)
         return images, self.labels[indices]
 
     def to(self, device: torch.device) -> ImageSet:
-        """The set with its images on a device, where `take` makes batches of the same bits."""
-        return self if device.type == "cpu" else DeviceImageSet(self, device)
+        """The set whose `take` makes batches of the same bits on a device.
+
+        Its images are then on the device, unless there are too many, or a policy needs the CPU.
+        """
+        if device.type == "cpu":
+            return self
+        fits = fits_device(self._images, self.augmentation)
+        return DeviceImageSet(self, device) if fits else CopiedImageSet(self, device)
 
 
 class DeviceImageSet(ImageSet):
@@ -188,9 +198,58 @@ class DeviceImageSet(ImageSet):
         pixels = self._padded[indices[:, None, None], rows[:, :, None], columns[:, None, :]]
         normalised = (pixels.float() - self._mean_of_channel) / self._std_of_channel
         images = normalised.permute(0, 3, 1, 2)
-        if augmentation[3:]:
-            images.masked_fill_(hole(augmentation[3:], self.augmentation.cutout, self.image_size), 0)
+        if augmentation and self.augmentation.cutout:
+            images.masked_fill_(hole(augmentation[3:5], self.augmentation.cutout, self.image_size), 0)
         return images, self.labels[indices]
+
+
+class CopiedImageSet(ImageSet):
+    """An `ImageSet` whose batches are made on the CPU and copied to a device."""
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        vars(self).update(vars(images))
+        self._device = device
+
+    @property
+    def device(self) -> torch.device:
+        """Where batches go."""
+        return self._device
+
+    def batch(self, indices: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """`take` of `draw`."""
+        return self.take(self.draw(indices, generator))
+
+    def take(self, draw: Tensor) -> tuple[Tensor, Tensor]:
+        """The batch that `draw` describes, on the device."""
+        images, labels = super().take(draw.cpu())
+        return images.to(self._device), labels.to(self._device)
+
+
+def fits_device(images: Tensor, augmentation: Augmentation) -> bool:
+    """Whether batches of these images [M, H, W, 3] can be made on a GPU; by a policy they cannot."""
+    return images.nbytes <= DEVICE_BYTES and augmentation.policy == "none"
+
+
+def by_policy(images: Images, seeds: Tensor, policy: Policy) -> Images:
+    """What torchvision's AutoAugment makes of each image.
+
+    Args:
+        images: uint8 [B, H, W, 3].
+        seeds: int64 [B], what each image's random numbers come from; those of others stay as they are.
+        policy: whose.
+
+    Returns:
+        uint8 [B, H, W, 3].
+    """
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy
+
+    augment = AutoAugment(AutoAugmentPolicy(policy))
+    made = np.empty_like(images)
+    with torch.random.fork_rng(devices=[]):
+        for place, (image, seed) in enumerate(zip(images, seeds.tolist(), strict=True)):
+            torch.default_generator.manual_seed(seed)
+            made[place] = augment(torch.from_numpy(image).permute(2, 0, 1)).permute(1, 2, 0).numpy()
+    return made
 
 
 def crop(images: Images, tops: Indices, lefts: Indices, padding: int) -> Images:

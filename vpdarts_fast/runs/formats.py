@@ -314,3 +314,8 @@ TRAINED_NETWORK = Format(
     "trained network", "--resume the training that it is of, to have it written again", (), True
 )
 """model.json: what the weights in model.safetensors beside it are of."""
+
+IMAGE_CACHE = Format(
+    "image cache", "remove the folder that it is in, to have its images decoded again", (), True
+)
+"""cache.json beside decoded images (`vpdarts_fast.data.mapped.cache`)."""

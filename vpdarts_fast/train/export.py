@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vpdarts_fast.data import ImageData
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.files import write_atomically
@@ -25,6 +24,7 @@ from vpdarts_fast.search.settings_files import to_values
 from vpdarts_fast.train.card import markdown
 from vpdarts_fast.train.config import TrainConfig
 from vpdarts_fast.train.folder import TrainFolder
+from vpdarts_fast.train.images import Data
 from vpdarts_fast.train.loading import CARD_FILE, WEIGHTS_FILE, check_card, digest_of, load
 from vpdarts_fast.train.networks import exported_state, plain_network
 
@@ -65,9 +65,7 @@ def export(folder: str | Path) -> list[str]:
     return export_network(run, config, data, result)
 
 
-def export_network(
-    run: TrainFolder, config: TrainConfig, data: ImageData, result: dict[str, Any]
-) -> list[str]:
+def export_network(run: TrainFolder, config: TrainConfig, data: Data, result: dict[str, Any]) -> list[str]:
     """Writes model.safetensors, model.json, model.pt2, model.onnx and README.md.
 
     Each of them is read back, and has to give the logits of the module on test images.
@@ -135,9 +133,7 @@ def _final_network(run: TrainFolder, config: TrainConfig, num_classes: int) -> n
     return network
 
 
-def _card(
-    config: TrainConfig, data: ImageData, result: dict[str, Any], latency: dict[str, Any]
-) -> dict[str, Any]:
+def _card(config: TrainConfig, data: Data, result: dict[str, Any], latency: dict[str, Any]) -> dict[str, Any]:
     return {
         "architecture": config.cell,
         "space": to_values(config.space, None),

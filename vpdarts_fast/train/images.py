@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from dataclasses import dataclass
 
 import torch
 
-from vpdarts_fast.data import ImageData, ImageHalf
-from vpdarts_fast.data.batches import ImageSet, epoch_order, halves_of
+from vpdarts_fast.data import ImageData, ImageHalf, MappedImages
+from vpdarts_fast.data.batches import epoch_order, halves_of
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.darts.network import LEAST_SIZE
 from vpdarts_fast.train.config import TrainConfig
+
+Data = ImageData | MappedImages
+"""What `vpdarts_fast.data.load` gives."""
 
 
 @dataclass(frozen=True)
@@ -34,25 +36,24 @@ class Images:
     digest: str
 
     @classmethod
-    def of(cls, data: ImageData, config: TrainConfig, device: torch.device) -> Images:
+    def of(cls, data: Data, config: TrainConfig, device: torch.device) -> Images:
         """Divides a data set as the settings say.
 
         Raises:
             UserError: it is none that can be trained on.
         """
         used, training = config.images.max_images, config.training
-        if used is not None and used < len(data.train_images):
+        if used is not None and used < len(data.train_labels):
             generator = stream(training.seed, "images used")
-            chosen = torch.randperm(len(data.train_images), generator=generator, device="cpu")[:used]
+            chosen = torch.randperm(len(data.train_labels), generator=generator, device="cpu")[:used]
             data = data.subset(chosen)
         check_data(data, config)
-        augmentation = dataclasses.replace(data.augmentation, cutout=training.cutout)
-        data = dataclasses.replace(data, augmentation=augmentation)
+        data = data.with_augmentation(data.augmentation.with_cutout(training.cutout))
         test = data.test_half().to(device)
         if training.images == "half":
             first, second = data.halves(training.split_seed, config.images.split)
             return cls(first.to(device), second.to(device), test, data.digest())
-        whole = ImageSet(data.train_images, data.train_labels, data.mean, data.std, augmentation)
+        whole, _ = data.halves(0, "shared")
         return cls(whole.to(device), None, test, data.digest())
 
     def order(self, config: TrainConfig, epoch: int) -> list[torch.Tensor]:
@@ -69,7 +70,7 @@ class Images:
         return self.training.batch(indices, stream(config.training.seed, "augmentation", epoch, step))
 
 
-def check_data(data: ImageData, config: TrainConfig) -> None:
+def check_data(data: Data, config: TrainConfig) -> None:
     """Raises `UserError` for images that the network cannot be trained on."""
     count, (height, width) = len(data.train_labels), data.image_size
     if data.num_classes < 2 or (data.train_labels == data.train_labels[0]).all():

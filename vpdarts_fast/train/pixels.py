@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Union
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from vpdarts_fast.data.mapped.decoding import LARGEST_FILE, decode
 from vpdarts_fast.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,13 +18,13 @@ Source = Union[str, Path, "Image"]
 """The path of a picture, or one that Pillow has opened."""
 
 
-def normalised(image: Source, image_size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
-    """Brings a picture to three channels and to a size, and normalises it: float32 [3, H, W].
+def normalised(picture: Source, image_size: tuple[int, int], mean: Tensor, std: Tensor) -> Tensor:
+    """Brings a picture to a size, as images of folders are, and normalises it: float32 [3, H, W].
 
-    Its orientation is that of its EXIF tag. It is scaled until it covers H x W, and its middle is kept.
+    Where height and width differ, the middle is cut out of a square.
 
     Args:
-        image: the picture.
+        picture: what is read.
         image_size: H and W.
         mean: subtracted from each channel, float32 [3] in units of 0..255.
         std: then divides each channel, likewise.
@@ -33,20 +32,21 @@ def normalised(image: Source, image_size: tuple[int, int], mean: Tensor, std: Te
     Raises:
         UserError: a file that cannot be read, or is no picture.
     """
-    from PIL import Image, ImageOps, UnidentifiedImageError
-
     height, width = image_size
+    side = max(height, width)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            opened = Image.open(image) if isinstance(image, (str, Path)) else image
-            upright = ImageOps.exif_transpose(opened).convert("RGB")
-            fitted = ImageOps.fit(upright, (width, height), Image.Resampling.BILINEAR)
-    except UnidentifiedImageError as error:
-        raise UserError(f"{image} is no picture that Pillow can read") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UserError(f"{image} has too many pixels: {error}") from error
+        pixels = decode(_content(picture) if isinstance(picture, (str, Path)) else picture, side)
+    except UserError as error:
+        raise UserError(f"{picture}: {error}") from error
+    top, left = (side - height) // 2, (side - width) // 2
+    square = torch.from_numpy(pixels.copy())[top : top + height, left : left + width].float()
+    return ((square - mean) / std).permute(2, 0, 1)
+
+
+def _content(path: str | Path) -> bytes:
+    try:
+        if (size := Path(path).stat().st_size) > LARGEST_FILE:
+            raise UserError(f"{size:,} bytes are more than the {LARGEST_FILE:,} that are read of a picture")
+        return Path(path).read_bytes()
     except OSError as error:
-        raise UserError(f"cannot read the picture {image}: {error.strerror or error}") from error
-    pixels = torch.from_numpy(np.asarray(fitted, dtype=np.float32).copy())
-    return ((pixels - mean) / std).permute(2, 0, 1)
+        raise UserError(f"cannot be read: {error.strerror or error}") from error

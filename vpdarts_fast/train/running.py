@@ -16,7 +16,7 @@ import torch
 from vpdarts_fast import native
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import described, warn
-from vpdarts_fast.data import GIVEN, ImageData, load
+from vpdarts_fast.data import GIVEN, load
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.training import draw_training
@@ -28,6 +28,7 @@ from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.console import TrainConsole
 from vpdarts_fast.train.export import export_network
 from vpdarts_fast.train.folder import TrainFolder
+from vpdarts_fast.train.images import Data
 from vpdarts_fast.train.trainer import Training
 
 
@@ -44,7 +45,7 @@ class Session:
         training: entered while the network is trained, which can then be stopped in order.
     """
 
-    data: ImageData
+    data: Data
     table: BenchmarkTable | None
     resuming: bool = False
     stop: Callable[[], bool] = lambda: False
@@ -66,7 +67,7 @@ def process_settings(config: TrainConfig) -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def prepared(config: TrainConfig) -> tuple[TrainConfig, ImageData, BenchmarkTable | None]:
+def prepared(config: TrainConfig) -> tuple[TrainConfig, Data, BenchmarkTable | None]:
     """Prepares a training, and complains of what can be complained of before there is a folder.
 
     Returns:
@@ -164,7 +165,7 @@ def _open(config: TrainConfig, folder: Path, resuming: bool) -> tuple[TrainFolde
     return run, False
 
 
-def header_lines(training: Training, data: ImageData) -> list[str]:
+def header_lines(training: Training, data: Data) -> list[str]:
     """Says what is about to run: the resolved settings, the images and the device."""
     config, images = training.config, training.images
     settings = "  ".join(f"{name}={value}" for name, value in config.flat().items())

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
-from vpdarts_fast.data import ImageData, ImageHalf
+from vpdarts_fast.data import ImageHalf
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.environment import change, checked, environment
@@ -24,7 +24,7 @@ from vpdarts_fast.train.comparison import compared
 from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.evaluating import Scores, evaluate
 from vpdarts_fast.train.folder import TrainFolder
-from vpdarts_fast.train.images import Images
+from vpdarts_fast.train.images import Data, Images
 from vpdarts_fast.train.networks import multiply_adds, network_to_train, parameters_of
 from vpdarts_fast.train.state import TrainingState
 
@@ -65,7 +65,7 @@ class Training:
     def __init__(
         self,
         config: TrainConfig,
-        data: ImageData,
+        data: Data,
         run: TrainFolder,
         observer: TrainObserver,
         table: BenchmarkTable | None = None,
