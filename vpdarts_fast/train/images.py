@@ -96,6 +96,11 @@ def check_data(data: Data, config: TrainConfig) -> None:
             f"nothing to normalise with in a single image of {height}x{width} pixels; got "
             f"{config.training.batch_size}, and {trained} images"
         )
+
+
+def check_auxiliary(data: Data, config: TrainConfig) -> None:
+    """Raises `UserError` for images that are too small for an auxiliary head."""
+    height, width = data.image_size
     if config.network.auxiliary_weight > 0 and min(height, width) < LEAST_SIZE:
         raise UserError(
             f"--auxiliary-weight {config.network.auxiliary_weight}: the auxiliary head needs images of at "

@@ -26,7 +26,7 @@ from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.console import TrainConsole
-from vpdarts_fast.train.export import export_network
+from vpdarts_fast.train.exporting import export_network
 from vpdarts_fast.train.folder import TrainFolder
 from vpdarts_fast.train.images import Data
 from vpdarts_fast.train.trainer import Training

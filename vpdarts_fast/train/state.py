@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.validation import Batch
@@ -103,12 +103,6 @@ class TrainingState:
         with_auxiliary: Any = self.network.forward_with_auxiliary
         logits, beside = with_auxiliary(images)
         return F.cross_entropy(logits, labels) + weight * F.cross_entropy(beside, labels), logits
-
-    def averaged(self, network: nn.Module) -> nn.Module:
-        """Puts the moving average into a network that is built like this one, and returns that."""
-        assert self.average is not None
-        network.load_state_dict(self.average.tensors)
-        return network
 
     def begin_next_epoch(self) -> None:
         """Goes on behind an epoch that is over."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+from torch import nn
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.data import ImageHalf
@@ -24,7 +25,7 @@ from vpdarts_fast.train.comparison import compared
 from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.evaluating import Scores, evaluate
 from vpdarts_fast.train.folder import TrainFolder
-from vpdarts_fast.train.images import Data, Images
+from vpdarts_fast.train.images import Data, Images, check_auxiliary
 from vpdarts_fast.train.networks import multiply_adds, network_to_train, parameters_of
 from vpdarts_fast.train.state import TrainingState
 
@@ -78,7 +79,9 @@ class Training:
         self.environment = environment(self.device, "auto" if config.execution.fused else "none")
         self.environment_change: str | None = None
         self.steps = len(self.images.order(config, 0))
+        self._averaged: nn.Module | None = None
         self.state = TrainingState(config, data.num_classes, self.device, self.steps)
+        check_auxiliary(data, config)
 
     @property
     def begun(self) -> bool:
@@ -209,8 +212,10 @@ class Training:
         """Scores of the network, called validation, and of the average of its weights, if there is one."""
         networks = {"validation": self.state.network}
         if self.state.average is not None:
-            plain = network_to_train(self.config, self._data.num_classes, self.device)
-            networks["average"] = self.state.averaged(plain)
+            if self._averaged is None:
+                self._averaged = network_to_train(self.config, self._data.num_classes, self.device)
+            self._averaged.load_state_dict(self.state.average.tensors)
+            networks["average"] = self._averaged
         found = {}
         started = time.perf_counter()
         for name, network in networks.items():
