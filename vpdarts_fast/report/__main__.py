@@ -28,8 +28,9 @@ from vpdarts_fast.report.comparison import (
 )
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.style import save_figure
-from vpdarts_fast.report.training import draw_training, is_training
+from vpdarts_fast.report.training import draw_training
 from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runs.training_files import is_training
 
 FILE_WIDTH = 130
 """Columns of the printed table where there is no terminal."""

@@ -11,7 +11,7 @@ import tyro
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.plugins import load_plugins
-from vpdarts_fast.report.training import is_training
+from vpdarts_fast.runs.training_files import is_training
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.search.seeds import SEEDS_FILE
 from vpdarts_fast.train.config import (

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.training import parse_epoch, parse_result
 from vpdarts_fast.runs.files import LOCK_FILE, is_empty, make_empty, write_atomically
 from vpdarts_fast.runs.formats import TRAINING_EPOCH, TRAINING_RESULT, TRAINING_SETTINGS, read_bytes
+from vpdarts_fast.runs.training_files import parse_epoch, parse_result
 from vpdarts_fast.train.config import TrainConfig
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.report.training import MOST_CLASSES
 from vpdarts_fast.runs.formats import TRAINED_NETWORK, shown
+from vpdarts_fast.runs.training_files import MOST_CLASSES
 from vpdarts_fast.runs.values import mapping, number, whole
 from vpdarts_fast.search.settings_files import from_values
 from vpdarts_fast.spaces import darts as darts  # so that `Space.named` finds them

@@ -148,8 +148,11 @@ def _train(training: Training, console: TrainConsole, session: Session) -> dict[
         with session.training():
             return training.train()
     except Interrupted:
-        console.line(f"stopped in {training.position}; nothing is lost")
-        console.line(f"continue with: {again(training.run_folder.path)}")
+        if training.begun:
+            console.line(f"stopped in {training.position}; nothing is lost")
+            console.line(f"continue with: {again(training.run_folder.path)}")
+        else:
+            console.line("stopped before the first step, so that there is nothing to keep")
         raise
 
 

@@ -91,6 +91,8 @@ class Training:
     @property
     def position(self) -> str:
         """Where the training is, for people."""
+        if self.state.epoch == self.config.training.epochs:
+            return "the test"
         return f"epoch {self.state.epoch + 1}, step {self.state.step}"
 
     def resume(self) -> None:
