@@ -15,7 +15,7 @@ from search_commands import TINY, error_of, stop_after
 
 from vpdarts_fast.data import load
 from vpdarts_fast.runs import checkpoint, environment
-from vpdarts_fast.search import RunFolder, running
+from vpdarts_fast.search import RunFolder, SearchConfig, running
 from vpdarts_fast.search.__main__ import main
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -163,11 +163,11 @@ def test_the_default_folder_of_images_is_found_again(
     monkeypatch.chdir(tmp_path)
     roots: list[Any] = []
 
-    def load_few(dataset: str, root: Path | None, *, download: bool = False) -> Any:
-        roots.append(root)
+    def load_few(config: SearchConfig, *, quiet: bool) -> Any:
+        roots.append(config.images.data)
         return load("npz", images)
 
-    monkeypatch.setattr(running, "load", load_few)
+    monkeypatch.setattr(running, "load_images", load_few)
     with monkeypatch.context() as patch:
         stop_after(1, patch)
         assert main([*TINY, "--dataset", "cifar10", "--out", "run"]) == 130
