@@ -68,9 +68,7 @@ def warn(text: str) -> None:
 
 @contextlib.contextmanager
 def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
-    """Shows a bar on the standard error output while something is done, where that is a terminal.
-
-    Elsewhere it is a line.
+    """Shows a bar while something is done, on a terminal; elsewhere it is a line.
 
     Args:
         description: what is done.
@@ -83,13 +81,13 @@ def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterat
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    if quiet or not sys.stderr.isatty():
+    if quiet or not sys.stdout.isatty():
         if not quiet:
-            print(f"{description}: {total:,}", file=sys.stderr, flush=True)
+            print(f"{description}: {total:,}", flush=True)
         yield lambda done: None
         return
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with Progress(*columns, console=Console(), transient=True) as progress:
         task = progress.add_task(description, total=total)
         yield lambda done: progress.update(task, completed=done)
 

@@ -154,11 +154,13 @@ def test_the_settings_of_the_present_version() -> None:
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
     names = {
-        11: flat
+        12: flat
         | parts
         | {"variation", "schedule"}
         | {"loss"}
         | {"alpha_every", "lineage", "split", "stopping", "eigenvalue"}
+        | {"image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric"}
+        | {"label_smoothing", "class_weight_power", "focal_gamma"}
     }
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
@@ -176,7 +178,9 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
     version_5 = Format(SETTINGS.kind, SETTINGS.remedy, SETTINGS.upgrades[:4])
     later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
              "alpha_every", "lineage", "split", "stopping", "eigenvalue", "loss", "space", "recipe",
-             "relaxation", "alpha_rule", "regulariser", "variation", "schedule")  # fmt: skip
+             "relaxation", "alpha_rule", "regulariser", "variation", "schedule",
+             "image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric",
+             "label_smoothing", "class_weight_power", "focal_gamma")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")

@@ -124,7 +124,7 @@ def test_a_checkpoint_is_of_its_images(
 ) -> None:
     without_what_follows(monkeypatch)
     data = ["--dataset", "npz", "--data", str(write_npz(tmp_path / "images.npz"))]
-    arguments = [*TINY_DARTS, *data, "--auxiliary-weight", "0"]
+    arguments = [*TINY_DARTS, *data, "--auxiliary-weight", "0", "--cutout", "0"]
     folder = trained(tmp_path / "run", *arguments)
     (folder / "result.json").unlink()
     write_npz(tmp_path / "images.npz", train_labels=np.array([1, 0, 0, 1, 1]))

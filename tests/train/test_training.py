@@ -6,6 +6,7 @@ import os
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,8 +22,11 @@ from train_cases import (
     without_what_follows,
 )
 
+from vpdarts_fast.data import ImageData, load
+from vpdarts_fast.evaluation.objective import ImageLoss, class_weights
 from vpdarts_fast.train import trainer
 from vpdarts_fast.train.__main__ import main
+from vpdarts_fast.train.arguments import parse
 from vpdarts_fast.train.config import TrainConfig
 from vpdarts_fast.train.ema import MovingAverage
 from vpdarts_fast.train.folder import TrainFolder
@@ -168,3 +172,38 @@ def test_a_folder_in_use_or_with_something_in_it_is_left_alone(
     (tmp_path / "file").write_text("mine")
     assert "is not empty" in error_of([*TINY, "--out", str(tmp_path)], capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "loss"),
+    [
+        (["--loss", "label-smoothing", "--label-smoothing", "0.3"], ImageLoss(smoothing=0.3)),
+        (["--loss", "focal", "--focal-gamma", "1"], ImageLoss(gamma=1.0)),
+        (["--loss", "class-weights"], ImageLoss(weights=class_weights(torch.arange(10).repeat(4), 10))),
+    ],
+)
+def test_the_loss_that_is_named_is_minimised(flags: list[str], loss: ImageLoss) -> None:
+    """A first step of the training is one of the module that minimises this loss."""
+    config = parse([*TINY, *flags, "--batch-size", "40", "--ema", "0"]).config
+    data = load("digits")
+    assert isinstance(data, ImageData)
+    data = data.subset(torch.cat([(data.train_labels == digit).nonzero()[:4, 0] for digit in range(10)]))
+    training = trainer.Training(config, data, TrainFolder(Path("nowhere")), SilentObserver())
+    state, (order,) = training.state, training.images.order(config, 0)
+    images, labels = training.images.batch(order, config, 0, 0)
+    expected = loss(state.network(images), labels)
+    state.train((images, labels))
+    assert state.record.summary()[0] == pytest.approx(float(expected.detach()), rel=1e-5)
+
+
+class SilentObserver:
+    """Hears nothing."""
+
+    def phase(self, description: str, total: int, done: int = 0) -> None:
+        pass
+
+    def advance(self, done: int, epochs: float) -> None:
+        pass
+
+    def epoch(self, metrics: dict[str, Any]) -> None:
+        pass

@@ -26,6 +26,7 @@ from vpdarts_fast.runs.upgrades import (
     epoch_5,
     epoch_6,
     epoch_7,
+    finalists_2,
     kendall_3,
     kendall_4,
     result_3,
@@ -43,6 +44,7 @@ from vpdarts_fast.runs.upgrades import (
     settings_9,
     settings_10,
     settings_11,
+    settings_12,
     with_decisions,
     with_op_images,
     without_members,
@@ -244,6 +246,7 @@ SETTINGS = Format(
         settings_9,
         settings_10,
         settings_11,
+        settings_12,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
@@ -276,7 +279,9 @@ CHECKPOINT = Format(
 )
 """checkpoint.pt."""
 
-FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
+FINALISTS = Format(
+    "progress of finalists", "remove it, and --resume the run to train them anew", (finalists_2,), True
+)
 """finalists.pt."""
 
 SNAPSHOT = Format(

@@ -59,12 +59,12 @@ def run_command(command: Command, stop: StopRequest) -> int:
         Interrupted: a signal stopped it.
     """
     machine.reuse_memory()
-    with process_settings(command.config):
+    with process_settings(command.config.execution.threads):
         config, data, table = prepared(command.config)
         if command.dry_run:
             print("\n".join(expect(config, data, table).lines(len(command.seeds))))
             return 0
-        root = command.resume or command.out or new_folder(config)
+        root = command.resume or command.out or new_folder(config.preset, config.images.dataset)
         again = f"python -m vpdarts_fast.search --resume {shlex.quote(str(root))}"
         session = Session(data, table, command.resume is not None, again, stop, searching=stop.deferred)
         with claimed(root):

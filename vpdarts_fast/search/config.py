@@ -72,6 +72,12 @@ class SearchConfig:
                 f"{search.finalist_steps:,}: each of the {search.finalists} --finalists once and "
                 f"{trainings - search.finalists} of them with a second seed; got {search.finalist_budget:,}"
             )
+        criterion = self.method.criterion
+        if search.metric != "accuracy" and criterion.estimates:
+            raise UserError(
+                f"--metric {search.metric} is measured, and --criterion {criterion.name} estimates losses: "
+                "use --criterion accuracy or loss, or --metric accuracy"
+            )
         if search.evaluation == "racing":
             self._check_racing()
 
@@ -106,6 +112,11 @@ class SearchConfig:
         criterion, pruning = self.method.criterion.name, self.method.pruning
         if criterion not in IMAGE_SCORES:
             raise UserError(f"{racing} by the scores of images; --criterion {criterion} has none")
+        if self.search.metric != "accuracy":
+            raise UserError(
+                f"{racing} by the scores of images, and --metric {self.search.metric} is one of classes: use "
+                "--evaluation full"
+            )
         if (schedule := self.method.schedule).evaluates_edges:
             raise UserError(
                 f"{racing}; --schedule {schedule.name} evaluates one edge at a time: use --evaluation full"
@@ -220,7 +231,7 @@ SEEDED_TWICE = 4
 """So few finalists are trained with a second seed, and none of them is left out for its rank alone."""
 
 FREE_ON_RESUME = frozenset({
-    "data", "download", "benchmark_table",  # where things lie
+    "data", "cache", "download", "benchmark_table",  # where things lie
     "device", "backend", "threads", "memory_budget_mib", "cuda_graphs",  # what they run on
     "tensorboard", "snapshots",  # what is reported
 })  # fmt: skip

@@ -11,8 +11,9 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.search.observer import Interrupted
+from vpdarts_fast.search.running import new_folder, process_settings
 from vpdarts_fast.train.arguments import parse
-from vpdarts_fast.train.running import Session, new_folder, prepared, process_settings, run_training
+from vpdarts_fast.train.running import Session, prepared, run_training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,9 +28,13 @@ def _main(arguments: list[str]) -> int:
         with stop:
             command = parse(arguments)
             machine.reuse_memory()
-            with process_settings(command.config):
+            with process_settings(command.config.execution.threads):
                 config, data, table = prepared(command.config)
-                folder = command.resume or command.out or new_folder(config)
+                folder = (
+                    command.resume
+                    or command.out
+                    or new_folder(f"train-{config.preset}", config.images.dataset)
+                )
                 session = Session(data, table, command.resume is not None, stop, training=stop.deferred)
                 with claimed(folder):
                     run_training(config, folder, session)

@@ -102,7 +102,7 @@ class TrainConfig:
 
 
 FREE_ON_RESUME = frozenset({
-    "data", "download", "benchmark_table",  # where things lie
+    "data", "cache", "download", "benchmark_table",  # where things lie
     "device", "threads", "fused",  # what they run on
     "onnx",  # what is reported
 })  # fmt: skip
@@ -146,6 +146,10 @@ SHORT_SIZES = {"nas-bench-201": {"channels": 16, "depth": 1}, "darts": {"channel
 """Of the networks of the preset short, by the family of the space."""
 
 
+OF_PRESET = frozenset({"cutout"})
+"""Settings of images that are the preset's, whatever a search had."""
+
+
 def family(space: Space[Any]) -> str:
     """The name of the space whose networks those of a space are."""
     return Darts.name if isinstance(space, Darts) else space.name
@@ -169,7 +173,9 @@ def config_of(preset: str, cell: str, space: Space[Any], images: ImageSettings |
     """
     sizes = SHORT_SIZES.get(family(space), {}) if preset == "short" else {}
     config = PRESETS[preset].replaced(cell=cell, space=space, **sizes)
-    return config if images is None else config.replaced(**dict(leaves(images)))
+    if images is None:
+        return config
+    return config.replaced(**{name: value for name, value in leaves(images) if name not in OF_PRESET})
 
 
 def space_of(text: str) -> Space[Any]:

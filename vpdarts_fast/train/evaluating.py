@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vpdarts_fast.data import ImageHalf
+from vpdarts_fast.evaluation.objective import Metric, metric_of
 
 
 @dataclass(frozen=True)
@@ -41,16 +42,16 @@ class Scores:
     @property
     def balanced_accuracy(self) -> float:
         """The mean of `per_class` over the classes that have images."""
-        shares = [share for share in self.per_class if share is not None]
-        return sum(shares) / max(len(shares), 1)
+        return self._by_class("balanced-accuracy")
 
     @property
     def macro_f1(self) -> float:
-        """The mean F1 score, in per cent, over the classes that have images or are taken for an image's."""
-        right = self.confusion.diagonal().double()
-        both = (self.confusion.sum(0) + self.confusion.sum(1)).double()
-        present = both > 0
-        return float((200 * right[present] / both[present]).mean()) if present.any() else 0.0
+        """The mean F1 score, in per cent, over the classes that have images."""
+        return self._by_class("macro-f1")
+
+    def _by_class(self, metric: Metric) -> float:
+        right, predicted, actual = self.confusion.diagonal(), self.confusion.sum(0), self.confusion.sum(1)
+        return float(metric_of(metric, right, predicted, actual))
 
     def summary(self) -> dict[str, float]:
         """Loss and accuracy, as a line of metrics.jsonl has them."""

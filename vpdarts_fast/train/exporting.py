@@ -61,7 +61,7 @@ def export(folder: str | Path) -> list[str]:
             f"the training in {folder} is not finished: go on with "
             f"python -m vpdarts_fast.train --resume {folder}"
         )
-    _, data, _ = prepared(config)
+    config, data, _ = prepared(config, quiet=True)
     return export_network(run, config, data, result)
 
 

@@ -13,6 +13,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.darts.network import LEAST_SIZE
+from vpdarts_fast.spaces.stems import REDUCTIONS
 from vpdarts_fast.train.config import TrainConfig
 
 Data = ImageData | MappedImages
@@ -27,12 +28,14 @@ class Images:
         training: what trains.
         validation: what validates after each epoch; None where all images train.
         test: what the result is measured on.
-        digest: of the images that train and validate.
+        labels: of all images that train or validate, int64 [N].
+        digest: of these images.
     """
 
     training: ImageHalf
     validation: ImageHalf | None
     test: ImageHalf
+    labels: torch.Tensor
     digest: str
 
     @classmethod
@@ -48,13 +51,12 @@ class Images:
             chosen = torch.randperm(len(data.train_labels), generator=generator, device="cpu")[:used]
             data = data.subset(chosen)
         check_data(data, config)
-        data = data.with_augmentation(data.augmentation.with_cutout(training.cutout))
         test = data.test_half().to(device)
         if training.images == "half":
             first, second = data.halves(training.split_seed, config.images.split)
-            return cls(first.to(device), second.to(device), test, data.digest())
+            return cls(first.to(device), second.to(device), test, data.train_labels, data.digest())
         whole, _ = data.halves(0, "shared")
-        return cls(whole.to(device), None, test, data.digest())
+        return cls(whole.to(device), None, test, data.train_labels, data.digest())
 
     def order(self, config: TrainConfig, epoch: int) -> list[torch.Tensor]:
         """The batches of an epoch: which images each of them has, int64 [B]."""
@@ -101,8 +103,9 @@ def check_data(data: Data, config: TrainConfig) -> None:
 def check_auxiliary(data: Data, config: TrainConfig) -> None:
     """Raises `UserError` for images that are too small for an auxiliary head."""
     height, width = data.image_size
-    if config.network.auxiliary_weight > 0 and min(height, width) < LEAST_SIZE:
+    least = 1 + (LEAST_SIZE - 1) * REDUCTIONS[getattr(config.space, "stem", "plain")]
+    if config.network.auxiliary_weight > 0 and min(height, width) < least:
         raise UserError(
             f"--auxiliary-weight {config.network.auxiliary_weight}: the auxiliary head needs images of at "
-            f"least {LEAST_SIZE}x{LEAST_SIZE}, and those of {data.name} are {height}x{width}: use 0"
+            f"least {least}x{least}, and those of {data.name} are {height}x{width}: use 0"
         )

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import textwrap
-import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,16 @@ import torch
 from vpdarts_fast import native
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import described, warn
-from vpdarts_fast.data import GIVEN, load
+from vpdarts_fast.data import GIVEN
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.training import draw_training
 from vpdarts_fast.runtime.precision import check_precision
+from vpdarts_fast.search.images import load_images
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
+from vpdarts_fast.spaces.stems import with_stem
 from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.console import TrainConsole
 from vpdarts_fast.train.exporting import export_network
@@ -53,25 +55,16 @@ class Session:
     training: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
-@contextmanager
-def process_settings(config: TrainConfig) -> Iterator[None]:
-    """Sets, while it is entered, what a training needs: threads, and a cuDNN that repeats itself."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
-    torch.backends.cudnn.deterministic = True
-    if config.execution.threads is not None:
-        torch.set_num_threads(config.execution.threads)
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.deterministic = deterministic
-        torch.set_num_threads(threads)
-
-
-def prepared(config: TrainConfig) -> tuple[TrainConfig, Data, BenchmarkTable | None]:
+def prepared(config: TrainConfig, *, quiet: bool = False) -> tuple[TrainConfig, Data, BenchmarkTable | None]:
     """Prepares a training, and complains of what can be complained of before there is a folder.
 
+    Args:
+        config: the settings.
+        quiet: show no progress.
+
     Returns:
-        The settings with the place where the images were found, the images, and where cells are looked up.
+        The settings with the place where the images were found and the stem for their size, the images, and
+        where cells are looked up.
     """
     device = choose_device(config.execution.device)
     check_precision(config.execution.precision, device)
@@ -82,20 +75,11 @@ def prepared(config: TrainConfig) -> tuple[TrainConfig, Data, BenchmarkTable | N
         table = BenchmarkTable.load(path) if path is not None else BenchmarkTable.published()
     if config.images.dataset == GIVEN:
         raise UserError("--dataset given is for searches from Python: a training reads a data set of files")
-    data = load(config.images.dataset, config.images.data, download=config.images.download)
-    if config.images.data is None and config.images.dataset != "digits":
+    data = load_images(config.images, quiet=quiet)
+    config = dataclasses.replace(config, space=with_stem(config.space, data.image_size))
+    if config.images.data is None and not config.images.dataset.startswith(("digits", "hf:")):
         config = config.replaced(data=DEFAULT_ROOT)  # found again from another folder
     return config, data, table
-
-
-def new_folder(config: TrainConfig) -> Path:
-    """Names a folder under ./runs that does not exist yet."""
-    name = time.strftime("%Y%m%d-%H%M%S") + f"-train-{config.preset}-{config.images.dataset}"
-    folder, suffix = Path("runs") / name, 1
-    while folder.exists():
-        suffix += 1
-        folder = Path("runs") / f"{name}-{suffix}"
-    return folder
 
 
 def run_training(config: TrainConfig, folder: Path, session: Session) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from vpdarts_fast.runtime.precision import Precision
 
 TrainOn = Literal["all", "half"]
 Anneal = Literal["epochs", "steps"]
+TrainLoss = Literal["cross-entropy", "label-smoothing", "class-weights", "focal"]
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,15 @@ class TrainingSettings:
     """SGD's L2 penalty."""
     gradient_clip: float | None = None
     """Largest norm of the gradient. Default: any."""
-    cutout: int = 0
-    """Side in pixels of a square that is cut out of each training image; 0: none."""
+    loss: TrainLoss = "cross-entropy"
+    """What is minimised: cross-entropy, with label-smoothing, with class-weights (rare classes weigh more) or
+    focal (what is learned weighs less)."""
+    label_smoothing: float = 0.1
+    """Of label-smoothing: the share of the target that all classes have alike."""
+    class_weight_power: float = 1.0
+    """Of class-weights: a class weighs its inverse frequency to this power; at 1 all classes weigh alike."""
+    focal_gamma: float = 2.0
+    """Of focal: the power of one minus the probability of the right class."""
     ema: float | None = None
     """Decay of a moving average of the weights, which is then the network that is tested and exported; the
     weights themselves are evaluated beside it. Default: no average."""

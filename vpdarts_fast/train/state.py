@@ -14,6 +14,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.validation import Batch
 from vpdarts_fast.runs.formats import TRAINING_CHECKPOINT
 from vpdarts_fast.runs.values import mapping, numbers_by_name, tensors_like, whole
+from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.optimizers import adapted
 from vpdarts_fast.search.records import Mean, step_sums
 from vpdarts_fast.search.streams import seed_for
@@ -24,6 +25,13 @@ from vpdarts_fast.train.networks import DROP_PATH, network_to_train
 
 class TrainingState:
     """Network, optimiser, moving average and position.
+
+    Args:
+        config: the settings.
+        num_classes: of the classifier.
+        device: where it is trained.
+        steps_per_epoch: how many there are.
+        loss: of logits [N, classes] and labels [N], what is minimised.
 
     Attributes:
         network: in training mode.
@@ -36,9 +44,14 @@ class TrainingState:
     """
 
     def __init__(
-        self, config: TrainConfig, num_classes: int, device: torch.device, steps_per_epoch: int
+        self,
+        config: TrainConfig,
+        num_classes: int,
+        device: torch.device,
+        steps_per_epoch: int,
+        loss: Loss = F.cross_entropy,
     ) -> None:
-        self._config, self._steps_per_epoch = config, steps_per_epoch
+        self._config, self._steps_per_epoch, self._loss_of = config, steps_per_epoch, loss
         self.network = network_to_train(config, num_classes, device)
         training = config.training
         self.optimizer = torch.optim.SGD(
@@ -98,11 +111,11 @@ class TrainingState:
         weight = self._config.network.auxiliary_weight
         if not weight:
             logits: Tensor = self.network(images)
-            return F.cross_entropy(logits, labels), logits
+            return self._loss_of(logits, labels), logits
         # Not a call of the module, which returns logits alone.
         with_auxiliary: Any = self.network.forward_with_auxiliary
         logits, beside = with_auxiliary(images)
-        return F.cross_entropy(logits, labels) + weight * F.cross_entropy(beside, labels), logits
+        return self._loss_of(logits, labels) + weight * self._loss_of(beside, labels), logits
 
     def begin_next_epoch(self) -> None:
         """Goes on behind an epoch that is over."""

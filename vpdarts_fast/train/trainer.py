@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
@@ -19,6 +20,7 @@ from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search.lines import index_of
+from vpdarts_fast.search.losses import named_loss
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.train.comparison import compared
@@ -80,7 +82,10 @@ class Training:
         self.environment_change: str | None = None
         self.steps = len(self.images.order(config, 0))
         self._averaged: nn.Module | None = None
-        self.state = TrainingState(config, data.num_classes, self.device, self.steps)
+        loss = named_loss(config.training, self.images.labels, data.num_classes, self.device)
+        self.state = TrainingState(
+            config, data.num_classes, self.device, self.steps, F.cross_entropy if loss is None else loss
+        )
         check_auxiliary(data, config)
 
     @property

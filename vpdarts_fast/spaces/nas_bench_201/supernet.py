@@ -22,11 +22,12 @@ from vpdarts_fast.runtime.precision import autocasts, wide, without_autocast
 from vpdarts_fast.spaces.blocks import OPERATIONS, ReLUConvBN, ResidualBlock, SearchCell, edge_index
 from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
+from vpdarts_fast.spaces.stems import Stem, behind_stem, make_stem
 
 
-def pixels_of_last_stage(image_size: tuple[int, int]) -> int:
+def pixels_of_last_stage(image_size: tuple[int, int], stem: Stem = "plain") -> int:
     """How many pixels are left of images of a height and width behind both residual blocks."""
-    height, width = image_size
+    height, width = behind_stem(image_size, stem)
     return -(-height // 4) * -(-width // 4)
 
 
@@ -38,17 +39,23 @@ class Skeleton(nn.Module):
         cells_per_stage: N.
         num_classes: of the classifier.
         make_cell: channels -> a cell that keeps them.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
     """
 
     def __init__(
-        self, channels: int, cells_per_stage: int, num_classes: int, make_cell: Callable[[int], nn.Module]
+        self,
+        channels: int,
+        cells_per_stage: int,
+        num_classes: int,
+        make_cell: Callable[[int], nn.Module],
+        stem: Stem = "plain",
     ) -> None:
         super().__init__()
         check_bound("channels", channels)
         check_bound("cells_per_stage", cells_per_stage)
         check_bound("num_classes", num_classes)
         self.channels, self.cells_per_stage, self.num_classes = channels, cells_per_stage, num_classes
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem, self.stem_kind = make_stem(channels, stem), stem
         self.cells = nn.ModuleList()
         for stage in range(3):
             width = channels * 2**stage
@@ -88,6 +95,7 @@ class Supernet(Skeleton):
         skip_dropout: probability of the dropout behind every skip connection while training.
         fused: train through the fused operations; the same function.
         backend: what serves those that it has (`vpdarts_fast.backends`); auto takes the best for each.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Raises:
         UserError: a size or probability out of bounds (`vpdarts_fast.bounds`).
@@ -102,6 +110,7 @@ class Supernet(Skeleton):
         skip_dropout: float = 0.2,
         fused: bool = False,
         backend: str = "auto",
+        stem: Stem = "plain",
     ) -> None:
         check_bound("skip_dropout", skip_dropout)
         super().__init__(
@@ -109,6 +118,7 @@ class Supernet(Skeleton):
             cells_per_stage,
             num_classes,
             lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
+            stem,
         )
         self.backend = backend
         for cell in self.cells:
@@ -238,6 +248,7 @@ class DiscreteNetwork(Skeleton):
         channels: C, of the first stage.
         cells_per_stage: N.
         num_classes: of the classifier.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
         fused: train on the fused ops where they are faster; the same function, parameters and names.
     """
 
@@ -247,10 +258,13 @@ class DiscreteNetwork(Skeleton):
         channels: int = 16,
         cells_per_stage: int = 5,
         num_classes: int = 10,
+        stem: Stem = "plain",
         *,
         fused: bool = False,
     ) -> None:
-        super().__init__(channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width))
+        super().__init__(
+            channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width), stem
+        )
         self.genotype = genotype
         for cell in self.cells:
             if isinstance(cell, (DiscreteCell, ResidualBlock)):
@@ -270,7 +284,11 @@ class DiscreteNetwork(Skeleton):
 
 
 def build_network(
-    architecture: Genotype | str | int, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+    architecture: Genotype | str | int,
+    channels: int = 16,
+    cells_per_stage: int = 5,
+    num_classes: int = 10,
+    stem: Stem = "plain",
 ) -> DiscreteNetwork:
     """Builds the network of an architecture, given as genotype, string or `Genotype.index`.
 
@@ -281,4 +299,4 @@ def build_network(
         architecture = Genotype.from_string(architecture)
     elif isinstance(architecture, int):
         architecture = Genotype.from_index(architecture)
-    return DiscreteNetwork(architecture, channels, cells_per_stage, num_classes)
+    return DiscreteNetwork(architecture, channels, cells_per_stage, num_classes, stem)
