@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from supernet_cases import make_input, make_supernet
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.nas_bench_201 import (
@@ -89,6 +89,27 @@ def test_a_fused_network_trains_as_its_modules_do(choices: tuple[int, ...]) -> N
             torch.testing.assert_close(
                 network.get_buffer(name).double(), buffer.double(), atol=1e-4, rtol=1e-4
             )
+
+
+@pytest.mark.parametrize("choices", [(3, 1, 2, 4, 0, 3), (2, 3, 2, 2, 4, 1), (1, 0, 4, 0, 0, 1)])
+def test_a_fused_network_evaluates_as_its_modules_do(choices: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    truth = DiscreteNetwork(Genotype.from_choices(choices), 4, 1, 5).double()
+    images = torch.randn(6, 3, 12, 12)
+    with torch.no_grad():
+        for norm in truth.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.normal_()  # of either sign
+                norm.bias.normal_()
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 2)
+        fused = DiscreteNetwork(truth.genotype, 4, 1, 5, fused=True).eval()
+        fused.load_state_dict(truth.state_dict())
+        expected = truth.eval()(images.double())
+        found = fused(images)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    (gradient,) = torch.autograd.grad(fused(images.requires_grad_()).sum(), images)
+    assert gradient.isfinite().all()
 
 
 def test_a_space_without_networks_of_other_sizes_says_so() -> None:

@@ -30,10 +30,12 @@ def compared(
         validation: the same on the half that did not train, if there is one.
 
     Returns:
-        None where the benchmark has trained no such network; a data set is recognised by its name.
+        None where the benchmark has trained no such network; data sets are those that --benchmark-data or
+        --dataset names.
     """
     network, training = config.network, config.training
-    name = _NAMES.get(config.images.dataset)
+    said = config.reporting.benchmark_data
+    name = _NAMES.get(config.images.dataset if said == "auto" else said)
     if table is None or name is None or (network.channels or 16, network.depth or 5) != (16, 5):
         return None
     halves = name == "cifar10"

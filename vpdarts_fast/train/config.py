@@ -104,7 +104,7 @@ class TrainConfig:
 FREE_ON_RESUME = frozenset({
     "data", "cache", "download", "benchmark_table",  # where things lie
     "device", "threads", "fused",  # what they run on
-    "onnx",  # what is reported
+    "benchmark_data", "onnx",  # what is reported
 })  # fmt: skip
 """Settings that do not say what is trained, so that a resumed training may set them anew."""
 

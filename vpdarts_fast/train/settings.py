@@ -13,6 +13,7 @@ from vpdarts_fast.runtime.precision import Precision
 
 TrainOn = Literal["all", "half"]
 Anneal = Literal["epochs", "steps"]
+BenchmarkData = Literal["auto", "cifar10", "cifar100", "imagenet16-120", "none"]
 TrainLoss = Literal["cross-entropy", "label-smoothing", "class-weights", "focal"]
 
 
@@ -94,5 +95,8 @@ class TrainReportingSettings:
 
     benchmark_table: Path | None = None
     """Where a cell of NAS-Bench-201 is looked up (csv or csv.gz). Default: the package's table."""
+    benchmark_data: BenchmarkData = "auto"
+    """Which data set of NAS-Bench-201 the images are, so that its accuracy by the same protocol can stand
+    beside ours; auto goes by --dataset."""
     onnx: bool = True
     """Export the network as ONNX too, which needs the extra `export`."""

@@ -19,9 +19,17 @@ from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime.precision import autocasts, wide, without_autocast
-from vpdarts_fast.spaces.blocks import OPERATIONS, ReLUConvBN, ResidualBlock, SearchCell, edge_index
+from vpdarts_fast.spaces.blocks import (
+    OPERATIONS,
+    ReLUConvBN,
+    ResidualBlock,
+    SearchCell,
+    edge_index,
+    wants_gradients,
+)
 from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
+from vpdarts_fast.spaces.norms import kept_statistics
 from vpdarts_fast.spaces.stems import Stem, behind_stem, make_stem
 
 
@@ -189,25 +197,34 @@ def check_alpha(alpha: Tensor) -> None:
         )
 
 
+KERNELS = (1, 3)
+"""Sizes of the convolutions, in the order in which ops take their weights and statistics."""
+
+
 class DiscreteCell(nn.Module):
     """A cell with one operation per edge; names as in the public networks that train an architecture.
 
     Attributes:
-        fused: where the native kernels serve them, run the 3x3 convolutions that leave a node as one
-            `vpdarts_fast.ops.relu_conv`, and the 1x1 convolutions as `vpdarts_fast.ops.relu_pointwise`, while
-            training; the same function.
+        fused: where the native kernels serve them, run on the fused ops; the same function. In training the
+            3x3 convolutions that leave a node are one `vpdarts_fast.ops.relu_conv`, and the 1x1 convolutions
+            `vpdarts_fast.ops.relu_pointwise`; an evaluation without gradients is a `masked_cell` of one-hot
+            alphas, whose convolutions have the scale of their batch norm in them.
     """
 
     def __init__(self, genotype: Genotype, channels: int) -> None:
         super().__init__()
         self.fused = False
         self.layers = nn.ModuleList(OPERATIONS[op](channels, 0.0, True) for op in genotype.ops)
+        self._choices = list(genotype.choices)
         self._leaving = [
             [edge for edge, (source, _) in enumerate(EDGES) if source == node] for node in range(NUM_NODES)
         ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the last node of `x` [N, C, H, W], of the same shape."""
+        fixed = not self.training and not wants_gradients(x, *self.parameters())
+        if self.fused and fixed and self._is_served("masked_cell", x):
+            return self._evaluated(x)
         terms = dict(self._terms(0, x))
         node = x
         for i in range(1, NUM_NODES):
@@ -218,7 +235,7 @@ class DiscreteCell(nn.Module):
     def _terms(self, node: int, x: Tensor) -> dict[int, Tensor]:
         """What the edges that leave a node make of its value [N, C, H, W], by their numbers."""
         layers = {edge: self.layers[edge] for edge in self._leaving[node]}
-        if not (self.fused and self.training and self._is_served(x)):
+        if not (self.fused and self.training and self._is_served("relu_conv", x)):
             return {edge: layer(x) for edge, layer in layers.items()}
         found = {edge: layer(x) for edge, layer in layers.items() if not isinstance(layer, ReLUConvBN)}
         convs = {edge: layer for edge, layer in layers.items() if isinstance(layer, ReLUConvBN)}
@@ -233,11 +250,32 @@ class DiscreteCell(nn.Module):
             found |= {edge: large[edge].norm(out) for edge, out in zip(large, raw, strict=True)}
         return found
 
-    def _is_served(self, x: Tensor) -> bool:
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """The cell with the statistics that its batch norms keep, scale and shift taken into both."""
+        edges, channels = len(self.layers), x.shape[1]
+        weights = {size: x.new_zeros(edges, channels, channels, size, size) for size in KERNELS}
+        mean, variance = x.new_zeros(edges, 2, channels), x.new_ones(edges, 2, channels)
+        eps = 1e-5  # without a convolution any will do
+        for edge, layer in enumerate(self.layers):
+            if not isinstance(layer, ReLUConvBN):
+                continue
+            norm, size = layer.norm, layer.conv.kernel_size[0]
+            (kept_mean,), (kept_variance,) = kept_statistics([norm])
+            eps, column = norm.eps, KERNELS.index(size)
+            weights[size][edge] = layer.conv.weight * norm.weight[:, None, None, None]
+            mean[edge, column] = kept_mean * norm.weight - norm.bias * torch.sqrt(kept_variance + eps)
+            variance[edge, column] = kept_variance
+        alpha = x.new_zeros(1, edges, len(OPS))
+        alpha[0, range(edges), self._choices] = 1
+        weight_1x1, weight_3x3 = weights.values()
+        out = ops.masked_cell(x.unsqueeze(0), weight_1x1, weight_3x3, mean, variance, alpha, eps)
+        return out.squeeze(0)
+
+    def _is_served(self, op: str, x: Tensor) -> bool:
         """Whether kernels compute it that are faster than the modules: those of the native extension."""
         if in_transform() or autocasts(x):
             return False
-        return serving("relu_conv", [x]).name == "cpu"
+        return serving(op, [x]).name == "cpu"
 
 
 class DiscreteNetwork(Skeleton):
