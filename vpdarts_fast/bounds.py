@@ -121,6 +121,16 @@ BOUNDS = {
     "alpha_betas": _BELOW_ONE,
     "alpha_weight_decay": _NOT_NEGATIVE,
     "padding": Bound(0, 1_000),
+    "cutout": Bound(0, 1_000),
+    "label_smoothing": _BELOW_ONE,
+    "class_weight_power": Bound(0, 10, whole=False),
+    "focal_gamma": Bound(0, 100, whole=False),
+    "image_size": Bound(16, 224),
+    # Training what was found
+    "depth": Bound(1, 1_000),
+    "epochs": Bound(1, 1_000_000),
+    "auxiliary_weight": _NOT_NEGATIVE,
+    "ema": _BELOW_ONE,
     # The machine
     "threads": Bound(1, 1_024),
     "memory_budget_mib": Bound(1, 2**30),

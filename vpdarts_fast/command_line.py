@@ -6,9 +6,11 @@ import contextlib
 import functools
 import io
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import TextIO
+from types import FrameType
+from typing import Any, TextIO
 
 from vpdarts_fast.errors import UserError
 
@@ -62,6 +64,32 @@ def forgiving_output() -> Iterator[None]:
 def warn(text: str) -> None:
     """Prints a warning to the standard error output."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+@contextlib.contextmanager
+def progress_bar(description: str, total: int, *, quiet: bool = False) -> Iterator[Callable[[int], None]]:
+    """Shows a bar while something is done, on a terminal; elsewhere it is a line.
+
+    Args:
+        description: what is done.
+        total: of how much.
+        quiet: show nothing.
+
+    Yields:
+        What is to be called with how much is done so far.
+    """
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    if quiet or not sys.stdout.isatty():
+        if not quiet:
+            print(f"{description}: {total:,}", flush=True)
+        yield lambda done: None
+        return
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=Console(), transient=True) as progress:
+        task = progress.add_task(description, total=total)
+        yield lambda done: progress.update(task, completed=done)
 
 
 def _open_standard_files() -> None:
@@ -132,3 +160,46 @@ class _Forgiving(io.TextIOBase):
             nowhere = os.open(os.devnull, os.O_WRONLY)
             os.dup2(nowhere, descriptor)
             os.close(nowhere)
+
+
+class StopRequest:
+    """Makes SIGINT and SIGTERM end the program in order, while it is entered.
+
+    Inside `deferred` the first one is a request to stop after the step, and a second one ends it at
+    once; outside, where nothing needs to be saved, the first one does. A third one kills.
+    """
+
+    def __init__(self) -> None:
+        self.signal: int | None = None
+        self._deferred = False
+        self._previous: dict[int, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def __call__(self) -> bool:
+        """Whether a signal has asked the program to stop."""
+        return self.signal is not None
+
+    @contextlib.contextmanager
+    def deferred(self) -> Iterator[None]:
+        """Within, the first signal is a request to stop, and does not end the program by itself."""
+        self._deferred = True
+        try:
+            yield
+        finally:
+            self._deferred = False
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        again, self.signal = self.signal is not None, number
+        if again or not self._deferred:
+            signal.signal(number, signal.SIG_DFL)
+            raise KeyboardInterrupt
+        with contextlib.suppress(RuntimeError):  # the signal came while something was being printed
+            print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)

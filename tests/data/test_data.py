@@ -90,9 +90,18 @@ def test_image_data_refuses(changes: dict[str, Any], message: str) -> None:
         image_data(**changes)
 
 
-def test_negative_padding_is_refused() -> None:
-    with pytest.raises(UserError, match="0 pixels or more; got -1"):
-        Augmentation(padding=-1, flip=False)
+@pytest.mark.parametrize("name", ["padding", "cutout"])
+def test_negative_pixels_are_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name} must be 0 pixels or more; got -1"):
+        Augmentation(**{"padding": 0, "flip": False, name: -1})
+
+
+def test_test_images_are_normalised_as_training_images_are() -> None:
+    sample = image_data(21)
+    batch, labels = sample.test_half().batch(torch.tensor([5, 0]))
+    expected = (sample.test_images[[5, 0]].float() - sample.mean) / sample.std
+    assert torch.equal(batch, expected.permute(0, 3, 1, 2))
+    assert labels.tolist() == [1, 0]
 
 
 # --- batches -----------------------------------------------------------------------------------
@@ -203,6 +212,56 @@ def test_batches_depend_on_the_generator_alone(two_thread_counts: tuple[int, int
     assert not torch.equal(batches[0][0], batches[0][1]), "the generator moves on"
 
 
+def test_cutout_is_one_square_of_the_mean_in_every_image() -> None:
+    """What the field's code cuts out: from side // 2 before the centre, as far as the image goes."""
+    height, width, side, count = 6, 9, 4, 3_000
+    images = torch.full((1, height, width, 3), 200, dtype=torch.uint8)
+    mean, std = torch.tensor([50.0, 100.0, 150.0]), torch.tensor([10.0, 20.0, 40.0])
+    subset = ImageSet(images, torch.zeros(1).long(), mean, std, Augmentation(0, False, cutout=side))
+    draw = subset.draw(torch.zeros(count, dtype=torch.int64), torch.Generator().manual_seed(0))
+    batch, _ = subset.take(draw)
+    cut = batch == 0
+    assert (cut == cut[:, :1]).all() and (batch[~cut] != 0).all()
+    for hole, row, column in zip(cut[:, 0], *draw[4:].tolist(), strict=True):
+        expected = torch.zeros(height, width, dtype=torch.bool)
+        expected[max(row - 2, 0) : row + 2, max(column - 2, 0) : column + 2] = True
+        assert torch.equal(hole, expected)
+    counts = (draw[4] * width + draw[5]).bincount(minlength=height * width)
+    assert len(counts) == 54
+    chi_square = ((counts - count / 54) ** 2 / (count / 54)).sum()
+    assert chi_square < 90.6, "expected in 999 of 1,000 seeds with 53 degrees of freedom"
+
+
+def test_without_a_generator_nothing_is_cut_out() -> None:
+    images = random_images(3)
+    subset = ImageSet(images, torch.arange(3), torch.zeros(3), torch.ones(3), Augmentation(2, True, cutout=3))
+    assert torch.equal(subset.batch(torch.arange(3))[0], images.permute(0, 3, 1, 2).float())
+
+
+def test_a_cutout_leaves_the_crops_and_flips_of_a_batch() -> None:
+    """What is drawn for it is drawn behind them."""
+    images = random_images(1).clamp_min(1)
+    draws, batches = [], []
+    for cutout in (0, 3):
+        subset = ImageSet(
+            images, torch.arange(1), torch.zeros(3), torch.ones(3), Augmentation(0, True, cutout)
+        )
+        draws.append(subset.draw(torch.zeros(9, dtype=torch.int64), torch.Generator().manual_seed(1)))
+        batches.append(subset.take(draws[-1])[0])
+    assert torch.equal(draws[0], draws[1][:4])
+    assert torch.equal(batches[0].where(batches[1] != 0, torch.zeros(())), batches[1])
+
+
+def test_a_subset_has_the_images_of_its_places_and_copies_none() -> None:
+    images, places = random_images(9), torch.tensor([7, 7, 0])
+    of_channel = torch.zeros(3), torch.ones(3)
+    subset = ImageSet(images, torch.arange(9), *of_channel, Augmentation(0, False), places)
+    assert (len(subset), subset.labels.tolist()) == (3, [7, 7, 0])
+    assert torch.equal(subset.images, images[places])
+    images[0] = 3
+    assert (subset.batch(torch.tensor([2]))[0] == 3).all()
+
+
 def test_batches_leave_the_stored_images_alone() -> None:
     images = random_images(10)
     before = images.clone()
@@ -239,12 +298,13 @@ def test_image_set_checks_its_arguments() -> None:
 
 @pytest.mark.parametrize("padding", [0, 4])
 @pytest.mark.parametrize("flip", [True, False])
-def test_batches_on_a_device_are_the_same_bits(padding: int, flip: bool) -> None:
+@pytest.mark.parametrize("cutout", [0, 5])
+def test_batches_on_a_device_are_the_same_bits(padding: int, flip: bool, cutout: int) -> None:
     """`meta` has no values, so the CPU stands for a GPU; augmented or not."""
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(256, (50, 7, 9, 3), generator=generator, dtype=torch.uint8)
     mean, std = torch.tensor([125.3, 123.0, 113.9]), torch.tensor([63.0, 62.1, 66.7])
-    subset = ImageSet(images, torch.arange(50), mean, std, Augmentation(padding, flip))
+    subset = ImageSet(images, torch.arange(50), mean, std, Augmentation(padding, flip, cutout))
     there = DeviceImageSet(subset, torch.device("cpu"))
     assert len(there) == 50
     indices = torch.randint(50, (400,), generator=generator)

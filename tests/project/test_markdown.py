@@ -21,6 +21,8 @@ from vpdarts_fast.report import __main__ as report
 from vpdarts_fast.search.arguments import KINDS, Command
 from vpdarts_fast.search.config import SearchConfig, flag
 from vpdarts_fast.search.tabular import __main__ as tabular
+from vpdarts_fast.train import predict
+from vpdarts_fast.train.config import TrainConfig
 
 FOLDERS = ("benchmarks", "csrc", "docs", "examples", "tests", "vpdarts_fast")
 FILES = sorted([*ROOT.glob("*.md"), *(path for name in FOLDERS for path in (ROOT / name).rglob("*.md"))])
@@ -67,9 +69,11 @@ def flags() -> frozenset[str]:
     groups += [type(getattr(SearchConfig(), field.name)) for field in fields(SearchConfig)[1:]]
     for kind in KINDS.values():
         groups += [kind.named(name) for name in kind.names()]
+    trained = TrainConfig()
+    groups += [type(getattr(trained, name)) for name in ("network", "training", "execution", "reporting")]
     known = {flag(field.name) for group in groups for field in fields(group)} | {"--seed", "--preset"}
     known |= {f"--no-{name.removeprefix('--')}" for name in known}
-    for command in (tabular, paper, report):
+    for command in (tabular, paper, report, predict):
         known |= {flag(field.name) for field in fields(command.Arguments)}
     for method in tabular.Arguments().all_methods():  # a group of flags each
         settings = [field.name.replace("_", "-") for field in fields(method)]

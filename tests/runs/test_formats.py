@@ -154,12 +154,14 @@ def test_the_settings_of_the_present_version() -> None:
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
     names = {
-        12: flat
+        13: flat
         | parts
         | {"variation", "schedule"}
         | {"loss"}
         | {"alpha_every", "lineage", "split", "stopping", "eigenvalue"}
         | {"max_parameters", "max_macs", "max_latency_ms"}
+        | {"image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric"}
+        | {"label_smoothing", "class_weight_power", "focal_gamma"}
     }
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
@@ -178,7 +180,9 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
     later = ("alpha_noise", "removal", "nesterov", "alpha_rate_scaling", "step_order", "images_per_epoch",
              "max_parameters", "max_macs", "max_latency_ms", "alpha_every", "lineage", "split",
              "stopping", "eigenvalue", "loss", "space", "recipe",
-             "relaxation", "alpha_rule", "regulariser", "variation", "schedule")  # fmt: skip
+             "relaxation", "alpha_rule", "regulariser", "variation", "schedule",
+             "image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric",
+             "label_smoothing", "class_weight_power", "focal_gamma")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")

@@ -17,6 +17,7 @@ from vpdarts_fast.data import load
 from vpdarts_fast.runs import checkpoint, environment
 from vpdarts_fast.search import RunFolder, running
 from vpdarts_fast.search.__main__ import main
+from vpdarts_fast.search.settings import ImageSettings
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -163,11 +164,11 @@ def test_the_default_folder_of_images_is_found_again(
     monkeypatch.chdir(tmp_path)
     roots: list[Any] = []
 
-    def load_few(dataset: str, root: Path | None, *, download: bool = False) -> Any:
-        roots.append(root)
+    def load_few(settings: ImageSettings, *, quiet: bool) -> Any:
+        roots.append(settings.data)
         return load("npz", images)
 
-    monkeypatch.setattr(running, "load", load_few)
+    monkeypatch.setattr(running, "load_images", load_few)
     with monkeypatch.context() as patch:
         stop_after(1, patch)
         assert main([*TINY, "--dataset", "cifar10", "--out", "run"]) == 130

@@ -7,6 +7,7 @@ import itertools
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from torch import Tensor
 
 from vpdarts_fast.data import ImageData, load, split_halves
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.objective import Metric
 from vpdarts_fast.runs import checkpoint
 from vpdarts_fast.runs.formats import FINALISTS
 from vpdarts_fast.search import SearchConfig
@@ -25,7 +27,7 @@ from vpdarts_fast.search.finalists.progress import Progress
 from vpdarts_fast.search.finalists.rounds import (
     Score,
 )
-from vpdarts_fast.search.finalists.training import CellTraining, Images, finish
+from vpdarts_fast.search.finalists.training import CellTraining, Images, finish, score
 from vpdarts_fast.spaces.nas_bench_201 import DiscreteNetwork, NasBench201, build_network
 from vpdarts_fast.spaces.nas_bench_201.genotype import Genotype
 
@@ -249,6 +251,50 @@ def test_a_stopped_comparison_is_in_the_file(written_once: Path) -> None:
     assert content["unfinished"]["step"] == 1 and content["search"] == str(SIX)
 
 
+def test_a_file_of_the_version_before_goes_on(written_once: Path, images: Images, tmp_path: Path) -> None:
+    """It knew no metric but accuracy."""
+    content = checkpoint.load(written_once, FINALISTS)
+    for training in content["trainings"]:
+        assert training.pop("value") is None and training.pop("share") is None
+    before = dataclasses.replace(FINALISTS, upgrades=())
+    checkpoint.save(tmp_path / "finalists.pt", content, before)
+    trained: list[int] = []
+    decisions = [
+        finalists(images, path).compare([], trained.append, lambda rung: None)
+        for path in (tmp_path / "finalists.pt", tmp_path / "fresh.pt")
+    ]
+    assert decisions[0].winner == decisions[1].winner and trained[0] == 11
+
+
+@pytest.mark.parametrize("metric", ["balanced-accuracy", "macro-f1"])
+def test_cells_are_judged_by_the_metric_that_is_asked_for(
+    metric: str, images: Images, tmp_path: Path
+) -> None:
+    """And what they came to is in the file."""
+    config, path = TINY.replaced(metric=metric), tmp_path / "finalists.pt"
+    decisions = [
+        Finalists(config, 10, images.training, images.validation, CLOSE_ON_THE_FOURTH, path, "").compare(
+            [], lambda steps: None, lambda rung: None
+        )
+        for _ in range(2)
+    ]
+    scores = [s for rung in decisions[1].rounds[0].rungs for some in rung.scores.values() for s in some]
+    for found in scores:
+        assert found.value is not None and found.share is not None and found.accuracy == found.value
+        if metric == "balanced-accuracy":
+            assert found.value == pytest.approx(100 * float(found.share[found.correct].sum()))
+    assert decisions[0].winner == decisions[1].winner
+
+
+def test_predictions_by_each_metric() -> None:
+    predicted, labels = torch.tensor([0, 0, 0, 1]), torch.tensor([0, 0, 1, 1])
+    found = {metric: score(predicted, labels, metric, 1.0, 2.0).accuracy for metric in get_args(Metric)}
+    by_classes = {"balanced-accuracy": 75, "macro-f1": 100 * (4 / 5 + 2 / 3) / 2}
+    assert found == pytest.approx({"accuracy": 75} | by_classes)
+    rare = score(torch.tensor([0, 0, 0, 0]), torch.tensor([0, 0, 0, 1]), "balanced-accuracy", None, 0.0)
+    assert rare.accuracy == 50
+
+
 DAMAGED: dict[str, Callable[[dict], object]] = {
     "another search": lambda content: content.update(search=str(PAPER)),
     "other images": lambda content: content.update(images="blake2b 11"),
@@ -284,7 +330,7 @@ def test_a_file_that_does_not_fit_is_refused(
 def test_a_file_of_a_newer_version_is_refused(written_once: Path, images: Images, tmp_path: Path) -> None:
     newer = dataclasses.replace(FINALISTS, upgrades=(*FINALISTS.upgrades, lambda content: content))
     checkpoint.save(tmp_path / "finalists.pt", checkpoint.load(written_once, FINALISTS), newer)
-    with pytest.raises(UserError, match="written by a newer vpdarts_fast: progress of finalists, version 2"):
+    with pytest.raises(UserError, match="written by a newer vpdarts_fast: progress of finalists, version 3"):
         finalists(images, tmp_path / "finalists.pt")
 
 

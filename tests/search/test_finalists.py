@@ -19,6 +19,7 @@ from vpdarts_fast.search.finalists.rounds import (
     Tournament,
     is_clearly_better,
     sign_test,
+    weighted_sign_test,
 )
 from vpdarts_fast.search.methods.criteria import Importance
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
@@ -53,6 +54,17 @@ def rules(cells: int = 12, first_steps: int = 100, budget: int = 10**6, margin: 
 
 
 # --- which cells
+
+
+def test_where_classes_count_alike_a_rare_image_counts_more() -> None:
+    """By the normal distribution; with equal shares it is close to the exact test."""
+    signs = torch.tensor([1.0] * 30 + [-1.0] * 10)
+    equal = weighted_sign_test(signs, torch.full((40,), 1 / 40, dtype=torch.float64))
+    assert equal == pytest.approx(0.00157, rel=0.01)
+    assert sign_test(30, 10) == pytest.approx(0.00222, rel=0.01)
+    rare = torch.tensor([1.0] * 30 + [3.0] * 10, dtype=torch.float64) / 60
+    assert weighted_sign_test(signs, rare) == pytest.approx(1)
+    assert weighted_sign_test(torch.zeros(40), rare) == 1
 
 
 def test_neighbours_are_the_closest_calls_first() -> None:

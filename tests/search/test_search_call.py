@@ -263,7 +263,7 @@ def test_labels_are_found_without_reading_where_they_can_be() -> None:
 
 CALLS: dict[str, tuple[dict[str, Any], str]] = {
     "a preset": ({"preset": "fast"}, "unknown preset 'fast'; expected one of quick, cpu, paper"),
-    "a name": ({"images": "digit"}, "dataset must be one of digits"),
+    "a name": ({"images": "digit"}, "unknown data set 'digit'; expected one of digits"),
     "a method": ({"method": "fast"}, "--method fast is not known"),
     "a setting": ({"chanels": 3}, "no setting is called --chanels"),
     "a value": ({"evaluation": "quick"}, "evaluation must be one of full, racing"),

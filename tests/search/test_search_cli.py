@@ -50,7 +50,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "\x1b" not in printed and "\r" not in printed, "plain lines where there is no terminal"
     assert printed == (folder / "log.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
-    assert config.pop("format") == "vpdarts_fast search settings, version 12" and config.pop("digest")
+    assert config.pop("format") == "vpdarts_fast search settings, version 13" and config.pop("digest")
     for name, value in SearchConfig.read(folder / "config.json").flat().items():
         assert f"{name}={value}" in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3
@@ -217,7 +217,7 @@ def test_missing_tensorboard_is_an_error_before_anything_is_read_or_made(
     seeds: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delattr(running, "load")
+    monkeypatch.delattr(running, "load_images")
     said = error_of([*TINY, "--tensorboard", "--out", "run", "--seeds", *seeds], capsys)
     assert "needs the package tensorboard" in said
     assert "pip install 'vpdarts-fast[tensorboard]', or search with --no-tensorboard" in said
@@ -310,7 +310,7 @@ def test_the_second_signal_stops_at_once() -> None:
     assert signal.getsignal(signal.SIGINT) is previous
 
 
-@pytest.mark.parametrize("busy", ["load", "draw_pictures"])
+@pytest.mark.parametrize("busy", ["load_images", "draw_pictures"])
 def test_signals_outside_the_search_stop_at_once(
     busy: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

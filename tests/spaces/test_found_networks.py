@@ -8,10 +8,17 @@ import pytest
 import torch
 import torch.nn.functional as F
 from supernet_cases import make_input, make_supernet
-from torch import Tensor
+from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.spaces.nas_bench_201 import DiscreteCell, Genotype, build_network
+from vpdarts_fast.spaces.nas_bench_201 import (
+    DiscreteCell,
+    DiscreteNetwork,
+    Genotype,
+    NasBench201,
+    build_network,
+)
+from vpdarts_fast.spaces.space import Space
 
 Close = Callable[[Tensor, Tensor], None]
 
@@ -60,3 +67,56 @@ def test_names_of_a_network_are_the_public_ones() -> None:
     assert "cells.0.layers.5.op.2.bias" in names
     assert not [name for name in names if name.startswith("cells.0.layers.3.")], "skip has no parameters"
     assert "cells.1.downsample.1.weight" in names
+
+
+@pytest.mark.parametrize("choices", [(3, 1, 2, 4, 0, 3), (3, 3, 3, 3, 3, 3), (2, 3, 2, 2, 4, 1)])
+def test_a_fused_network_trains_as_its_modules_do(choices: tuple[int, ...]) -> None:
+    """Both are held against the modules in float64, by a bound that rounding in float32 keeps anywhere."""
+    genotype = Genotype.from_choices(choices)
+    torch.manual_seed(0)
+    truth = DiscreteNetwork(genotype, 4, 1, 5).double()
+    images, labels = torch.randn(12, 3, 12, 12), torch.arange(12) % 5
+    fused, plain = (DiscreteNetwork(genotype, 4, 1, 5, fused=flag) for flag in (True, False))
+    for network in (fused, plain):
+        network.load_state_dict(truth.state_dict())
+    F.cross_entropy(truth(images.double()), labels).backward()
+    expected = torch.cat([parameter.grad.flatten() for parameter in truth.parameters()])
+    for network in (fused, plain):
+        F.cross_entropy(network(images), labels).backward()
+        found = torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+        assert (found - expected).norm() < 1e-3 * expected.norm()
+        for name, buffer in truth.named_buffers():
+            torch.testing.assert_close(
+                network.get_buffer(name).double(), buffer.double(), atol=1e-4, rtol=1e-4
+            )
+
+
+@pytest.mark.parametrize("choices", [(3, 1, 2, 4, 0, 3), (2, 3, 2, 2, 4, 1), (1, 0, 4, 0, 0, 1)])
+def test_a_fused_network_evaluates_as_its_modules_do(choices: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    truth = DiscreteNetwork(Genotype.from_choices(choices), 4, 1, 5).double()
+    images = torch.randn(6, 3, 12, 12)
+    with torch.no_grad():
+        for norm in truth.modules():
+            if isinstance(norm, nn.BatchNorm2d):
+                norm.weight.normal_()  # of either sign
+                norm.bias.normal_()
+                norm.running_mean.normal_()
+                norm.running_var.uniform_(0.1, 2)
+        fused = DiscreteNetwork(truth.genotype, 4, 1, 5, fused=True).eval()
+        fused.load_state_dict(truth.state_dict())
+        expected = truth.eval()(images.double())
+        found = fused(images)
+    assert (found - expected).norm() < 1e-4 * expected.norm()
+    (gradient,) = torch.autograd.grad(fused(images.requires_grad_()).sum(), images)
+    assert gradient.isfinite().all()
+
+
+def test_a_space_without_networks_of_other_sizes_says_so() -> None:
+    class Single(NasBench201):
+        trained_network = Space.trained_network
+
+    genotype = Genotype.from_string(PAPER)
+    assert isinstance(Single().trained_network(genotype, 3), DiscreteNetwork)
+    with pytest.raises(UserError, match="leave --channels out"):
+        Single().trained_network(genotype, 3, channels=4)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import pickle
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 
@@ -39,4 +43,41 @@ def write_npz(path: Path, **changes: Any) -> Path:
     }
     arrays = {key: array for key, array in (arrays | changes).items() if array is not None}
     np.savez_compressed(path, **arrays)
+    return path
+
+
+def picture(number: int = 0, size: tuple[int, int] = (20, 24), mode: str = "RGB") -> Image.Image:
+    """Height and width of noise, another for each number."""
+    pixels = np.random.default_rng(number).integers(256, size=(*size, 3), dtype=np.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def class_files(count: int = 3, splits: tuple[str, ...] = ("train/", "test/")) -> dict[str, bytes]:
+    """By their names, a few images of the classes cat and dog, all different."""
+    names = [f"{split}{name}/{i}.png" for split in splits for name in ("cat", "dog") for i in range(count)]
+    return {name: encoded(picture(number)) for number, name in enumerate(names)}
+
+
+def write_folder(root: Path, files: Mapping[str, bytes]) -> Path:
+    """Names that end with a slash are empty folders."""
+    for name, content in files.items():
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(content)
+    return root
+
+
+def write_zip(path: Path, files: Mapping[str, bytes]) -> Path:
+    with zipfile.ZipFile(path, "w") as archive:
+        for name, content in files.items():
+            archive.writestr(name, content)
     return path

@@ -12,7 +12,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
-from vpdarts_fast.data import ImageHalf, load
+from vpdarts_fast.data import ImageHalf
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import (
     NONES,
@@ -30,6 +30,7 @@ from vpdarts_fast.runs.values import mapping, tensor_like, tensors_like, whole
 from vpdarts_fast.runtime.precision import computing_in
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.config import FREE_ON_RESUME
+from vpdarts_fast.search.images import load_images
 from vpdarts_fast.search.methods.moment import Moment
 from vpdarts_fast.search.preflight import choose_device, limited
 from vpdarts_fast.search.records import check_evaluation, evaluation_from_json, evaluation_to_json
@@ -162,7 +163,7 @@ def evaluate_run(
     paths = snapshot_paths(folder)
     paths = sorted({*paths[::every], paths[-1]})
     target = choose_device(device)
-    content = limited(load(config.images.dataset, data or config.images.data), config)
+    content = limited(load_images(config.images, data), config)
     _, validation = content.halves(config.search.seed, config.images.split)
     batches = list(validation_batches(validation, images, config, target))
     count = sum(len(labels) for _, labels in batches)

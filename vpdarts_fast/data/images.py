@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from vpdarts_fast.data.batches import ImageSet, halves_of
-from vpdarts_fast.data.pixels import Augmentation, check_images
+from vpdarts_fast.data.batches import ImageSet, fits_device, halves_of
+from vpdarts_fast.data.pixels import Augmentation, check_images, statistics_of
 from vpdarts_fast.data.protocol import Split
 from vpdarts_fast.errors import UserError
 
@@ -73,8 +73,8 @@ class ImageData:
 
     @property
     def capturable(self) -> bool:
-        """Whether a CUDA graph can hold how a half of it takes a batch: always."""
-        return True
+        """Whether a CUDA graph can hold how a half of it takes a batch."""
+        return fits_device(self.train_images, self.augmentation)
 
     def digest(self) -> str:
         """Of all bytes of the training images and labels."""
@@ -90,6 +90,10 @@ class ImageData:
             self, train_images=self.train_images[indices], train_labels=self.train_labels[indices]
         )
 
+    def with_augmentation(self, augmentation: Augmentation) -> ImageData:
+        """The same images, whose training images go through something else."""
+        return dataclasses.replace(self, augmentation=augmentation)
+
     def halves(self, seed: int, split: Split = "random") -> tuple[ImageSet, ImageSet]:
         """The training and the validation half, see `split_halves`.
 
@@ -97,6 +101,10 @@ class ImageData:
             UserError: fewer than two training images.
         """
         return split_halves(self, seed, split)
+
+    def test_half(self) -> ImageSet:
+        """The test images, normalised as the training images are."""
+        return ImageSet(self.test_images, self.test_labels, self.mean, self.std, self.augmentation)
 
     @property
     def mean(self) -> Tensor:
@@ -116,13 +124,7 @@ class ImageData:
         # Counting the 256 values first makes the sums short, and so exact for any data set size and
         # the same for any thread count.
         channels = self.train_images.flatten(0, 2).unbind(1)
-        counts = torch.stack([torch.bincount(channel, minlength=256) for channel in channels]).double()
-        share = counts / counts.sum(dim=1, keepdim=True)
-        values = torch.arange(256, dtype=torch.float64, device="cpu")
-        mean = (share * values).sum(dim=1)
-        std = (share * (values - mean[:, None]).square()).sum(dim=1).sqrt()
-        std = torch.where((counts > 0).sum(dim=1) > 1, std, 1.0)
-        return mean.float(), std.float()
+        return statistics_of(torch.stack([torch.bincount(channel, minlength=256) for channel in channels]))
 
 
 def split_halves(data: ImageData, seed: int, split: Split = "random") -> tuple[ImageSet, ImageSet]:
@@ -135,7 +137,7 @@ def split_halves(data: ImageData, seed: int, split: Split = "random") -> tuple[I
         UserError: fewer than two training images.
     """
     training, validation = (
-        ImageSet(data.train_images[half], data.train_labels[half], data.mean, data.std, data.augmentation)
+        ImageSet(data.train_images, data.train_labels, data.mean, data.std, data.augmentation, half)
         for half in halves_of(data.name, len(data.train_images), seed, split)
     )
     return training, validation

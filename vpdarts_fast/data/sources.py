@@ -17,6 +17,11 @@ from torch.nn import functional as F
 
 from vpdarts_fast.data.imagenet16 import load_imagenet16_120
 from vpdarts_fast.data.images import ImageData
+from vpdarts_fast.data.mapped.folders import list_images
+from vpdarts_fast.data.mapped.images import MappedImages, mapped
+from vpdarts_fast.data.mapped.libraries import list_hugging_face, list_torchvision
+from vpdarts_fast.data.mapped.listing import Listing
+from vpdarts_fast.data.options import Augment, ImageOptions, augmentation_of
 from vpdarts_fast.data.pixels import Augmentation, not_found
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime import machine
@@ -25,14 +30,28 @@ DEFAULT_ROOT = Path("data")
 """Where downloaded data sets live unless told otherwise."""
 
 
-def load(dataset: str, root: Path | None = None, *, download: bool = False) -> ImageData:
-    """Loads a data set into memory.
+def load(
+    dataset: str,
+    root: Path | None = None,
+    *,
+    download: bool = False,
+    options: ImageOptions | None = None,
+    augment: Augment = "standard",
+    cutout: int = 0,
+) -> ImageData | MappedImages:
+    """Loads a data set into memory or, of files of images, maps it.
 
     Args:
-        dataset: one of `DATASETS`.
-        root: for ``npz`` the file; for ``cifar10``, ``cifar100`` and ``imagenet16-120`` the folder with
-            all data sets, `DEFAULT_ROOT` if not given; ``digits`` needs none.
-        download: fetch ``cifar10`` or ``cifar100`` into ``root`` if it is not there yet.
+        dataset: one of `DATASETS`, ``hf:NAME`` of Hugging Face's `datasets`, or ``torchvision:NAME``.
+        root: for ``npz`` the file; for ``folder`` the folder or .zip archive
+            (`vpdarts_fast.data.mapped.folders.list_images`); for ``cifar10``, ``cifar100``,
+            ``imagenet16-120`` and ``torchvision:NAME`` the folder with all data sets, `DEFAULT_ROOT` if not
+            given; for ``hf:NAME`` a folder that `save_to_disk` wrote, if it is not to be looked for where
+            `datasets` keeps its own; ``digits`` needs none.
+        download: fetch ``cifar10``, ``cifar100``, ``hf:NAME`` or ``torchvision:NAME`` if it is not there yet.
+        options: how files of images are read.
+        augment: what training images go through.
+        cutout: side of the square that is cut out of them, in pixels; 0: none.
 
     Raises:
         UserError: an unknown name or `GIVEN`, or the data are missing, damaged, or cannot be read or fetched.
@@ -42,12 +61,46 @@ def load(dataset: str, root: Path | None = None, *, download: bool = False) -> I
             "the images of this run are not in any file that is known: they were given to "
             "vpdarts_fast.search_cells, which has to be given them again, with folder= and resume=True"
         )
-    if dataset not in _LOADERS:
-        raise UserError(f"unknown data set {dataset!r}; expected one of {', '.join(DATASETS)}")
+    root = None if root is None else root.expanduser()
+    library, _, name = dataset.partition(":")
     try:
-        return _LOADERS[dataset](None if root is None else root.expanduser(), download)
+        if dataset == FOLDER or (library in LIBRARIES and name):
+            listing = _listing(dataset, root, download)
+            data: ImageData | MappedImages = mapped(listing, options or ImageOptions())
+        elif dataset in _LOADERS:
+            data = _LOADERS[dataset](root, download)
+            _check_fixed(dataset, data, options)
+        else:
+            known = ", ".join((*DATASETS, *(f"{library}:NAME" for library in LIBRARIES)))
+            raise UserError(f"unknown data set {dataset!r}; expected one of {known}")
     except OSError as error:
         raise UserError(f"cannot read data set {dataset}: {error}") from error
+    augmentation = augmentation_of(data.augmentation, data.image_size, augment, cutout)
+    return data if augmentation == data.augmentation else data.with_augmentation(augmentation)
+
+
+def _listing(dataset: str, root: Path | None, download: bool) -> Listing:
+    """The images of files that are decoded into a cache."""
+    library, _, name = dataset.partition(":")
+    if library in LIBRARIES:
+        return LIBRARIES[library](name, root, download)
+    if root is None:
+        raise UserError(
+            "data set folder needs --data, a folder or a .zip archive with one folder of images for each "
+            "class, or with train, val and test, which have them"
+        )
+    return list_images(root)
+
+
+def _check_fixed(dataset: str, data: ImageData, options: ImageOptions | None) -> None:
+    """Raises `UserError` where images of one size are asked for in another."""
+    size = None if options is None else options.image_size
+    if size is not None and data.image_size != (size, size):
+        height, width = data.image_size
+        raise UserError(
+            f"--image-size is for folder, hf:NAME and torchvision:NAME: the images of {dataset} are "
+            f"{height}x{width}; got {size}"
+        )
 
 
 def _load_digits() -> ImageData:
@@ -194,8 +247,17 @@ _LOADERS: dict[str, Callable[[Path | None, bool], ImageData]] = {
     "npz": lambda root, download: _load_npz(root),
 }
 
-DATASETS = tuple(_LOADERS)
-"""What `load` knows."""
+FOLDER = "folder"
+"""What the settings of a search call a folder of class folders, or a .zip archive of it."""
+
+DATASETS = (*_LOADERS, FOLDER)
+"""What `load` knows, beside the data sets of `LIBRARIES`."""
+
+LIBRARIES: dict[str, Callable[[str, Path | None, bool], Listing]] = {
+    "hf": list_hugging_face,
+    "torchvision": list_torchvision,
+}
+"""Packages that have data sets of their own, as in `hf:NAME`."""
 
 GIVEN = "given"
 """What the settings of a search call images that Python code gave it, and that none of the loaders has."""

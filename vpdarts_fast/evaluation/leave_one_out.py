@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.fused_evaluation import together
 from vpdarts_fast.evaluation.measuring import measured
+from vpdarts_fast.evaluation.objective import Objective
 from vpdarts_fast.evaluation.of_table import leave_one_out_of_table
 from vpdarts_fast.evaluation.perturbation import CellTypes, Perturbation, Perturbed, leave_one_out_of_model
 from vpdarts_fast.evaluation.racing import Race, Racing
@@ -88,6 +89,7 @@ def leave_one_out(
     on_batch: Callable[[int], None] | None = ...,
     cuda_graphs: bool = ...,
     racing: Racing | None = ...,
+    objective: Objective | None = ...,
     only: Tensor | None = ...,
 ) -> LeaveOneOut: ...
 
@@ -105,6 +107,7 @@ def leave_one_out(
     on_batch: Callable[[int], None] | None = ...,
     nones: Tensor | None = ...,
     racing: Racing | None = ...,
+    objective: Objective | None = ...,
     only: Tensor | None = ...,
 ) -> LeaveOneOut: ...
 
@@ -122,6 +125,7 @@ def leave_one_out(
     on_batch: Callable[[int], None] | None = ...,
     logits: Callable[[Any], Tensor] | None = ...,
     racing: Racing | None = ...,
+    objective: Objective | None = ...,
 ) -> Perturbed: ...
 
 
@@ -157,6 +161,8 @@ def leave_one_out(supernet: nn.Module, batches: Iterable[Batch], *args: Any, **o
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
         racing: ops leave the evaluation once they cannot be their edge's most important one any more; it ends
             when that leaves one op on each edge. None: every variant sees all images.
+        objective: the loss and what accuracy is (`vpdarts_fast.evaluation.objective`); None is cross-entropy
+            and the share of the images that are right.
         only: [E, O] bool, of supernets of this package's spaces: the ops that are left out; all others have
             the accuracy and the loss of the unmodified supernet. None: all.
 
@@ -186,6 +192,7 @@ def _of_supernet(
     cuda_graphs: bool = True,
     racing: Racing | None = None,
     only: Tensor | None = None,
+    objective: Objective | None = None,
 ) -> LeaveOneOut:
     check_alpha(alpha)
     only = checked_mask(only, alpha.shape, racing is not None)
@@ -200,7 +207,7 @@ def _of_supernet(
     stream = _checked(batches, supernet, batch_norm)
     calibration = calibration_batches(stream, batch_norm)
     for images, _ in calibration:
-        _check_has_statistics(images)
+        _check_has_statistics(images, supernet)
     if batched:
         evaluation = together(supernet, tables, batch_norm, calibration, memory_budget)
     else:
@@ -215,6 +222,7 @@ def _of_supernet(
             race=race,
             cuda_graphs=cuda_graphs,
             on_batch=on_batch,
+            objective=objective,
         )
 
 
@@ -229,14 +237,14 @@ def _checked(batches: Iterable[Any], supernet: Supernet, batch_norm: BatchNorm) 
         check_labels(images, labels)
         if len(labels):
             if batch_norm == "batch":
-                _check_has_statistics(images)
+                _check_has_statistics(images, supernet)
             yield images, labels
 
 
-def _check_has_statistics(images: Tensor) -> None:
+def _check_has_statistics(images: Tensor, supernet: Supernet) -> None:
     """Two values per channel must be left after both reductions, or there is no variance."""
     count, _, height, width = images.shape
-    if count * pixels_of_last_stage((height, width)) < 2:
+    if count * pixels_of_last_stage((height, width), supernet.stem_kind) < 2:
         raise UserError(
             f"a batch of {count} image of {height}x{width} has no variance to normalise with; use larger "
             "batches or batch_norm='running'"

@@ -10,10 +10,10 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.objective import Objective, metric_of
 from vpdarts_fast.evaluation.racing import Race
 from vpdarts_fast.evaluation.validation import Batch, LeaveOneOut, Logits, LogitsOf
 from vpdarts_fast.runtime.graphs import Captured, Recorder, recorder_for
@@ -35,6 +35,7 @@ def measured(
     race: Race | None = None,
     cuda_graphs: bool = False,
     on_batch: Callable[[int], None] | None = None,
+    objective: Objective | None = None,
 ) -> LeaveOneOut:
     """Evaluates variants on batches, each of them until it has left the race.
 
@@ -45,16 +46,21 @@ def measured(
         race: of the ops; None evaluates all variants on all images.
         cuda_graphs: on CUDA, start each batch as one CUDA graph.
         on_batch: called with the number of images done after each batch; may raise to stop.
+        objective: the loss and what accuracy is; None is cross-entropy and the share of the images.
 
     Raises:
-        UserError: no images, or labels out of range.
+        UserError: no images, labels out of range, or a race by a metric of classes.
     """
+    objective = objective or Objective()
+    if race is not None and objective.metric != "accuracy":
+        raise UserError(f"ops race by the scores of images; {objective.metric} has none")
+    captures = cuda_graphs and objective.metric == "accuracy"  # counts of classes begin with the first batch
     running: Sequence[int] = range(1 + int(number.max()))
     totals, part, recorder = Totals(len(running)), None, None
     for inputs, labels in batches:
         if part is None:
-            recorder = recorder or (recorder_for(labels.device) if cuda_graphs else None)
-            part = Part(running, logits_of(running), race, recorder, labels.device)
+            recorder = recorder or (recorder_for(labels.device) if captures else None)
+            part = Part(running, logits_of(running), race, recorder, labels.device, objective)
         part.add(inputs, labels)
         seen = totals.seen + part.images
         if on_batch is not None:
@@ -70,6 +76,8 @@ def measured(
     if totals.seen == 0:
         raise UserError("leave_one_out: no images; `batches` was empty")
     accuracy, loss = totals.means()
+    if part is not None and objective.metric != "accuracy":
+        accuracy = part.metric()
     images_of_ops = race.images_of_ops(totals.seen) if race else None
     return LeaveOneOut(
         accuracy[number], loss[number], float(accuracy[0]), float(loss[0]), totals.seen, images_of_ops
@@ -99,7 +107,10 @@ class Part:
         race: Race | None,
         recorder: Recorder | None,
         device: torch.device,
+        objective: Objective,
     ) -> None:
+        self._objective = objective
+        self._of_classes: tuple[Tensor, Tensor, Tensor] | None = None
         self.variants, self.images = list(variants), 0
         self._logits, self._scores_of = logits, race.scores if race else None
         self._evaluate_captured = Captured(self._evaluate, recorder)
@@ -129,12 +140,36 @@ class Part:
         """Adds N images more; which predictions are right, bool, and the losses, float64; [variants, N]."""
         together, count, self._classes = logits.shape
         labels = labels.clamp(0, self._classes - 1)  # `sums` complains; a GPU would stop for good
-        right = logits.argmax(2) == labels
+        predicted = logits.argmax(2)
+        right = predicted == labels
         self._correct[variants].add_(right.sum(1))
-        losses = F.cross_entropy(logits.flatten(0, 1).double(), labels.repeat(together), reduction="none")
+        if self._objective.metric != "accuracy":
+            self._count_classes(variants, predicted, labels, right)
+        losses = self._objective.losses(logits.flatten(0, 1).double(), labels.repeat(together))
         losses = losses.view(together, count)
         self._loss[variants].add_(losses.sum(1))
         return right, losses
+
+    def _count_classes(self, variants: slice, predicted: Tensor, labels: Tensor, right: Tensor) -> None:
+        """Adds what `metric_of` takes, of predictions and whether they are right, [variants, N]."""
+        if self._of_classes is None:
+            shape = len(self.variants), self._classes
+            self._of_classes = (
+                self._correct.new_zeros(shape),
+                self._correct.new_zeros(shape),
+                self._correct.new_zeros(shape),
+            )
+        of_right, of_predicted, of_actual = (table[variants] for table in self._of_classes)
+        labels = labels.expand_as(predicted)
+        of_right.scatter_add_(1, labels, right.long())
+        of_predicted.scatter_add_(1, predicted, torch.ones_like(predicted))
+        of_actual.scatter_add_(1, labels, torch.ones_like(labels))
+
+    def metric(self) -> Tensor:
+        """What the objective calls accuracy, of each variant: [R] float64, per cent, on the CPU."""
+        assert self._of_classes is not None
+        right, predicted, actual = (table.cpu() for table in self._of_classes)
+        return metric_of(self._objective.metric, right, predicted, actual[0])
 
     def sums(self) -> Tensor:
         """Sums of right predictions and losses [2, R] float64, on the CPU.

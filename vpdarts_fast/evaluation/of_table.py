@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.measuring import check_finite, measured, numbered
+from vpdarts_fast.evaluation.objective import Objective
 from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
 from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group, same_random_numbers
 from vpdarts_fast.evaluation.perturbation.weights import Weights
@@ -51,6 +52,7 @@ def leave_one_out_of_table(
     nones: Tensor | None = None,
     racing: Racing | None = None,
     only: Tensor | None = None,
+    objective: Objective | None = None,
 ) -> LeaveOneOut:
     """Validates a supernet once for each (edge, op) that adds anything to its edge, without that op.
 
@@ -68,6 +70,7 @@ def leave_one_out_of_table(
         racing: ops leave the evaluation once they cannot be their edge's most important one any more, `none`
             aside. The last op of an edge goes on to the end, since a space may compare edges by it.
         only: [E, O] bool, the ops that are left out; None: all.
+        objective: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
 
     Returns:
         Accuracy and loss [E, O]; of an op with weight 0, of `none` and of what is not left out, those of the
@@ -104,7 +107,9 @@ def leave_one_out_of_table(
     number = numbered(variants, *weights.shape)
     race = Race(racing, number, to_the_end=True) if racing else None
     with evaluation as logits_of:
-        found = measured(logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch)
+        found = measured(
+            logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch, objective=objective
+        )
     check_finite(found)
     return found
 

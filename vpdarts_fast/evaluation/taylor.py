@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.contract.derivatives import frozen
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.objective import LossOfImages
 from vpdarts_fast.evaluation.validation import (
     Batch,
     LeaveOneOut,
@@ -32,6 +33,7 @@ def taylor(
     nones: Tensor | None = None,
     only: Tensor | None = None,
     on_batch: Callable[[int], None] | None = None,
+    losses: LossOfImages | None = None,
 ) -> LeaveOneOut:
     """Estimates the loss of a supernet without each op; batch norms take each batch's own statistics.
 
@@ -43,6 +45,7 @@ def taylor(
         nones: [E, O] bool, which ops add nothing to their edges.
         only: [E, O] bool, the ops that are left out; None: all.
         on_batch: called with the number of images done after each batch; may raise to stop.
+        losses: of each image; None is cross-entropy.
 
     Returns:
         The loss [E, O], L plus the magnitude of w dL/dw, with the gradient of the mean over all images, and
@@ -58,7 +61,10 @@ def taylor(
         for images, labels in checked_batches(batches):
             leaf = weights.detach().clone().requires_grad_()
             logits = supernet(images, leaf)
-            loss = F.cross_entropy(logits, labels, reduction="sum")
+            if losses is None:
+                loss = F.cross_entropy(logits, labels, reduction="sum")
+            else:
+                loss = losses(logits, labels).sum()
             (gradient,) = torch.autograd.grad(loss, leaf)
             slope += gradient
             loss_sum += float(loss.detach())

@@ -19,7 +19,6 @@ from vpdarts_fast.analysis.kendall import FILE_WIDTH, analyse
 from vpdarts_fast.analysis.kendall import Command as Kendall
 from vpdarts_fast.bounds import check_bound
 from vpdarts_fast.command_line import command
-from vpdarts_fast.data import DATASETS
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.paper.outcome import (
     Outcome,
@@ -47,6 +46,7 @@ from vpdarts_fast.report.style import save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.search.running import prepared
+from vpdarts_fast.search.settings import DATASET_NAMES
 
 TITLES: Mapping[What, str] = {
     "table1": "Table 1: methods in NAS-Bench-201",
@@ -81,7 +81,7 @@ class Arguments:
     """Searches at a time. Default: as many as cores have --threads."""
     threads: int = 1
     """Of each search."""
-    dataset: Annotated[str | None, tyro.conf.arg(metavar="{" + ",".join(DATASETS) + "}")] = None
+    dataset: Annotated[str | None, tyro.conf.arg(metavar=DATASET_NAMES)] = None
     """Of the searches. Default: that of the preset."""
     data: Path | None = None
     """Its folder or file, as for the search."""

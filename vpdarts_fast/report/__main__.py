@@ -28,7 +28,9 @@ from vpdarts_fast.report.comparison import (
 )
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.style import save_figure
+from vpdarts_fast.report.training import draw_training
 from vpdarts_fast.runs.files import write_atomically
+from vpdarts_fast.runs.training_files import is_training
 
 FILE_WIDTH = 130
 """Columns of the printed table where there is no terminal."""
@@ -36,7 +38,7 @@ FILE_WIDTH = 130
 
 @dataclass(frozen=True)
 class Arguments:
-    """Draws the pictures of a search again; of several searches, compares them.
+    """Draws the pictures of a search or a training again; of several searches, compares them.
 
     Compared are the accuracy of the current cell over epochs and seconds, with bands over the seeds of a
     method, and Kendall's tau of each method's own ranking of the ops. A folder of several seeds stands for
@@ -44,7 +46,7 @@ class Arguments:
     """
 
     runs: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="RUN...")]
-    """Folders that searches have written."""
+    """Folders that searches have written, or one of a training."""
     out: Path = Path("comparison")
     """Of several runs: folder for comparison.json, comparison.csv and comparison.png."""
     column: str = "cifar10_test_200ep"
@@ -58,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not asked.runs:
         raise UserError("name at least one RUN, a folder that a search has written")
     if len(asked.runs) == 1 and not any(asked.runs[0].glob("seed-*")):
-        for path in draw_pictures(asked.runs[0]):
+        draw = draw_training if is_training(asked.runs[0]) else draw_pictures
+        for path in draw(asked.runs[0]):
             print(path)
         return 0
     compared = compare(run_folders(asked.runs))

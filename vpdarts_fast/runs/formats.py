@@ -27,6 +27,7 @@ from vpdarts_fast.runs.upgrades import (
     epoch_5,
     epoch_6,
     epoch_7,
+    finalists_2,
     kendall_3,
     kendall_4,
     result_3,
@@ -46,6 +47,7 @@ from vpdarts_fast.runs.upgrades import (
     settings_10,
     settings_11,
     settings_12,
+    settings_13,
     with_decisions,
     with_op_images,
     without_members,
@@ -248,6 +250,7 @@ SETTINGS = Format(
         settings_10,
         settings_11,
         settings_12,
+        settings_13,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
@@ -280,7 +283,9 @@ CHECKPOINT = Format(
 )
 """checkpoint.pt."""
 
-FINALISTS = Format("progress of finalists", "remove it, and --resume the run to train them anew", (), True)
+FINALISTS = Format(
+    "progress of finalists", "remove it, and --resume the run to train them anew", (finalists_2,), True
+)
 """finalists.pt."""
 
 SNAPSHOT = Format(
@@ -297,3 +302,29 @@ KENDALL = Format(
 
 TABULAR_RUNS = Format("runs over a table", "remove it to have them run again", (), True)
 """runs.json of a method over a benchmark table (`vpdarts_fast.paper`)."""
+
+TRAINING_SETTINGS = Format("training settings", "restore it from a copy, or start a new training", (), True)
+"""config.json of a training; also an entry of its checkpoint."""
+
+TRAINING_EPOCH = Format("training epoch", "restore the file or remove it", (), True)
+"""A line of metrics.jsonl of a training."""
+
+TRAINING_RESULT = Format(
+    "training result", "remove it, and --resume the training to have it written again", (), True
+)
+"""result.json of a training."""
+
+TRAINING_CHECKPOINT = Format(
+    "training checkpoint", "restore it from a copy, or start a new training", (), True
+)
+"""checkpoint.pt of a training."""
+
+TRAINED_NETWORK = Format(
+    "trained network", "--resume the training that it is of, to have it written again", (), True
+)
+"""model.json: what the weights in model.safetensors beside it are of."""
+
+IMAGE_CACHE = Format(
+    "image cache", "remove the folder that it is in, to have its images decoded again", (), True
+)
+"""cache.json beside decoded images (`vpdarts_fast.data.mapped.cache`)."""

@@ -9,7 +9,7 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from vpdarts_fast.errors import UserError
@@ -46,17 +46,22 @@ def _remove_empty(folders: list[Path]) -> None:
 
 
 @contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def locked(folder: Path, waiting: Callable[[str], object] | None = None) -> Iterator[None]:
     """Holds the lock of a folder that exists; no other process can, whoever it is.
 
     The kernel holds it: it ends with the process, however that ends, so that a lock file which nobody
     holds means nothing. The file says who holds it, for people. A file system that has no locks gives none.
 
+    Args:
+        folder: whose lock it is.
+        waiting: where another process holds it, is told who, and then the lock is waited for; None does not
+            wait.
+
     Raises:
         UserError: another process holds it, or no file can be made in the folder.
     """
     path = folder / LOCK_FILE
-    descriptor = _acquire(path, folder)
+    descriptor = _acquire(path, folder, waiting)
     try:
         yield
     finally:
@@ -66,15 +71,16 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _acquire(path: Path, folder: Path) -> int:
+def _acquire(path: Path, folder: Path, waiting: Callable[[str], object] | None) -> int:
     """A descriptor of the lock file, held and named by `path`."""
+    at_once = fcntl.LOCK_NB
     while True:
         try:
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         except OSError as error:
             raise UserError(f"cannot make the lock {path}: {error.strerror or error}") from error
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(descriptor, fcntl.LOCK_EX | at_once)
             if _is_at(path, descriptor):
                 holder = {"process": os.getpid(), "machine": socket.gethostname(), "since": _now()}
                 os.ftruncate(descriptor, 0)
@@ -83,6 +89,10 @@ def _acquire(path: Path, folder: Path) -> int:
         except BlockingIOError as error:
             holder_text = _holder(descriptor)
             os.close(descriptor)
+            if waiting is not None:
+                waiting(holder_text)
+                at_once = 0
+                continue
             raise UserError(
                 f"{folder} is in use by {holder_text}: wait until it ends, or stop it, then run this again"
             ) from error

@@ -132,6 +132,23 @@ def settings_11(settings: Content) -> Content:
 
 
 def settings_12(settings: Content) -> Content:
+    """Files of images, augmentation, losses and metrics by name, a stem that halves images.
+
+    Every data set had one size of images and its own augmentation; all trained with cross-entropy or what a
+    call had given, were judged by accuracy, and had the plain stem.
+    """
+    files = {"image_size": None, "cache": None, "skip_corrupt": False}
+    images = {**settings["images"], **files, "augment": "standard", "cutout": 0}
+    losses = {"label_smoothing": 0.1, "class_weight_power": 1.0, "focal_gamma": 2.0}
+    optimisers = {**settings["optimisers"], **losses}
+    search = {**settings["search"], "metric": "accuracy"}
+    space = dict(settings["space"])
+    if space["name"] == "nas-bench-201" or space["name"].startswith("darts"):
+        space["stem"] = "plain"
+    return {**settings, "images": images, "optimisers": optimisers, "search": search, "space": space}
+
+
+def settings_13(settings: Content) -> Content:
     """What the found cell may cost. There was no limit."""
     limits = {"max_parameters": None, "max_macs": None, "max_latency_ms": None}
     return {**settings, "limits": limits}
@@ -245,6 +262,12 @@ def with_decisions(state: Content) -> Content:
 
     first, *others = map(upgraded, (state, *state["members"]))
     return with_tables({**first, "members": others})
+
+
+def finalists_2(finalists: Content) -> Content:
+    """What each training came to by another metric than accuracy. There was none."""
+    trainings = [{**training, "value": None, "share": None} for training in finalists["trainings"]]
+    return {**finalists, "trainings": trainings}
 
 
 def kendall_3(analysis: Content) -> Content:

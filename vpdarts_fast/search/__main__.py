@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import shlex
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from types import FrameType
-from typing import Any
 
-from vpdarts_fast.command_line import described, forgiving_output
+from vpdarts_fast.command_line import StopRequest, described, forgiving_output
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
@@ -33,49 +30,6 @@ from vpdarts_fast.search.seeds import (
     summary_lines,
     write_seeds,
 )
-
-
-class StopRequest:
-    """Makes SIGINT and SIGTERM end the program in order, while it is entered.
-
-    Inside `deferred` the first one is a request to stop after the step, and a second one ends it at
-    once; outside, where nothing needs to be saved, the first one does. A third one kills.
-    """
-
-    def __init__(self) -> None:
-        self.signal: int | None = None
-        self._deferred = False
-        self._previous: dict[int, Any] = {}
-
-    def __enter__(self) -> StopRequest:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            self._previous[number] = signal.signal(number, self._handle)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-
-    def __call__(self) -> bool:
-        """Whether a signal has asked the search to stop."""
-        return self.signal is not None
-
-    @contextlib.contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Within, the first signal is a request to stop, and does not end the program by itself."""
-        self._deferred = True
-        try:
-            yield
-        finally:
-            self._deferred = False
-
-    def _handle(self, number: int, frame: FrameType | None) -> None:
-        again, self.signal = self.signal is not None, number
-        if again or not self._deferred:
-            signal.signal(number, signal.SIG_DFL)
-            raise KeyboardInterrupt
-        with contextlib.suppress(RuntimeError):  # the signal came while something was being printed
-            print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -107,7 +61,8 @@ def run_command(command: Command, stop: StopRequest) -> int:
         Interrupted: a signal stopped it.
     """
     machine.reuse_memory()
-    with joined(command.config.execution.device) as processes, process_settings(command.config):
+    execution = command.config.execution
+    with joined(execution.device) as processes, process_settings(execution.threads):
         if not processes.first:
             processes.tell(None)  # what is fetched or decoded on the way, the first one does
         config, data, table = prepared(command.config)
@@ -116,7 +71,8 @@ def run_command(command: Command, stop: StopRequest) -> int:
         if command.dry_run:
             print("\n".join(expect(config, data, table).lines(len(command.seeds))))
             return 0
-        root = Path(processes.tell(str(command.resume or command.out or new_folder(config))))
+        new = command.out or new_folder(config.preset, config.images.dataset)
+        root = Path(processes.tell(str(command.resume or new)))
         resuming = command.resume is not None or (restarted() and root.exists())
         again = f"{processes.started_by} -m vpdarts_fast.search --resume {shlex.quote(str(root))}"
         session = Session(data, table, resuming, again, stop, searching=stop.deferred, processes=processes)

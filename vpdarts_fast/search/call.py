@@ -119,7 +119,8 @@ def search_cells(
 
     Args:
         images: what to search on; both halves of the search are drawn from it. The name of one of
-            `vpdarts_fast.data.sources.DATASETS`; an `ImageData`; a map-style `torch.utils.data.Dataset` with
+            `vpdarts_fast.data.sources.DATASETS`, as "folder" with `data="photos"`, or "hf:NAME" and
+            "torchvision:NAME"; an `ImageData`; a map-style `torch.utils.data.Dataset` with
             items (image float32 [3, H, W], label), see `DatasetImages`, which also takes a name and a number
             of classes; a `DataLoader`, whose data set, `collate_fn` and, unless `batch_size` is set, batch
             size are taken, and nothing else: this process reads the images; None: those that the preset or
@@ -164,12 +165,12 @@ def search_cells(
         config = _resumed_config(place, preset, method, settings)
     else:
         config = _new_config(preset, method, {**brought, **settings})
-    with process_settings(config):
-        config, data, table = prepared(config, given, loss)
+    with process_settings(config.execution.threads):
+        config, data, table = prepared(config, given, loss, quiet=progress == "none")
         minimised = F.cross_entropy if loss is None else loss
         if dry_run:
             return expect(config, data, table, minimised)
-        root = new_folder(config) if place is None else place
+        root = new_folder(config.preset, config.images.dataset) if place is None else place
         again = f"vpdarts_fast.search_cells(..., folder={str(root)!r}, resume=True)"
         quiet = progress == "none"
         session = Session(data, table, resume, again, stop, minimised, on_epoch, on_evaluation, quiet)
@@ -230,5 +231,7 @@ def _resumed_config(
 
 def _with_paths(config: SearchConfig, settings: dict[str, Any]) -> SearchConfig:
     """`config.replaced`, of paths that may be text."""
-    paths = {name: Path(settings[name]) for name in ("data", "benchmark_table") if settings.get(name)}
+    paths = {
+        name: Path(settings[name]) for name in ("data", "cache", "benchmark_table") if settings.get(name)
+    }
     return config.replaced(**{**settings, **paths})

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -12,7 +11,6 @@ from typing import Any, Literal
 from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.racing import IMAGE_SCORES
-from vpdarts_fast.parts import Part
 from vpdarts_fast.runs.formats import SETTINGS
 from vpdarts_fast.search.methods.recipes import lineage, recipe
 from vpdarts_fast.search.methods.schedules import Stage
@@ -26,7 +24,7 @@ from vpdarts_fast.search.settings import (
     ReportingSettings,
     SearchSettings,
 )
-from vpdarts_fast.search.settings_files import from_values, to_values
+from vpdarts_fast.search.settings_files import from_values, leaves, to_values, with_settings
 from vpdarts_fast.spaces import darts as darts  # so that --space finds them
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.space import Space
@@ -76,6 +74,12 @@ class SearchConfig:
                 f"{search.finalist_steps:,}: each of the {search.finalists} --finalists once and "
                 f"{trainings - search.finalists} of them with a second seed; got {search.finalist_budget:,}"
             )
+        criterion = self.method.criterion
+        if search.metric != "accuracy" and criterion.estimates:
+            raise UserError(
+                f"--metric {search.metric} is measured, and --criterion {criterion.name} estimates losses: "
+                "use --criterion accuracy or loss, or --metric accuracy"
+            )
         if search.evaluation == "racing":
             self._check_racing()
 
@@ -117,6 +121,11 @@ class SearchConfig:
         criterion, pruning = self.method.criterion.name, self.method.pruning
         if criterion not in IMAGE_SCORES:
             raise UserError(f"{racing} by the scores of images; --criterion {criterion} has none")
+        if self.search.metric != "accuracy":
+            raise UserError(
+                f"{racing} by the scores of images, and --metric {self.search.metric} is one of classes: use "
+                "--evaluation full"
+            )
         if (schedule := self.method.schedule).evaluates_edges:
             raise UserError(
                 f"{racing}; --schedule {schedule.name} evaluates one edge at a time: use --evaluation full"
@@ -181,7 +190,7 @@ class SearchConfig:
             UserError: two settings have the same name.
         """
         values: dict[str, Any] = {}
-        for name, value in _leaves(self):
+        for name, value in leaves(self):
             if name in values:
                 raise UserError(f"two settings are called {flag(name)}: rename one of the parts' settings")
             values[name] = value
@@ -200,7 +209,7 @@ class SearchConfig:
         if "recipe" in left or "lineage" in left:
             of_recipe = recipe(left["recipe"]) if "recipe" in left else {}
             left = {**of_recipe, **lineage(left.get("lineage", self.method.lineage)), **left}
-        changed: SearchConfig = _replaced(self, left)
+        changed: SearchConfig = with_settings(self, left)
         if unknown := [name for name in left if name in settings]:
             raise UserError(f"no setting is called {', '.join(map(flag, unknown))}")
         return changed
@@ -227,37 +236,11 @@ class SearchConfig:
         return from_values(cls, SETTINGS.read_json(path), str(path), path.parent)
 
 
-def _leaves(group: Any) -> Iterator[tuple[str, Any]]:
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        if isinstance(value, Part):
-            yield each.name, value.name
-        if dataclasses.is_dataclass(value):
-            yield from _leaves(value)
-        else:
-            yield each.name, value
-
-
-def _replaced(group: Any, settings: dict[str, Any]) -> Any:
-    """The group with other values; takes those that it finds out of `settings`."""
-    changes: dict[str, Any] = {}
-    for each in dataclasses.fields(group):
-        value = getattr(group, each.name)
-        if isinstance(value, Part) and each.name in settings:
-            part = settings.pop(each.name)
-            value = type(value).named(part)() if isinstance(part, str) else part
-        if dataclasses.is_dataclass(value):
-            changes[each.name] = _replaced(value, settings)
-        elif each.name in settings:
-            changes[each.name] = settings.pop(each.name)
-    return dataclasses.replace(group, **changes)
-
-
 SEEDED_TWICE = 4
 """So few finalists are trained with a second seed, and none of them is left out for its rank alone."""
 
 FREE_ON_RESUME = frozenset({
-    "data", "download", "benchmark_table",  # where things lie
+    "data", "cache", "download", "benchmark_table",  # where things lie
     "device", "backend", "threads", "memory_budget_mib", "cuda_graphs",  # what they run on
     "tensorboard", "snapshots",  # what is reported
     "max_parameters", "max_macs", "max_latency_ms",  # what may be chosen in the end

@@ -2,103 +2,52 @@
 
 from __future__ import annotations
 
-import importlib.util
-import math
-import sys
-from collections.abc import Callable, Sequence
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from rich.console import Console as RichConsole
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
+from typing_extensions import override
 
-from vpdarts_fast.command_line import warn
+from vpdarts_fast.data import GIVEN
 from vpdarts_fast.report.tensorboard import TensorBoardLog, require_tensorboard
+from vpdarts_fast.search.bars import RunConsole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists import Rung, rung_to_json
 from vpdarts_fast.search.limits import shown
 from vpdarts_fast.search.run_folder import RunFolder
 
 
-class Console:
-    """The observer of one search; use it as a context manager, and `begin` before the search does.
-
-    Lines go to the standard output and to the run's log.txt, if `quiet` only there. Progress bars with the
-    time left are drawn on a terminal and, with ipywidgets, in a notebook. Nothing can end a search from here:
-    print inside `forgiving_output`.
-    """
+class Console(RunConsole):
+    """The observer of one search; use it as a context manager, and `begin` before the search does."""
 
     def __init__(self, run: RunFolder, config: SearchConfig, *, quiet: bool = False) -> None:
-        self._run, self._epochs, self._quiet = run, config.epochs, quiet
+        super().__init__(run, "search", config.epochs, quiet=quiet)
+        self._run, self._config = run, config
         self._tables = config.space.tables
-        self._wants_tensorboard = config.reporting.tensorboard
         self._tensorboard: TensorBoardLog | None = None
-        self._warned: set[str] = set()
-        self._progress = Progress(
-            TextColumn("{task.description:<14}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            console=RichConsole(highlight=False, soft_wrap=True),
-            transient=True,
-            speed_estimate_period=math.inf,  # a step, or the evaluation between two, can take minutes
-        )
-        self._interactive = not quiet and draws_bars(self._progress.console)
-        self._search = self._progress.add_task("search", total=self._epochs)
-        self._phase = self._progress.add_task("", total=1, visible=False)
 
-    def __enter__(self) -> Console:
-        return self
-
+    @override
     def __exit__(self, *_: object) -> None:
-        self._stop_bars()
+        super().__exit__()
         if self._tensorboard:
             self._guarded("TensorBoard events", self._tensorboard.close)
 
+    @override
     def begin(self, epoch: int) -> None:
         """Opens what is to be open while the search runs; `epoch` is the one that it begins with.
 
         Raises:
             UserError: TensorBoard is wanted and not installed.
         """
-        if self._wants_tensorboard:
+        if self._config.reporting.tensorboard:
             require_tensorboard()
             self._guarded("TensorBoard events", lambda: self._open_tensorboard(epoch))
-        self._progress.reset(self._search, total=self._epochs, completed=epoch)
-        if self._interactive:
-            self._progress.start()
+        super().begin(epoch)
 
     def _open_tensorboard(self, epoch: int) -> None:
         folder = self._run.path / "tensorboard"
         self._tensorboard = TensorBoardLog(folder, self._tables, first_step=epoch)
-
-    def line(self, text: str) -> None:
-        """Prints and logs a line."""
-        self._print(text)
-        self._guarded(str(self._run.log), lambda: self._run.write_log(text))
-
-    def _print(self, text: str) -> None:
-        if self._interactive:
-            self._progress.console.print(text, markup=False)
-        elif not self._quiet:
-            print(text, flush=True)
-
-    def phase(self, description: str, total: int, done: int = 0) -> None:
-        """Shows a bar for a phase of an epoch, with `total` units of work of which `done` are done."""
-        self._progress.reset(self._phase, total=total, completed=done, description=description, visible=True)
-
-    def advance(self, done: int, epochs: float) -> None:
-        """Moves the bars: `done` units of the phase are done, and so many epochs of the search."""
-        self._progress.update(self._phase, completed=done)
-        self._progress.update(self._search, completed=epochs)
 
     def epoch(self, metrics: dict[str, Any]) -> None:
         """Prints and logs how an epoch went, by its line of metrics.jsonl, and adds it to TensorBoard."""
@@ -118,30 +67,10 @@ class Console:
         self._stop_bars()
         for text in result_lines(result, self._run):
             self.line(text)
+        if self._config.images.dataset != GIVEN:
+            self.line(f"train what was found: {training_command(self._run.path)}")
         if tensorboard := self._tensorboard:
             self._guarded("TensorBoard events", lambda: tensorboard.add_result(result))
-
-    def _stop_bars(self) -> None:
-        if self._interactive:  # elsewhere it would print an empty line
-            self._progress.stop()
-
-    def _guarded(self, what: str, write: Callable[[], None]) -> None:
-        """Writes what the search does not depend on: whatever fails is worth one warning, not the search."""
-        try:
-            write()
-        except Exception as error:
-            if what not in self._warned:
-                reason = getattr(error, "strerror", None) or error
-                warn(f"cannot write {what}: {reason}; the search goes on without")
-            self._warned.add(what)
-
-
-def draws_bars(console: RichConsole) -> bool:
-    """Whether the console can: on a terminal, or in a notebook that has the widgets that it takes."""
-    if console.is_jupyter:
-        return importlib.util.find_spec("ipywidgets") is not None
-    # Not by the environment alone, which can ask for colours in a pipe.
-    return sys.stdout.isatty() and console.is_terminal
 
 
 def epoch_line(metrics: dict[str, Any], epochs: int) -> str:
@@ -230,6 +159,11 @@ def costs_text(costs: dict[str, float]) -> str:
     """Says what a network costs."""
     names = {"parameters": "parameters", "macs": "multiply-adds", "latency_ms": "ms for an image"}
     return ", ".join(f"{shown(value)} {names[cost]}" for cost, value in costs.items())
+
+
+def training_command(run: Path) -> str:
+    """The command that trains the network of what a search has found, by the folder of its run."""
+    return f"python -m vpdarts_fast.train {shlex.quote(str(run))}"
 
 
 def finalist_lines(finalists: dict[str, Any], architecture: str) -> list[str]:

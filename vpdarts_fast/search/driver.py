@@ -24,8 +24,10 @@ from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.committee import Committee
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.finalists import Calls, Decision, Finalists
+from vpdarts_fast.search.images import sized
 from vpdarts_fast.search.limits import Limits, limited_to_json
 from vpdarts_fast.search.lines import Lines, added
+from vpdarts_fast.search.losses import losses_of
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.methods.commits import OPEN
@@ -56,7 +58,8 @@ class Search:
         observer: hears of progress.
         table: where to look the epochs' cells up.
         stop: asked before every step and after every evaluation batch and epoch; True raises `Interrupted`.
-        loss: of logits and labels, what all training minimises; evaluations measure cross-entropy.
+        loss: of logits and labels, what all training minimises, where the settings name no other than
+            cross-entropy; evaluations then measure cross-entropy.
         on_evaluation: hears of every evaluation of the ops, and may hear of the last one again on resume.
         processes: that run the search together; the first one writes.
 
@@ -78,13 +81,16 @@ class Search:
     ) -> None:
         if not (data.capturable and config.method.capturable) or processes.count > 1:
             config = config.replaced(cuda_graphs=False)
+        config = sized(config, data)
         self.config, self.run_folder, self.observer = config, run, observer
-        self.table, self.stop, self._loss, self._on_evaluation = table, stop, loss, on_evaluation
+        self.table, self.stop, self._on_evaluation = table, stop, on_evaluation
         self.processes = processes
         check_processes(config, processes)
         self.device = choose_device(config.execution.device)
         check_search(config, data, table, self.device)
         images = limited(data, config)
+        loss, objective = losses_of(config, images, loss, self.device)
+        self._loss = loss
         self.environment = environment(
             self.device, config.execution.backend if config.execution.fused else "none"
         )
@@ -97,19 +103,8 @@ class Search:
             config.method.criterion,
             config.method.pruning,
         )
-        self.members = [
-            Member(
-                config,
-                number,
-                data.num_classes,
-                self.device,
-                self.training,
-                self.validation,
-                loss,
-                processes,
-            )
-            for number in range(config.search.committee)
-        ]
+        given = data.num_classes, self.device, self.training, self.validation, loss, objective, processes
+        self.members = [Member(config, number, *given) for number in range(config.search.committee)]
         self.committee = Committee(config, self.members)
         self.lines = Lines(config, self.committee, table, self.environment)
         self.limits = None

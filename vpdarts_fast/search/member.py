@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from vpdarts_fast.contract.derivatives import for_second_derivatives, frozen
 from vpdarts_fast.data import ImageHalf, epoch_order
 from vpdarts_fast.evaluation.leave_one_out import LeaveOneOut, leave_one_out
+from vpdarts_fast.evaluation.objective import Objective
 from vpdarts_fast.evaluation.racing import Racing
 from vpdarts_fast.evaluation.taylor import taylor
 from vpdarts_fast.evaluation.validation import Batch, evaluation_mode
@@ -63,6 +64,7 @@ class Member:
         training: the half that trains the weights.
         validation: the half that trains alpha and evaluates.
         loss: of logits and labels, what both steps minimise.
+        objective: what evaluations measure; None is cross-entropy and accuracy.
         processes: that train the member together, each on its part of every batch.
 
     Attributes:
@@ -79,6 +81,7 @@ class Member:
         training: ImageHalf,
         validation: ImageHalf,
         loss: Loss = F.cross_entropy,
+        objective: Objective | None = None,
         processes: Processes = ALONE,
     ) -> None:
         seed = config.search.seed if number == 0 else seed_for(config.search.seed, "member", number)
@@ -86,6 +89,7 @@ class Member:
         rate = alpha_rate(config, steps)
         self.config = config.replaced(seed=seed, alpha_learning_rate=rate)
         self._loss, self._processes = loss, processes
+        self._objective = objective or Objective()
         self.device = device
         self.training, self.validation = training, validation
         self.state = SearchState(self.config, num_classes, device)
@@ -210,7 +214,10 @@ class Member:
         config = self.config
         if config.method.criterion.estimates:
             nones = config.space.nones
-            return taylor(supernet, batches, weights, nones=nones, only=only, on_batch=on_batch)
+            losses = None if self._objective == Objective() else self._objective.losses
+            return taylor(
+                supernet, batches, weights, nones=nones, only=only, on_batch=on_batch, losses=losses
+            )
         return leave_one_out(
             supernet,
             batches,
@@ -222,6 +229,7 @@ class Member:
             on_batch=on_batch,
             racing=self._racing(count),
             only=only,
+            objective=self._objective,
             **self._options_of_space(),
         )
 

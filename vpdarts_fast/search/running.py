@@ -19,7 +19,7 @@ from vpdarts_fast.backends.registry import EVALUATION_OPS, TRAINING_OPS
 from vpdarts_fast.backends.report import report
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import described, warn
-from vpdarts_fast.data import GIVEN, SearchImages, load
+from vpdarts_fast.data import GIVEN, SearchImages
 from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.pictures import draw_pictures
@@ -30,6 +30,7 @@ from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Search
+from vpdarts_fast.search.images import as_set, load_images, sized
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.observer import Interrupted, Observer, OpsEvaluated, Reporting, Silent
 from vpdarts_fast.search.preflight import check_search, choose_device
@@ -88,21 +89,21 @@ class Session:
 
 
 @contextmanager
-def process_settings(config: SearchConfig) -> Iterator[None]:
-    """Sets, while it is entered, what a search needs: threads, and a cuDNN that repeats itself."""
-    threads, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
+def process_settings(threads: int | None) -> Iterator[None]:
+    """Sets, while it is entered, what a run needs: a cuDNN that repeats itself, and threads unless None."""
+    before, deterministic = torch.get_num_threads(), torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = True  # a resumed search equals one that was not interrupted
-    if config.execution.threads is not None:
-        torch.set_num_threads(config.execution.threads)
+    if threads is not None:
+        torch.set_num_threads(threads)
     try:
         yield
     finally:
         torch.backends.cudnn.deterministic = deterministic
-        torch.set_num_threads(threads)
+        torch.set_num_threads(before)
 
 
 def prepared(
-    config: SearchConfig, data: SearchImages | None = None, loss: Loss | None = None
+    config: SearchConfig, data: SearchImages | None = None, loss: Loss | None = None, *, quiet: bool = False
 ) -> tuple[SearchConfig, SearchImages, BenchmarkTable | None]:
     """Prepares a search, and complains of all that can be complained of before there is a folder.
 
@@ -110,9 +111,11 @@ def prepared(
         config: the settings.
         data: the images; None loads those that the settings name.
         loss: of logits and labels, where the settings say that it is given.
+        quiet: show no progress.
 
     Returns:
-        The settings with the place where the images were found, the images, and where cells are looked up.
+        The settings with the place where the images were found and the stem for their size, the images, and
+        where cells are looked up.
 
     Raises:
         UserError: the search could not be finished (`vpdarts_fast.search.preflight`), or there are no images,
@@ -129,11 +132,11 @@ def prepared(
     if config.reporting.tensorboard:
         require_tensorboard()
     table = benchmark_table(config)
-    if data is None:
-        data = load(config.images.dataset, config.images.data, download=config.images.download)
+    data = load_images(config.images, quiet=quiet) if data is None else as_set(config, data)
+    config = sized(config, data)
     backend_line(config, data.image_size)
     check_search(config, data, table, device)
-    if config.images.data is None and config.images.dataset not in ("digits", GIVEN):
+    if config.images.data is None and not config.images.dataset.startswith(("digits", GIVEN, "hf:")):
         config = config.replaced(data=DEFAULT_ROOT)  # found again from another folder
     return config, data, table
 
@@ -150,11 +153,11 @@ def benchmark_table(config: SearchConfig) -> BenchmarkTable | None:
     return BenchmarkTable.load(path) if path is not None else BenchmarkTable.published()
 
 
-def new_folder(config: SearchConfig) -> Path:
-    """Names a folder under ./runs that does not exist yet."""
-    name = time.strftime("%Y%m%d-%H%M%S") + f"-{config.preset}-{config.images.dataset}"
-    folder = Path("runs") / name
-    suffix = 1
+def new_folder(preset: str, dataset: str) -> Path:
+    """Names a folder under ./runs that does not exist yet, by what runs in it."""
+    label = "".join(letter if letter.isalnum() or letter == "-" else "-" for letter in dataset)
+    name = f"{time.strftime('%Y%m%d-%H%M%S')}-{preset}-{label}"
+    folder, suffix = Path("runs") / name, 1
     while folder.exists():
         suffix += 1
         folder = Path("runs") / f"{name}-{suffix}"

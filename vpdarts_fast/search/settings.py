@@ -12,8 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from vpdarts_fast.backends.registry import BACKENDS
-from vpdarts_fast.data import DATASETS, GIVEN
+from vpdarts_fast.data import DATASETS
+from vpdarts_fast.data.options import Augment
 from vpdarts_fast.data.protocol import Split
+from vpdarts_fast.evaluation.objective import Metric
 from vpdarts_fast.evaluation.validation import BatchNorm, Removal
 from vpdarts_fast.runtime.precision import Precision
 from vpdarts_fast.search.methods.alpha_rules import AlphaRule, FirstOrder
@@ -27,14 +29,14 @@ from vpdarts_fast.search.methods.variations import NoVariation, Variation
 from vpdarts_fast.spaces.costs import COSTS, Cost
 
 if TYPE_CHECKING:
-    Dataset = str
     BackendName = str
-else:  # what `load` knows is only known at run time, and so are backends
-    Dataset = Literal[(*DATASETS, GIVEN)]
+else:  # backends are only known at run time
     BackendName = Literal[("auto", *(backend.name for backend in BACKENDS))]
 
+DATASET_NAMES = "{" + ",".join((*DATASETS, "hf:NAME", "torchvision:NAME")) + "}"
+
 Evaluation = Literal["full", "racing"]
-LossName = Literal["cross-entropy", "given"]
+LossName = Literal["cross-entropy", "label-smoothing", "class-weights", "focal", "given"]
 StepOrder = Literal["weights-first", "alpha-first"]
 Lineage = Literal["recipe", "quark0", "autodl"]
 
@@ -71,6 +73,9 @@ class SearchSettings:
     """Points by which a clearly better cell has to lead after 400 steps; after n times those an n-th."""
     eigenvalue: bool = False
     """Measure in every epoch the largest eigenvalue of the Hessian of the validation loss by alpha."""
+    metric: Metric = "accuracy"
+    """What leave-one-out and finalists call accuracy: accuracy (the share of images), balanced-accuracy (the
+    mean over the classes of each one's share) or macro-f1 (the mean over the classes of F1)."""
     seed: Annotated[int, tyro.conf.Suppress] = 0
     """Of every random number; --seeds sets it."""
 
@@ -112,7 +117,15 @@ class OptimiserSettings:
     """How the weights (SGD) and alpha (Adam) are optimised."""
 
     loss: LossName = "cross-entropy"
-    """What all training minimises; given is that of a call from Python."""
+    """What all training minimises, and leave-one-out measures: cross-entropy, with label-smoothing, with
+    class-weights (rare classes weigh more) or focal (what is learned weighs less); given is that of a call
+    from Python, and trains only."""
+    label_smoothing: float = 0.1
+    """Of label-smoothing: the share of the target that all classes have alike."""
+    class_weight_power: float = 1.0
+    """Of class-weights: a class weighs its inverse frequency to this power; at 1 all classes weigh alike."""
+    focal_gamma: float = 2.0
+    """Of focal: the power of one minus the probability of the right class."""
     batch_size: int = 64
     """Images in a training step."""
     evaluation_batch_size: int = 256
@@ -144,12 +157,26 @@ class OptimiserSettings:
 class ImageSettings:
     """Which images are used, and where they lie."""
 
-    dataset: Dataset = "cifar10"
-    """digits is embedded; the others read files from --data, and given are those of a call from Python."""
+    dataset: Annotated[str, tyro.conf.arg(metavar=DATASET_NAMES)] = "cifar10"
+    """digits is embedded; the others read files from --data: folder a folder or .zip archive of class folders
+    (with train, val and test, or without), hf:NAME and torchvision:NAME data sets of Hugging Face's datasets
+    and of torchvision. given are those of a call from Python."""
     data: Path | None = None
-    """Folder of the data set, or the .npz file for --dataset npz. Default: ./data."""
+    """Folder of the data set, the .npz file for --dataset npz, or the archive for --dataset folder. Default:
+    ./data, and of hf:NAME where datasets has its own."""
     download: bool = False
-    """Fetch CIFAR-10 or CIFAR-100 into the --data folder if it is not there."""
+    """Fetch the data set if it is not there: cifar10, cifar100, hf:NAME or torchvision:NAME."""
+    image_size: int | None = None
+    """Height and width that images from files of any size are brought to, 16 to 224. Default: 32."""
+    cache: Path | None = None
+    """Folder for decoded images. Default: vpdarts_fast in $XDG_CACHE_HOME or ~/.cache."""
+    skip_corrupt: bool = False
+    """Leave out image files that cannot be decoded, rather than refuse the data set."""
+    augment: Augment = "standard"
+    """What training images go through: standard (what suits the data set), none, crop-flip (padded by an
+    eighth, cropped, mirrored) or autoaugment (crop-flip, and torchvision's AutoAugment)."""
+    cutout: int = 0
+    """Side in pixels of a square that is cut out of every training image."""
     max_images: int | None = None
     """Use only so many training images, drawn at random and then split in halves."""
     split: Split = "random"

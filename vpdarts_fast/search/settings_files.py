@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -114,3 +115,30 @@ def _described(hint: Any) -> str:
     if get_origin(hint) is Literal:
         return f"one of {', '.join(get_args(hint))}"
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("None", "null")
+
+
+def leaves(group: Any) -> Iterator[tuple[str, Any]]:
+    """Yields the settings of a dataclass of groups by their names; a part's name comes before its own."""
+    for each in dataclasses.fields(group):
+        value = getattr(group, each.name)
+        if isinstance(value, Part):
+            yield each.name, value.name
+        if dataclasses.is_dataclass(value):
+            yield from leaves(value)
+        else:
+            yield each.name, value
+
+
+def with_settings(group: Any, settings: dict[str, Any]) -> Any:
+    """The group with other values; takes those that it finds out of `settings`."""
+    changes: dict[str, Any] = {}
+    for each in dataclasses.fields(group):
+        value = getattr(group, each.name)
+        if isinstance(value, Part) and each.name in settings:
+            part = settings.pop(each.name)
+            value = type(value).named(part)() if isinstance(part, str) else part
+        if dataclasses.is_dataclass(value):
+            changes[each.name] = with_settings(value, settings)
+        elif each.name in settings:
+            changes[each.name] = settings.pop(each.name)
+    return dataclasses.replace(group, **changes)

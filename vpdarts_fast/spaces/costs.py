@@ -14,13 +14,15 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from vpdarts_fast.spaces.space import Space
 
 Cost = Literal["parameters", "macs", "latency_ms"]
 COSTS: tuple[Cost, ...] = get_args(Cost)
 """Parameters; multiply-adds of an image; milliseconds for an image."""
+
+AUXILIARY = "auxiliary_head."
+"""What the names of an auxiliary head's parameters begin with; it only helps to train."""
 
 RUNS = 15
 """Forward passes of which a latency is the fastest, behind a third as many that are not counted."""
@@ -112,13 +114,33 @@ def covering(space: Space[Genotype]) -> Iterator[Genotype]:
         yield genotype
 
 
-def count_parameters(network: nn.Module, image: Tensor) -> dict[str, float]:
+def parameters_of(network: nn.Module) -> int:
+    """Counts the parameters of a network, those of an auxiliary head aside, as papers do."""
+    return int(count_parameters(network)[""])
+
+
+def multiply_adds(network: nn.Module, image_size: tuple[int, int]) -> int:
+    """Counts the multiply-adds of a network's convolutions and products for an image of a height and width.
+
+    Batch norms, pools and sums are left out, as is usual in papers on architecture search. The network is
+    evaluated once, where its parameters are; its mode stays as it is.
+    """
+    mode = network.training
+    parameter = next(network.parameters())
+    image = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
+    try:
+        return int(count_macs(network.eval(), image)[""])
+    finally:
+        network.train(mode)
+
+
+def count_parameters(network: nn.Module, image: Tensor | None = None) -> dict[str, float]:
     """Counts the parameters of each module by its name, "" for all; auxiliary heads left out."""
     return {
         name: sum(
             parameter.numel()
             for inside, parameter in module.named_parameters()
-            if not f"{name}.{inside}".lstrip(".").startswith("auxiliary_head.")
+            if not f"{name}.{inside}".lstrip(".").startswith(AUXILIARY)
         )
         for name, module in network.named_modules(remove_duplicate=False)
     }
@@ -126,6 +148,8 @@ def count_parameters(network: nn.Module, image: Tensor) -> dict[str, float]:
 
 def count_macs(network: nn.Module, image: Tensor) -> dict[str, float]:
     """Counts the multiply-adds of convolutions and products in each module by its name, "" for all."""
+    from torch.utils.flop_counter import FlopCounterMode  # imports much
+
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         network(image)
     of_modules = counter.get_flop_counts()

@@ -138,6 +138,37 @@ class Space(Part, ABC, Generic[Genotype], kind="space"):
         """
         return self.network(genotype, num_classes)
 
+    def trained_network(
+        self,
+        genotype: Genotype,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        depth: int | None = None,
+        auxiliary: bool = False,
+        fused: bool = False,
+    ) -> nn.Module:
+        """The network of a found choice, of any size, as it is trained from scratch.
+
+        Args:
+            genotype: the choice.
+            num_classes: of the classifier.
+            channels: of the first cells; None: as many as the paper has.
+            depth: how many cells, of each stage where there are stages of them; None: as the paper has.
+            auxiliary: with an auxiliary head, called by `forward_with_auxiliary`.
+            fused: train on the fused ops, where the network has such a path of its own.
+
+        Raises:
+            UserError: a size out of bounds, or one that the space's networks do not have.
+        """
+        asked = {"--channels": channels, "--depth": depth, "--auxiliary-weight": auxiliary or None}
+        if unknown := [name for name, value in asked.items() if value is not None]:
+            raise UserError(
+                f"--space {self.name} has networks of one kind and defines no trained_network: leave "
+                f"{', '.join(unknown)} out"
+            )
+        return self.network(genotype, num_classes)
+
     @property
     def finalist(self) -> Space[Genotype]:
         """The space whose sizes are those of the networks of finalists."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.measuring import check_finite, measured, numbered
+from vpdarts_fast.evaluation.objective import Objective
 from vpdarts_fast.evaluation.perturbation.cells import CellType, CellTypes, cell_types
 from vpdarts_fast.evaluation.perturbation.variants import Evaluation, Group
 from vpdarts_fast.evaluation.perturbation.weights import Weights, keeps, removals
@@ -61,6 +62,7 @@ def leave_one_out_of_model(
     on_batch: Callable[[int], None] | None = None,
     logits: Callable[[Any], Tensor] | None = None,
     racing: Racing | None = None,
+    objective: Objective | None = None,
 ) -> Perturbed:
     """Validates a model once for each (edge, op) of its cells, with that op perturbed in all cells of a type.
 
@@ -91,6 +93,7 @@ def leave_one_out_of_model(
         racing: ops leave the evaluation once they cannot be their edge's most important one any more, the one
             without which most is lost or, with `keep`, with which alone least is. The last op of an edge goes
             on to the end, so that edges can be compared by it; removals of `none` need no images.
+        objective: as `vpdarts_fast.evaluation.leave_one_out.leave_one_out` has it.
 
     Returns:
         Accuracy and loss [E, O] of each type of cells; edges in the order of the model's modules, or of the
@@ -115,7 +118,9 @@ def leave_one_out_of_model(
     stream = checked_batches(batches)
     calibration = calibration_batches(stream, batch_norm)
     with evaluation.prepared(calibration) as logits_of:
-        found = measured(logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch)
+        found = measured(
+            logits_of, number, chain(calibration, stream), race=race, on_batch=on_batch, objective=objective
+        )
     check_finite(found)
     return Perturbed(
         _results(types, found),

@@ -71,6 +71,8 @@ class Progress:
                 "correct": score.correct,
                 "training_loss": score.training_loss,
                 "seconds": score.seconds,
+                "value": score.value,
+                "share": score.share,
             }
             for (genotype, steps, repetition), score in self.scores.items()
         ]
@@ -97,11 +99,15 @@ class Progress:
         training = self._training(mapping(entry, "a training"))
         template = torch.zeros(self._judging(training[1]), dtype=torch.bool)
         correct: Tensor = tensor_like(entry["correct"], template, "correct")
-        loss = entry["training_loss"]
+        loss, value, share = entry["training_loss"], entry["value"], entry["share"]
+        if (value is None) != (share is None):
+            raise ValueError("value and share belong together")
         return training, Score(
             correct,
             None if loss is None else number(loss, "training_loss", 0),
             number(entry["seconds"], "seconds", 0),
+            None if value is None else number(value, "value", 0),
+            None if share is None else tensor_like(share, template.double(), "share"),
         )
 
     def _training(self, entry: Any) -> Training:

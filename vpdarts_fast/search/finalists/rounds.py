@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from statistics import NormalDist
 
 from torch import Tensor
 
@@ -60,15 +61,21 @@ class Score:
             all cells of a rung.
         training_loss: mean over its last epoch, or over all steps of less than one; None if not finite.
         seconds: that it took, with its evaluation.
+        value: by another metric than accuracy, in per cent.
+        share: then what each image counts for, float64 [images].
     """
 
     correct: Tensor
     training_loss: float | None
     seconds: float
+    value: float | None = None
+    share: Tensor | None = None
 
     @property
     def accuracy(self) -> float:
-        """The share of images on which the cell is right, in per cent."""
+        """The share of images on which the cell is right, in per cent, or what its metric says."""
+        if self.value is not None:
+            return self.value
         return 100 * int(self.correct.sum()) / len(self.correct)
 
 
@@ -243,7 +250,24 @@ def is_clearly_better(better: Sequence[Score], worse: Sequence[Score], margin: f
         one.correct.int() - other.correct.int() for one, other in zip(better, worse, strict=True)
     )
     assert isinstance(difference, Tensor)
+    share = better[0].share
+    if share is not None:
+        return weighted_sign_test(difference.sign(), share) < SIGNIFICANCE
     return sign_test(int((difference > 0).sum()), int((difference < 0).sum())) < SIGNIFICANCE
+
+
+def weighted_sign_test(signs: Tensor, share: Tensor) -> float:
+    """The probability that chance splits images that count for different shares as unevenly, or more.
+
+    By the normal distribution of a sum in which each image that tells two cells apart has a fair coin's sign.
+
+    Args:
+        signs: [images], 1 for the one cell, -1 for the other, 0 for neither.
+        share: float64 [images], what each counts for.
+    """
+    parts = share * signs
+    spread = float(parts.square().sum().sqrt())
+    return 2 * (1 - NormalDist().cdf(abs(float(parts.sum())) / spread)) if spread else 1.0
 
 
 def sign_test(wins: int, losses: int) -> float:

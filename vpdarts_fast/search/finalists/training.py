@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vpdarts_fast.data import ImageHalf, epoch_order
+from vpdarts_fast.evaluation.objective import Metric, metric_of, share_of_images
 from vpdarts_fast.runs.values import number, tensors_like, whole
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.finalists.rounds import Score
@@ -180,17 +181,33 @@ def finish(training: CellTraining, images: Images, on_step: Callable[[], None]) 
 
 def _judge(training: CellTraining, images: Images, on_step: Callable[[], None]) -> Score:
     started = time.perf_counter()
-    correct = []
+    predicted, wanted = [], []
     training.network.eval()
     try:
         with torch.no_grad():
             for indices in images.judged_by(training.steps):
                 on_step()
                 batch, labels = images.validation.batch(indices)
-                correct.append(training.network(batch).argmax(1) == labels)
+                predicted.append(training.network(batch).argmax(1).cpu())
+                wanted.append(labels.cpu())
     finally:
         training.network.train()
     loss, _ = training.last_epoch.summary()
     finite = loss is not None and math.isfinite(loss)
     seconds = training.seconds + time.perf_counter() - started
-    return Score(torch.cat(correct).cpu(), loss if finite else None, seconds)
+    metric = images.config.search.metric
+    return score(torch.cat(predicted), torch.cat(wanted), metric, loss if finite else None, seconds)
+
+
+def score(predicted: Tensor, labels: Tensor, metric: Metric, loss: float | None, seconds: float) -> Score:
+    """What predictions [images] come to by a metric; see `Score`."""
+    correct = predicted == labels
+    if metric == "accuracy":
+        return Score(correct, loss, seconds)
+    classes = 1 + int(torch.maximum(predicted.max(), labels.max()))
+    right, counted, actual = (
+        some.bincount(minlength=classes) for some in (labels[correct], predicted, labels)
+    )
+    return Score(
+        correct, loss, seconds, float(metric_of(metric, right, counted, actual)), share_of_images(labels)
+    )

@@ -15,6 +15,7 @@ from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.darts.genotype import NODES, Genotype, by_node
 from vpdarts_fast.spaces.darts.operations import OPERATIONS
 from vpdarts_fast.spaces.darts.skeleton import CellInputs, Place, Skeleton
+from vpdarts_fast.spaces.stems import REDUCTIONS, Stem
 
 AUXILIARY = "auxiliary_head."
 """What the names of its parameters begin with."""
@@ -117,6 +118,7 @@ class DartsNetwork(Skeleton):
         num_classes: of the classifier.
         auxiliary: have an auxiliary head.
         drop_path_prob: see the attribute.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Attributes:
         drop_path_prob: the probability with which an operation's output is dropped for an image while
@@ -135,9 +137,10 @@ class DartsNetwork(Skeleton):
         *,
         auxiliary: bool = True,
         drop_path_prob: float = 0.0,
+        stem: Stem = "plain",
     ) -> None:
         check_bound("drop_path", drop_path_prob, "drop_path_prob")
-        super().__init__(channels, layers, num_classes, lambda place: FoundCell(genotype, place))
+        super().__init__(channels, layers, num_classes, lambda place: FoundCell(genotype, place), stem)
         self.genotype = genotype
         self.drop_path_prob = drop_path_prob
         width = 4 * channels * len(NODES)  # of all cells from the second reduction on
@@ -161,9 +164,10 @@ class DartsNetwork(Skeleton):
         head = self.auxiliary_head
         if head is None:
             raise UserError("the network was built without an auxiliary head: build it with auxiliary=True")
-        if min(images.shape[2:]) < LEAST_SIZE:
+        least = 1 + (LEAST_SIZE - 1) * REDUCTIONS[self.stem_kind]
+        if min(images.shape[2:]) < least:
             raise UserError(
-                f"the auxiliary head needs images of at least {LEAST_SIZE} x {LEAST_SIZE}; got "
+                f"the auxiliary head needs images of at least {least} x {least}; got "
                 f"{list(images.shape[2:])}: build the network with auxiliary=False"
             )
         outputs = self._outputs(images)

@@ -13,6 +13,7 @@ from vpdarts_fast.runtime.precision import wide, without_autocast
 from vpdarts_fast.spaces.blocks import ReLUConvBN
 from vpdarts_fast.spaces.darts.genotype import INPUTS, NODES
 from vpdarts_fast.spaces.darts.operations import FactorizedReduce
+from vpdarts_fast.spaces.stems import Stem, make_stem
 
 STEM_MULTIPLIER = 3
 
@@ -65,13 +66,19 @@ class Skeleton(nn.Module):
         layers: how many cells.
         num_classes: of the classifier.
         make_cell: place -> a cell, whose output is [N, 4 C, H, W].
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Raises:
         UserError: a size out of bounds (`vpdarts_fast.bounds`).
     """
 
     def __init__(
-        self, channels: int, layers: int, num_classes: int, make_cell: Callable[[Place], nn.Module]
+        self,
+        channels: int,
+        layers: int,
+        num_classes: int,
+        make_cell: Callable[[Place], nn.Module],
+        stem: Stem = "plain",
     ) -> None:
         super().__init__()
         check_bound("channels", channels)
@@ -79,7 +86,7 @@ class Skeleton(nn.Module):
         check_bound("num_classes", num_classes)
         self.channels, self.layers, self.num_classes = channels, layers, num_classes
         width = STEM_MULTIPLIER * channels
-        self.stem = nn.Sequential(nn.Conv2d(3, width, 3, padding=1, bias=False), nn.BatchNorm2d(width))
+        self.stem, self.stem_kind = make_stem(width, stem), stem
         self.cells = nn.ModuleList()
         before, halves_first = (width, width), False
         for layer in range(layers):

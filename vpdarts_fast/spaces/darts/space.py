@@ -25,6 +25,7 @@ from vpdarts_fast.spaces.darts.network import DartsNetwork, FoundCell
 from vpdarts_fast.spaces.darts.supernet import ALL_OPS, DartsSupernet, OpsOfEdges
 from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
+from vpdarts_fast.spaces.stems import Stem, behind_stem
 
 EDGE_NAMES = tuple(f"{source}->{node}" for source, node in EDGES)
 
@@ -45,6 +46,9 @@ class Darts(Space[Genotype]):
     """C, the channels of the supernet's first cells."""
     layers: int = 8
     """Cells of the supernet."""
+    stem: Stem = "auto"
+    """First layers of all networks: plain, halving or quartering (images are so much smaller behind them), or
+    auto (halving from 64 pixels on, quartering from 128)."""
     found_channels: int = 36
     """C of the found network."""
     found_layers: int = 20
@@ -74,6 +78,7 @@ class Darts(Space[Genotype]):
             num_classes,
             normal_ops=self.normal_ops,
             reduction_ops=self.reduction_ops,
+            stem=self.stem,
         )
 
     def varied_supernet(self, num_classes: int, make_edge: MakeEdge, further: int) -> nn.Module:
@@ -86,6 +91,7 @@ class Darts(Space[Genotype]):
             reduction_ops=self.reduction_ops,
             make_edge=make_edge,
             further=further,
+            stem=self.stem,
         )
 
     def network(self, genotype: Genotype, num_classes: int) -> nn.Module:
@@ -97,6 +103,7 @@ class Darts(Space[Genotype]):
             num_classes,
             auxiliary=self.auxiliary,
             drop_path_prob=self.drop_path,
+            stem=self.stem,
         )
 
     @override
@@ -108,6 +115,27 @@ class Darts(Space[Genotype]):
                 for (op, source, node), module in zip(pairs, cell.operations(), strict=True):
                     row = start + EDGES.index((source, node))
                     yield row, self._rows()[row].index(op), module
+
+    @override
+    def trained_network(
+        self,
+        genotype: Genotype,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        depth: int | None = None,
+        auxiliary: bool = False,
+        fused: bool = False,
+    ) -> DartsNetwork:
+        size = (
+            self.found_channels if channels is None else channels,
+            self.found_layers if depth is None else depth,
+        )
+        return DartsNetwork(genotype, *size, num_classes, auxiliary=auxiliary, stem=self.stem)
+
+    @override
+    def smallest(self, image_size: tuple[int, int]) -> int:
+        return super().smallest(behind_stem(image_size, self.stem))
 
     @property
     @override
@@ -125,7 +153,12 @@ class Darts(Space[Genotype]):
         number = int(torch.randint(2**63 - 1, (), device="cpu"))
         with torch.random.fork_rng(devices=[]):  # how much it draws depends on the choice
             network = DartsNetwork(
-                genotype, self.finalist_channels, self.finalist_layers, num_classes, auxiliary=False
+                genotype,
+                self.finalist_channels,
+                self.finalist_layers,
+                num_classes,
+                auxiliary=False,
+                stem=self.stem,
             )
         network.draw_by_place(number)
         return network

@@ -15,6 +15,7 @@ from vpdarts_fast.spaces.darts.genotype import DARTS_OPS, EDGES, NODES, PREDECES
 from vpdarts_fast.spaces.darts.operations import OPERATIONS, POOLS
 from vpdarts_fast.spaces.darts.skeleton import CellInputs, Place, Skeleton
 from vpdarts_fast.spaces.edges import EdgeSite, MakeEdge, plain_edge
+from vpdarts_fast.spaces.stems import Stem
 
 OpsOfEdges = tuple[tuple[str, ...], ...]
 """Of each of the 14 edges of a cell, the names of its candidate operations."""
@@ -115,6 +116,7 @@ class DartsSupernet(Skeleton):
         reduction_ops: likewise of reduction cells.
         make_edge: what makes the edges.
         further: W, how many weights an edge takes behind those of its operations.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Raises:
         UserError: a size out of bounds (`vpdarts_fast.bounds`).
@@ -132,6 +134,7 @@ class DartsSupernet(Skeleton):
         reduction_ops: OpsOfEdges = ALL_OPS,
         make_edge: MakeEdge = plain_edge,
         further: int = 0,
+        stem: Stem = "plain",
     ) -> None:
         columns = max(len(names) for names in (*normal_ops, *reduction_ops))
         super().__init__(
@@ -145,6 +148,7 @@ class DartsSupernet(Skeleton):
                 self.normed_pools,
                 make_edge,
             ),
+            stem,
         )
         self.weights_shape = 2 * len(EDGES), columns + further
 

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import override
 
+from vpdarts_fast.errors import UserError
 from vpdarts_fast.spaces.edges import MakeEdge
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
 from vpdarts_fast.spaces.nas_bench_201.supernet import DiscreteCell, DiscreteNetwork, Supernet
 from vpdarts_fast.spaces.nas_bench_201.varied import VariedSupernet
 from vpdarts_fast.spaces.space import AlphaTable, CellDrawing, Space
+from vpdarts_fast.spaces.stems import Stem, behind_stem
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,9 @@ class NasBench201(Space[Genotype]):
     """N, the cells of each of the three stages."""
     skip_dropout: float = 0.2
     """Probability of the dropout behind every skip connection while training."""
+    stem: Stem = "auto"
+    """First layers: plain, halving or quartering (images are so much smaller behind them), or auto (halving
+    from 64 pixels on, quartering from 128)."""
     finalist_channels: int = 8
     """C of the networks in which finalists are trained."""
     finalist_cells_per_stage: int = 5
@@ -51,6 +56,7 @@ class NasBench201(Space[Genotype]):
             skip_dropout=self.skip_dropout,
             fused=fused,
             backend=backend,
+            stem=self.stem,
         )
 
     @override
@@ -62,11 +68,31 @@ class NasBench201(Space[Genotype]):
             skip_dropout=self.skip_dropout,
             make_edge=make_edge,
             further=further,
+            stem=self.stem,
         )
 
     @override
     def network(self, genotype: Genotype, num_classes: int) -> DiscreteNetwork:
-        return DiscreteNetwork(genotype, 16, 5, num_classes)
+        return DiscreteNetwork(genotype, 16, 5, num_classes, self.stem)
+
+    @override
+    def trained_network(
+        self,
+        genotype: Genotype,
+        num_classes: int,
+        *,
+        channels: int | None = None,
+        depth: int | None = None,
+        auxiliary: bool = False,
+        fused: bool = False,
+    ) -> DiscreteNetwork:
+        if auxiliary:
+            raise UserError(
+                f"--auxiliary-weight is for networks that have an auxiliary head; those of {self.name} have "
+                "none: use 0"
+            )
+        size = 16 if channels is None else channels, 5 if depth is None else depth
+        return DiscreteNetwork(genotype, *size, num_classes, self.stem, fused=fused)
 
     @override
     def op_modules(self, network: nn.Module, genotype: Genotype) -> Iterator[tuple[int, int, nn.Module]]:
@@ -80,13 +106,16 @@ class NasBench201(Space[Genotype]):
         self, genotype: Genotype, num_classes: int, *, fused: bool = False, backend: str = "auto"
     ) -> OneCell:
         size = self.finalist_channels, self.finalist_cells_per_stage
-        return OneCell(genotype, *size, num_classes, skip_dropout=0.0, fused=fused, backend=backend)
+        return OneCell(
+            genotype, *size, num_classes, skip_dropout=0.0, fused=fused, backend=backend, stem=self.stem
+        )
 
     @property
     @override
     def finalist(self) -> NasBench201:
-        size = {"channels": self.finalist_channels, "cells_per_stage": self.finalist_cells_per_stage}
-        return dataclasses.replace(self, **size)
+        return dataclasses.replace(
+            self, channels=self.finalist_channels, cells_per_stage=self.finalist_cells_per_stage
+        )
 
     def parameters(self, num_classes: int) -> int:
         """How many parameters the supernet has; two small ones tell, as all cells of a stage are alike."""
@@ -98,7 +127,7 @@ class NasBench201(Space[Genotype]):
 
     @override
     def stages(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
-        height, width = image_size
+        height, width = behind_stem(image_size, self.stem)
         return [
             (self.channels * 2**stage, -(-height // 2**stage), -(-width // 2**stage)) for stage in range(3)
         ]
@@ -110,6 +139,10 @@ class NasBench201(Space[Genotype]):
         """
         of_stages = sum(channels * height * width for channels, height, width in self.stages(image_size))
         return of_stages * self.cells_per_stage * (NUM_NODES + (len(EDGES) if edges else 0))
+
+    @override
+    def smallest(self, image_size: tuple[int, int]) -> int:
+        return super().smallest(behind_stem(image_size, self.stem))
 
     @override
     def chosen(self, genotype: Genotype) -> Tensor:
@@ -153,9 +186,16 @@ class OneCell(Supernet):
         skip_dropout: float,
         fused: bool,
         backend: str,
+        stem: Stem = "plain",
     ) -> None:
         super().__init__(
-            channels, cells_per_stage, num_classes, skip_dropout=skip_dropout, fused=fused, backend=backend
+            channels,
+            cells_per_stage,
+            num_classes,
+            skip_dropout=skip_dropout,
+            fused=fused,
+            backend=backend,
+            stem=stem,
         )
         one_hot = F.one_hot(torch.tensor(genotype.choices, device="cpu"), len(OPS)).float()
         self.register_buffer("alpha", one_hot, persistent=False)

@@ -13,17 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vpdarts_fast import ops
+from vpdarts_fast.backends.registry import serving
 from vpdarts_fast.bounds import check_bound
+from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.runtime.precision import wide, without_autocast
-from vpdarts_fast.spaces.blocks import OPERATIONS, ResidualBlock, SearchCell
+from vpdarts_fast.runtime.precision import autocasts, wide, without_autocast
+from vpdarts_fast.spaces.blocks import (
+    OPERATIONS,
+    ReLUConvBN,
+    ResidualBlock,
+    SearchCell,
+    edge_index,
+    wants_gradients,
+)
 from vpdarts_fast.spaces.checkpoints import check_fits, entries
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS, Genotype
+from vpdarts_fast.spaces.norms import kept_statistics
+from vpdarts_fast.spaces.stems import Stem, behind_stem, make_stem
 
 
-def pixels_of_last_stage(image_size: tuple[int, int]) -> int:
+def pixels_of_last_stage(image_size: tuple[int, int], stem: Stem = "plain") -> int:
     """How many pixels are left of images of a height and width behind both residual blocks."""
-    height, width = image_size
+    height, width = behind_stem(image_size, stem)
     return -(-height // 4) * -(-width // 4)
 
 
@@ -35,17 +47,23 @@ class Skeleton(nn.Module):
         cells_per_stage: N.
         num_classes: of the classifier.
         make_cell: channels -> a cell that keeps them.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
     """
 
     def __init__(
-        self, channels: int, cells_per_stage: int, num_classes: int, make_cell: Callable[[int], nn.Module]
+        self,
+        channels: int,
+        cells_per_stage: int,
+        num_classes: int,
+        make_cell: Callable[[int], nn.Module],
+        stem: Stem = "plain",
     ) -> None:
         super().__init__()
         check_bound("channels", channels)
         check_bound("cells_per_stage", cells_per_stage)
         check_bound("num_classes", num_classes)
         self.channels, self.cells_per_stage, self.num_classes = channels, cells_per_stage, num_classes
-        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+        self.stem, self.stem_kind = make_stem(channels, stem), stem
         self.cells = nn.ModuleList()
         for stage in range(3):
             width = channels * 2**stage
@@ -85,6 +103,7 @@ class Supernet(Skeleton):
         skip_dropout: probability of the dropout behind every skip connection while training.
         fused: train through the fused operations; the same function.
         backend: what serves those that it has (`vpdarts_fast.backends`); auto takes the best for each.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Raises:
         UserError: a size or probability out of bounds (`vpdarts_fast.bounds`).
@@ -99,6 +118,7 @@ class Supernet(Skeleton):
         skip_dropout: float = 0.2,
         fused: bool = False,
         backend: str = "auto",
+        stem: Stem = "plain",
     ) -> None:
         check_bound("skip_dropout", skip_dropout)
         super().__init__(
@@ -106,6 +126,7 @@ class Supernet(Skeleton):
             cells_per_stage,
             num_classes,
             lambda width: SearchCell(width, OPS, NUM_NODES, skip_dropout),
+            stem,
         )
         self.backend = backend
         for cell in self.cells:
@@ -176,30 +197,116 @@ def check_alpha(alpha: Tensor) -> None:
         )
 
 
+KERNELS = (1, 3)
+"""Sizes of the convolutions, in the order in which ops take their weights and statistics."""
+
+
 class DiscreteCell(nn.Module):
-    """A cell with one operation per edge; names as in the public networks that train an architecture."""
+    """A cell with one operation per edge; names as in the public networks that train an architecture.
+
+    Attributes:
+        fused: where the native kernels serve them, run on the fused ops; the same function. In training the
+            3x3 convolutions that leave a node are one `vpdarts_fast.ops.relu_conv`, and the 1x1 convolutions
+            `vpdarts_fast.ops.relu_pointwise`; an evaluation without gradients is a `masked_cell` of one-hot
+            alphas, whose convolutions have the scale of their batch norm in them.
+    """
 
     def __init__(self, genotype: Genotype, channels: int) -> None:
         super().__init__()
+        self.fused = False
         self.layers = nn.ModuleList(OPERATIONS[op](channels, 0.0, True) for op in genotype.ops)
+        self._choices = list(genotype.choices)
+        self._leaving = [
+            [edge for edge, (source, _) in enumerate(EDGES) if source == node] for node in range(NUM_NODES)
+        ]
 
     def forward(self, x: Tensor) -> Tensor:
         """Computes the last node of `x` [N, C, H, W], of the same shape."""
-        nodes = [x]
-        layers = iter(self.layers)
+        fixed = not self.training and not wants_gradients(x, *self.parameters())
+        if self.fused and fixed and self._is_served("masked_cell", x):
+            return self._evaluated(x)
+        terms = dict(self._terms(0, x))
+        node = x
         for i in range(1, NUM_NODES):
-            nodes.append(torch.stack([next(layers)(nodes[j]) for j in range(i)]).sum(0))
-        return nodes[-1]
+            node = torch.stack([terms[edge_index(j, i)] for j in range(i)]).sum(0)
+            terms |= self._terms(i, node)
+        return node
+
+    def _terms(self, node: int, x: Tensor) -> dict[int, Tensor]:
+        """What the edges that leave a node make of its value [N, C, H, W], by their numbers."""
+        layers = {edge: self.layers[edge] for edge in self._leaving[node]}
+        if not (self.fused and self.training and self._is_served("relu_conv", x)):
+            return {edge: layer(x) for edge, layer in layers.items()}
+        found = {edge: layer(x) for edge, layer in layers.items() if not isinstance(layer, ReLUConvBN)}
+        convs = {edge: layer for edge, layer in layers.items() if isinstance(layer, ReLUConvBN)}
+        large = {edge: conv for edge, conv in convs.items() if conv.conv.kernel_size == (3, 3)}
+        for edge, conv in convs.items():
+            if edge not in large:
+                found[edge] = conv.norm(ops.relu_pointwise(x, [conv.conv.weight]))
+        if large:
+            weights = torch.stack([conv.conv.weight for conv in large.values()])
+            unused = weights.new_zeros(*weights.shape[:3], 1, 1)
+            _, raw = ops.relu_conv(x, unused, weights)
+            found |= {edge: large[edge].norm(out) for edge, out in zip(large, raw, strict=True)}
+        return found
+
+    def _evaluated(self, x: Tensor) -> Tensor:
+        """The cell with the statistics that its batch norms keep, scale and shift taken into both."""
+        edges, channels = len(self.layers), x.shape[1]
+        weights = {size: x.new_zeros(edges, channels, channels, size, size) for size in KERNELS}
+        mean, variance = x.new_zeros(edges, 2, channels), x.new_ones(edges, 2, channels)
+        eps = 1e-5  # without a convolution any will do
+        for edge, layer in enumerate(self.layers):
+            if not isinstance(layer, ReLUConvBN):
+                continue
+            norm, size = layer.norm, layer.conv.kernel_size[0]
+            (kept_mean,), (kept_variance,) = kept_statistics([norm])
+            eps, column = norm.eps, KERNELS.index(size)
+            weights[size][edge] = layer.conv.weight * norm.weight[:, None, None, None]
+            mean[edge, column] = kept_mean * norm.weight - norm.bias * torch.sqrt(kept_variance + eps)
+            variance[edge, column] = kept_variance
+        alpha = x.new_zeros(1, edges, len(OPS))
+        alpha[0, range(edges), self._choices] = 1
+        weight_1x1, weight_3x3 = weights.values()
+        out = ops.masked_cell(x.unsqueeze(0), weight_1x1, weight_3x3, mean, variance, alpha, eps)
+        return out.squeeze(0)
+
+    def _is_served(self, op: str, x: Tensor) -> bool:
+        """Whether kernels compute it that are faster than the modules: those of the native extension."""
+        if in_transform() or autocasts(x):
+            return False
+        return serving(op, [x]).name == "cpu"
 
 
 class DiscreteNetwork(Skeleton):
-    """The network of one architecture, batch norms affine, ready to be trained from scratch."""
+    """The network of one architecture, batch norms affine, ready to be trained from scratch.
+
+    Args:
+        genotype: the architecture.
+        channels: C, of the first stage.
+        cells_per_stage: N.
+        num_classes: of the classifier.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
+        fused: train on the fused ops where they are faster; the same function, parameters and names.
+    """
 
     def __init__(
-        self, genotype: Genotype, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+        self,
+        genotype: Genotype,
+        channels: int = 16,
+        cells_per_stage: int = 5,
+        num_classes: int = 10,
+        stem: Stem = "plain",
+        *,
+        fused: bool = False,
     ) -> None:
-        super().__init__(channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width))
+        super().__init__(
+            channels, cells_per_stage, num_classes, lambda width: DiscreteCell(genotype, width), stem
+        )
         self.genotype = genotype
+        for cell in self.cells:
+            if isinstance(cell, (DiscreteCell, ResidualBlock)):
+                cell.fused = fused
 
     def forward(self, images: Tensor) -> Tensor:
         """Maps images [N, 3, H, W] to logits [N, classes].
@@ -215,7 +322,11 @@ class DiscreteNetwork(Skeleton):
 
 
 def build_network(
-    architecture: Genotype | str | int, channels: int = 16, cells_per_stage: int = 5, num_classes: int = 10
+    architecture: Genotype | str | int,
+    channels: int = 16,
+    cells_per_stage: int = 5,
+    num_classes: int = 10,
+    stem: Stem = "plain",
 ) -> DiscreteNetwork:
     """Builds the network of an architecture, given as genotype, string or `Genotype.index`.
 
@@ -226,4 +337,4 @@ def build_network(
         architecture = Genotype.from_string(architecture)
     elif isinstance(architecture, int):
         architecture = Genotype.from_index(architecture)
-    return DiscreteNetwork(architecture, channels, cells_per_stage, num_classes)
+    return DiscreteNetwork(architecture, channels, cells_per_stage, num_classes, stem)

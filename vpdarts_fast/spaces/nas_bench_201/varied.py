@@ -12,6 +12,7 @@ from vpdarts_fast.spaces.blocks import OPERATIONS, MixedOp
 from vpdarts_fast.spaces.edges import EdgeSite, MakeEdge
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, NUM_NODES, OPS
 from vpdarts_fast.spaces.nas_bench_201.supernet import Skeleton
+from vpdarts_fast.spaces.stems import Stem
 
 
 def candidates(skip_dropout: float, channels: int) -> list[nn.Module]:
@@ -59,6 +60,7 @@ class VariedSupernet(Skeleton):
         skip_dropout: probability of the dropout behind every candidate skip connection while training.
         make_edge: what makes the edges.
         further: W, how many weights an edge takes behind those of its operations.
+        stem: the first layers (`vpdarts_fast.spaces.stems`).
 
     Raises:
         UserError: a size or probability out of bounds (`vpdarts_fast.bounds`).
@@ -73,10 +75,15 @@ class VariedSupernet(Skeleton):
         skip_dropout: float,
         make_edge: MakeEdge,
         further: int,
+        stem: Stem = "plain",
     ) -> None:
         check_bound("skip_dropout", skip_dropout)
         super().__init__(
-            channels, cells_per_stage, num_classes, lambda width: VariedCell(width, skip_dropout, make_edge)
+            channels,
+            cells_per_stage,
+            num_classes,
+            lambda width: VariedCell(width, skip_dropout, make_edge),
+            stem,
         )
         self.weights_shape = len(EDGES), len(OPS) + further
 

@@ -1,0 +1,53 @@
+"""`python -m vpdarts_fast.train`: the command line of the training."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from vpdarts_fast.command_line import StopRequest, described, forgiving_output
+from vpdarts_fast.errors import UserError
+from vpdarts_fast.runs.lock import claimed
+from vpdarts_fast.runtime import machine
+from vpdarts_fast.search.observer import Interrupted
+from vpdarts_fast.search.running import new_folder, process_settings
+from vpdarts_fast.train.arguments import parse
+from vpdarts_fast.train.running import Session, prepared, run_training
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
+    with forgiving_output():
+        return _main(sys.argv[1:] if arguments is None else list(arguments))
+
+
+def _main(arguments: list[str]) -> int:
+    stop = StopRequest()
+    try:
+        with stop:
+            command = parse(arguments)
+            machine.reuse_memory()
+            with process_settings(command.config.execution.threads):
+                config, data, table = prepared(command.config)
+                folder = (
+                    command.resume
+                    or command.out
+                    or new_folder(f"train-{config.preset}", config.images.dataset)
+                )
+                session = Session(data, table, command.resume is not None, stop, training=stop.deferred)
+                with claimed(folder):
+                    run_training(config, folder, session)
+            return 0
+    except (UserError, OSError) as error:
+        print(f"error: {described(error)}", file=sys.stderr)
+        return 2
+    except Interrupted:
+        return 128 + (stop.signal or signal.SIGINT)
+    except KeyboardInterrupt:
+        print("stopped at once", file=sys.stderr)
+        return 128 + (stop.signal or signal.SIGINT)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
