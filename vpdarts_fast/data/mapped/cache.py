@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from vpdarts_fast.command_line import progress_bar, warn
 from vpdarts_fast.data.mapped.decoding import decode
-from vpdarts_fast.data.mapped.listing import SHOWN, Listing, identity_of
+from vpdarts_fast.data.mapped.listing import SHOWN, Listing, counted, identity_of
 from vpdarts_fast.data.mapped.repeated import Repeated
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import PARTIAL, remove_partial, write_atomically
@@ -304,7 +304,7 @@ def corrupt_error(name: str, corrupt: list[str], count: int, *, all_of_them: boo
         if all_of_them
         else "mend or remove them, or leave them out with --skip-corrupt"
     )
-    images = "1 image" if count == 1 else f"{count:,} images"
+    images = counted(count, "image", "images")
     return UserError(f"{name}: {images} cannot be decoded: {'; '.join(corrupt)}{more}: {remedy}")
 
 
