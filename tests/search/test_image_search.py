@@ -136,6 +136,16 @@ def test_what_the_command_line_refuses(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tiny_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("train/cat/0.png", "train/dog/0.png", "test/cat/0.png")
+    place = write_folder(tmp_path / "pets", {name: encoded(picture(i)) for i, name in enumerate(names)})
+    wrong = error_of(flags(place, "--out", str(tmp_path / "run")), capsys)
+    assert (
+        f"--dataset folder --data {place} (pets) has too few training images: a search needs at least 4"
+        in wrong
+    )
+
+
 def test_a_file_that_cannot_be_decoded_is_named_on_the_command_line(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
