@@ -19,6 +19,7 @@ from vpdarts_fast.data import Augmentation, ImageData, MappedImages, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search import SearchConfig
 from vpdarts_fast.search.__main__ import main
+from vpdarts_fast.search.config import contradictions
 from vpdarts_fast.search.images import as_set, sized
 from vpdarts_fast.search.losses import losses_of
 from vpdarts_fast.search.running import prepared
@@ -214,6 +215,17 @@ def test_the_stem_follows_the_size_of_the_images_unless_it_is_named() -> None:
     ]
     assert sized(auto.replaced(stem="plain"), data_of(64)).space.stem == "plain"
     assert sized(auto.replaced(space="darts"), data_of(64)).space.stem == "halving"
+
+
+def test_a_stem_that_is_left_to_the_images_contradicts_none() -> None:
+    """But other settings that are left to something do."""
+    auto = SearchConfig()
+    plain, halving = (auto.replaced(stem=stem) for stem in ("plain", "halving"))
+    assert contradictions(auto, plain) == contradictions(plain, auto) == []
+    assert contradictions(plain, halving) == ["--stem: the run has plain, asked for halving"]
+    for name in ("max_images", "image_size"):
+        assert len(contradictions(auto, auto.replaced(**{name: 64}))) == 1
+        assert len(contradictions(auto.replaced(**{name: 64}), auto)) == 1
 
 
 def test_losses_by_their_names() -> None:
