@@ -64,7 +64,7 @@ def list_images(place: Path) -> Listing:
         )
     if place.is_dir():
         found, folders = _walk(place)
-        return _listing(place, found, folders, lambda parts: _read_file(place.joinpath(*parts)))
+        return _listing(place, found, folders, lambda parts: read_file(place.joinpath(*parts)))
     if not zipfile.is_zipfile(place):
         raise UserError(
             f"{place} is neither a folder nor a .zip archive, or the end of the archive is missing"
@@ -114,7 +114,8 @@ def _version(entry: os.DirEntry[str]) -> str:
     return f"{status.st_size} {status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else "no file"
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The content of an image file; `UserError` for one that is too large, or no regular file."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -141,7 +142,8 @@ def _entries(
         if any(map(_is_ignored, parts)):
             continue
         folder = parts if entry.is_dir() else parts[:-1]
-        folders |= {folder[:depth] for depth in range(len(folder) + 1)}
+        if folder not in folders:
+            folders |= {folder[:depth] for depth in range(len(folder) + 1)}
         if entry.is_dir():
             continue
         if entry.flag_bits & 1:
