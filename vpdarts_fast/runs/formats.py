@@ -299,7 +299,5 @@ KENDALL = Format(
 TABULAR_RUNS = Format("runs over a table", "remove it to have them run again", (), True)
 """runs.json of a method over a benchmark table (`vpdarts_fast.paper`)."""
 
-IMAGE_CACHE = Format(
-    "image cache", "remove the folder that it is in, to have its images decoded again", (), True
-)
+IMAGE_CACHE = Format("image cache", "its images are decoded again", (), True)
 """cache.json beside decoded images (`vpdarts_fast.data.mapped.cache`)."""
