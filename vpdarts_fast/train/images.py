@@ -17,7 +17,7 @@ from vpdarts_fast.spaces.stems import REDUCTIONS
 from vpdarts_fast.train.config import TrainConfig
 
 Data = ImageData | MappedImages
-"""What `vpdarts_fast.data.load` gives."""
+"""What `vpdarts_fast.data.sources.load` gives."""
 
 
 @dataclass(frozen=True)
