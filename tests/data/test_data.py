@@ -15,7 +15,7 @@ from torchvision.transforms import functional as tv
 
 from vpdarts_fast import data
 from vpdarts_fast.data import Augmentation, ImageData, ImageSet
-from vpdarts_fast.data.batches import DeviceImageSet, crop, halves_of
+from vpdarts_fast.data.batches import CopiedImageSet, DeviceImageSet, crop, halves_of
 from vpdarts_fast.errors import UserError
 
 
@@ -317,6 +317,23 @@ def test_batches_on_a_device_are_the_same_bits(padding: int, flip: bool, cutout:
         assert batches[1][0].is_contiguous(memory_format=torch.channels_last)
     assert subset.to(torch.device("cpu")) is subset
     assert isinstance(subset.to(torch.device("meta")), DeviceImageSet)
+
+
+@pytest.mark.parametrize("why", ["a policy", "more than a GPU is given"])
+def test_what_a_device_cannot_make_is_copied_to_it(why: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The CPU stands for a GPU: the same bits."""
+    augmentation = Augmentation(2, True, 3, "cifar10" if why == "a policy" else "none")
+    if why != "a policy":
+        monkeypatch.setattr("vpdarts_fast.data.batches.DEVICE_BYTES", 100)
+    images = random_images(20)
+    subset = ImageSet(images, torch.arange(20), torch.zeros(3), torch.ones(3), augmentation)
+    there = subset.to(torch.device("meta"))
+    assert isinstance(there, CopiedImageSet) and there.device == torch.device("meta")
+    assert there.batch(torch.arange(4))[0].device == torch.device("meta")
+    here = CopiedImageSet(subset, torch.device("cpu"))
+    made = [some.batch(torch.arange(20), torch.Generator().manual_seed(1)) for some in (subset, here)]
+    assert torch.equal(made[0][0], made[1][0]) and torch.equal(made[0][1], made[1][1])
+    assert not image_data(train_images=images, augmentation=augmentation).capturable
 
 
 # --- split_halves and epoch_order --------------------------------------------------------------

@@ -113,6 +113,16 @@ def other_count(path: Path) -> None:
     path.write_text(caches.IMAGE_CACHE.to_json(content))
 
 
+def other_labels(path: Path) -> None:
+    """Of classes that there are not, with digests that fit."""
+    content = caches.IMAGE_CACHE.read_json(path)
+    labels = path.with_name("labels.npy")
+    changed = labels.read_bytes()[:-8] + (7).to_bytes(8, "little")
+    labels.write_bytes(changed)
+    digest = caches._digest(changed[caches.HEADER_BYTES :])
+    path.write_text(caches.IMAGE_CACHE.to_json({**content, "labels": digest}))
+
+
 @pytest.mark.parametrize(
     ("name", "damage"),
     [
@@ -125,6 +135,7 @@ def other_count(path: Path) -> None:
         ("labels.npy", Path.unlink),
         ("cache.json", flipped),
         ("cache.json", other_count),
+        ("cache.json", other_labels),
         ("cache.json", Path.unlink),
     ],
 )

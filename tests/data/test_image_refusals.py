@@ -177,7 +177,7 @@ def test_corrupt_files_are_skipped_when_asked_and_only_then(
         assert skipped.images.equal(good.images) and skipped.labels.equal(good.labels)
         assert len(skipped.places) == 4
         said = capsys.readouterr().err
-        assert "left out 1 images that cannot be decoded: train/cat/x.png (no file of JPEG" in said
+        assert "left out 1 image that cannot be decoded: train/cat/x.png (no file of JPEG" in said
         with pytest.raises(UserError, match=r"1 image cannot be decoded: train/cat/x.png"):
             opened(place)
 
@@ -200,11 +200,11 @@ def test_files_that_are_there_twice(tmp_path: Path, capsys: pytest.CaptureFixtur
     opened(write_folder(tmp_path / "pets", files), quiet=False)
     said = capsys.readouterr().err
     assert re.search(
-        "pets: 4 of the test images are training images too, so that test accuracy flatters: "
+        "pets: 4 test images are in training too, so that test accuracy flatters: "
         "train/cat/0.png = test/cat/copy0.png, .*, ...\n",
         said,
     )
-    assert "1 images are in two classes: train/cat/1.png = train/dog/same.png\n" in said
+    assert "1 image is in two classes: train/cat/1.png = train/dog/same.png\n" in said
 
 
 def test_sizes_out_of_bounds() -> None:

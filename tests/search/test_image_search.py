@@ -19,6 +19,7 @@ from vpdarts_fast.data import Augmentation, ImageData, MappedImages, load
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search import SearchConfig
 from vpdarts_fast.search.__main__ import main
+from vpdarts_fast.search.config import contradictions
 from vpdarts_fast.search.images import as_set, sized
 from vpdarts_fast.search.losses import losses_of
 from vpdarts_fast.search.running import prepared
@@ -136,6 +137,16 @@ def test_what_the_command_line_refuses(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_tiny_data_set(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    names = ("train/cat/0.png", "train/dog/0.png", "test/cat/0.png")
+    place = write_folder(tmp_path / "pets", {name: encoded(picture(i)) for i, name in enumerate(names)})
+    wrong = error_of(flags(place, "--out", str(tmp_path / "run")), capsys)
+    assert (
+        f"--dataset folder --data {place} (pets) has too few training images: a search needs at least 4"
+        in wrong
+    )
+
+
 def test_a_file_that_cannot_be_decoded_is_named_on_the_command_line(
     files: Files, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -204,6 +215,17 @@ def test_the_stem_follows_the_size_of_the_images_unless_it_is_named() -> None:
     ]
     assert sized(auto.replaced(stem="plain"), data_of(64)).space.stem == "plain"
     assert sized(auto.replaced(space="darts"), data_of(64)).space.stem == "halving"
+
+
+def test_a_stem_that_is_left_to_the_images_contradicts_none() -> None:
+    """But other settings that are left to something do."""
+    auto = SearchConfig()
+    plain, halving = (auto.replaced(stem=stem) for stem in ("plain", "halving"))
+    assert contradictions(auto, plain) == contradictions(plain, auto) == []
+    assert contradictions(plain, halving) == ["--stem: the run has plain, asked for halving"]
+    for name in ("max_images", "image_size"):
+        assert len(contradictions(auto, auto.replaced(**{name: 64}))) == 1
+        assert len(contradictions(auto.replaced(**{name: 64}), auto)) == 1
 
 
 def test_losses_by_their_names() -> None:

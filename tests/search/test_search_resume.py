@@ -113,7 +113,7 @@ def test_bad_checkpoints(
         ({"pruning": {"name": ["soft"]}}, "config.json: --pruning must have a name; got ['soft']"),
         ({"pruning": {"name": "soft"}}, "missing or unknown settings: decay"),
         ({"space": {"name": "os"}}, "config.json: --space os is not known; there are nas-bench-201"),
-        ({"dataset": ["digits"]}, "config.json: dataset must be str; got ('digits',)"),
+        ({"dataset": ["digits"]}, "config.json: dataset must be str; got ['digits']"),
         ({"channels": 0}, "config.json: --channels must be at least 1; got 0"),
         ({"colour": "red"}, "missing or unknown settings: colour"),
         (

@@ -257,7 +257,7 @@ LIBRARIES: dict[str, Callable[[str, Path | None, bool], Listing]] = {
     "hf": list_hugging_face,
     "torchvision": list_torchvision,
 }
-"""Packages that have data sets of their own, as in `hf:NAME`."""
+"""Packages with data sets of their own, by what stands before the colon of such a name."""
 
 GIVEN = "given"
 """What the settings of a search call images that Python code gave it, and that none of the loaders has."""

@@ -237,6 +237,10 @@ FREE_ON_RESUME = frozenset({
 })  # fmt: skip
 """Settings that do not say what is searched, so that a resumed run may set them anew."""
 
+LEFT_OPEN = {"stem": "auto"}
+"""What settings are that the images decide where a run begins: a run that is only prepared still has them,
+and what is asked for again may have them; what they come to is compared later."""
+
 _PAPER = SearchConfig()
 
 PRESETS: dict[str, SearchConfig] = {
@@ -277,5 +281,7 @@ def contradictions(saved: SearchConfig, asked: SearchConfig) -> list[str]:
     return [
         f"{flag(name)}: the run has {value}, asked for {others.get(name)}"
         for name, value in saved.flat().items()
-        if name not in FREE_ON_RESUME and others.get(name) != value
+        if name not in FREE_ON_RESUME
+        and others.get(name) != value
+        and not (name in LEFT_OPEN and LEFT_OPEN[name] in (value, others.get(name)))
     ]

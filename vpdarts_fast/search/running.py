@@ -123,7 +123,8 @@ def prepared(
     config = sized(config, data)
     backend_line(config, data.image_size)
     check_search(config, data, table, device)
-    if config.images.data is None and not config.images.dataset.startswith(("digits", GIVEN, "hf:")):
+    dataset = config.images.dataset
+    if config.images.data is None and dataset not in ("digits", GIVEN) and not dataset.startswith("hf:"):
         config = config.replaced(data=DEFAULT_ROOT)  # found again from another folder
     return config, data, table
 

@@ -23,6 +23,7 @@ from vpdarts_fast.bounds import BOUNDS, check_bound
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.parts import Part
 from vpdarts_fast.spaces.edges import MakeEdge
+from vpdarts_fast.spaces.stems import check_stem
 
 
 @dataclass(frozen=True)
@@ -337,6 +338,8 @@ class OpPerEdge:
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Holds a setting of a space to `vpdarts_fast.bounds`, where it has a bound there."""
+    """Holds a setting of a space to `vpdarts_fast.bounds`, where it has a bound there, or to the stems."""
+    if name == "stem":
+        check_stem(value)
     if name in BOUNDS:
         check_bound(name, value, "--" + name.replace("_", "-"))

@@ -29,8 +29,7 @@ def make_stem(channels: int, stem: Stem) -> nn.Sequential:
     Raises:
         UserError: there is no such stem.
     """
-    if stem not in REDUCTIONS:
-        raise UserError(f"stem must be one of {', '.join(get_args(Stem))}; got {stem!r}")
+    check_stem(stem, "stem")
     convolving: nn.Module
     if stem == "quartering":
         half = max(channels // 2, 1)
@@ -42,6 +41,12 @@ def make_stem(channels: int, stem: Stem) -> nn.Sequential:
     else:
         convolving = nn.Conv2d(3, channels, 3, stride=REDUCTIONS[stem], padding=1, bias=False)
     return nn.Sequential(convolving, nn.BatchNorm2d(channels))
+
+
+def check_stem(stem: object, called: str = "--stem") -> None:
+    """Raises `UserError` for what is no stem; `called` is what the user calls it."""
+    if stem not in REDUCTIONS:
+        raise UserError(f"{called} must be one of {', '.join(get_args(Stem))}; got {stem!r}")
 
 
 def behind_stem(image_size: tuple[int, int], stem: Stem) -> tuple[int, int]:

@@ -28,7 +28,7 @@ import numpy.typing as npt
 
 from vpdarts_fast.command_line import progress_bar, warn
 from vpdarts_fast.data.mapped.decoding import decode
-from vpdarts_fast.data.mapped.listing import SHOWN, Listing, identity_of
+from vpdarts_fast.data.mapped.listing import SHOWN, Listing, counted, identity_of
 from vpdarts_fast.data.mapped.repeated import Repeated
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import PARTIAL, remove_partial, write_atomically
@@ -96,6 +96,7 @@ def open_cache(listing: Listing, size: int, folder: Path, *, quiet: bool = False
     Raises:
         UserError: the folder cannot be written, or there is no room.
     """
+    classes = len(listing.classes)
     key = identity_of([IMAGE_CACHE.mark, str(size), listing.identity])
     place = folder / f"{_word(listing.name)}-{size}-{key}"
     try:
@@ -104,29 +105,29 @@ def open_cache(listing: Listing, size: int, folder: Path, *, quiet: bool = False
         raise UserError(
             f"cannot make the cache {place}: {error.strerror or error}; name another folder by --cache"
         ) from error
-    cache = _opened_or_none(place, size)
+    cache = _opened_or_none(place, size, classes)
     if cache is None:
         with locked(place, lambda holder: _say(f"waiting for {holder}, which decodes these images", quiet)):
-            cache = _opened_or_none(place, size)
+            cache = _opened_or_none(place, size, classes)
             if cache is None:
                 remove_partial(place)
                 _make(listing, size, place, quiet)
-                cache = _opened(place, size)
+                cache = _opened(place, size, classes)
     return cache
 
 
-def _opened_or_none(place: Path, size: int) -> Cache | None:
+def _opened_or_none(place: Path, size: int, classes: int) -> Cache | None:
     """The cache, or None where there is none; a damaged one is said to be, and made anew."""
     if not (place / CONTENT_FILE).exists():
         return None
     try:
-        return _opened(place, size)
+        return _opened(place, size, classes)
     except UserError as error:
         warn(f"{error}. They are decoded again")
         return None
 
 
-def _opened(place: Path, size: int) -> Cache:
+def _opened(place: Path, size: int, classes: int) -> Cache:
     """Checks sizes and digests before anything is mapped; `UserError` for what does not fit."""
     source = str(place / CONTENT_FILE)
     content = IMAGE_CACHE.read_json(place / CONTENT_FILE)
@@ -141,6 +142,8 @@ def _opened(place: Path, size: int) -> Cache:
         _check_file(place / IMAGES_FILE, "|u1", images_shape, blocks)
         _check_file(place / LABELS_FILE, "<i8", labels_shape, [content["labels"]], whole=True)
         labels = np.fromfile(place / LABELS_FILE, dtype="<i8", offset=HEADER_BYTES).astype(np.int64)
+        if labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(f"labels are {labels.min()}..{labels.max()}, of {classes} classes")
         return Cache(
             # Copy on write: PyTorch warns of arrays that cannot be written.
             np.memmap(place / IMAGES_FILE, np.uint8, "c", HEADER_BYTES, images_shape),
@@ -265,6 +268,10 @@ def _in_order(listing: Listing, size: int) -> Iterator[Decoded]:
     """Decodes all images, in threads, a few of them ahead: Pillow's decoders let other threads run."""
     import warnings
 
+    from PIL import Image, WebPImagePlugin  # noqa: F401  so that no two threads look for readers at once
+
+    Image.preinit()
+
     def chunk(start: int) -> list[Decoded]:
         stop = min(start + CHUNK, len(listing.names))
         return [_decoded_image(listing, index, size) for index in range(start, stop)]
@@ -304,7 +311,7 @@ def corrupt_error(name: str, corrupt: list[str], count: int, *, all_of_them: boo
         if all_of_them
         else "mend or remove them, or leave them out with --skip-corrupt"
     )
-    images = "1 image" if count == 1 else f"{count:,} images"
+    images = counted(count, "image", "images")
     return UserError(f"{name}: {images} cannot be decoded: {'; '.join(corrupt)}{more}: {remedy}")
 
 

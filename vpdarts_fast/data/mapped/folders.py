@@ -141,7 +141,8 @@ def _entries(
         if any(map(_is_ignored, parts)):
             continue
         folder = parts if entry.is_dir() else parts[:-1]
-        folders |= {folder[:depth] for depth in range(len(folder) + 1)}
+        if folder not in folders:
+            folders |= {folder[:depth] for depth in range(len(folder) + 1)}
         if entry.is_dir():
             continue
         if entry.flag_bits & 1:

@@ -12,7 +12,7 @@ from torch import Tensor
 from vpdarts_fast.command_line import warn
 from vpdarts_fast.data.batches import ImageSet, fits_device, halves_of
 from vpdarts_fast.data.mapped.cache import Cache, corrupt_error, default_folder, open_cache
-from vpdarts_fast.data.mapped.listing import Listing, identity_of
+from vpdarts_fast.data.mapped.listing import Listing, counted, identity_of
 from vpdarts_fast.data.options import ImageOptions, crop_and_flip
 from vpdarts_fast.data.pixels import Augmentation, statistics_of
 from vpdarts_fast.data.protocol import Split
@@ -121,7 +121,7 @@ def mapped(listing: Listing, options: ImageOptions) -> MappedImages:
         raise corrupt_error(listing.name, list(cache.corrupt), cache.corrupt_count)
     _check_classes(listing, cache)
     if not options.quiet:
-        skipped = (f"left out {cache.corrupt_count:,} images that cannot be decoded: "
+        skipped = (f"left out {counted(cache.corrupt_count, 'image', 'images')} that cannot be decoded: "
                    f"{'; '.join(cache.corrupt)}",) if cache.corrupt_count else ()  # fmt: skip
         for note in (*listing.notes, *(f"{listing.name}: {text}" for text in (*skipped, *cache.repeated))):
             warn(note)

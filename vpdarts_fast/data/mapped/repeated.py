@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from vpdarts_fast.data.mapped.listing import counted
+
 SHOWN = 3
 """So many pairs are named."""
 
@@ -32,13 +34,14 @@ class Repeated:
         """What people should know of them."""
         notes = []
         if self._both_count:
+            are = counted(self._both_count, "test image is", "test images are")
             notes.append(
-                f"{self._both_count:,} of the test images are training images too, so that test accuracy "
-                f"flatters: {', '.join(self._both)}{self._more(self._both_count)}"
+                f"{are} in training too, so that test accuracy flatters: "
+                f"{', '.join(self._both)}{self._more(self._both_count)}"
             )
         if self._contradictions_count:
             notes.append(
-                f"{self._contradictions_count:,} images are in two classes: "
+                f"{counted(self._contradictions_count, 'image is', 'images are')} in two classes: "
                 f"{', '.join(self._contradictions)}{self._more(self._contradictions_count)}"
             )
         return notes
