@@ -207,8 +207,8 @@ class DiscreteCell(nn.Module):
     Attributes:
         fused: where the native kernels serve them, run on `vpdarts_fast.ops`; the same function. In training
             the 3x3 convolutions that leave a node are one call of ``relu_conv``, and 1x1 convolutions calls
-            of ``relu_pointwise``; an evaluation without gradients is a ``masked_cell`` of one-hot alphas, whose
-            convolutions have the scale of their batch norm in them.
+            of ``relu_pointwise``; an evaluation without gradients is a ``masked_cell`` of one-hot alphas,
+            whose convolutions have the scale of their batch norm in them.
     """
 
     def __init__(self, genotype: Genotype, channels: int) -> None:
