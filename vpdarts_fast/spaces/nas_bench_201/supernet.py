@@ -228,7 +228,7 @@ class DiscreteCell(nn.Module):
         terms = dict(self._terms(0, x))
         node = x
         for i in range(1, NUM_NODES):
-            node = torch.stack([terms[edge_index(j, i)] for j in range(i)]).sum(0)
+            node = sum((terms[edge_index(j, i)] for j in range(1, i)), start=terms[edge_index(0, i)])
             terms |= self._terms(i, node)
         return node
 
