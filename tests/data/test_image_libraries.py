@@ -117,6 +117,7 @@ def test_a_data_set_of_hugging_face(tmp_path: Path) -> None:
     assert (len(data.places), len(data.test_places)) == (12, 6), "validation is searched on, too"
     assert np.array_equal(data.test_half().images[2], decode(picture(42), 16))
     assert opened("hf:some/pets", tmp_path / "pets").digest() == data.digest()
+    assert len(list((tmp_path / "cache").iterdir())) == 1, "the same fingerprint"
     other = opened("hf:pets", saved(tmp_path / "fewer", splits={"test": None}))
     assert (len(other.places), len(other.test_places)) == (8, 4), "or tests"
 
@@ -159,15 +160,17 @@ def test_what_no_search_can_use_of_hugging_face(case: str, tmp_path: Path) -> No
 @needs_datasets
 def test_nothing_is_fetched_unasked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import datasets
+    import huggingface_hub
 
     asked: list[Any] = []
 
-    def load_dataset(*arguments: Any, download_config: Any) -> Any:
-        asked.append((*arguments, download_config.local_files_only))
+    def load_dataset(*arguments: Any) -> Any:
+        asked.append((*arguments, huggingface_hub.constants.HF_HUB_OFFLINE))
         raise OSError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     for download in (False, True):
         with pytest.raises(UserError, match="hf:some/pets:small cannot be read: no network"):
             load("hf:some/pets:small", download=download)
+    assert not huggingface_hub.constants.HF_HUB_OFFLINE and not datasets.config.HF_HUB_OFFLINE
     assert asked == [("some/pets", "small", True), ("some/pets", "small", False)]

@@ -71,6 +71,15 @@ def twice_in_zip(root: Path) -> Path:
     return path
 
 
+def damaged_in_zip(root: Path) -> Path:
+    """A byte of an image, which the archive's checksum finds."""
+    path = archive({})(root)
+    content = bytearray(path.read_bytes())
+    content[content.index(b"IDAT") + 20] ^= 1
+    path.write_bytes(content)
+    return path
+
+
 JPEG = encoded(picture(9), "JPEG")
 
 REFUSED: dict[str, tuple[Make, str]] = {
@@ -125,6 +134,7 @@ REFUSED: dict[str, tuple[Make, str]] = {
         folder(train__cat__x_png=png_of(10_000, 9_000)),
         r"train/cat/x.png \(10,000 x 9,000 pixels are more than the 89,478,485 that are decoded\)",
     ),
+    "damaged in an archive": (damaged_in_zip, r"train/cat/0.png \(cannot be read: Bad CRC-32"),
     "no file": (
         lambda root: _with_link(folder()(root)),
         r"train/cat/x.png \(cannot be read: .*No such file",

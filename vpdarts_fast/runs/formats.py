@@ -320,7 +320,5 @@ TRAINED_NETWORK = Format(
 )
 """model.json: what the weights in model.safetensors beside it are of."""
 
-IMAGE_CACHE = Format(
-    "image cache", "remove the folder that it is in, to have its images decoded again", (), True
-)
+IMAGE_CACHE = Format("image cache", "its images are decoded again", (), True)
 """cache.json beside decoded images (`vpdarts_fast.data.mapped.cache`)."""

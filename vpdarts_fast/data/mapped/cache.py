@@ -17,7 +17,7 @@ import secrets
 import shutil
 import struct
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -105,10 +105,10 @@ def open_cache(listing: Listing, size: int, folder: Path, *, quiet: bool = False
         raise UserError(
             f"cannot make the cache {place}: {error.strerror or error}; name another folder by --cache"
         ) from error
-    cache = _opened_or_none(place, size, classes)
+    cache = _opened_or_none(place, size, classes, lambda complaint: None)
     if cache is None:
         with locked(place, lambda holder: _say(f"waiting for {holder}, which decodes these images", quiet)):
-            cache = _opened_or_none(place, size, classes)
+            cache = _opened_or_none(place, size, classes, warn)
             if cache is None:
                 remove_partial(place)
                 _make(listing, size, place, quiet)
@@ -116,14 +116,14 @@ def open_cache(listing: Listing, size: int, folder: Path, *, quiet: bool = False
     return cache
 
 
-def _opened_or_none(place: Path, size: int, classes: int) -> Cache | None:
-    """The cache, or None where there is none; a damaged one is said to be, and made anew."""
+def _opened_or_none(place: Path, size: int, classes: int, complain: Callable[[str], None]) -> Cache | None:
+    """The cache, or None where there is none, or a damaged one, which is complained of."""
     if not (place / CONTENT_FILE).exists():
         return None
     try:
         return _opened(place, size, classes)
     except UserError as error:
-        warn(f"{error}. They are decoded again")
+        complain(str(error))
         return None
 
 

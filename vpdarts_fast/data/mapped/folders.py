@@ -64,7 +64,7 @@ def list_images(place: Path) -> Listing:
         )
     if place.is_dir():
         found, folders = _walk(place)
-        return _listing(place, found, folders, lambda parts: _read_file(place.joinpath(*parts)))
+        return _listing(place, found, folders, lambda parts: read_file(place.joinpath(*parts)))
     if not zipfile.is_zipfile(place):
         raise UserError(
             f"{place} is neither a folder nor a .zip archive, or the end of the archive is missing"
@@ -114,7 +114,8 @@ def _version(entry: os.DirEntry[str]) -> str:
     return f"{status.st_size} {status.st_mtime_ns}" if stat.S_ISREG(status.st_mode) else "no file"
 
 
-def _read_file(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The content of an image file; `UserError` for one that is too large, or no regular file."""
     with os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:  # a pipe would be waited for
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -200,7 +201,7 @@ def _listing(
         notes = (f"{place}: left out {of}: {listed(others)}",)
     files = [file for _, _, file in rows]
     return Listing(
-        name=place.stem if place.is_file() else (place.name or place.resolve().name),
+        name=printable(place.stem if place.is_file() else place.resolve().name),
         classes=tuple(printable(name) for name in classes),
         names=[_name(file.parts) for file in files],
         labels=np.array([label for _, label, _ in rows], dtype=np.int64),
@@ -262,16 +263,18 @@ Row = tuple[str, int, Found]
 
 def _held_out(rows: list[Row], depth: int) -> tuple[list[Row], list[Row]]:
     """Training and test images of a folder without splits; the same for a name, whatever else there is."""
+    testing = [row for row in rows if _tests(row[2].parts[depth:])]
+    names = {row[2].parts for row in testing}
+    left = {label for _, label, file in rows if file.parts not in names}
+    testing = [row for row in testing if row[1] in left]  # no class is left to the test alone
+    names = {row[2].parts for row in testing}
+    return [row for row in rows if row[2].parts not in names], testing
 
-    def tests(row: Row) -> bool:
-        name = "/".join(row[2].parts[depth:]).encode("utf-8", "surrogateescape")
-        return hashlib.blake2b(name, digest_size=8).digest()[0] % TEST_SHARE == 0
 
-    training = [row for row in rows if not tests(row)]
-    used = {label for _, label, _ in training}
-    training = [row for row in rows if not tests(row) or row[1] not in used]
-    kept = {id(row) for row in training}
-    return training, [row for row in rows if id(row) not in kept]
+def _tests(parts: tuple[str, ...]) -> bool:
+    """Whether an image is to test, by its name."""
+    name = "/".join(parts).encode("utf-8", "surrogateescape")
+    return hashlib.blake2b(name, digest_size=8).digest()[0] % TEST_SHARE == 0
 
 
 def _of_files(files: Iterable[Found]) -> Iterator[str]:

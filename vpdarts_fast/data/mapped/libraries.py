@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from vpdarts_fast.data.mapped.decoding import LARGEST_FILE
-from vpdarts_fast.data.mapped.folders import SPLITS
+from vpdarts_fast.data.mapped.folders import SPLITS, read_file
 from vpdarts_fast.data.mapped.listing import Listing, identity_of, printable
 from vpdarts_fast.errors import UserError
 
@@ -149,14 +149,31 @@ def list_hugging_face(name: str, root: Path | None, download: bool) -> Listing:
         if root is not None:
             loaded = datasets.load_from_disk(str(root))
         else:
-            local = datasets.DownloadConfig(local_files_only=not download)
-            loaded = datasets.load_dataset(path, configuration or None, download_config=local)
+            with nullcontext() if download else _offline():
+                loaded = datasets.load_dataset(path, configuration or None)
     except Exception as error:  # of the network, of files, of what somebody has written on the hub
         how = "" if download else "; fetch it with `--download`, or name a folder of save_to_disk by --data"
         raise UserError(f"data set {called} cannot be read: {str(error)[:300]}{how}") from error
     if isinstance(loaded, datasets.Dataset):
         loaded = datasets.DatasetDict({"train": loaded})
     return _of_splits(loaded, called)
+
+
+@contextmanager
+def _offline() -> Iterator[None]:
+    """Within, `datasets` asks no other machine for anything, as with HF_HUB_OFFLINE in the environment."""
+    import datasets
+    import huggingface_hub
+
+    places: tuple[Any, ...] = datasets.config, huggingface_hub.constants
+    before = [place.HF_HUB_OFFLINE for place in places]
+    try:
+        for place in places:
+            place.HF_HUB_OFFLINE = True
+        yield
+    finally:
+        for place, value in zip(places, before, strict=True):
+            place.HF_HUB_OFFLINE = value
 
 
 def _of_splits(loaded: Any, called: str) -> Listing:
@@ -184,8 +201,7 @@ def _of_splits(loaded: Any, called: str) -> Listing:
             raise UserError("there is none")
         if found["bytes"] is not None:
             return bytes(found["bytes"])
-        with Path(found["path"]).open("rb") as file:
-            return file.read(LARGEST_FILE)
+        return read_file(Path(found["path"]))
 
     names = [f"{split} {i}" for split, part in zip(order, parts, strict=True) for i in range(len(part))]
     classes = getattr(splits["train"].features[label], "names", None)
