@@ -67,10 +67,21 @@ def exported_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
 
 
-def parameters_of(network: nn.Module) -> int:
-    """How many parameters a network has, those of an auxiliary head aside, as papers count."""
-    named = network.named_parameters()
-    return sum(parameter.numel() for name, parameter in named if not name.startswith(AUXILIARY))
+def cost_of(config: TrainConfig, num_classes: int, image_size: tuple[int, int]) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image, of the network that is exported, as papers count them.
+
+    Args:
+        config: the settings.
+        num_classes: of the classifier.
+        image_size: height and width.
+    """
+    size = config.network.channels, config.network.depth
+    with torch.device("meta"):  # nothing is computed
+        network = plain_network(config.space, config.genotype, num_classes, *size)
+    return {
+        "parameters": sum(parameter.numel() for parameter in network.parameters()),
+        "multiply_adds": multiply_adds(network, image_size),
+    }
 
 
 def multiply_adds(network: nn.Module, image_size: tuple[int, int]) -> int:
@@ -79,19 +90,14 @@ def multiply_adds(network: nn.Module, image_size: tuple[int, int]) -> int:
     Batch norms, pools and sums are left out, as is usual in papers on architecture search.
 
     Args:
-        network: called with images [N, 3, H, W]; it is evaluated once, and its mode stays as it is.
+        network: of plain modules, in evaluation mode, called with images [N, 3, H, W].
         image_size: height and width.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports much
 
-    mode = network.training
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
-    try:
-        network.eval()
-        with torch.no_grad(), FlopCounterMode(display=False) as counter:
-            network(image)
-    finally:
-        network.train(mode)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        network(image)
     total: int = counter.get_total_flops()
     return total // 2  # it counts the multiplication and the addition
