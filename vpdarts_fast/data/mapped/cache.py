@@ -276,7 +276,7 @@ def _in_order(listing: Listing, size: int) -> Iterator[Decoded]:
         stop = min(start + CHUNK, len(listing.names))
         return [_decoded_image(listing, index, size) for index in range(start, stop)]
 
-    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS) if listing.parallel else 1
+    threads = min(len(os.sched_getaffinity(0)), MOST_THREADS)
     ahead: deque[Future[list[Decoded]]] = deque()
     with warnings.catch_warnings(), ThreadPoolExecutor(threads) as pool:
         warnings.simplefilter("ignore")  # of Pillow's, about what is refused here, or harmless

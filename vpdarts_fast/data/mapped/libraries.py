@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -79,9 +80,19 @@ def list_torchvision(name: str, root: Path | None, download: bool) -> Listing:
         labels=labels,
         training=sum(sizes[:-1]),
         identity=identity_of([name, torchvision.__version__, *map(str, sizes), *_files_of(folder, more)]),
-        read=read,
-        parallel=False,
+        read=_one_at_a_time(read),
     )
+
+
+def _one_at_a_time(read: Callable[[int], Any]) -> Callable[[int], Any]:
+    """The same for several threads: whether a data set may be read by them is for it to know."""
+    lock = threading.Lock()
+
+    def locked(index: int) -> Any:
+        with lock:
+            return read(index)
+
+    return locked
 
 
 def _said(asked: Mapping[str, Any]) -> str:
@@ -212,8 +223,7 @@ def _of_splits(loaded: Any, called: str) -> Listing:
         labels=labels.astype(np.int64),
         training=int(starts[-1]) - (len(parts[-1]) if order[-1] == "test" else 0),
         identity=identity_of([*order, image, label, *(splits[split]._fingerprint for split in order)]),
-        read=read,
-        parallel=False,
+        read=_one_at_a_time(read),
     )
 
 

@@ -30,8 +30,7 @@ class Listing:
         labels: int64 [N], the class of each image.
         training: how many of them a search may use; the rest test.
         identity: text that changes when an image does.
-        read: the content of the image file of a number, or the image itself.
-        parallel: whether `read` may be called by several threads at once.
+        read: the content of the image file of a number, or the image itself; several threads call it at once.
         notes: what people should know of what was left out.
     """
 
@@ -42,7 +41,6 @@ class Listing:
     training: int
     identity: str
     read: Callable[[int], bytes | Image]
-    parallel: bool = True
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
