@@ -122,16 +122,12 @@ def parameters_of(network: nn.Module) -> int:
 def multiply_adds(network: nn.Module, image_size: tuple[int, int]) -> int:
     """Counts the multiply-adds of a network's convolutions and products for an image of a height and width.
 
-    Batch norms, pools and sums are left out, as is usual in papers on architecture search. The network is
-    evaluated once, where its parameters are; its mode stays as it is.
+    Batch norms, pools and sums are left out, as is usual in papers on architecture search. The network is of
+    plain modules, in evaluation mode; it is evaluated once, where its parameters are.
     """
-    mode = network.training
     parameter = next(network.parameters())
     image = torch.zeros(1, 3, *image_size, device=parameter.device, dtype=parameter.dtype)
-    try:
-        return int(count_macs(network.eval(), image)[""])
-    finally:
-        network.train(mode)
+    return int(count_macs(network, image)[""])
 
 
 def count_parameters(network: nn.Module, image: Tensor | None = None) -> dict[str, float]:

@@ -17,7 +17,7 @@ from vpdarts_fast.spaces.stems import REDUCTIONS
 from vpdarts_fast.train.config import TrainConfig
 
 Data = ImageData | MappedImages
-"""What `vpdarts_fast.data.load` gives."""
+"""What `vpdarts_fast.data.sources.load` gives."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Images:
         """
         used, training = config.images.max_images, config.training
         if used is not None and used < len(data.train_labels):
-            generator = stream(training.seed, "images used")
+            generator = stream(training.split_seed, "images used")
             chosen = torch.randperm(len(data.train_labels), generator=generator, device="cpu")[:used]
             data = data.subset(chosen)
         check_data(data, config)

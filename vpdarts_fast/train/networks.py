@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.streams import seed_for
-from vpdarts_fast.spaces.costs import AUXILIARY
+from vpdarts_fast.spaces.costs import AUXILIARY, multiply_adds, parameters_of
 from vpdarts_fast.train.config import TrainConfig
 
 DROP_PATH = "drop_path_prob"
@@ -63,3 +63,17 @@ def plain_network(
 def exported_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Those entries of a trained network's state dict that `plain_network` has."""
     return {name: tensor for name, tensor in state.items() if not name.startswith(AUXILIARY)}
+
+
+def cost_of(config: TrainConfig, num_classes: int, image_size: tuple[int, int]) -> dict[str, int]:
+    """Parameters, and multiply-adds for one image, of the network that is exported, as papers count them.
+
+    Args:
+        config: the settings.
+        num_classes: of the classifier.
+        image_size: height and width.
+    """
+    size = config.network.channels, config.network.depth
+    with torch.device("meta"):  # nothing is computed
+        network = plain_network(config.space, config.genotype, num_classes, *size)
+    return {"parameters": parameters_of(network), "multiply_adds": multiply_adds(network, image_size)}

@@ -77,7 +77,8 @@ def prepared(config: TrainConfig, *, quiet: bool = False) -> tuple[TrainConfig, 
         raise UserError("--dataset given is for searches from Python: a training reads a data set of files")
     data = load_images(config.images, quiet=quiet)
     config = dataclasses.replace(config, space=with_stem(config.space, data.image_size))
-    if config.images.data is None and not config.images.dataset.startswith(("digits", "hf:")):
+    dataset = config.images.dataset
+    if config.images.data is None and dataset != "digits" and not dataset.startswith("hf:"):
         config = config.replaced(data=DEFAULT_ROOT)  # found again from another folder
     return config, data, table
 

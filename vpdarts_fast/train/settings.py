@@ -38,7 +38,8 @@ class TrainingSettings:
     images: TrainOn = "all"
     """Train on all training images of the data set, or on half of them; the other half then validates."""
     split_seed: int = 0
-    """Of the random halves of --images half; those of the search where a run of one is given."""
+    """Of the random halves of --images half, and of which images --max-images leaves; where a run of a search
+    is given, that of the search."""
     epochs: int = 200
     """How often all of them are visited."""
     batch_size: int = 256

@@ -23,13 +23,12 @@ from vpdarts_fast.search.lines import index_of
 from vpdarts_fast.search.losses import named_loss
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.preflight import choose_device
-from vpdarts_fast.spaces.costs import multiply_adds, parameters_of
 from vpdarts_fast.train.comparison import compared
 from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.evaluating import Scores, evaluate
 from vpdarts_fast.train.folder import TrainFolder
 from vpdarts_fast.train.images import Data, Images, check_auxiliary
-from vpdarts_fast.train.networks import network_to_train
+from vpdarts_fast.train.networks import cost_of, network_to_train
 from vpdarts_fast.train.state import TrainingState
 
 
@@ -207,8 +206,7 @@ class Training:
             "validation": validation,
             "test": test.to_json(),
             "test_without_average": beside and beside.to_json(),
-            "parameters": parameters_of(self.state.network),
-            "multiply_adds": multiply_adds(self.state.network, data.image_size),
+            **cost_of(config, data.num_classes, data.image_size),
             "benchmark": self._table.accuracy(genotype) if self._table else None,
             "compared": compared(config, self._table, test.summary(), validation),
             "seconds": {name: round(value, 3) for name, value in self.state.total_seconds.items()},

@@ -205,10 +205,10 @@ class DiscreteCell(nn.Module):
     """A cell with one operation per edge; names as in the public networks that train an architecture.
 
     Attributes:
-        fused: where the native kernels serve them, run on the fused ops; the same function. In training the
-            3x3 convolutions that leave a node are one `vpdarts_fast.ops.relu_conv`, and the 1x1 convolutions
-            `vpdarts_fast.ops.relu_pointwise`; an evaluation without gradients is a `masked_cell` of one-hot
-            alphas, whose convolutions have the scale of their batch norm in them.
+        fused: where the native kernels serve them, run on `vpdarts_fast.ops`; the same function. In training
+            the 3x3 convolutions that leave a node are one call of ``relu_conv``, and 1x1 convolutions calls
+            of ``relu_pointwise``; an evaluation without gradients is a ``masked_cell`` of one-hot alphas,
+            whose convolutions have the scale of their batch norm in them.
     """
 
     def __init__(self, genotype: Genotype, channels: int) -> None:
@@ -228,7 +228,7 @@ class DiscreteCell(nn.Module):
         terms = dict(self._terms(0, x))
         node = x
         for i in range(1, NUM_NODES):
-            node = torch.stack([terms[edge_index(j, i)] for j in range(i)]).sum(0)
+            node = sum((terms[edge_index(j, i)] for j in range(1, i)), start=terms[edge_index(0, i)])
             terms |= self._terms(i, node)
         return node
 
