@@ -5,16 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
-from places import ROOT, SUPPORT
+from places import SUPPORT
 from search_calls import outcome
+from torchruns import finished, torchrun, wait_for_epochs, workers
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime.processes import ALONE, Processes
@@ -28,31 +26,11 @@ SEARCH = [
 ]  # fmt: skip
 
 
-def torchrun(arguments: list[str], **options: Any) -> subprocess.Popen[str]:
-    """Starts two processes of a program or a module."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    path = os.pathsep.join([str(SUPPORT), str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": path}
-    return subprocess.Popen(
-        [*command, *arguments],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-        **options,
-    )
-
-
-def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
-    said, _ = process.communicate(timeout=300)
-    return process.returncode, said
-
-
 @pytest.fixture(scope="module")
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw."""
     folder = tmp_path_factory.mktemp("seen")
-    code, said = finished(torchrun([str(SUPPORT / "several_processes.py"), str(folder)]))
+    code, said = finished(torchrun(str(SUPPORT / "several_processes.py"), str(folder)))
     assert code == 0, said
     return [json.loads((folder / f"{number}.json").read_text()) for number in (0, 1)]
 
@@ -87,43 +65,31 @@ def test_steps_are_those_of_the_mean_gradient(seen: list[dict[str, Any]]) -> Non
     assert max(first["apart"] + second["apart"]) < 1e-6
     _, _, (loss, correct, alpha_loss, _) = first["trained"]
     assert 12 < loss < 60 and 12 < alpha_loss < 60 and correct == int(correct)
+    assert first["network"] == second["network"] and max(first["network"][:1]) < 1e-6
+    assert 1 < first["network"][1] < 5
 
 
 def test_accelerated_models_of_other_code_train_under_ddp(seen: list[dict[str, Any]]) -> None:
     assert max(each["of_other_code"] for each in seen) < 1e-7
 
 
-def wait_for_epochs(folder: Path, epochs: int, process: subprocess.Popen[str]) -> None:
-    metrics = folder / "metrics.jsonl"
-    while process.poll() is None and not (
-        metrics.exists() and len(metrics.read_text().splitlines()) >= epochs
-    ):
-        time.sleep(0.02)
-    assert process.poll() is None, finished(process)
-
-
-def workers(process: subprocess.Popen[str]) -> list[int]:
-    """The processes that torchrun has started, in their order."""
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return sorted(map(int, children))
-
-
 def test_one_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = torchrun(["-m", "vpdarts_fast.search", *SEARCH, "--out", str(whole)])
+    undisturbed = torchrun("-m", "vpdarts_fast.search", *SEARCH, "--out", str(whole))
     code, said = finished(undisturbed)
-    assert code == 0 and "2 processes of 1 threads" in said and said.count("found: ") == 1, said
-    again = torchrun(["--max-restarts", "1", "-m", "vpdarts_fast.search", *SEARCH, "--out", str(killed)])
+    assert code == 0 and "2 processes of 1 threads" in said and said.count("\nfound: ") == 1, said
+    again = torchrun("--max-restarts", "1", "-m", "vpdarts_fast.search", *SEARCH, "--out", str(killed))
     wait_for_epochs(killed, 2, again)
     os.kill(workers(again)[1], signal.SIGKILL)
     code, said = finished(again)
     assert code == 0 and "continued at epoch" in said, said
+    assert "error: another process of this run has ended or cannot be reached" in said
     assert outcome(killed) == outcome(whole)
 
 
 def test_they_stop_together_and_go_on_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "run"
-    process = torchrun(["-m", "vpdarts_fast.search", *SEARCH, "--out", str(folder)])
+    process = torchrun("-m", "vpdarts_fast.search", *SEARCH, "--out", str(folder))
     wait_for_epochs(folder, 1, process)
     process.terminate()
     code, said = finished(process)
@@ -132,15 +98,6 @@ def test_they_stop_together_and_go_on_as_one(tmp_path: Path, capsys: pytest.Capt
     assert RunFolder(folder).result() is None
     assert main(["--resume", str(folder)]) == 0
     assert len(RunFolder(folder).metrics()) == 6 and RunFolder(folder).result() is not None
-
-
-def test_without_a_restart_all_end_with_a_word(tmp_path: Path) -> None:
-    process = torchrun(["-m", "vpdarts_fast.search", *SEARCH, "--out", str(tmp_path / "run")])
-    wait_for_epochs(tmp_path / "run", 1, process)
-    os.kill(workers(process)[1], signal.SIGKILL)
-    code, said = finished(process)
-    assert code == 1 and "error: another process of this run has ended or cannot be reached" in said, said
-    assert (tmp_path / "run" / "checkpoint.pt").exists()
 
 
 def test_what_parts_of_batches_do_not_tell_is_refused() -> None:

@@ -38,7 +38,6 @@ SEARCHES = {
         4,
         ["--no-fused", "--variation", "auxiliary-skip", "--skip-decay", "cosine", "--relaxation", "gumbel"],
     ),
-    "skip in DARTS": (6, [*DARTS, "--no-fused", "--variation", "auxiliary-skip"]),
     "plugin": (7, [*PLUGIN, "--no-fused", "--variation", "test-gated", "--openness", "0.4"]),
 }  # fmt: skip
 """After how many questions whether to stop it is stopped: in an epoch, at its end, where the next one begins

@@ -18,6 +18,7 @@ import time
 from pathlib import Path
 
 from search_calls import outcome
+from torchruns import finished, torchrun, workers
 
 SEARCH = [
     "--max-images", "96", "--channels", "4", "--warmup-epochs", "2", "--pruning-epochs", "18",
@@ -25,23 +26,7 @@ SEARCH = [
 ]  # fmt: skip
 
 
-def started(folder: Path, restarts: int) -> subprocess.Popen[bytes]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    arguments = ["--max-restarts", str(restarts), "-m", "vpdarts_fast.search", *SEARCH, "--out", str(folder)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        [*command, *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
-    )
-
-
-def workers(process: subprocess.Popen[bytes]) -> list[int]:
-    """The processes that torchrun has started."""
-    return [int(pid) for pid in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()]
-
-
-def kill_some(
-    process: subprocess.Popen[bytes], kills: int, longest: float, draw: random.Random
-) -> list[float]:
+def kill_some(process: subprocess.Popen[str], kills: int, longest: float, draw: random.Random) -> list[float]:
     """Kills so many, and returns how many seconds each had run."""
     lived = []
     while len(lived) < kills and process.poll() is None:
@@ -65,13 +50,14 @@ def main() -> int:
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
         whole, killed = Path(temporary) / "whole", Path(temporary) / "killed"
-        if started(whole, 0).wait():
-            print("the search that was left alone has failed")
-            return 1
-        process = started(killed, arguments.kills + 1)
+        search = ["-m", "vpdarts_fast.search", *SEARCH, "--out"]
+        code, said = finished(torchrun(*search, str(whole)))
+        assert code == 0, said
+        process = torchrun("--max-restarts", str(arguments.kills + 1), *search, str(killed))
         lived = kill_some(process, arguments.kills, arguments.longest, random.Random(arguments.seed))
-        code = process.wait()
-        same = code == 0 and outcome(killed) == outcome(whole)
+        code, said = finished(process)
+        assert code == 0, said
+        same = outcome(killed) == outcome(whole)
     print(
         f"{len(lived)} kills after {lived} seconds; ended with status {code}; "
         + ("the same" if same else "NOT the same")

@@ -24,6 +24,9 @@ from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.observer import MemberWatch, Silent
 from vpdarts_fast.search.preflight import limited
 from vpdarts_fast.spaces.darts import DartsSupernet
+from vpdarts_fast.train.config import TrainConfig
+from vpdarts_fast.train.images import Images
+from vpdarts_fast.train.state import TrainingState
 
 SETTINGS: dict[str, dict[str, Any]] = {
     "variant": {},
@@ -48,7 +51,7 @@ def member(processes: Processes, **settings: Any) -> Member:
     """The same one in every process."""
     config = CONFIG.replaced(**settings)
     halves = limited(load("digits"), config).halves(0)
-    return Member(config, 0, 10, torch.device("cpu"), *halves, F.cross_entropy, processes)
+    return Member(config, 0, 10, torch.device("cpu"), *halves, processes=processes)
 
 
 def evaluated(processes: Processes, **settings: Any) -> tuple[list[Any], list[list[bool]]]:
@@ -104,6 +107,32 @@ def trained_by_hand(count: int) -> tuple[Tensor, Tensor]:
         optimizer.step()
     parameters = torch.nn.utils.parameters_to_vector(state.supernet.parameters())
     return parameters.detach(), state.alpha.detach().flatten()
+
+
+def network_trained(processes: Processes) -> list[float]:
+    """How far a step of a training is from one by hand, of the mean gradient, and its loss."""
+    config = TrainConfig().replaced(dataset="digits", channels=4, depth=1, batch_size=12, gradient_clip=1.0)
+    data = load("digits")
+    images = Images.of(data, config, torch.device("cpu"))
+    indices = images.order(config, 0)[0]
+    state, by_hand = (TrainingState(config, 10, torch.device("cpu"), 1) for _ in range(2))
+    batch, share = images.batch(indices, config, 0, 0, processes)
+    state.train(batch, len(indices), share, processes)
+    (whole, labels), _ = images.batch(indices, config, 0, 0, ALONE)
+    parts = zip(whole.tensor_split(processes.count), labels.tensor_split(processes.count), strict=True)
+    losses = [F.cross_entropy(by_hand.network(part), of_part) for part, of_part in parts]
+    parameters = list(by_hand.network.parameters())
+    gradients = torch.autograd.grad(sum(losses) / processes.count, parameters)  # type: ignore[arg-type]
+    for parameter, gradient in zip(parameters, gradients, strict=True):
+        parameter.grad = gradient
+    nn.utils.clip_grad_norm_(parameters, 1.0)
+    by_hand.optimizer.param_groups[0]["lr"] = config.training.learning_rate
+    by_hand.optimizer.step()
+    apart = max(
+        float((ours - theirs).detach().abs().max())
+        for ours, theirs in zip(state.network.parameters(), parameters, strict=True)
+    )
+    return [apart, *state.record.summary()]  # type: ignore[list-item]
 
 
 def of_other_code(processes: Processes) -> float:
@@ -162,6 +191,7 @@ def main(folder: Path) -> None:
                 float((ours - theirs).abs().max())
                 for ours, theirs in zip((parameters, alpha), by_hand, strict=True)
             ],
+            "network": network_trained(processes),
             "of_other_code": of_other_code(processes),
         }
         (folder / f"{processes.number}.json").write_text(json.dumps(seen))

@@ -24,6 +24,7 @@ from train_cases import (
 
 from vpdarts_fast.data import ImageData, load
 from vpdarts_fast.evaluation.objective import ImageLoss, class_weights
+from vpdarts_fast.runtime.processes import ALONE
 from vpdarts_fast.train import trainer
 from vpdarts_fast.train.__main__ import main
 from vpdarts_fast.train.arguments import parse
@@ -190,9 +191,9 @@ def test_the_loss_that_is_named_is_minimised(flags: list[str], loss: ImageLoss) 
     data = data.subset(torch.cat([(data.train_labels == digit).nonzero()[:4, 0] for digit in range(10)]))
     training = trainer.Training(config, data, TrainFolder(Path("nowhere")), SilentObserver())
     state, (order,) = training.state, training.images.order(config, 0)
-    images, labels = training.images.batch(order, config, 0, 0)
+    (images, labels), share = training.images.batch(order, config, 0, 0, ALONE)
     expected = loss(state.network(images), labels)
-    state.train((images, labels))
+    state.train((images, labels), len(labels), share)
     assert state.record.summary()[0] == pytest.approx(float(expected.detach()), rel=1e-5)
 
 

@@ -49,6 +49,21 @@ class Processes:
             return "python"
         return f"torchrun --nproc-per-node {os.environ.get('LOCAL_WORLD_SIZE', self.count)}"
 
+    @property
+    def of_threads(self) -> str:
+        """Says how many threads compute, for people."""
+        processes = f"{self.count} processes of " if self.count > 1 else ""
+        return f"{processes}{torch.get_num_threads()} threads"
+
+    @contextmanager
+    def first_before_others(self) -> Iterator[None]:
+        """Lets the others enter once the first process has left: what is fetched or decoded, it does."""
+        if not self.first:
+            self.tell(None)
+        yield
+        if self.first:
+            self.tell(None)
+
     def part(self, items: Tensor, least: int = 1) -> tuple[Tensor, float]:
         """Takes this process' part of items [..., N], and says which share of all it is.
 

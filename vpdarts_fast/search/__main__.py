@@ -63,11 +63,8 @@ def run_command(command: Command, stop: StopRequest) -> int:
     machine.reuse_memory()
     execution = command.config.execution
     with joined(execution.device) as processes, process_settings(execution.threads):
-        if not processes.first:
-            processes.tell(None)  # what is fetched or decoded on the way, the first one does
-        config, data, table = prepared(command.config)
-        if processes.first:
-            processes.tell(None)
+        with processes.first_before_others():
+            config, data, table = prepared(command.config)
         if command.dry_run:
             print("\n".join(expect(config, data, table).lines(len(command.seeds))))
             return 0

@@ -263,9 +263,8 @@ def header_lines(search: Search, data: SearchImages) -> list[str]:
             break_on_hyphens=False,
         ),
         f"{data.name}: {len(search.training)} training and {len(search.validation)} validation images of "
-        f"{height}x{width}, {data.num_classes} classes; {search.device}, "
-        + (f"{search.processes.count} processes of " if search.processes.count > 1 else "")
-        + f"{torch.get_num_threads()} threads, {native.summary()}",
+        f"{height}x{width}, {data.num_classes} classes; {search.device}, {search.processes.of_threads}, "
+        + native.summary(),
         backend_line(config, data.image_size),
         f"run folder: {search.run_folder.path}",
     ]

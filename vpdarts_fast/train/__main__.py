@@ -5,11 +5,14 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import nullcontext
+from pathlib import Path
 
 from vpdarts_fast.command_line import StopRequest, described, forgiving_output
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
+from vpdarts_fast.runtime.processes import joined, restarted
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.running import new_folder, process_settings
 from vpdarts_fast.train.arguments import parse
@@ -28,15 +31,15 @@ def _main(arguments: list[str]) -> int:
         with stop:
             command = parse(arguments)
             machine.reuse_memory()
-            with process_settings(command.config.execution.threads):
-                config, data, table = prepared(command.config)
-                folder = (
-                    command.resume
-                    or command.out
-                    or new_folder(f"train-{config.preset}", config.images.dataset)
-                )
-                session = Session(data, table, command.resume is not None, stop, training=stop.deferred)
-                with claimed(folder):
+            execution = command.config.execution
+            with joined(execution.device) as processes, process_settings(execution.threads):
+                with processes.first_before_others():
+                    config, data, table = prepared(command.config)
+                new = command.out or new_folder(f"train-{config.preset}", config.images.dataset)
+                folder = Path(processes.tell(str(command.resume or new)))
+                resuming = command.resume is not None or (restarted() and folder.exists())
+                session = Session(data, table, resuming, stop, training=stop.deferred, processes=processes)
+                with claimed(folder) if processes.first else nullcontext():
                     run_training(config, folder, session)
             return 0
     except (UserError, OSError) as error:

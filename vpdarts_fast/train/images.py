@@ -10,6 +10,8 @@ import torch
 from vpdarts_fast.data import ImageData, ImageHalf, MappedImages
 from vpdarts_fast.data.batches import epoch_order, halves_of
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.evaluation.validation import Batch
+from vpdarts_fast.runtime.processes import Processes
 from vpdarts_fast.search.preflight import last_batch_is_too_small
 from vpdarts_fast.search.streams import stream
 from vpdarts_fast.spaces.darts.network import LEAST_SIZE
@@ -66,10 +68,13 @@ class Images:
         return epoch_order(count, size, generator, last_batch_is_too_small(count, size, smallest))
 
     def batch(
-        self, indices: torch.Tensor, config: TrainConfig, epoch: int, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Images [B, 3, H, W], augmented by chances of that step alone, and labels [B]."""
-        return self.training.batch(indices, stream(config.training.seed, "augmentation", epoch, step))
+        self, indices: torch.Tensor, config: TrainConfig, epoch: int, step: int, processes: Processes
+    ) -> tuple[Batch, float]:
+        """A process' part of a batch, augmented by chances of that step alone, and its share of the batch."""
+        draw = self.training.draw(indices, stream(config.training.seed, "augmentation", epoch, step))
+        pixels = config.space.smallest(self.training.image_size)
+        mine, share = processes.part(draw, math.ceil(2 / pixels))
+        return self.training.take(mine.to(self.training.device)), share
 
 
 def check_data(data: Data, config: TrainConfig) -> None:

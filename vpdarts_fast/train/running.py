@@ -11,8 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from vpdarts_fast import native
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.command_line import described, warn
@@ -21,8 +19,9 @@ from vpdarts_fast.data.sources import DEFAULT_ROOT
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.training import draw_training
 from vpdarts_fast.runtime.precision import check_precision
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.images import load_images
-from vpdarts_fast.search.observer import Interrupted
+from vpdarts_fast.search.observer import Interrupted, Silent
 from vpdarts_fast.search.preflight import choose_device
 from vpdarts_fast.spaces.nas_bench_201 import NasBench201
 from vpdarts_fast.spaces.stems import with_stem
@@ -31,7 +30,7 @@ from vpdarts_fast.train.console import TrainConsole
 from vpdarts_fast.train.exporting import export_network
 from vpdarts_fast.train.folder import TrainFolder
 from vpdarts_fast.train.images import Data
-from vpdarts_fast.train.trainer import Training
+from vpdarts_fast.train.trainer import Training, TrainObserver
 
 
 @dataclass(frozen=True)
@@ -45,6 +44,7 @@ class Session:
         stop: asked whether to.
         quiet: print nothing; log.txt is written all the same.
         training: entered while the network is trained, which can then be stopped in order.
+        processes: that train together.
     """
 
     data: Data
@@ -53,6 +53,14 @@ class Session:
     stop: Callable[[], bool] = lambda: False
     quiet: bool = False
     training: Callable[[], AbstractContextManager[object]] = nullcontext
+    processes: Processes = ALONE
+
+    def begun(self, config: TrainConfig, run: TrainFolder, observer: TrainObserver) -> Training:
+        """Makes a training of the session, where its folder has it."""
+        made = Training(config, self.data, run, observer, self.table, self.stop, self.processes)
+        if run.has_begun():
+            made.resume()
+        return made
 
 
 def prepared(config: TrainConfig, *, quiet: bool = False) -> tuple[TrainConfig, Data, BenchmarkTable | None]:
@@ -89,13 +97,16 @@ def run_training(config: TrainConfig, folder: Path, session: Session) -> dict[st
     What follows the result is done again on resume, since nobody knows how far it came. A training that fails
     before its first step leaves nothing that would be in the way of the next.
     """
+    if not session.processes.first:
+        return follow(config, folder, session)
     run, is_new = _open(config, folder, session.resuming)
+    session.processes.tell(None)
     training: Training | None = None
     try:
         with TrainConsole(run, config.training.epochs, quiet=session.quiet) as console:
             result = run.result()
             if result is None:
-                training = Training(config, session.data, run, console, session.table, session.stop)
+                training = session.begun(config, run, console)
                 result = _train(training, console, session)
             else:
                 console.line(f"this training is finished: {folder}")
@@ -118,14 +129,22 @@ def run_training(config: TrainConfig, folder: Path, session: Session) -> dict[st
     return result
 
 
-def again(folder: Path) -> str:
-    """The command that continues the training in a folder."""
-    return f"python -m vpdarts_fast.train --resume {shlex.quote(str(folder))}"
+def follow(config: TrainConfig, folder: Path, session: Session) -> dict[str, Any]:
+    """Takes part in a training that the first process has opened the folder of, without writing or a word."""
+    session.processes.tell(None)
+    run, _ = TrainFolder.open(folder)
+    if (result := run.result()) is not None:
+        return result
+    with session.training():
+        return session.begun(config, run, Silent()).train()
+
+
+def again(folder: Path, processes: Processes = ALONE) -> str:
+    """The command that continues the training in a folder, with as many processes."""
+    return f"{processes.started_by} -m vpdarts_fast.train --resume {shlex.quote(str(folder))}"
 
 
 def _train(training: Training, console: TrainConsole, session: Session) -> dict[str, Any]:
-    if training.run_folder.has_begun():
-        training.resume()
     console.begin(training.state.epoch)
     for line in header_lines(training, session.data):
         console.line(line)
@@ -135,7 +154,7 @@ def _train(training: Training, console: TrainConsole, session: Session) -> dict[
     except Interrupted:
         if training.begun:
             console.line(f"stopped in {training.position}; nothing is lost")
-            console.line(f"continue with: {again(training.run_folder.path)}")
+            console.line(f"continue with: {again(training.run_folder.path, session.processes)}")
         else:
             console.line("stopped before the first step, so that there is nothing to keep")
         raise
@@ -165,8 +184,8 @@ def header_lines(training: Training, data: Data) -> list[str]:
         *textwrap.wrap(settings, 110, initial_indent="  ", subsequent_indent="  ", break_long_words=False,
                        break_on_hyphens=False),
         f"{data.name}: {len(images.training)} training{validation} and {len(images.test)} test images of "
-        f"{height}x{width}, {data.num_classes} classes; {training.device}, {torch.get_num_threads()} "
-        "threads, " + native.summary(),
+        f"{height}x{width}, {data.num_classes} classes; {training.device}, {training.processes.of_threads}, "
+        + native.summary(),
         f"run folder: {training.run_folder.path}",
     ]  # fmt: skip
     return lines if training.environment_change is None else [*lines, training.environment_change]

@@ -13,7 +13,9 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.validation import Batch
 from vpdarts_fast.runs.formats import TRAINING_CHECKPOINT
-from vpdarts_fast.runs.values import mapping, numbers_by_name, tensors_like, whole
+from vpdarts_fast.runs.values import mapping, numbers_by_name, tensors_like
+from vpdarts_fast.runs.values import whole as whole_number
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.methods.alpha_rules import Loss
 from vpdarts_fast.search.optimizers import adapted
 from vpdarts_fast.search.records import Mean, step_sums
@@ -85,8 +87,15 @@ class TrainingState:
         """With which probability the epoch drops the output of an operation."""
         return self._config.network.drop_path * self.epoch / self._config.training.epochs
 
-    def train(self, batch: Batch) -> None:
-        """Takes a step on images [N, 3, H, W] and labels [N]."""
+    def train(self, batch: Batch, whole: int, share: float = 1.0, processes: Processes = ALONE) -> None:
+        """Takes a step.
+
+        Args:
+            batch: images [N, 3, H, W] and labels [N], of several processes the part of this one.
+            whole: how many images the processes have together.
+            share: what part of the gradient those of this process are.
+            processes: that take the step together.
+        """
         images, labels = batch
         self.optimizer.param_groups[0]["lr"] = self.learning_rate
         if self._config.network.drop_path > 0:
@@ -96,14 +105,19 @@ class TrainingState:
         loss, logits = self._loss(images, labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        parameters = self.optimizer.param_groups[0]["params"]
+        processes.add_up([each.grad for each in parameters if each.grad is not None], share)
         if self._config.training.gradient_clip is not None:
-            parameters = self.optimizer.param_groups[0]["params"]
             torch.nn.utils.clip_grad_norm_(parameters, self._config.training.gradient_clip)
         self.optimizer.step()
         if self.average is not None:
             self.average.update(self.network)
         correct = (logits.argmax(1) == labels).sum()
-        self.record.add(step_sums(loss.detach(), correct, len(labels)), len(labels))
+        sums = step_sums(loss.detach(), correct, len(labels))
+        if len(labels) == whole and not processes.first:  # where all had the whole batch, it counts once
+            sums.zero_()
+        processes.add_up([sums])
+        self.record.add(sums, whole)
         self.step += 1
 
     def _loss(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -149,8 +163,8 @@ class TrainingState:
         average = content["average"]
         if (average is None) != (self.average is None):
             raise ValueError("average must be there where --ema is set, and only there")
-        epoch = whole(content["epoch"], "epoch", 0, self._config.training.epochs)
-        step = whole(content["step"], "step", 0, self._steps_per_epoch)
+        epoch = whole_number(content["epoch"], "epoch", 0, self._config.training.epochs)
+        step = whole_number(content["step"], "step", 0, self._steps_per_epoch)
         record = Mean.from_dict(mapping(content["record"], "record"), "the epoch")
         seconds, of_epoch = (numbers_by_name(content[name], name, 0) for name in ("seconds", "epoch_seconds"))
         if not seconds.keys() == of_epoch.keys() == self.seconds.keys():
@@ -158,7 +172,7 @@ class TrainingState:
         optimizer = adapted(content["optimizer"], self.optimizer)
         if self.average is not None:
             averages = tensors_like(mapping(average, "average")["tensors"], expected, "average")
-            self.average.load(averages, whole(average["steps"], "steps of the average"))
+            self.average.load(averages, whole_number(average["steps"], "steps of the average"))
         self.network.load_state_dict(tensors)
         self.optimizer.load_state_dict(optimizer)
         self.epoch, self.step, self.record, self.seconds = epoch, step, record, seconds

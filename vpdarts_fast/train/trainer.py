@@ -19,6 +19,7 @@ from vpdarts_fast.runs.formats import TRAINING_CHECKPOINT
 from vpdarts_fast.runs.space_file import drawing_to_json
 from vpdarts_fast.runs.values import mapping
 from vpdarts_fast.runtime.precision import computing_in
+from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.search.lines import index_of
 from vpdarts_fast.search.losses import named_loss
 from vpdarts_fast.search.observer import Interrupted
@@ -55,6 +56,7 @@ class Training:
         observer: hears of progress.
         table: where a cell of NAS-Bench-201 is looked up.
         stop: asked before every step and batch; True raises `Interrupted`.
+        processes: that train together; the first one evaluates and writes.
 
     Attributes:
         state: what changes.
@@ -73,7 +75,9 @@ class Training:
         observer: TrainObserver,
         table: BenchmarkTable | None = None,
         stop: Callable[[], bool] = lambda: False,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.config, self.run_folder, self.observer, self._table = config, run, observer, table
         self._data, self._stop = data, stop
         self.device = choose_device(config.execution.device)
@@ -138,7 +142,20 @@ class Training:
                     self.state.check_finite()
                     self._save()
                 raise
-            return self._finish()
+            return self._in_first(self._finish)
+
+    def _in_first(self, work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+        """What the first process comes to while the others wait, who have nothing; all stop where it does."""
+        found: dict[str, Any] = {}
+        stopped = False
+        if self.processes.first:
+            try:
+                found = work()
+            except Interrupted:
+                stopped = True
+        if self.processes.tell(stopped):
+            raise Interrupted
+        return found
 
     def _train_epoch(self) -> None:
         state = self.state
@@ -147,7 +164,9 @@ class Training:
         while state.step < len(order):
             self._stop_if_asked()
             started = time.perf_counter()
-            state.train(self.images.batch(order[state.step], self.config, state.epoch, state.step))
+            indices = order[state.step]
+            batch, share = self.images.batch(indices, self.config, state.epoch, state.step, self.processes)
+            state.train(batch, len(indices), share, self.processes)
             state.epoch_seconds["train"] += time.perf_counter() - started
             self.observer.advance(state.step, state.epoch + state.step / len(order))
 
@@ -165,13 +184,13 @@ class Training:
             "average": None,
         }
         if self.images.validation is not None:
-            for name, scores in self._evaluated(self.images.validation, "validate").items():
-                line[name] = scores.summary()
+            line |= self._in_first(self._validated)
         last = state.epoch + 1 == self.config.training.epochs
         line["seconds"] = {name: round(value, 3) for name, value in state.epoch_seconds.items()}
         state.begin_next_epoch()
         line["environment"] = self.environment
-        self.run_folder.append_metrics(line)
+        if self.processes.first:
+            self.run_folder.append_metrics(line)
         self._save()
         self.observer.epoch(line)
         if not last:
@@ -214,6 +233,11 @@ class Training:
         self.run_folder.write_result(result)
         return result
 
+    def _validated(self) -> dict[str, Any]:
+        assert self.images.validation is not None
+        found = self._evaluated(self.images.validation, "validate")
+        return {name: scores.summary() for name, scores in found.items()}
+
     def _evaluated(self, images: ImageHalf, phase: str) -> dict[str, Scores]:
         """Scores of the network, called validation, and of the average of its weights, if there is one."""
         networks = {"validation": self.state.network}
@@ -230,7 +254,8 @@ class Training:
             self.observer.phase(phase, batches)
 
             def on_batch(done: int) -> None:
-                self._stop_if_asked()
+                if self._stop():
+                    raise Interrupted
                 self.observer.advance(done, self.state.epoch)
 
             found[name] = evaluate(network, images, self._data.num_classes, size, on_batch)
@@ -238,6 +263,8 @@ class Training:
         return found
 
     def _save(self) -> None:
+        if not self.processes.first:
+            return
         content = {
             "config": self.config.to_json(),
             "environment": self.environment,
@@ -247,5 +274,5 @@ class Training:
         checkpoint.save(self.run_folder.checkpoint, content, TRAINING_CHECKPOINT)
 
     def _stop_if_asked(self) -> None:
-        if self._stop():
+        if self.processes.any(self._stop()):
             raise Interrupted
