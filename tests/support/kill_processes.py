@@ -21,7 +21,7 @@ from search_calls import outcome
 from torchruns import finished, torchrun, workers
 
 SEARCH = [
-    "--max-images", "96", "--channels", "4", "--warmup-epochs", "2", "--pruning-epochs", "18",
+    "--max-images", "96", "--channels", "4", "--warmup-epochs", "2", "--pruning-epochs", "68",
     "--batch-size", "8", "--threads", "1", "--finalists", "0",
 ]  # fmt: skip
 
