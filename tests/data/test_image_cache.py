@@ -72,12 +72,12 @@ def test_changed_files_are_decoded_again(place: Path, decodings: list[int]) -> N
     assert len(decodings) == 3
 
 
-def test_where_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("XDG_CACHE_HOME", "/somewhere")
-    assert default_folder() == Path("/somewhere/vpdarts_fast")
+def test_where_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "caches"))
+    assert default_folder() == tmp_path / "caches" / "vpdarts_fast"
     monkeypatch.delenv("XDG_CACHE_HOME")
-    monkeypatch.setenv("HOME", "/home/me")
-    assert default_folder() == Path("/home/me/.cache/vpdarts_fast")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert default_folder() == tmp_path / ".cache" / "vpdarts_fast"
 
 
 def test_nothing_is_written_beside_the_images(place: Path) -> None:
