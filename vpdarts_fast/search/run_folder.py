@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import shutil
+from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.run_files import parse_epoch, parse_result, read_tables
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.runs.files import LOCK_FILE, SNAPSHOTS, SPACE_FILE, is_empty, make_empty, write_atomically
-from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE, read_bytes
+from vpdarts_fast.runs.files import SNAPSHOTS, SPACE_FILE, is_empty, make_empty, write_atomically
+from vpdarts_fast.runs.folder import Folder
+from vpdarts_fast.runs.formats import EPOCH, RESULT, SETTINGS, SNAPSHOT, SPACE
 from vpdarts_fast.runs.space_file import space_to_json
 from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.spaces.space import AlphaTable
 
 
-class RunFolder:
+class RunFolder(Folder):
     """Where a search keeps what it made.
 
     Files: config.json, space.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures, with
@@ -28,15 +31,15 @@ class RunFolder:
         tables: of the space that is searched; None reads them from space.json when they are needed.
     """
 
+    kind = "run"
+    epoch_format = EPOCH
+    result_format = RESULT
+
     def __init__(self, path: Path, tables: tuple[AlphaTable, ...] | None = None) -> None:
-        self.path = path
+        super().__init__(path)
         self._given_tables = tables
-        self.checkpoint = path / "checkpoint.pt"
         self.finalists = path / "finalists.pt"
         self.snapshots = path / SNAPSHOTS
-        self.log = path / "log.txt"
-        self._metrics = path / "metrics.jsonl"
-        self._result = path / "result.json"
 
     @classmethod
     def create(cls, path: Path, config: SearchConfig) -> RunFolder:
@@ -67,63 +70,6 @@ class RunFolder:
         write_atomically(self.path / "config.json", (text + "\n").encode())
         write_atomically(self.path / SPACE_FILE, (space + "\n").encode())
 
-    def discard(self) -> None:
-        """Empties the folder of a run that did not begin; for who has created it and holds its lock."""
-        for entry in self.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != LOCK_FILE:
-                entry.unlink(missing_ok=True)
-
-    def has_begun(self) -> bool:
-        """Whether there is a checkpoint to continue from; `UserError` if there should be one."""
-        epochs = len(self.metrics())
-        # The first epoch's line is written just before the first checkpoint.
-        if epochs > 1 and not self.checkpoint.exists():
-            raise UserError(
-                f"{self.checkpoint} is missing, but {self._metrics.name} has {epochs} epochs: put it back, "
-                "or start a new run with another --out"
-            )
-        return self.checkpoint.exists()
-
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Adds an epoch, replacing lines of the same or later epochs that an interrupted run left."""
-        kept = [earlier for earlier in self.metrics() if earlier["epoch"] < line["epoch"]]
-        text = "".join(EPOCH.to_json(entry) + "\n" for entry in (*kept, line))
-        write_atomically(self._metrics, text.encode())
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Reads the epochs written so far; `UserError` if the file is damaged."""
-        if not self._metrics.exists():
-            return []
-        lines: list[Content] = []
-        tables = self._tables()
-        for number, text in enumerate(read_bytes(self._metrics).splitlines(), start=1):
-            source = f"{self._metrics}, line {number},"
-            lines.append(EPOCH.from_json(text, source))
-            with EPOCH.reading(source):
-                parse_epoch(lines[-1], tables)
-            if number > 1 and lines[-1]["epoch"] <= lines[-2]["epoch"]:
-                raise EPOCH.damaged(source, f"epoch {lines[-1]['epoch']} follows epoch {lines[-2]['epoch']}")
-        return lines
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, as a whole or not at all.
-
-        Raises:
-            UserError: the disk is full or not writable.
-        """
-        write_atomically(self._result, (RESULT.to_json(result, indent=2) + "\n").encode())
-
-    def result(self) -> dict[str, Any] | None:
-        """Reads result.json; None of a run that is not finished, `UserError` if it is damaged."""
-        if not self._result.exists():
-            return None
-        result, tables = RESULT.read_json(self._result), self._tables()
-        with RESULT.reading(str(self._result)):
-            parse_result(result, tables)
-        return result
-
     def write_snapshot(self, epoch: int, content: dict[str, Any]) -> None:
         """Writes snapshots/epoch-NN.pt; `epoch` is the one that was about to begin, from 0."""
         try:
@@ -133,11 +79,14 @@ class RunFolder:
         path = self.snapshots / f"epoch-{epoch:02d}.pt"
         checkpoint.save(path, content, SNAPSHOT)
 
-    def write_log(self, text: str) -> None:
-        """Adds lines to log.txt; raises `OSError` where that is impossible."""
-        # Paths whose names are no text of the encoding get their own bytes back.
-        with self.log.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text + "\n")
+    @override
+    def check_epoch(self, line: Content) -> None:
+        parse_epoch(line, self._tables)
 
+    @override
+    def check_result(self, result: Content) -> None:
+        parse_result(result, self._tables)
+
+    @cached_property
     def _tables(self) -> tuple[AlphaTable, ...]:
         return read_tables(self.path) if self._given_tables is None else self._given_tables

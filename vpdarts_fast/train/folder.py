@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from typing import Any
+
+from typing_extensions import override
 
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.runs.files import LOCK_FILE, is_empty, make_empty, write_atomically
-from vpdarts_fast.runs.formats import TRAINING_EPOCH, TRAINING_RESULT, TRAINING_SETTINGS, read_bytes
+from vpdarts_fast.runs.files import is_empty, make_empty, write_atomically
+from vpdarts_fast.runs.folder import Folder
+from vpdarts_fast.runs.formats import TRAINING_EPOCH, TRAINING_RESULT, TRAINING_SETTINGS
 from vpdarts_fast.runs.training_files import parse_epoch, parse_result
+from vpdarts_fast.runs.upgrades import Content
 from vpdarts_fast.train.config import TrainConfig
 
 
-class TrainFolder:
+class TrainFolder(Folder):
     """Where a training keeps what it made.
 
     Files: config.json, metrics.jsonl, checkpoint.pt, result.json, log.txt and pictures; of the network
     model.safetensors, model.json, model.onnx, model.pt2 and README.md.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        self.checkpoint = path / "checkpoint.pt"
-        self.log = path / "log.txt"
-        self._metrics = path / "metrics.jsonl"
-        self._result = path / "result.json"
+    kind = "training"
+    epoch_format = TRAINING_EPOCH
+    result_format = TRAINING_RESULT
 
     @classmethod
     def create(cls, path: Path, config: TrainConfig) -> TrainFolder:
@@ -53,57 +52,10 @@ class TrainFolder:
         text = TRAINING_SETTINGS.to_json(config.to_json(self.path), indent=2)
         write_atomically(self.path / "config.json", (text + "\n").encode())
 
-    def discard(self) -> None:
-        """Empties the folder of a training that did not begin; for who holds its lock."""
-        for entry in self.path.iterdir():
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            elif entry.name != LOCK_FILE:
-                entry.unlink(missing_ok=True)
+    @override
+    def check_epoch(self, line: Content) -> None:
+        parse_epoch(line)
 
-    def has_begun(self) -> bool:
-        """Whether there is a checkpoint to continue from; `UserError` if there should be one."""
-        epochs = len(self.metrics())
-        # The first epoch's line is written just before the first checkpoint.
-        if epochs > 1 and not self.checkpoint.exists():
-            raise UserError(
-                f"{self.checkpoint} is missing, but {self._metrics.name} has {epochs} epochs: put it back, "
-                "or start a new training with another --out"
-            )
-        return self.checkpoint.exists()
-
-    def append_metrics(self, line: dict[str, Any]) -> None:
-        """Adds an epoch, replacing lines of the same or later epochs that an interrupted training left."""
-        kept = [earlier for earlier in self.metrics() if earlier["epoch"] < line["epoch"]]
-        text = "".join(TRAINING_EPOCH.to_json(entry) + "\n" for entry in (*kept, line))
-        write_atomically(self._metrics, text.encode())
-
-    def metrics(self) -> list[dict[str, Any]]:
-        """Reads the epochs written so far; `UserError` if the file is damaged."""
-        if not self._metrics.exists():
-            return []
-        lines: list[dict[str, Any]] = []
-        for number, text in enumerate(read_bytes(self._metrics).splitlines(), start=1):
-            source = f"{self._metrics}, line {number},"
-            lines.append(TRAINING_EPOCH.from_json(text, source))
-            with TRAINING_EPOCH.reading(source):
-                parse_epoch(lines[-1])
-        return lines
-
-    def write_result(self, result: dict[str, Any]) -> None:
-        """Writes result.json, as a whole or not at all."""
-        write_atomically(self._result, (TRAINING_RESULT.to_json(result, indent=2) + "\n").encode())
-
-    def result(self) -> dict[str, Any] | None:
-        """Reads result.json; None of a training that is not finished, `UserError` if it is damaged."""
-        if not self._result.exists():
-            return None
-        result = TRAINING_RESULT.read_json(self._result)
-        with TRAINING_RESULT.reading(str(self._result)):
-            parse_result(result)
-        return result
-
-    def write_log(self, text: str) -> None:
-        """Adds lines to log.txt; raises `OSError` where that is impossible."""
-        with self.log.open("a", encoding="utf-8", errors="surrogateescape") as file:
-            file.write(text + "\n")
+    @override
+    def check_result(self, result: Content) -> None:
+        parse_result(result)
