@@ -203,3 +203,34 @@ class StopRequest:
             raise KeyboardInterrupt
         with contextlib.suppress(RuntimeError):  # the signal came while something was being printed
             print("\nstopping after this step; once more stops at once", file=sys.stderr, flush=True)
+
+
+def stoppable(
+    run: Callable[[list[str], StopRequest], object],
+    arguments: Sequence[str] | None,
+    interrupted: type[Exception],
+) -> int:
+    """Runs a command line that SIGINT and SIGTERM stop in order.
+
+    Args:
+        run: takes the arguments, and what says that it is asked to stop.
+        arguments: None for those of the process.
+        interrupted: what `run` raises once everything is kept.
+
+    Returns:
+        The exit status: 0, 2 after an error, 128 + signal after a signal.
+    """
+    with forgiving_output():
+        stop = StopRequest()
+        try:
+            with stop:
+                run(sys.argv[1:] if arguments is None else list(arguments), stop)
+            return 0
+        except (UserError, OSError) as error:
+            print(f"error: {described(error)}", file=sys.stderr)
+            return 2
+        except interrupted:
+            return 128 + (stop.signal or signal.SIGINT)
+        except KeyboardInterrupt:
+            print("stopped at once", file=sys.stderr)
+            return 128 + (stop.signal or signal.SIGINT)

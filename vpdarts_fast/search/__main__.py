@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import shlex
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from vpdarts_fast.command_line import StopRequest, described, forgiving_output
-from vpdarts_fast.errors import UserError
+from vpdarts_fast.command_line import StopRequest, stoppable
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
@@ -34,23 +32,7 @@ from vpdarts_fast.search.seeds import (
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
-    with forgiving_output():
-        return _main(sys.argv[1:] if arguments is None else list(arguments))
-
-
-def _main(arguments: list[str]) -> int:
-    stop = StopRequest()
-    try:
-        with stop:
-            return run_command(parse(arguments), stop)
-    except (UserError, OSError) as error:
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    except Interrupted:
-        return 128 + (stop.signal or signal.SIGINT)
-    except KeyboardInterrupt:
-        print("stopped at once", file=sys.stderr)
-        return 128 + (stop.signal or signal.SIGINT)
+    return stoppable(lambda given, stop: run_command(parse(given), stop), arguments, Interrupted)
 
 
 def run_command(command: Command, stop: StopRequest) -> int:

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
-from vpdarts_fast.command_line import StopRequest, described, forgiving_output
-from vpdarts_fast.errors import UserError
+from vpdarts_fast.command_line import StopRequest, stoppable
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.runtime.processes import joined, restarted
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.running import new_folder, process_settings
-from vpdarts_fast.train.arguments import parse
+from vpdarts_fast.train.arguments import Command, parse
 from vpdarts_fast.train.running import Session, prepared, run_training
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit status: 0, 2 after an error, 128 + signal after a signal."""
-    with forgiving_output():
-        return _main(sys.argv[1:] if arguments is None else list(arguments))
+    return stoppable(lambda given, stop: run_command(parse(given), stop), arguments, Interrupted)
 
 
-def _main(arguments: list[str]) -> int:
-    stop = StopRequest()
-    try:
-        with stop:
-            command = parse(arguments)
-            machine.reuse_memory()
-            execution = command.config.execution
-            with joined(execution.device) as processes, process_settings(execution.threads):
-                with processes.first_before_others():
-                    config, data, table = prepared(command.config)
-                new = command.out or new_folder(f"train-{config.preset}", config.images.dataset)
-                folder = Path(processes.tell(str(command.resume or new)))
-                resuming = command.resume is not None or (restarted() and folder.exists())
-                session = Session(data, table, resuming, stop, training=stop.deferred, processes=processes)
-                with claimed(folder) if processes.first else nullcontext():
-                    run_training(config, folder, session)
-            return 0
-    except (UserError, OSError) as error:
-        print(f"error: {described(error)}", file=sys.stderr)
-        return 2
-    except Interrupted:
-        return 128 + (stop.signal or signal.SIGINT)
-    except KeyboardInterrupt:
-        print("stopped at once", file=sys.stderr)
-        return 128 + (stop.signal or signal.SIGINT)
+def run_command(command: Command, stop: StopRequest) -> None:
+    """Trains what the command says.
+
+    Raises:
+        UserError: a training could not begin or be finished.
+        Interrupted: a signal stopped it.
+    """
+    machine.reuse_memory()
+    execution = command.config.execution
+    with joined(execution.device) as processes, process_settings(execution.threads):
+        with processes.first_before_others():
+            config, data, table = prepared(command.config)
+        new = command.out or new_folder(f"train-{config.preset}", config.images.dataset)
+        folder = Path(processes.tell(str(command.resume or new)))
+        resuming = command.resume is not None or (restarted() and folder.exists())
+        session = Session(data, table, resuming, stop, training=stop.deferred, processes=processes)
+        with claimed(folder) if processes.first else nullcontext():
+            run_training(config, folder, session)
 
 
 if __name__ == "__main__":
