@@ -10,9 +10,12 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from types import FrameType
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from vpdarts_fast.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 Main = Callable[[Sequence[str] | None], int]
 
@@ -64,6 +67,17 @@ def forgiving_output() -> Iterator[None]:
 def warn(text: str) -> None:
     """Prints a warning to the standard error output."""
     print(f"warning: {text}", file=sys.stderr, flush=True)
+
+
+FILE_WIDTH = 130
+"""Columns of a table that goes into a file."""
+
+
+def table_console(width: int = FILE_WIDTH) -> Console:
+    """Makes a console for tables: as wide as the terminal, or of a width where the output is a file."""
+    from rich.console import Console
+
+    return Console(highlight=False, width=None if sys.stdout.isatty() else width)
 
 
 @contextlib.contextmanager

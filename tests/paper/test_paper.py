@@ -10,19 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from search_calls import outcome
 
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.errors import UserError
-from vpdarts_fast.paper import rows, running, tabular
+from vpdarts_fast.paper import rows, tabular
 from vpdarts_fast.paper.__main__ import main
 from vpdarts_fast.paper.outcome import Outcome, csv_text, markdown, spread
 from vpdarts_fast.paper.published import COLUMNS, TABLE_1, TABLE_2, TABLE_3
 from vpdarts_fast.paper.rows import COMMON, EPOCHS, Row, config_of, own_settings, rows_of, shared_settings
-from vpdarts_fast.paper.running import Job, run_all
 from vpdarts_fast.paper.tabular import tabular_outcome
 from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.__main__ import main as search
+from vpdarts_fast.search.jobs import queue
+from vpdarts_fast.search.jobs.job import Job
+from vpdarts_fast.search.jobs.local import LocalWorkers
+from vpdarts_fast.search.jobs.queue import Ended
 from vpdarts_fast.search.methods.recipes import LINEAGES, RECIPES
 from vpdarts_fast.search.methods.schedules import Greedy, Perturbation, WarmUpAndPruning
 from vpdarts_fast.search.tabular.random_search import RandomSearch
@@ -103,15 +105,18 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
 def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each search runs to its end in this process, which takes less time than to start another."""
 
-    class Ended:
-        def __init__(self, job: Job, threads: int) -> None:
-            self.returncode = search(["--resume", str(job.folder), "--threads", str(threads)])
+    class Here:
+        def __init__(self, status: int) -> None:
+            self.status = status
 
-        def poll(self) -> int:
-            return self.returncode
+        def ended(self) -> Ended:
+            return Ended(f"status {self.status}", lost=False)
 
-    monkeypatch.setattr(running, "_start", Ended)
-    monkeypatch.setattr(running, "POLL", 0.0)
+    def start(workers: LocalWorkers, job: Job) -> Here:
+        return Here(search(["--resume", str(job.folder), "--threads", str(workers.threads)]))
+
+    monkeypatch.setattr(LocalWorkers, "start", start)
+    monkeypatch.setattr(queue, "POLL", 0.0)
 
 
 def of_table3(folder: Path, *more: str) -> int:
@@ -152,7 +157,7 @@ def test_a_table_from_the_first_run_to_the_report(
     def none(*arguments: Any, **options: Any) -> None:
         raise AssertionError("what is finished is kept")
 
-    monkeypatch.setattr(running, "_start", none)
+    monkeypatch.setattr(LocalWorkers, "start", none)
     assert of_table3(tmp_path) == 0
     assert (tmp_path / "table3.md").read_text() == text
     assert main(["table2", "--methods", "vp-darts-fixed", "--seeds", "1", "--out", str(tmp_path)]) == 0
@@ -178,47 +183,6 @@ def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     analysis = json.loads((tmp_path / "figure5" / "kendall.json").read_text())
     assert [run["seed"] for run in analysis["runs"]] == [0, 1]
     assert (tmp_path / "figure5" / "kendall.png").exists() and (tmp_path / "figure5.csv").exists()
-
-
-@pytest.mark.usefixtures("tiny")
-def test_runs_that_are_stopped_go_on(tmp_path: Path) -> None:
-    """The processes end in order, and what they come to in the end is what it would have been."""
-
-    def jobs(folder: str) -> list[Job]:
-        config = config_of(Row("darts", "darts"), "quick", "autodl", {})
-        made = [
-            Job(f"seed {seed}", tmp_path / folder / str(seed), config.replaced(seed=seed)) for seed in (0, 1)
-        ]
-        for job in made:
-            job.prepare()
-        return made
-
-    assert run_all(jobs("whole"), side_by_side=2, threads=1) == {}
-
-    def stop(running: list[Job], done: list[Job]) -> None:
-        if any(job.epochs_done for job in running):
-            raise KeyboardInterrupt
-
-    stopped = jobs("stopped")
-    with pytest.raises(KeyboardInterrupt):
-        run_all(stopped, side_by_side=1, threads=1, on_change=stop)
-    assert not stopped[1].epochs_done, "the second one had not begun"
-    seen: list[int] = []
-    assert run_all(stopped, side_by_side=2, threads=1, on_change=lambda _, done: seen.append(len(done))) == {}
-    assert seen[-1] == 2 and sorted(seen) == seen
-    for seed in ("0", "1"):
-        assert outcome(tmp_path / "stopped" / seed) == outcome(tmp_path / "whole" / seed)
-
-
-@pytest.mark.usefixtures("tiny")
-def test_a_run_that_fails_says_why_and_the_others_go_on(tmp_path: Path) -> None:
-    config = config_of(Row("darts", "darts"), "quick", "autodl", {})
-    good = Job("good", tmp_path / "good", config)
-    bad = Job("bad", tmp_path / "bad", config.replaced(dataset="npz", data=tmp_path / "gone.npz"))
-    for job in (bad, good):
-        job.prepare()
-    failed = run_all([bad, good], side_by_side=1, threads=1)
-    assert list(failed) == ["bad"] and "gone.npz" in failed["bad"] and good.finished
 
 
 # Methods over a table ---------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from vpdarts_fast.analysis.cost.phases import Setting, evaluation, training_step
 from vpdarts_fast.analysis.cost.roofline import DTYPES, GPUS, Assumptions, Roofline
 from vpdarts_fast.analysis.cost.work import Tally
 from vpdarts_fast.bounds import check_bound
-from vpdarts_fast.command_line import command
+from vpdarts_fast.command_line import command, table_console
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runtime.precision import Precision
@@ -225,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     gpu = GPUS[request.gpu]
     counted = count(setting_of(request.preset, request.precision, gpu.shared_bytes))
     content = report(counted, Roofline(gpu, request.precision, request.assumptions))
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = table_console(FILE_WIDTH)
     show(content, console)
     if request.json is not None:
         write_atomically(request.json, (json.dumps(content, indent=1) + "\n").encode())

@@ -34,7 +34,7 @@ from vpdarts_fast.analysis.picture import kendall_figure
 from vpdarts_fast.analysis.signals import SIGNALS, Signal, Spread, Summary, Verdict, judge, summarise
 from vpdarts_fast.benchmark_table import BenchmarkTable
 from vpdarts_fast.bounds import check_bound
-from vpdarts_fast.command_line import command
+from vpdarts_fast.command_line import command, table_console
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import Removal
 from vpdarts_fast.report.style import edge_name, save_figure
@@ -43,9 +43,6 @@ from vpdarts_fast.runs.formats import KENDALL
 from vpdarts_fast.runtime import machine
 from vpdarts_fast.search.ranking import Array, true_ranks
 from vpdarts_fast.spaces.nas_bench_201.genotype import EDGES, OPS
-
-FILE_WIDTH = 130
-"""Columns of the printed tables where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -237,7 +234,7 @@ def csv_text(evaluated: list[tuple[EvaluatedRun, list[Verdict]]], columns: Seque
 
 def print_tables(ranks: Array, summaries: list[Summary], runs: list[EvaluatedRun], column: str) -> None:
     """Prints the true ranking, tau and selected accuracy over the epochs, and the last one's accuracies."""
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = table_console()
     truth = Table("edge", *OPS, title=f"True ranking: mean rank by {column}")
     for edge, row in zip(EDGES, ranks, strict=True):
         truth.add_row(edge_name(f"{edge[0]}->{edge[1]}"), *(f"{rank:.2f}" for rank in row))

@@ -15,10 +15,10 @@ import tyro
 from rich.console import Console
 from rich.progress import Progress
 
-from vpdarts_fast.analysis.kendall import FILE_WIDTH, analyse
 from vpdarts_fast.analysis.kendall import Command as Kendall
+from vpdarts_fast.analysis.kendall import analyse
 from vpdarts_fast.bounds import check_bound
-from vpdarts_fast.command_line import command
+from vpdarts_fast.command_line import StopRequest, command, table_console
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.paper.outcome import (
     Outcome,
@@ -40,11 +40,15 @@ from vpdarts_fast.paper.rows import (
     rows_of,
     shared_settings,
 )
-from vpdarts_fast.paper.running import Job, run_all
 from vpdarts_fast.paper.tabular import tabular_outcome
 from vpdarts_fast.report.style import save_figure
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
+from vpdarts_fast.search.jobs.cluster import RayWorkers
+from vpdarts_fast.search.jobs.job import Job
+from vpdarts_fast.search.jobs.local import LocalWorkers
+from vpdarts_fast.search.jobs.queue import Workers
+from vpdarts_fast.search.jobs.showing import run_and_show
 from vpdarts_fast.search.running import prepared
 from vpdarts_fast.search.settings import DATASET_NAMES
 
@@ -78,9 +82,12 @@ class Arguments:
     lineage: Literal["quark0", "autodl"] = "autodl"
     """How the weights are trained, the same for all: as quark0/darts does, or as AutoDL-Projects."""
     jobs: int | None = None
-    """Searches at a time. Default: as many as cores have --threads."""
+    """Searches at a time. Default: as many as cores have --threads; with --ray, as there is room for."""
     threads: int = 1
     """Of each search."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="{local,auto,HOST:PORT}")] = None
+    """Run the searches on a Ray cluster, each on as many CPUs as --threads, on a GPU where there are some:
+    one of this machine (local), one that runs here (auto), or that of an address."""
     dataset: Annotated[str | None, tyro.conf.arg(metavar=DATASET_NAMES)] = None
     """Of the searches. Default: that of the preset."""
     data: Path | None = None
@@ -108,10 +115,12 @@ class Arguments:
         return self.out or Path("runs") / f"paper-{self.preset}"
 
     @property
-    def side_by_side(self) -> int:
-        """How many searches run at a time."""
+    def workers(self) -> Workers:
+        """Who runs the searches."""
+        if self.ray is not None:
+            return RayWorkers(self.ray, self.threads, self.jobs)
         cores = len(os.sched_getaffinity(0))
-        return self.jobs or max(1, cores // self.threads)
+        return LocalWorkers(self.jobs or max(1, cores // self.threads), self.threads)
 
     @property
     def images(self) -> dict[str, Any]:
@@ -138,7 +147,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     asked = tyro.cli(Arguments, args=arguments, prog="python -m vpdarts_fast.paper")
     rows = rows_of(asked.what, asked.methods)
     jobs = {row.name: asked.jobs_of(row) for row in rows if row.tabular is None}
-    console = Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH)
+    console = table_console()
     failed: dict[str, str] = {}
     if not asked.report_only:
         failed = _run(
@@ -159,21 +168,13 @@ def _run(jobs: Sequence[Job], asked: Arguments, console: Console) -> dict[str, s
         prepared(job.config)
     for job in jobs:
         job.prepare()
-    epochs = {job.name: job.config.epochs for job in jobs}
-    with claimed(asked.folder), Progress(console=console) as progress:
-        task = progress.add_task(f"{len(jobs)} searches", total=sum(epochs.values()))
-
-        def on_change(running: list[Job], done: list[Job]) -> None:
-            steps = sum(epochs[job.name] for job in done) + sum(job.epochs_done for job in running)
-            names = "; ".join(job.name for job in running)
-            progress.update(task, completed=steps, description=f"{len(done)} of {len(jobs)} done; {names}")
-
-        try:
-            return run_all(jobs, side_by_side=asked.side_by_side, threads=asked.threads, on_change=on_change)
-        except KeyboardInterrupt:
-            again = shlex.join(["python", "-m", "vpdarts_fast.paper", *sys.argv[1:]])
-            print(f"all searches are stopped, and nothing is lost; go on with: {again}", file=sys.stderr)
-            raise
+    try:
+        with claimed(asked.folder), StopRequest(), asked.workers as workers:
+            return run_and_show(jobs, workers, console)
+    except KeyboardInterrupt:
+        again = shlex.join(["python", "-m", "vpdarts_fast.paper", *sys.argv[1:]])
+        print(f"all searches are stopped, and nothing is lost; go on with: {again}", file=sys.stderr)
+        raise
 
 
 def _outcome(

@@ -13,10 +13,9 @@ from typing import Annotated
 
 import tyro
 from rich.box import SIMPLE
-from rich.console import Console
 from rich.table import Table
 
-from vpdarts_fast.command_line import command
+from vpdarts_fast.command_line import command, table_console
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.comparison import (
     Compared,
@@ -31,9 +30,6 @@ from vpdarts_fast.report.style import save_figure
 from vpdarts_fast.report.training import draw_training
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.training_files import is_training
-
-FILE_WIDTH = 130
-"""Columns of the printed table where there is no terminal."""
 
 
 @dataclass(frozen=True)
@@ -69,9 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         raise UserError(
             f"no run has an accuracy {asked.column} (--column): cells are looked up in NAS-Bench-201 only"
         )
-    Console(highlight=False, width=None if sys.stdout.isatty() else FILE_WIDTH).print(
-        _table(compared, asked.column)
-    )
+    table_console().print(_table(compared, asked.column))
     for path in _write(compared, asked):
         print(path)
     return 0

@@ -71,6 +71,15 @@ def locked(folder: Path, waiting: Callable[[str], object] | None = None) -> Iter
         os.close(descriptor)
 
 
+def in_use(folder: Path) -> bool:
+    """Whether another process holds the lock of a folder."""
+    try:
+        with locked(folder):
+            return False
+    except UserError:
+        return True
+
+
 def _acquire(path: Path, folder: Path, waiting: Callable[[str], object] | None) -> int:
     """A descriptor of the lock file, held and named by `path`."""
     at_once = fcntl.LOCK_NB

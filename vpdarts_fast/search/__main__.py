@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 from vpdarts_fast.command_line import StopRequest, stoppable
 from vpdarts_fast.runs.files import write_atomically
@@ -17,6 +18,7 @@ from vpdarts_fast.runtime.processes import joined, restarted
 from vpdarts_fast.search.arguments import Command, parse
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.expectation import expect
+from vpdarts_fast.search.jobs.seeds import side_by_side, workers_of
 from vpdarts_fast.search.observer import Interrupted
 from vpdarts_fast.search.running import Session, new_folder, prepared, process_settings, run_one
 from vpdarts_fast.search.seeds import (
@@ -57,24 +59,24 @@ def run_command(command: Command, stop: StopRequest) -> int:
         session = Session(data, table, resuming, again, stop, searching=stop.deferred, processes=processes)
         with claimed(root) if processes.first else nullcontext():
             if len(command.seeds) > 1:
-                run_seeds(config, command.seeds, root, session)
+                run_seeds(command, config, root, session)
             else:
                 run_one(config.replaced(seed=command.seeds[0]), root, session)
     return 0
 
 
-def run_seeds(config: SearchConfig, seeds: tuple[int, ...], root: Path, session: Session) -> None:
-    """Runs one search after the other, each in a folder of its own, and writes and prints their summary."""
-    first = session.processes.first
+def run_seeds(command: Command, config: SearchConfig, root: Path, session: Session) -> None:
+    """Runs one search for each seed, in a folder of its own, and writes and prints their summary."""
+    first, seeds = session.processes.first, command.seeds
+    workers = workers_of(command, config, session)
     if first:
         save = write_seeds if session.resuming else create_seeds  # where things lie may have changed
         save(root, seeds, config.to_json(root))
-    results = {}
     try:
-        for seed in seeds:
-            folder = root / seed_folder(seed)
-            with claimed(folder) if first else nullcontext():
-                results[seed] = run_one(config.replaced(seed=seed), folder, session)
+        if workers is None:
+            results = one_after_the_other(config, seeds, root, session)
+        else:
+            results = side_by_side(config, seeds, root, session, workers)
     except BaseException:
         if first and not session.resuming:
             discard_seeds(root, seeds)
@@ -84,6 +86,18 @@ def run_seeds(config: SearchConfig, seeds: tuple[int, ...], root: Path, session:
     summary = summarise(results)
     write_atomically(root / SUMMARY_FILE, (json.dumps(summary, indent=2) + "\n").encode())
     print("\n".join(["", *summary_lines(summary), f"summary: {root / SUMMARY_FILE}"]))
+
+
+def one_after_the_other(
+    config: SearchConfig, seeds: tuple[int, ...], root: Path, session: Session
+) -> dict[int, dict[str, Any]]:
+    """Runs a search for each seed in this process; returns their results."""
+    results = {}
+    for seed in seeds:
+        folder = root / seed_folder(seed)
+        with claimed(folder) if session.processes.first else nullcontext():
+            results[seed] = run_one(config.replaced(seed=seed), folder, session)
+    return results
 
 
 if __name__ == "__main__":

@@ -72,6 +72,12 @@ class Command:
     and leave it at that; no folder is made."""
     seeds: Annotated[tuple[int, ...], tyro.conf.arg(aliases=["--seed"])] = (0,)
     """One search per seed; several seeds are summed up by mean, standard deviation and variance."""
+    jobs: int | None = None
+    """Seeds at a time, each a process with --threads. Default: on a CPU as many as it has cores for, on a GPU
+    1; at 1 they run one after the other in this process, with a line for every epoch."""
+    ray: Annotated[str | None, tyro.conf.arg(metavar="{local,auto,HOST:PORT}")] = None
+    """Run the seeds on a Ray cluster, each on as many CPUs as --threads (1 by default), on a GPU where there
+    are some: one of this machine (local), one that runs here (auto), or that of an address."""
 
 
 KINDS: dict[str, type[Part]] = {
@@ -106,6 +112,11 @@ def parse(arguments: list[str]) -> Command:
     if not command.seeds or len(set(command.seeds)) != len(command.seeds) or min(command.seeds) < 0:
         raise UserError(f"--seeds must be different whole numbers from 0; got {command.seeds}")
     check_bound("seed", command.seeds, "--seeds")
+    check_bound("threads", command.jobs, "--jobs")
+    if len(command.seeds) == 1 and not (command.jobs is None and command.ray is None):
+        raise UserError(
+            "--jobs and --ray are about several searches: give several --seeds, or leave them out"
+        )
     if command.resume is not None:
         changed = contradictions(default.config, command.config)
         changed += [

@@ -158,8 +158,8 @@ def check_table(config: SearchConfig, table: BenchmarkTable | None) -> None:
     )
 
 
-def check_memory(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
-    """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
+def least_memory(config: SearchConfig, data: SearchImages) -> tuple[int, int]:
+    """Bytes that a search takes at least: for weights, and for the activations of a batch."""
     copies = (3 if config.optimisers.momentum > 0 else 2) * config.search.committee
     variation = config.method.schedule.widest(config.method.variation)
     weights = 4 * variation.parameters(config.space, data.num_classes) * copies
@@ -167,6 +167,12 @@ def check_memory(config: SearchConfig, data: SearchImages, device: torch.device)
     activations = batch * activation_bytes(config, data.image_size)
     if config.method.criterion.needs_evaluation:
         activations = max(activations, evaluation_bytes(config, data))
+    return weights, activations
+
+
+def check_memory(config: SearchConfig, data: SearchImages, device: torch.device) -> None:
+    """Raises `UserError` if the search needs more memory than the machine has, by a lower estimate."""
+    weights, activations = least_memory(config, data)
     available = memory_of(device)
     if weights + activations > available:
         raise UserError(
