@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -118,12 +119,8 @@ class NasBench201(Space[Genotype]):
         )
 
     def parameters(self, num_classes: int) -> int:
-        """How many parameters the supernet has; two small ones tell, as all cells of a stage are alike."""
-        first, second = (
-            super(NasBench201, dataclasses.replace(self, cells_per_stage=cells)).parameters(num_classes)
-            for cells in (1, 2)
-        )
-        return first + (self.cells_per_stage - 1) * (second - first)
+        """How many parameters the supernet has."""
+        return _parameters(self, num_classes)
 
     @override
     def stages(self, image_size: tuple[int, int]) -> list[tuple[int, int, int]]:
@@ -208,3 +205,12 @@ class OneCell(Supernet):
         """Maps images [N, 3, H, W] to logits [N, classes]; an `alpha` is ignored, its own one is used."""
         own = self.get_buffer("alpha")
         return super().forward(images, own)
+
+
+@functools.lru_cache(maxsize=64)
+def _parameters(space: NasBench201, num_classes: int) -> int:
+    """Counts them in two small supernets, which tell, as all cells of a stage are alike."""
+    first, second = (
+        Space.parameters(dataclasses.replace(space, cells_per_stage=cells), num_classes) for cells in (1, 2)
+    )
+    return first + (space.cells_per_stage - 1) * (second - first)
