@@ -33,8 +33,9 @@ MADE = (".venv", "build", "runs", "data")
 FOREIGN_FLAGS = {
     "--benchmark-only", "--help", "--build", "--cmakedir", "--no-build-isolation", "--no-index",
     "--find-links", "--system-site-packages", "--dest", "--only-binary",
+    "--overlap", "--nodes", "--ntasks", "--exclude", "--array", "--wrap", "--head", "--port", "--block", "--address",
 }  # fmt: skip
-"""Flags of pytest, pip and CMake."""
+"""Flags of pytest, pip and CMake; of SLURM and Ray."""
 
 FOREIGN_NAMES = {
     "ATEN_CPU_CAPABILITY", "DataParallel", "DistributedDataParallel", "ONEDNN_MAX_CPU_ISA", "forward_gdas",
