@@ -33,7 +33,8 @@ MADE = (".venv", "build", "runs", "data")
 FOREIGN_FLAGS = {
     "--benchmark-only", "--help", "--build", "--cmakedir", "--no-build-isolation", "--no-index",
     "--find-links", "--system-site-packages", "--dest", "--only-binary",
-    "--overlap", "--nodes", "--ntasks", "--exclude", "--array", "--wrap", "--head", "--port", "--block", "--address",
+    "--overlap", "--nodes", "--ntasks", "--exclude", "--array", "--wrap", "--head", "--port", "--block",
+    "--address",
 }  # fmt: skip
 """Flags of pytest, pip and CMake; of SLURM and Ray."""
 
