@@ -33,6 +33,7 @@ from vpdarts_fast.runs.formats import (
     SETTINGS,
     SNAPSHOT,
     SPACE,
+    TRAINING_SETTINGS,
     Format,
 )
 from vpdarts_fast.runs.space_file import drawing_to_json
@@ -41,6 +42,7 @@ from vpdarts_fast.search import RunFolder, Search, SearchConfig, running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.seeds import read_seeds
 from vpdarts_fast.spaces.nas_bench_201 import Genotype, NasBench201
+from vpdarts_fast.train.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -60,7 +62,7 @@ def test_runs_of_version_1_go_on_to_their_end(
     drawn: list[Path] = []
     monkeypatch.setattr(running, "draw_pictures", drawn.append)
     before = [(old / f"seed-{seed}" / "metrics.jsonl").read_text().splitlines() for seed in (3, 4)]
-    assert main(["--resume", str(old)]) == 0
+    assert main(["--resume", str(old), "--jobs", "1"]) == 0
     said = capsys.readouterr().out
     assert f"this run is finished: {old / 'seed-3'}" in said
     assert "vp-darts search in nas-bench-201, continued at epoch 2, step 1" in said
@@ -155,7 +157,7 @@ def test_the_settings_of_the_present_version() -> None:
     flat = first | finalists | {"committee", "evaluation", "race_confidence"} | choices | {"images_per_epoch"}
     parts = {"space", "recipe", "relaxation", "alpha_rule", "regulariser"}
     names = {
-        13: flat
+        14: flat
         | parts
         | {"variation", "schedule"}
         | {"loss"}
@@ -163,6 +165,7 @@ def test_the_settings_of_the_present_version() -> None:
         | {"max_parameters", "max_macs", "max_latency_ms"}
         | {"image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric"}
         | {"label_smoothing", "class_weight_power", "focal_gamma"}
+        | {"sync_batch_norm"}
     }
     assert set(SearchConfig().flat()) == names[SETTINGS.version]
 
@@ -183,7 +186,7 @@ def test_a_search_of_version_5_of_the_settings_goes_on_as_it_began(
              "stopping", "eigenvalue", "loss", "space", "recipe",
              "relaxation", "alpha_rule", "regulariser", "variation", "schedule",
              "image_size", "cache", "skip_corrupt", "augment", "cutout", "stem", "metric",
-             "label_smoothing", "class_weight_power", "focal_gamma")  # fmt: skip
+             "label_smoothing", "class_weight_power", "focal_gamma", "sync_batch_norm")  # fmt: skip
     flat = {**SearchConfig.read(older / "config.json").flat(), "alpha_start": 0.2}
     settings = {name: value for name, value in flat.items() if name not in later}
     (older / "config.json").write_text(version_5.to_json(settings) + "\n")
@@ -267,3 +270,12 @@ def test_upgrades_run_one_after_the_other() -> None:
     assert third.from_json(third.to_json(expected), "a file") == expected
     with pytest.raises(UserError, match="a file is damaged: the entry 'width' is missing; throw it away"):
         third.from_json(second.to_json({"depth": 2}), "a file")
+
+
+def test_settings_of_a_training_of_version_1_are_read(tmp_path: Path) -> None:
+    settings = TrainConfig().replaced(epochs=3)
+    values = TRAINING_SETTINGS.upgraded(settings.to_json(), "test")
+    del values["training"]["sync_batch_norm"]
+    version_1 = Format(TRAINING_SETTINGS.kind, TRAINING_SETTINGS.remedy, (), True)
+    (tmp_path / "config.json").write_text(version_1.to_json(values) + "\n")
+    assert TrainConfig.read(tmp_path / "config.json") == settings

@@ -114,8 +114,8 @@ def test_several_seeds_where_the_images_have_moved(
     (tmp_path / "one.npz").rename(tmp_path / "two.npz")
     with monkeypatch.context() as patch:
         stop_after(1, patch)
-        assert main(["--resume", str(runs), "--data", str(tmp_path / "two.npz")]) == 130
-    assert main(["--resume", str(runs)]) == 0
+        assert main(["--resume", str(runs), "--jobs", "1", "--data", str(tmp_path / "two.npz")]) == 130
+    assert main(["--resume", str(runs), "--jobs", "1"]) == 0
     assert RunFolder.open(runs / "seed-4")[1].images.data == tmp_path / "two.npz"
 
 

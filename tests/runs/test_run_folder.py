@@ -215,7 +215,7 @@ def test_a_later_seed_that_does_not_begin_leaves_the_others(
         patch.setattr(Search, "__init__", fail)
         assert "the second cannot" in error_of([*TINY, "--seeds", "3", "4", "--out", str(folder)], capsys)
     assert names(folder) == {"seeds.json", "seed-3"}
-    assert main(["--resume", str(folder)]) == 0
+    assert main(["--resume", str(folder), "--jobs", "1"]) == 0
     assert set(json.loads((folder / "summary.json").read_text())["seeds"]) == {"3", "4"}
 
 

@@ -69,6 +69,16 @@ def test_steps_are_those_of_the_mean_gradient(seen: list[dict[str, Any]]) -> Non
     assert 1 < first["network"][1] < 5
 
 
+def test_with_synchronised_batch_norms_they_are_one_process(seen: list[dict[str, Any]]) -> None:
+    """On parts of different sizes: weights, the gradient of alpha and running statistics."""
+    for each in seen:
+        others = each["as_one"].pop("not synchronised")
+        assert min(others) > 1e-2
+        for name, found in each["as_one"].items():
+            assert max(found) < 1e-4, name
+        assert each["network_as_one"] < 1e-4
+
+
 def test_accelerated_models_of_other_code_train_under_ddp(seen: list[dict[str, Any]]) -> None:
     assert max(each["of_other_code"] for each in seen) < 1e-7
 

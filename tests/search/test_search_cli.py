@@ -50,7 +50,7 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
     assert "\x1b" not in printed and "\r" not in printed, "plain lines where there is no terminal"
     assert printed == (folder / "log.txt").read_text()
     config = json.loads((folder / "config.json").read_text())
-    assert config.pop("format") == "vpdarts_fast search settings, version 13" and config.pop("digest")
+    assert config.pop("format") == "vpdarts_fast search settings, version 14" and config.pop("digest")
     for name, value in SearchConfig.read(folder / "config.json").flat().items():
         assert f"{name}={value}" in printed
     assert sum(line.startswith("epoch ") for line in printed.splitlines()) == 3

@@ -15,8 +15,9 @@ from vpdarts_fast.search.__main__ import StopRequest, main
 
 TINY = [
     "--max-images", "64", "--channels", "2", "--warmup-epochs", "1", "--pruning-epochs", "2",
-    "--batch-size", "16", "--threads", "1", "--finalists", "0",
+    "--batch-size", "16", "--threads", "1", "--finalists", "0", "--jobs", "1",
 ]  # fmt: skip
+"""A search; of several seeds one after the other, in this process."""
 
 
 def stop_after(calls: int, monkeypatch: pytest.MonkeyPatch) -> None:

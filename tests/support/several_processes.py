@@ -23,7 +23,7 @@ from vpdarts_fast.search import member as member_module
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.observer import MemberWatch, Silent
 from vpdarts_fast.search.preflight import limited
-from vpdarts_fast.spaces.darts import DartsSupernet
+from vpdarts_fast.spaces.darts import Darts, DartsSupernet
 from vpdarts_fast.train.config import TrainConfig
 from vpdarts_fast.train.images import Images
 from vpdarts_fast.train.state import TrainingState
@@ -77,13 +77,18 @@ def evaluated(processes: Processes, **settings: Any) -> tuple[list[Any], list[li
     return values, [] if masks[0] is None else masks[0].tolist()
 
 
+def vector(network: nn.Module) -> Tensor:
+    """All parameters one behind the other."""
+    return torch.cat([parameter.detach().flatten() for parameter in network.parameters()])
+
+
 def trained(processes: Processes) -> tuple[Tensor, Tensor, list[float]]:
     """The weights and alphas after a step of each, the first steps of the search, and their sums."""
     made = member(processes, skip_dropout=0.0, learning_rate=0.1)
     draws = made.training.draw(torch.arange(12)), made.validation.draw(torch.arange(12))
     sums = [made._train_weights(draws[0]), made._train_alpha(draws[1])]
-    parameters = torch.nn.utils.parameters_to_vector(made.state.supernet.parameters())
-    return parameters.detach(), made.state.alpha.detach().flatten(), torch.cat(sums).tolist()
+    parameters = vector(made.state.supernet)
+    return parameters, made.state.alpha.detach().flatten(), torch.cat(sums).tolist()
 
 
 def trained_by_hand(count: int) -> tuple[Tensor, Tensor]:
@@ -105,8 +110,58 @@ def trained_by_hand(count: int) -> tuple[Tensor, Tensor]:
         if len(leaves) > 1:
             nn.utils.clip_grad_norm_(leaves, 5.0)
         optimizer.step()
-    parameters = torch.nn.utils.parameters_to_vector(state.supernet.parameters())
-    return parameters.detach(), state.alpha.detach().flatten()
+    parameters = vector(state.supernet)
+    return parameters, state.alpha.detach().flatten()
+
+
+SYNCHRONISED: dict[str, dict[str, Any]] = {
+    "fused": {},
+    "plain": {"fused": False},
+    "DARTS": {"space": Darts(channels=4, layers=3)},
+    "varied": {"recipe": "pc-darts", "channels": 8},
+    "not synchronised": {"sync_batch_norm": False},
+}
+"""Searches whose batch norms take their statistics over all processes."""
+
+
+def as_one(processes: Processes, **settings: Any) -> list[float]:
+    """How far steps of all processes on unequal parts are from those of one process on all images.
+
+    Of the weights after a step, relative to the step, of alpha's gradient and of the running statistics.
+    """
+    given = {"skip_dropout": 0.0, "learning_rate": 0.1, "sync_batch_norm": True, **settings}
+    if isinstance(given.get("space"), Darts):
+        del given["skip_dropout"]
+    together, alone = (member(each, **given) for each in (processes, ALONE))
+    before = vector(alone.state.supernet)
+    for made in (together, alone):
+        draws = (half.draw(torch.arange(11)) for half in (made.training, made.validation))
+        for draw, step in zip(draws, (made._train_weights, made._train_alpha), strict=True):
+            step(draw)
+    weights, expected = (vector(made.state.supernet) for made in (together, alone))
+    found = [float((weights - expected).norm() / (expected - before).norm())]
+    gradient, of_one = (made.state.alpha.grad for made in (together, alone))
+    assert gradient is not None and of_one is not None
+    found.append(float((gradient - of_one).norm() / of_one.norm()))
+    buffers = zip(together.state.supernet.buffers(), alone.state.supernet.buffers(), strict=True)
+    return [*found, max(float((ours - theirs).abs().max()) for ours, theirs in buffers)]
+
+
+def network_as_one(processes: Processes) -> float:
+    """The same of the weights of a network that is trained from scratch."""
+    config = TrainConfig().replaced(
+        dataset="digits", channels=4, depth=1, batch_size=11, gradient_clip=1.0, sync_batch_norm=True
+    )
+    images = Images.of(load("digits"), config, torch.device("cpu"))
+    indices = images.order(config, 0)[0]
+    vectors = []
+    for each in (processes, ALONE):
+        state = TrainingState(config, 10, torch.device("cpu"), 1, processes=each)
+        before = vector(state.network)
+        batch, share = images.batch(indices, config, 0, 0, each)
+        state.train(batch, len(indices), share, each)
+        vectors.append(vector(state.network))
+    return float((vectors[0] - vectors[1]).norm() / (vectors[1] - before).norm())
 
 
 def network_trained(processes: Processes) -> list[float]:
@@ -192,6 +247,8 @@ def main(folder: Path) -> None:
                 for ours, theirs in zip((parameters, alpha), by_hand, strict=True)
             ],
             "network": network_trained(processes),
+            "as_one": {name: as_one(processes, **settings) for name, settings in SYNCHRONISED.items()},
+            "network_as_one": network_as_one(processes),
             "of_other_code": of_other_code(processes),
         }
         (folder / f"{processes.number}.json").write_text(json.dumps(seen))

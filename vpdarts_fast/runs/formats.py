@@ -48,6 +48,8 @@ from vpdarts_fast.runs.upgrades import (
     settings_11,
     settings_12,
     settings_13,
+    settings_14,
+    training_settings_2,
     with_decisions,
     with_op_images,
     without_members,
@@ -251,6 +253,7 @@ SETTINGS = Format(
         settings_11,
         settings_12,
         settings_13,
+        settings_14,
     ),
 )
 """config.json; also an entry of seeds.json and of a checkpoint."""
@@ -303,7 +306,9 @@ KENDALL = Format(
 TABULAR_RUNS = Format("runs over a table", "remove it to have them run again", (), True)
 """runs.json of a method over a benchmark table (`vpdarts_fast.paper`)."""
 
-TRAINING_SETTINGS = Format("training settings", "restore it from a copy, or start a new training", (), True)
+TRAINING_SETTINGS = Format(
+    "training settings", "restore it from a copy, or start a new training", (training_settings_2,), True
+)
 """config.json of a training; also an entry of its checkpoint."""
 
 TRAINING_EPOCH = Format("training epoch", "restore the file or remove it", (), True)

@@ -154,6 +154,16 @@ def settings_13(settings: Content) -> Content:
     return {**settings, "limits": limits}
 
 
+def settings_14(settings: Content) -> Content:
+    """Whether several processes share their batch statistics. They did not."""
+    return {**settings, "optimisers": {**settings["optimisers"], "sync_batch_norm": False}}
+
+
+def training_settings_2(settings: Content) -> Content:
+    """Whether several processes share their batch statistics. They did not."""
+    return {**settings, "training": {**settings["training"], "sync_batch_norm": False}}
+
+
 def without_members(content: Content) -> Content:
     """What there is of a committee's supernets beside the first. There were none."""
     return {**content, "members": []}

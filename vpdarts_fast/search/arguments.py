@@ -113,7 +113,7 @@ def parse(arguments: list[str]) -> Command:
         raise UserError(f"--seeds must be different whole numbers from 0; got {command.seeds}")
     check_bound("seed", command.seeds, "--seeds")
     check_bound("threads", command.jobs, "--jobs")
-    if len(command.seeds) == 1 and not (command.jobs is None and command.ray is None):
+    if len(command.seeds) == 1 and (command.jobs not in (None, 1) or command.ray is not None):
         raise UserError(
             "--jobs and --ray are about several searches: give several --seeds, or leave them out"
         )

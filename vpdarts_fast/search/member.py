@@ -92,7 +92,7 @@ class Member:
         self._objective = objective or Objective()
         self.device = device
         self.training, self.validation = training, validation
-        self.state = SearchState(self.config, num_classes, device)
+        self.state = SearchState(self.config, num_classes, device, processes)
         self._capture_steps()
 
     def _capture_steps(self) -> None:

@@ -142,6 +142,9 @@ class OptimiserSettings:
     """Of the weights (SGD's L2 penalty)."""
     gradient_clip: float = 5.0
     """Largest norm of the weights' gradient."""
+    sync_batch_norm: bool = False
+    """Of several processes: take the statistics of batch norms in training over the parts that all of them
+    have of a batch, as one process would, rather than over each one's own."""
     alpha_learning_rate: float = 3e-4
     """Of alpha (Adam)."""
     alpha_rate_scaling: bool = False

@@ -14,6 +14,8 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs.formats import shown
 from vpdarts_fast.runs.values import number, numbers_by_name, tensor_like, tensors_like, truth, whole
 from vpdarts_fast.runtime.graphs import captures
+from vpdarts_fast.runtime.processes import ALONE, Processes
+from vpdarts_fast.runtime.synchronised import synchronise
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.methods.commits import (
     DROPPED,
@@ -50,8 +52,14 @@ class SearchState:
         wide: whether the supernet has its wide edges (`Schedule.widest`).
     """
 
-    def __init__(self, config: SearchConfig, num_classes: int, device: torch.device) -> None:
-        self.space, self.method = config.space, config.method
+    def __init__(
+        self,
+        config: SearchConfig,
+        num_classes: int,
+        device: torch.device,
+        processes: Processes = ALONE,
+    ) -> None:
+        self.space, self.method, self._processes = config.space, config.method, processes
         self._config, self._num_classes, self._device = config, num_classes, device
         self._make_supernet(config.method.variation)
         weight = next(self.supernet.parameters())
@@ -82,6 +90,8 @@ class SearchState:
                 self.space, self._num_classes, fused=config.execution.fused, backend=config.execution.backend
             )
         self.supernet = supernet.to(self._device).train()
+        if config.optimisers.sync_batch_norm:
+            synchronise(self.supernet, self._processes)
         if config.execution.fused and not config.fused_by_itself:
             self.supernet.to(memory_format=torch.channels_last)  # as batches of images are
             accelerate(self.supernet, backend=config.execution.backend)

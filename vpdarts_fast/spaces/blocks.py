@@ -17,6 +17,7 @@ from vpdarts_fast.backends.registry import preferred
 from vpdarts_fast.contract.derivatives import with_statistics
 from vpdarts_fast.contract.sharing import can_be_read
 from vpdarts_fast.contract.transforms import in_transform
+from vpdarts_fast.runtime.synchronised import SynchronisedBatchNorm2d
 from vpdarts_fast.spaces.norms import (
     Fixed,
     kept_statistics,
@@ -186,7 +187,8 @@ class SearchCell(nn.Module):
         """Computes the last node [N, C, H, W] of `x` [N, C, H, W], the ops weighted by `alpha` [E, O]."""
         if self.fused and not in_transform():
             if normalises_batches(self.norm):
-                return self._trained(x, alpha)
+                separate = isinstance(self.norm, SynchronisedBatchNorm2d)
+                return self._synchronised(x, alpha) if separate else self._trained(x, alpha)
             if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
         nodes = [x]
@@ -233,6 +235,28 @@ class SearchCell(nn.Module):
         backend = preferred("mixed_cell", self.backend)
         weights = self.convolution_weights()
         return ops.mixed_cell(x, *weights, alpha, eps=self.norm.eps, skip_zeros=True, backend=backend)
+
+    def _synchronised(self, x: Tensor, alpha: Tensor) -> Tensor:
+        """The cell in training, its batch norms modules of their own behind the fused convolutions."""
+        weight_1x1, weight_3x3 = self.convolution_weights()
+        edges, convolutions = self.mixed_ops(), self.convolutions()
+        nodes, terms = [x], dict[int, Tensor]()
+        for i in range(1, self.num_nodes):
+            source = i - 1
+            leaving = [edge_index(source, target) for target in range(i, self.num_nodes)]
+            raw = ops.relu_conv(
+                nodes[source],
+                weight_1x1[leaving],
+                weight_3x3[leaving],
+                backend=preferred("relu_conv", self.backend),
+            )
+            for edge, raw_1x1, raw_3x3 in zip(leaving, *raw, strict=True):
+                row, (conv_1x1, conv_3x3) = alpha[edge], convolutions[edge]
+                skip, pool = (edges[edge][op](nodes[source]) for op in (1, 4))
+                normalised = row[2] * conv_1x1.norm(raw_1x1) + row[3] * conv_3x3.norm(raw_3x3)
+                terms[edge] = row[1] * skip + normalised + row[4] * pool
+            nodes.append(sum((terms[edge_index(j, i)] for j in range(1, i)), start=terms[edge_index(0, i)]))
+        return nodes[-1]
 
     def _trained(self, x: Tensor, alpha: Tensor) -> Tensor:
         skips, weights = self.skip_connections(), self.convolution_weights()
@@ -316,12 +340,16 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` [N, C, H, W] to [N, C_out, ceil(H / 2), ceil(W / 2)]."""
         if self.fused and not in_transform():
+            separate = isinstance(self.conv_a.norm, SynchronisedBatchNorm2d)
             if normalises_batches(self.conv_a.norm):
-                return with_statistics(
-                    lambda: self.with_batch_statistics(x),
-                    lambda out, mean, variance: update_running_statistics(self.norms, mean, variance, out),
-                )
-            if not wants_gradients(x, *self.parameters()):
+                if not separate:
+                    return with_statistics(
+                        lambda: self.with_batch_statistics(x),
+                        lambda out, mean, variance: update_running_statistics(
+                            self.norms, mean, variance, out
+                        ),
+                    )
+            elif not wants_gradients(x, *self.parameters()):
                 return self.with_fixed_statistics(x)
         shortcut: Tensor = self.downsample(x)
         residual: Tensor = self.conv_b(self.conv_a(x))

@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime.processes import ALONE, Processes
+from vpdarts_fast.runtime.synchronised import synchronise
 from vpdarts_fast.search.streams import seed_for
 from vpdarts_fast.spaces.costs import AUXILIARY, multiply_adds, parameters_of
 from vpdarts_fast.train.config import TrainConfig
@@ -17,13 +19,16 @@ DROP_PATH = "drop_path_prob"
 """What a network calls the probability that a trainer raises from epoch to epoch, if it has one."""
 
 
-def network_to_train(config: TrainConfig, num_classes: int, device: torch.device) -> nn.Module:
+def network_to_train(
+    config: TrainConfig, num_classes: int, device: torch.device, processes: Processes = ALONE
+) -> nn.Module:
     """Builds the network with its first weights, which are a function of the seed alone.
 
     Args:
         config: the settings.
         num_classes: of the classifier.
         device: where it goes.
+        processes: that train it together.
 
     Returns:
         A module in training mode, in channels-last memory, called with images [N, 3, H, W].
@@ -47,6 +52,8 @@ def network_to_train(config: TrainConfig, num_classes: int, device: torch.device
             f"{config.space.name} cannot: use 0"
         )
     network.to(device).to(memory_format=torch.channels_last).train()
+    if config.training.sync_batch_norm:
+        synchronise(network, processes)
     if config.execution.fused and not config.space.fused:
         accelerate(network)
     return network

@@ -60,6 +60,9 @@ class TrainingSettings:
     """SGD's L2 penalty."""
     gradient_clip: float | None = None
     """Largest norm of the gradient. Default: any."""
+    sync_batch_norm: bool = False
+    """Of several processes: take the statistics of batch norms in training over the parts that all of them
+    have of a batch, as one process would, rather than over each one's own."""
     loss: TrainLoss = "cross-entropy"
     """What is minimised: cross-entropy, with label-smoothing, with class-weights (rare classes weigh more) or
     focal (what is learned weighs less)."""

@@ -34,6 +34,7 @@ class TrainingState:
         device: where it is trained.
         steps_per_epoch: how many there are.
         loss: of logits [N, classes] and labels [N], what is minimised.
+        processes: that train it together.
 
     Attributes:
         network: in training mode.
@@ -52,9 +53,10 @@ class TrainingState:
         device: torch.device,
         steps_per_epoch: int,
         loss: Loss = F.cross_entropy,
+        processes: Processes = ALONE,
     ) -> None:
         self._config, self._steps_per_epoch, self._loss_of = config, steps_per_epoch, loss
-        self.network = network_to_train(config, num_classes, device)
+        self.network = network_to_train(config, num_classes, device, processes)
         training = config.training
         self.optimizer = torch.optim.SGD(
             [parameter for parameter in self.network.parameters() if parameter.requires_grad],

@@ -88,7 +88,12 @@ class Training:
         self._averaged: nn.Module | None = None
         loss = named_loss(config.training, self.images.labels, data.num_classes, self.device)
         self.state = TrainingState(
-            config, data.num_classes, self.device, self.steps, F.cross_entropy if loss is None else loss
+            config,
+            data.num_classes,
+            self.device,
+            self.steps,
+            F.cross_entropy if loss is None else loss,
+            processes,
         )
         check_auxiliary(data, config)
 
