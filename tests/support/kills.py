@@ -42,7 +42,7 @@ SEARCH = [
     "--finalist-cells-per-stage", "1",
 ]  # fmt: skip
 
-SEEDS = {"one": ["--seeds", "3", "--committee", "2"], "several": ["--seeds", "3", "4"]}
+SEEDS = {"one": ["--seeds", "3", "--committee", "2"], "several": ["--seeds", "3", "4", "--jobs", "1"]}
 """Of several seeds no pictures are drawn: it takes longer than to search."""
 
 EVENTS = {"open", "os.rename", "os.remove", "os.mkdir", "os.rmdir"}
@@ -153,7 +153,7 @@ def _search(arguments: list[str], trap: Trap) -> NoReturn:
 def next_command(folder: Path, seeds: str) -> list[str]:
     """Continues what has begun, and begins what has not."""
     if (folder / "config.json").exists() or (folder / "seeds.json").exists():
-        return ["--resume", str(folder)]
+        return ["--resume", str(folder), *(["--jobs", "1"] if seeds == "several" else [])]
     return [*SEARCH, *SEEDS[seeds], "--out", str(folder)]
 
 
