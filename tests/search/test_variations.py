@@ -265,14 +265,9 @@ def test_leave_one_out_leaves_what_is_beside_the_operations(name: str, of: str) 
             accelerate(supernet, backend="pytorch")
             assert rows_of_modules(whole, space.shape, images) is not None, "or it is evaluated one by one"
         found = leave_one_out(
-            whole,
-            [(images, labels)],
-            table[:, :ops],
-            batch_norm="batch",
-            batched=batched,
-            nones=space.nones,
+            whole, [(images, labels)], table[:, :ops], batch_norm="batch", batched=batched, nones=space.nones,
             only=only,
-        )  # type: ignore[call-overload]
+        )  # type: ignore[call-overload]  # fmt: skip
         for (edge, op), loss in zip(tried, expected, strict=True):
             torch.testing.assert_close(found.loss[edge, op], loss, rtol=1e-8, atol=0)
         results.append(found)
