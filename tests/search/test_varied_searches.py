@@ -35,7 +35,7 @@ SEARCHES = {
          "--edge-normalisation"],
     ),
     "skip": (
-        2,
+        1,
         ["--no-fused", "--variation", "auxiliary-skip", "--skip-decay", "cosine", "--relaxation", "gumbel"],
     ),
     "plugin": (4, [*PLUGIN, "--no-fused", "--variation", "test-gated", "--openness", "0.4"]),
