@@ -123,7 +123,7 @@ def of_table3(folder: Path, *more: str) -> int:
     return main(["table3", "--seeds", "0", "1", "--jobs", "2", "--out", str(folder), *more])
 
 
-@pytest.mark.usefixtures("tiny", "here")
+@pytest.mark.usefixtures("tiny", "here", "no_pictures")
 def test_a_table_from_the_first_run_to_the_report(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -167,7 +167,7 @@ def test_a_table_from_the_first_run_to_the_report(
     assert "holds a run with other settings; choose another --out" in error and "--weight-decay" in error
 
 
-@pytest.mark.usefixtures("tiny", "here")
+@pytest.mark.usefixtures("tiny", "here", "no_pictures")
 def test_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """Shares of the validation images, and tau of the snapshots of DARTS."""
     monkeypatch.setattr(rows, "PROPORTIONS", (0.1, 1.0))

@@ -39,7 +39,7 @@ def runs_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     with pytest.MonkeyPatch.context() as patch:
         stop_after(17, patch)
         patch.setattr("vpdarts_fast.search.running.draw_pictures", lambda folder: [])
-        assert main([*TINY, "--seeds", "3", "4", "--snapshots", "--out", str(folder)]) == 130
+        assert main([*TINY, "--seeds", "3", "4", "--jobs", "1", "--snapshots", "--out", str(folder)]) == 130
     (folder / "seed-4" / "kendall.json").write_text(KENDALL.to_json({"removal": "zero", "snapshots": []}))
     return folder
 

@@ -50,6 +50,13 @@ GROUPS = (
     ImageSettings, NasBench201, SearchSettings, MethodSettings, OptimiserSettings, ExecutionSettings,
 )  # fmt: skip
 SETTINGS = [name for group in GROUPS for name in numeric_settings(group)]
+ONE_OF_EACH_KIND = {
+    (get_type_hints(group)[name], group): name
+    for group in GROUPS
+    for name in numeric_settings(group)
+    if name != "seed"
+}.values()
+"""A setting of each type in each group of settings."""
 
 
 # Bounds.
@@ -100,8 +107,14 @@ def test_numbers_too_long_to_print_are_described() -> None:
             call()
 
 
-@pytest.mark.parametrize("name", [name for name in SETTINGS if name != "seed"])
-@pytest.mark.parametrize("number", [DIGITS_23, "-" + DIGITS_23, "9" * 5000], ids=["23", "-23", "5000"])
+NUMBERS = {"23": DIGITS_23, "-23": "-" + DIGITS_23, "5000": "9" * 5000}
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [(name, "23") for name in SETTINGS if name != "seed"]
+    + [(name, other) for name in ONE_OF_EACH_KIND for other in ("-23", "5000")],
+)
 def test_no_flag_of_the_search_takes_numbers_of_so_many_digits(
     name: str,
     number: str,
@@ -111,9 +124,9 @@ def test_no_flag_of_the_search_takes_numbers_of_so_many_digits(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(command_line, "run_command", lambda command, stop: 0)
-    takes = not number.startswith("-") and len(number) == 23 and BOUNDS[name].most == FLOAT32_MAX
-    takes |= name == "alpha_start" and len(number) < 30
-    values = [number] * 2 if name == "alpha_betas" else [number]
+    takes = number == "23" and BOUNDS[name].most == FLOAT32_MAX
+    takes |= name == "alpha_start" and number != "5000"
+    values = [NUMBERS[number]] * (2 if name == "alpha_betas" else 1)
     try:
         status = main([flag(name), *values])
     except SystemExit as stopped:  # how the parser of the command line refuses

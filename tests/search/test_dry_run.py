@@ -13,7 +13,6 @@ from search_calls import SMALL, pixels
 from search_commands import TINY
 
 import vpdarts_fast
-from vpdarts_fast.search import running
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.expectation import duration
 
@@ -57,7 +56,6 @@ def test_a_dry_run_counts_what_a_search_does(
         return count
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     asked = SMALL | {"validation_proportion": 1.0} | EXPECTED[case]
     settings = {name: value for name, value in asked.items() if value is not None}
     expected = vpdarts_fast.search_cells(pixels(), dry_run=True, **settings)

@@ -24,7 +24,7 @@ from vpdarts_fast.search.images import as_set, sized
 from vpdarts_fast.search.losses import losses_of
 from vpdarts_fast.search.running import prepared
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 Files = dict[str, bytes]
 

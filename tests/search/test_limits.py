@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import sys
 from pathlib import Path
@@ -27,7 +28,7 @@ from vpdarts_fast.spaces.darts import Darts, DartsS2
 from vpdarts_fast.spaces.nas_bench_201 import OPS, Genotype, NasBench201, build_network
 from vpdarts_fast.spaces.space import Space
 
-SMALL_DARTS = Darts(found_channels=4, found_layers=4)
+SMALL_DARTS = Darts(found_channels=4, found_layers=3)
 
 
 def importance(space: Space[Any], seed: int, distinct: int = 1_000) -> Importance:
@@ -41,8 +42,17 @@ def calls_of(space: Space[Any], seed: int, alive: Tensor | None = None, distinct
     return Calls(importance(space, seed, distinct), space.present if alive is None else alive, space)
 
 
+@functools.cache
+def costs_of(space: Space[Any]) -> CellCosts:
+    """Networks are counted once for all tests."""
+    return CellCosts(space, 10, (32, 32))
+
+
 def limits_of(space: Space[Any], **limits: float) -> Limits:
-    return Limits(SearchConfig(space=space).replaced(**limits), 10, (32, 32))
+    found = Limits(SearchConfig(space=space).replaced(**limits), 10, (32, 32))
+    assert found.space == space
+    found.costs = costs_of(space)
+    return found
 
 
 # What networks cost -----------------------------------------------------------------------------------------
@@ -73,7 +83,7 @@ def test_costs_of_nas_bench_201_are_those_of_its_layers() -> None:
     ids=["nas-bench-201", "darts", "darts-s2"],
 )
 def test_costs_are_sums_over_the_ops(space: Space[Any], counted: tuple[Cost, ...]) -> None:
-    costs = CellCosts(space, 10, (32, 32))
+    costs = costs_of(space)
     covered = torch.zeros_like(space.present)
     for genotype in covering(space):
         covered |= space.chosen(genotype)
@@ -144,7 +154,7 @@ def test_what_is_within_the_limits_anyway_stays(space: Space[Any]) -> None:
 def test_by_exchanges_it_ends_where_no_other_exchange_is_better(seed: int) -> None:
     space = SMALL_DARTS
     calls = calls_of(space, seed)
-    unlimited = CellCosts(space, 10, (32, 32)).of(calls.chosen, "parameters")
+    unlimited = costs_of(space).of(calls.chosen, "parameters")
     limits = limits_of(space, max_parameters=int(0.8 * unlimited))
     limited = limits.choose(calls)
     assert limits.within(limited.genotype) and limited.path[0] == calls.chosen
@@ -234,7 +244,9 @@ def test_limits_that_make_no_sense_are_refused(
     assert not (tmp_path / "run" / "metrics.jsonl").exists()
 
 
-def test_a_search_with_limits_and_finalists(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_with_limits_and_finalists(
+    tmp_path: Path, pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     """All cells that are trained are within; what it costs is in result.json, console and picture."""
     folder = tmp_path / "run"
     few = ["--finalists", "3", "--finalist-steps", "4", "--finalist-budget", "40", "--finalist-channels", "4"]

@@ -17,7 +17,7 @@ from torch import Tensor
 from vpdarts_fast.data import ImageData, ImageSet, split_halves
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.evaluation.leave_one_out import leave_one_out
-from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig, running
+from vpdarts_fast.search import Interrupted, RunFolder, SearchConfig
 from vpdarts_fast.search import member as member_module
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.finalists.training import CellTraining
@@ -255,7 +255,6 @@ CHOICES = [
 def test_all_of_them_from_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     asked: list[Any] = []
 
     def spy(*arguments: Any, **options: Any) -> Any:

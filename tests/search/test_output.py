@@ -161,13 +161,14 @@ def test_names_that_no_file_can_have(
 
 
 def test_a_search_in_a_folder_whose_name_is_no_text(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pictures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """With an output that knows ASCII only: it runs, is logged, drawn and continued."""
     folder = tmp_path / os.fsdecode(b"run \xff \xe2\x86\x92")
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     assert search.main([*TINY, "--snapshots", "--tensorboard", "--out", str(folder)]) == 0
+    monkeypatch.setattr(running, "draw_pictures", lambda run: [])  # they are drawn already
     monkeypatch.setattr(running, "draw_pictures", lambda run: [])  # they are drawn already
     assert search.main(["--resume", str(folder)]) == 0
     said = capsys.readouterr().err
@@ -208,7 +209,6 @@ def test_bars_that_fail_end_no_search(
     os.close(reader)
     monkeypatch.setattr(sys, "stdout", Terminal(io.FileIO(writer, "w"), encoding="utf-8"))
     monkeypatch.setenv("TERM", "xterm")
-    monkeypatch.setattr(running, "draw_pictures", lambda run: [])
     assert search.main([*TINY, "--out", str(tmp_path / "run")]) == 0
     said = capsys.readouterr().err
     assert said == "warning: cannot write the standard output: Broken pipe; going on without it\n"

@@ -15,7 +15,7 @@ from search_commands import error_of, stop_after
 
 from vpdarts_fast.report.run_files import read_run
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import RunFolder, running
+from vpdarts_fast.search import RunFolder
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.spaces.space import Space
 
@@ -37,9 +37,7 @@ SEARCH = [
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A search that was not interrupted."""
     folder = tmp_path_factory.mktemp("own") / "whole"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(running, "draw_pictures", lambda folder: [])
-        assert main([*SEARCH, "--out", str(folder)]) == 0
+    assert main([*SEARCH, "--out", str(folder)]) == 0
     return folder
 
 
@@ -74,7 +72,6 @@ def test_a_stopped_search_ends_the_same(
     after: int, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """To the last bit, with random weights and what the regulariser keeps from step to step."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     folder = tmp_path / "stopped"
     with monkeypatch.context() as patch:
         stop_after(after, patch)

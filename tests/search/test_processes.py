@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pytest
+from fresh_process import run_python
 from places import SUPPORT
 from search_calls import outcome
-from torchruns import finished, torchrun, wait_for_epochs, workers
+from torchruns import Program, finished, forked, torchrun, wait_for_epochs
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runtime.processes import ALONE, Processes
@@ -21,7 +20,7 @@ from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.preflight import check_processes
 
 SEARCH = [
-    "--max-images", "96", "--channels", "4", "--warmup-epochs", "1", "--pruning-epochs", "5",
+    "--max-images", "96", "--channels", "4", "--warmup-epochs", "1", "--pruning-epochs", "4",
     "--batch-size", "8", "--threads", "1", "--finalists", "0",
 ]  # fmt: skip
 
@@ -30,8 +29,8 @@ SEARCH = [
 def seen(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What two processes saw."""
     folder = tmp_path_factory.mktemp("seen")
-    code, said = finished(torchrun(str(SUPPORT / "several_processes.py"), str(folder)))
-    assert code == 0, said
+    status, said = run_python([str(SUPPORT / "several_processes.py"), str(folder)], folder)
+    assert status == 0, said
     return [json.loads((folder / f"{number}.json").read_text()) for number in (0, 1)]
 
 
@@ -85,15 +84,13 @@ def test_accelerated_models_of_other_code_train_under_ddp(seen: list[dict[str, A
 
 def test_one_that_is_killed_is_replaced_and_nothing_is_lost(tmp_path: Path) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    undisturbed = torchrun("-m", "vpdarts_fast.search", *SEARCH, "--out", str(whole))
-    code, said = finished(undisturbed)
-    assert code == 0 and "2 processes of 1 threads" in said and said.count("\nfound: ") == 1, said
-    again = torchrun("--max-restarts", "1", "-m", "vpdarts_fast.search", *SEARCH, "--out", str(killed))
-    wait_for_epochs(killed, 2, again)
-    os.kill(workers(again)[1], signal.SIGKILL)
-    code, said = finished(again)
-    assert code == 0 and "continued at epoch" in said, said
-    assert "error: another process of this run has ended or cannot be reached" in said
+    searches = [["vpdarts_fast.search", [*SEARCH, "--out", str(folder)]] for folder in (whole, killed)]
+    (ended, said), (again, of_killed) = forked(
+        tmp_path, Program(*searches[0]), Program(*searches[1], killed_after=2)
+    )
+    assert ended == "done" and "2 processes of 1 threads" in said and said.count("\nfound: ") == 1, said
+    assert again == "done" and "continued at epoch" in of_killed, of_killed
+    assert "error: another process of this run has ended or cannot be reached" in of_killed
     assert outcome(killed) == outcome(whole)
 
 
@@ -107,7 +104,7 @@ def test_they_stop_together_and_go_on_as_one(tmp_path: Path, capsys: pytest.Capt
     assert f"continue with: torchrun --nproc-per-node 2 -m vpdarts_fast.search --resume {folder}" in said
     assert RunFolder(folder).result() is None
     assert main(["--resume", str(folder)]) == 0
-    assert len(RunFolder(folder).metrics()) == 6 and RunFolder(folder).result() is not None
+    assert len(RunFolder(folder).metrics()) == 5 and RunFolder(folder).result() is not None
 
 
 def test_what_parts_of_batches_do_not_tell_is_refused() -> None:

@@ -29,7 +29,7 @@ from vpdarts_fast.search import Interrupted
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.observer import OpsEvaluated
 
-pytestmark = pytest.mark.usefixtures("one_thread", "no_pictures")
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 class Noisy(Dataset[Any]):

@@ -39,7 +39,9 @@ from vpdarts_fast.search.settings import MethodSettings
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 
-def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_search_from_the_command_line(
+    tmp_path: Path, pictures: None, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = tmp_path / "run"
     assert main([*TINY, "--out", str(folder)]) == 0
     assert {path.name for path in folder.iterdir()} == {
@@ -66,7 +68,6 @@ def test_a_search_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 def test_the_statistics_of_each_variant(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Evaluated as the plain modules are; a stop in the midst of an evaluation changes nothing."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     flags = ["--batch-norm", "variant", "--pruning-epochs", "1"]
     flags += ["--validation-proportion", "1", "--evaluation-batch-size", "32"]
     assert main([*TINY, *flags, "--out", str(tmp_path / "whole")]) == 0

@@ -41,9 +41,7 @@ def stopped(stopped_once: Path, tmp_path: Path) -> Path:
     return tmp_path / "run"
 
 
-def test_resume_goes_on_and_refuses_other_settings(
-    stopped: Path, no_pictures: None, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_resume_goes_on_and_refuses_other_settings(stopped: Path, capsys: pytest.CaptureFixture[str]) -> None:
     said = error_of(["--resume", str(stopped), "--channels", "3", "--seed", "4"], capsys)
     assert "--channels: the run has 2, asked for 3" in said and "--seeds" in said
     assert "stays in its folder" in error_of(["--resume", str(stopped), "--out", "elsewhere"], capsys)
@@ -150,7 +148,7 @@ def test_damaged_files(
 
 
 def test_a_full_disk_keeps_the_last_checkpoint(
-    stopped: Path, no_pictures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    stopped: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = (stopped / "checkpoint.pt").read_bytes()
     with monkeypatch.context() as full:
@@ -163,11 +161,11 @@ def test_a_full_disk_keeps_the_last_checkpoint(
 
 
 def test_several_seeds(
-    tmp_path: Path, no_pictures: None, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped in the second seed's search and continued, they come to the same."""
     whole, parts = tmp_path / "whole", tmp_path / "parts"
-    assert main([*TINY, "--seeds", "3", "7", "--out", str(whole)]) == 0
+    assert main([*TINY, "--seeds", "3", "7", "--jobs", "1", "--out", str(whole)]) == 0
     printed = capsys.readouterr().out
     summary = json.loads((whole / "summary.json").read_text())
     results = [json.loads((whole / f"seed-{seed}" / "result.json").read_text()) for seed in (3, 7)]
@@ -186,7 +184,7 @@ def test_several_seeds(
 
     with monkeypatch.context() as patch:
         stop_after(15, patch)
-        assert main([*TINY, "--seeds", "3", "7", "--out", str(parts)]) == 130
+        assert main([*TINY, "--seeds", "3", "7", "--jobs", "1", "--out", str(parts)]) == 130
     assert f"--resume {parts}\n" in capsys.readouterr().out
     assert RunFolder(parts / "seed-3").result() and not RunFolder(parts / "seed-7").result()
     assert "exists and is not empty" in error_of([*TINY, "--seeds", "3", "7", "--out", str(parts)], capsys)
@@ -195,9 +193,7 @@ def test_several_seeds(
     assert json.loads((parts / "summary.json").read_text()) == summary
 
 
-def test_tensorboard_has_each_epoch_once(
-    tmp_path: Path, no_pictures: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_tensorboard_has_each_epoch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
     folder = tmp_path / "run"
     with monkeypatch.context() as patch:

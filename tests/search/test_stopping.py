@@ -16,7 +16,7 @@ from torch import Tensor
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.run_files import read_run
-from vpdarts_fast.search import RunFolder, SearchConfig, running
+from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.member import Member
 from vpdarts_fast.search.methods.stopping import (
@@ -115,7 +115,6 @@ def test_a_search_that_ends_early_takes_the_cell_of_an_earlier_epoch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Whole or stopped and continued, before and after its early end."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     values = [0.5, 0.6, 0.9, 0.9, 0.9]
     monkeypatch.setattr(Member, "eigenvalue", lambda self: values[self.state.epoch])
     flags = [*TINY, "--alpha-learning-rate", "0.5", "--eigenvalue-window", "1", "--stopping", "eigenvalue"]
@@ -137,7 +136,6 @@ def test_a_search_that_ends_early_takes_the_cell_of_an_earlier_epoch(
 
 
 def test_a_search_ends_at_many_skips(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     found = []
     for skips in (1, 7):
         folder = tmp_path / str(skips)

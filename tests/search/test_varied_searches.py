@@ -11,7 +11,7 @@ from search_calls import outcome
 from search_commands import stop_after
 
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import RunFolder, SearchConfig, running
+from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.methods.schedules import WarmUpAndPruning
 from vpdarts_fast.search.methods.variations import AuxiliarySkip, PartialChannels
@@ -20,13 +20,13 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 TINY = [
     "--max-images", "32", "--channels", "4", "--batch-size", "8", "--threads", "1", "--finalists", "0",
-    "--warmup-epochs", "1", "--pruning-epochs", "2", "--relaxation", "softmax", "--pruning", "progressive",
+    "--warmup-epochs", "0", "--pruning-epochs", "2", "--relaxation", "softmax", "--pruning", "progressive",
 ]  # fmt: skip
 PLUGIN = ["--plugin", str(SUPPORT / "own_parts.py")]
 DARTS = ["--space", "darts-s3", "--layers", "3", "--criterion", "alpha"]
 SEARCHES = {
     "pc-darts": (
-        4,
+        6,
         ["--variation", "partial-channels", "--edge-normalisation", "--committee", "2", "--no-fused"],
     ),
     "pc-darts in DARTS": (
@@ -35,10 +35,10 @@ SEARCHES = {
          "--edge-normalisation"],
     ),
     "skip": (
-        4,
+        1,
         ["--no-fused", "--variation", "auxiliary-skip", "--skip-decay", "cosine", "--relaxation", "gumbel"],
     ),
-    "plugin": (7, [*PLUGIN, "--no-fused", "--variation", "test-gated", "--openness", "0.4"]),
+    "plugin": (4, [*PLUGIN, "--no-fused", "--variation", "test-gated", "--openness", "0.4"]),
 }  # fmt: skip
 """After how many questions whether to stop it is stopped: in an epoch, at its end, where the next one begins
 with an evaluation, or in that; and what is searched."""
@@ -47,7 +47,6 @@ with an evaluation, or in that; and what is searched."""
 @pytest.mark.parametrize("name", SEARCHES)
 def test_a_stopped_search_ends_the_same(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """To the last bit, with what is trained beside alpha and what falls over the epochs."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     after, flags = SEARCHES[name]
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     assert main([*TINY, *flags, "--out", str(whole)]) == 0
@@ -70,8 +69,17 @@ def test_what_falls_is_where_it_was_when_a_search_goes_on_with_an_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped at the end of an epoch; the next one begins with an evaluation by weights at a temperature."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
-    search = [*TINY, "--channels", "2", "--relaxation", "gumbel", "--temperature-end", "0.1"]
+    search = [
+        *TINY,
+        "--warmup-epochs",
+        "1",
+        "--channels",
+        "2",
+        "--relaxation",
+        "gumbel",
+        "--temperature-end",
+        "0.1",
+    ]
     whole = tmp_path / "whole"
     assert main([*search, "--out", str(whole)]) == 0
     for after in (2, 5):

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from vpdarts_fast.errors import UserError
 from vpdarts_fast.runs import checkpoint
-from vpdarts_fast.search import RunFolder, SearchConfig, running
+from vpdarts_fast.search import RunFolder, SearchConfig
 from vpdarts_fast.search.__main__ import main
 from vpdarts_fast.search.methods.relaxations import Dirichlet
 from vpdarts_fast.search.methods.schedules import Widen, Widening
@@ -146,7 +146,6 @@ def test_a_widened_search_stops_and_goes_on(
     fused: str, stops: tuple[int, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before the ops are pruned, at that moment and behind it; alpha rests at the beginning of each half."""
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     whole = tmp_path / "whole"
     assert main([*WIDENED, fused, "--out", str(whole)]) == 0
     epochs = RunFolder(whole).metrics()
@@ -170,7 +169,6 @@ def test_a_widened_search_stops_and_goes_on(
 
 
 def test_a_committee_keeps_the_same_ops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(running, "draw_pictures", lambda folder: [])
     assert main([*WIDENED, "--committee", "2", "--half-epochs", "2", "--out", str(tmp_path / "run")]) == 0
     last = RunFolder(tmp_path / "run").metrics()[-1]
     first, second = (torch.tensor(member["alpha"]) for member in last["members"])

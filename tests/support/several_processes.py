@@ -1,4 +1,4 @@
-"""What `torchrun` starts for tests of several processes; each writes what it saw to a file of its own.
+"""What two processes do for tests of several; each writes what it saw to a file of its own.
 
 several_processes.py FOLDER
 """
@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from forked_processes import launch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -240,7 +241,11 @@ def main(folder: Path) -> None:
         seen = {
             "words": words(processes),
             "evaluated": {name: evaluated(processes, **settings) for name, settings in SETTINGS.items()},
-            "alone": {name: evaluated(ALONE, **settings)[0] for name, settings in SETTINGS.items()},
+            "alone": {
+                name: evaluated(ALONE, **settings)[0]
+                for name, settings in SETTINGS.items()
+                if processes.first
+            },
             "trained": [parameters.double().sum().item(), alpha.double().sum().item(), sums],
             "apart": [
                 float((ours - theirs).abs().max())
@@ -255,4 +260,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    sys.exit(launch(main, Path(sys.argv[1])) != "done")
