@@ -59,9 +59,9 @@ def test_a_trained_supernet_predicts_the_same(tmp_path: Path, one_thread: None) 
     data = load("digits")
     search = searched(config, data, tmp_path / "run")
     turned, predictions = 0, 0
-    batch = search.validation.batch(torch.arange(0, len(search.validation), 2), None)
+    batch = search.validation.batch(torch.arange(0, len(search.validation), 4), None)
     for mode in MODES:
         some, all_of_them = turned_predictions(search, batch, mode)
         turned, predictions = turned + some, predictions + all_of_them
-    assert predictions > 30_000
+    assert predictions > 15_000
     assert turned <= SHARE * predictions
