@@ -273,7 +273,7 @@ def test_a_cluster_runs_six_searches_and_replaces_a_worker_that_is_killed(
 def test_searches_in_a_cluster_stop_in_order(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="at auto: Could not find any running Ray"), RayWorkers("auto", 1):
         pass
-    assert "all searches are stopped" in stopped_by_sigterm(tmp_path / "run", "--ray", "local")
+    assert "all searches are stopped" in stopped_by_sigterm(tmp_path / "run", "--ray", "local", "--jobs", "2")
 
 
 def test_a_worker_says_what_is_wrong(tmp_path: Path) -> None:
