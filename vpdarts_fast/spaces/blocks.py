@@ -186,8 +186,9 @@ class SearchCell(nn.Module):
     def forward(self, x: Tensor, alpha: Tensor) -> Tensor:
         """Computes the last node [N, C, H, W] of `x` [N, C, H, W], the ops weighted by `alpha` [E, O]."""
         if self.fused and not in_transform():
-            if normalises_batches(self.norm):
-                separate = isinstance(self.norm, SynchronisedBatchNorm2d)
+            norm = self.norm
+            if normalises_batches(norm):
+                separate = isinstance(norm, SynchronisedBatchNorm2d)
                 return self._synchronised(x, alpha) if separate else self._trained(x, alpha)
             if can_be_read(alpha) and not wants_gradients(x, alpha, *self.parameters()):
                 return self.with_fixed_statistics(x.unsqueeze(0), alpha.unsqueeze(0)).squeeze(0)
@@ -340,9 +341,9 @@ class ResidualBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Maps `x` [N, C, H, W] to [N, C_out, ceil(H / 2), ceil(W / 2)]."""
         if self.fused and not in_transform():
-            separate = isinstance(self.conv_a.norm, SynchronisedBatchNorm2d)
-            if normalises_batches(self.conv_a.norm):
-                if not separate:
+            norm = self.conv_a.norm
+            if normalises_batches(norm):
+                if not isinstance(norm, SynchronisedBatchNorm2d):
                     return with_statistics(
                         lambda: self.with_batch_statistics(x),
                         lambda out, mean, variance: update_running_statistics(
