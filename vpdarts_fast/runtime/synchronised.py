@@ -32,18 +32,21 @@ class SynchronisedBatchNorm2d(nn.BatchNorm2d):
         if not (self.training and torch.is_grad_enabled()) or self.processes.count == 1:
             return super().forward(x)
         values = x.numel() // x.shape[1]  # of a channel
-        sums = x.sum((0, 2, 3))
+        wide = x.float() if x.dtype.itemsize < 4 else x  # half precision cannot even count them
+        sums = wide.sum((0, 2, 3))
         summed = self._of_all(torch.cat([sums, sums.new_full((1,), values)]), values)
         count = summed[-1].detach()
         mean = summed[:-1] / count
-        centred = x - mean[:, None, None]
+        centred = wide - mean[:, None, None]
         variance = self._of_all(centred.square().sum((0, 2, 3)), values) / count
         scale = torch.rsqrt(variance + self.eps)
         if self.affine:
             scale = scale * self.weight
         normalised = centred * scale[:, None, None]
+        if self.affine:
+            normalised = normalised + self.bias[:, None, None]
         self._keep(mean.detach(), variance.detach(), count)
-        return normalised + self.bias[:, None, None] if self.affine else normalised
+        return normalised.to(x.dtype)
 
     def _of_all(self, sums: Tensor, values: int) -> Tensor:
         of_all: Tensor = _SumOfAll.apply(sums, values, self.processes)
