@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +127,29 @@ SYNCHRONISED: dict[str, dict[str, Any]] = {
 """Searches whose batch norms take their statistics over all processes."""
 
 
+@contextmanager
+def float64() -> Iterator[None]:
+    """Within, networks are made in float64: in float32 rounding may decide between two pixels of a pool."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def widen(images: Any) -> None:
+    """Makes the batches of a set of images float64."""
+    take = images.take
+
+    def taken(draw: Tensor) -> tuple[Tensor, Tensor]:
+        batch, labels = take(draw)
+        return batch.double(), labels
+
+    images.take = taken
+
+
+@float64()
 def as_one(processes: Processes, **settings: Any) -> list[float]:
     """How far steps of all processes on unequal parts are from those of one process on all images.
 
@@ -136,6 +161,8 @@ def as_one(processes: Processes, **settings: Any) -> list[float]:
     together, alone = (member(each, **given) for each in (processes, ALONE))
     before = vector(alone.state.supernet)
     for made in (together, alone):
+        widen(made.training)
+        widen(made.validation)
         draws = (half.draw(torch.arange(11)) for half in (made.training, made.validation))
         for draw, step in zip(draws, (made._train_weights, made._train_alpha), strict=True):
             step(draw)
@@ -148,12 +175,14 @@ def as_one(processes: Processes, **settings: Any) -> list[float]:
     return [*found, max(float((ours - theirs).abs().max()) for ours, theirs in buffers)]
 
 
+@float64()
 def network_as_one(processes: Processes) -> float:
     """The same of the weights of a network that is trained from scratch."""
     config = TrainConfig().replaced(
         dataset="digits", channels=4, depth=1, batch_size=11, gradient_clip=1.0, sync_batch_norm=True
     )
     images = Images.of(load("digits"), config, torch.device("cpu"))
+    widen(images.training)
     indices = images.order(config, 0)[0]
     vectors = []
     for each in (processes, ALONE):

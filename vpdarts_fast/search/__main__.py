@@ -14,13 +14,13 @@ from vpdarts_fast.command_line import StopRequest, stoppable
 from vpdarts_fast.runs.files import write_atomically
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
-from vpdarts_fast.runtime.processes import joined, restarted
+from vpdarts_fast.runtime.processes import joined
 from vpdarts_fast.search.arguments import Command, parse
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.expectation import expect
 from vpdarts_fast.search.jobs.seeds import side_by_side, workers_of
 from vpdarts_fast.search.observer import Interrupted
-from vpdarts_fast.search.running import Session, new_folder, prepared, process_settings, run_one
+from vpdarts_fast.search.running import Session, folder_of, new_folder, prepared, process_settings, run_one
 from vpdarts_fast.search.seeds import (
     SUMMARY_FILE,
     create_seeds,
@@ -53,8 +53,7 @@ def run_command(command: Command, stop: StopRequest) -> int:
             print("\n".join(expect(config, data, table).lines(len(command.seeds))))
             return 0
         new = command.out or new_folder(config.preset, config.images.dataset)
-        root = Path(processes.tell(str(command.resume or new)))
-        resuming = command.resume is not None or (restarted() and root.exists())
+        root, resuming = folder_of(command.resume, new, processes)
         again = f"{processes.started_by} -m vpdarts_fast.search --resume {shlex.quote(str(root))}"
         session = Session(data, table, resuming, again, stop, searching=stop.deferred, processes=processes)
         with claimed(root) if processes.first else nullcontext():

@@ -26,7 +26,7 @@ from vpdarts_fast.report.pictures import draw_pictures
 from vpdarts_fast.report.tensorboard import require_tensorboard
 from vpdarts_fast.runs.files import SPACE_FILE
 from vpdarts_fast.runtime.precision import activation_dtype, check_precision
-from vpdarts_fast.runtime.processes import ALONE, Processes
+from vpdarts_fast.runtime.processes import ALONE, Processes, restarted
 from vpdarts_fast.search.config import SearchConfig, contradictions
 from vpdarts_fast.search.console import Console
 from vpdarts_fast.search.driver import Search
@@ -163,6 +163,18 @@ def new_folder(preset: str, dataset: str) -> Path:
         suffix += 1
         folder = Path("runs") / f"{name}-{suffix}"
     return folder
+
+
+def folder_of(resume: Path | None, new: Path, processes: Processes) -> tuple[Path, bool]:
+    """The folder that all processes work in, and whether there is something in it to be continued.
+
+    Args:
+        resume: what a command line was given to continue.
+        new: where it begins otherwise, as the first process says.
+        processes: that work in it, which may have been started anew.
+    """
+    folder = Path(processes.tell(str(resume or new)))
+    return folder, resume is not None or (restarted() and folder.exists())
 
 
 def run_one(config: SearchConfig, folder: Path, session: Session) -> dict[str, Any]:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
-from pathlib import Path
 
 from vpdarts_fast.command_line import StopRequest, stoppable
 from vpdarts_fast.runs.lock import claimed
 from vpdarts_fast.runtime import machine
-from vpdarts_fast.runtime.processes import joined, restarted
+from vpdarts_fast.runtime.processes import joined
 from vpdarts_fast.search.observer import Interrupted
-from vpdarts_fast.search.running import new_folder, process_settings
+from vpdarts_fast.search.running import folder_of, new_folder, process_settings
 from vpdarts_fast.train.arguments import Command, parse
 from vpdarts_fast.train.running import Session, prepared, run_training
 
@@ -35,8 +34,7 @@ def run_command(command: Command, stop: StopRequest) -> None:
         with processes.first_before_others():
             config, data, table = prepared(command.config)
         new = command.out or new_folder(f"train-{config.preset}", config.images.dataset)
-        folder = Path(processes.tell(str(command.resume or new)))
-        resuming = command.resume is not None or (restarted() and folder.exists())
+        folder, resuming = folder_of(command.resume, new, processes)
         session = Session(data, table, resuming, stop, training=stop.deferred, processes=processes)
         with claimed(folder) if processes.first else nullcontext():
             run_training(config, folder, session)
