@@ -132,6 +132,9 @@ def test_a_table_from_the_first_run_to_the_report(
     capsys.readouterr()
     assert of_table3(tmp_path, "--report-only") == 2
     assert "there is nothing to report: no search in" in capsys.readouterr().err
+    assert of_table3(tmp_path / "none", "--ray", "nowhere") == 2
+    assert "cannot join the Ray cluster at nowhere" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
     assert of_table3(tmp_path) == 0
     said = capsys.readouterr().out
     assert "Table 3" in said and "88.86 ± 1.49" in said

@@ -166,10 +166,10 @@ def _run(jobs: Sequence[Job], asked: Arguments, console: Console) -> dict[str, s
     """Runs the searches; what cannot begin says so before the first one does."""
     for job in {job.config.method.recipe: job for job in jobs if not job.finished}.values():
         prepared(job.config)
-    for job in jobs:
-        job.prepare()
     try:
         with claimed(asked.folder), StopRequest(), asked.workers as workers:
+            for job in jobs:
+                job.prepare()
             return run_and_show(jobs, workers, console)
     except KeyboardInterrupt:
         again = shlex.join(["python", "-m", "vpdarts_fast.paper", *sys.argv[1:]])
