@@ -96,9 +96,9 @@ class RayWorkers:
 
     def __enter__(self) -> RayWorkers:
         """Connects; raises `UserError` where nobody answers."""
+        check_address(self.address)
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         self._ray = require_ray()
-        check_address(self.address)
         handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
         own = {"num_cpus": len(os.sched_getaffinity(0)), "include_dashboard": False}
         try:
