@@ -54,7 +54,7 @@ class BlocksSupernet(DartsSupernet):
     """Every mixed operation in a block of its own."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__(steps=1)
         for cell in self.cells:
             cell._ops = nn.ModuleList(map(Block, cell._ops))
 
@@ -69,7 +69,7 @@ class BlocksSupernet(DartsSupernet):
 def test_mixed_operations_in_blocks_of_their_own(perturbation: Perturbation) -> None:
     model, some = trained(BlocksSupernet), batches(7)
     result = leave_one_out(model, some, batch_norm="running", perturbation=perturbation)
-    assert result.edges["normal"] == tuple(f"_ops.{e}.mixed_op" for e in range(5))
+    assert result.edges["normal"] == tuple(f"_ops.{e}.mixed_op" for e in range(2))
     assert_same(result.cells["normal"], specified(model, some, perturbation, False))
 
 
@@ -161,7 +161,7 @@ class DirichletSupernet(DartsSupernet):
     [ListSupernet, ColumnSupernet, GumbelSupernet, OneHotSupernet, NoisySupernet, DirichletSupernet],
 )
 def test_weights_and_random_numbers(supernet: type[DartsSupernet], perturbation: Perturbation) -> None:
-    model, some = trained(lambda: supernet(steps=1)), batches(7, 5)
+    model, some = trained(lambda: supernet(steps=1)), batches(4, 3)
     state = torch.get_rng_state()
     plain = leave_one_out(model, some, perturbation=perturbation)
     assert torch.equal(torch.get_rng_state(), state)
@@ -205,7 +205,7 @@ class UnevenSupernet(DartsSupernet):
     """Two operations of the wider one of its two normal cells are unknown, of the same classes."""
 
     def __init__(self) -> None:
-        super().__init__(layers=4)
+        super().__init__(layers=4, steps=1)
         for cell in (self.cells[0], self.cells[3]):
             for mixed_op in cell._ops:
                 mixed_op._ops[0] = Fading(1)
@@ -226,7 +226,7 @@ def test_cells_that_are_alike_but_recognised_differently(perturbation: Perturbat
 
 def test_cells_with_another_class_of_operation_differ() -> None:
     model = trained(UnevenSupernet)
-    model.cells[3]._ops[2]._ops[3] = nn.Sequential(model.cells[3]._ops[2]._ops[3])
+    model.cells[3]._ops[1]._ops[3] = nn.Sequential(model.cells[3]._ops[1]._ops[3])
     with pytest.raises(
         UserError, match=r"the normal cells differ in edges or operations: cells.0 and cells.3"
     ):
@@ -235,9 +235,9 @@ def test_cells_with_another_class_of_operation_differ() -> None:
 
 def test_why_a_cell_has_fewer_mixed_operations_is_said() -> None:
     model = trained(UnevenSupernet)
-    mixed_op = model.cells[3]._ops[2]
+    mixed_op = model.cells[3]._ops[1]
     mixed_op._ops[4] = nn.Sequential(nn.ReLU(inplace=True), mixed_op._ops[4])
-    with pytest.raises(UserError, match=r"cells.3\n  not recognised: cells.3._ops.2 .* changes its input"):
+    with pytest.raises(UserError, match=r"cells.3\n  not recognised: cells.3._ops.1 .* changes its input"):
         leave_one_out(model, batches(3))
 
 
@@ -250,7 +250,7 @@ class DecidingSupernet(DartsSupernet):
 
 
 def test_a_model_that_cannot_be_batched_runs_in_a_loop() -> None:
-    model, some = trained(DecidingSupernet), batches(7, 5)
+    model, some = trained(lambda: DecidingSupernet(steps=1)), batches(7, 5)
     fast = leave_one_out(accelerated(model), some)
     assert not fast.batched
     assert fast.remark.startswith("torch.vmap: RuntimeError: vmap: ")
@@ -263,8 +263,8 @@ def test_logits_from_what_the_model_returns() -> None:
             return {"logits": super().forward(images)[1]}
 
     some = batches(7)
-    expected = leave_one_out(trained(DartsSupernet), some)
-    model = accelerated(trained(Dictionary))
+    expected = leave_one_out(trained(lambda: DartsSupernet(steps=1)), some)
+    model = accelerated(trained(lambda: Dictionary(steps=1)))
     assert_all_same(leave_one_out(model, some, logits=lambda out: out["logits"]), expected)
     with pytest.raises(UserError, match="must return logits"):
         leave_one_out(model, some)

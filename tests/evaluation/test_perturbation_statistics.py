@@ -95,7 +95,7 @@ class CellsSupernet(EdgesSupernet):
     ids=["mixed operations", "cells", "partial cells"],
 )
 def test_accelerated_modules_run_on_ops(model: Callable[[], nn.Module]) -> None:
-    batched = variant(accelerated(model()), batches(26))
+    batched = variant(accelerated(model()), batches(11))
     assert batched.batched, batched.remark
 
 
@@ -118,7 +118,7 @@ class ResidualSupernet(EdgesSupernet):
 @every_mode
 def test_accelerated_modules_run_on_kernels_that_are_chosen(mode: BatchNorm) -> None:
     model = accelerated(trained(ResidualSupernet, torch.float32), "auto")
-    result = leave_one_out(model, batches(26, dtype=torch.float32), batch_norm=mode)
+    result = leave_one_out(model, batches(11, dtype=torch.float32), batch_norm=mode)
     assert result.batched, result.remark
 
 
@@ -133,7 +133,7 @@ def test_accelerated_modules_run_on_kernels_that_are_chosen(mode: BatchNorm) -> 
     ids=["skipping", "drop_path", "partial", "auxiliary"],
 )
 def test_mixed_operations(kind: Callable[[list[nn.Module]], nn.Module], part: int) -> None:
-    assert_batched_is_the_loop(small(kind, part=part), batches(26))
+    assert_batched_is_the_loop(small(kind, part=part), batches(11))
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_mixed_operations(kind: Callable[[list[nn.Module]], nn.Module], part: in
     ids=["skipping", "partial", "biased"],
 )
 def test_cells(cell: Callable[[int], nn.Module]) -> None:
-    assert_batched_is_the_loop(trained(lambda: CellsSupernet(cell)), batches(13, 14, 4))
+    assert_batched_is_the_loop(trained(lambda: CellsSupernet(cell)), batches(6, 5, 2))
 
 
 class Unknown(nn.Module):
@@ -174,7 +174,7 @@ class UnknownSupernet(DartsSupernet):
 
 @pytest.mark.parametrize("noise", [False, True])
 def test_batch_norms_in_operations_that_are_not_known(noise: bool) -> None:
-    assert_batched_is_the_loop(trained(lambda: UnknownSupernet(noise)), batches(13, 14, 4))
+    assert_batched_is_the_loop(trained(lambda: UnknownSupernet(noise)), batches(6, 5, 2))
 
 
 class SharedSupernet(DartsSupernet):
@@ -262,12 +262,12 @@ class Frozen(nn.BatchNorm2d):
 
 @pytest.mark.parametrize("norm", [Doubled, Frozen])
 def test_batch_norms_with_code_of_their_own(norm: type[nn.BatchNorm2d]) -> None:
-    assert_batched_is_the_loop(trained(lambda: WritingSupernet(norm)), batches(13, 14, 4))
+    assert_batched_is_the_loop(trained(lambda: WritingSupernet(norm)), batches(6, 5, 2))
 
 
 @pytest.mark.parametrize("norm", [Writing, Replacing])
 def test_a_batch_norm_that_updates_its_buffers_itself_runs_in_a_loop(norm: type[nn.BatchNorm2d]) -> None:
-    model, some = trained(lambda: WritingSupernet(norm)), batches(13, 14, 4)
+    model, some = trained(lambda: WritingSupernet(norm)), batches(6, 5, 2)
     result = variant(accelerated(model), some)
     assert not result.batched
     assert result.remark.startswith("torch.vmap: RuntimeError: ")
@@ -275,7 +275,7 @@ def test_a_batch_norm_that_updates_its_buffers_itself_runs_in_a_loop(norm: type[
 
 
 def test_batch_norms_outside_of_cells() -> None:
-    assert_batched_is_the_loop(trained(SharedSupernet), batches(13, 14, 4))
+    assert_batched_is_the_loop(trained(SharedSupernet), batches(6, 5, 2))
 
 
 # In a loop ------------------------------------------------------------------------------------------------
@@ -297,7 +297,7 @@ class DecidingSupernet(DartsSupernet):
 
 @pytest.mark.parametrize("evaluated_only", [False, True])
 def test_a_model_that_cannot_be_batched_runs_in_a_loop(evaluated_only: bool) -> None:
-    model, some = trained(lambda: DecidingSupernet(evaluated_only)), batches(13, 14, 4)
+    model, some = trained(lambda: DecidingSupernet(evaluated_only)), batches(6, 5, 2)
     result = variant(accelerated(model), some)
     assert not result.batched
     assert result.remark.startswith("torch.vmap: RuntimeError: vmap: ")
@@ -320,7 +320,7 @@ def test_what_comes_before_an_edge_is_shared(monkeypatch: pytest.MonkeyPatch) ->
     model, stems = accelerated(small()), []
     model.stem.register_forward_hook(lambda *_: stems.append(1))
     monkeypatch.setattr(ops, "mixed_op", mixed_op)
-    variant(model, batches(26), cells="reduction")
+    variant(model, batches(11), cells="reduction")
     assert len(stems) == 2 * (1 + 2)  # estimated and evaluated: the base, and the variants of two edges
     # Three cells, of which the second and the third reduce, of two edges each.
     # The first edge of the third leaves the first, which all variants share.
@@ -340,17 +340,17 @@ def test_what_comes_before_an_edge_is_shared(monkeypatch: pytest.MonkeyPatch) ->
 def test_one_batch_of_calibration_images_is_the_loop() -> None:
     """What the unmodified model computes is not computed again, unless batch norms have two places."""
     for make in (small, LendingSupernet, SharedSupernet):
-        assert_batched_is_the_loop(trained(make), batches(26))
+        assert_batched_is_the_loop(trained(make), batches(11))
 
 
 def test_any_memory_budget() -> None:
     model = accelerated(small())
-    some = batches(13, 14, 4)
+    some = batches(6, 5, 2)
     expected = variant(model, some)
     with pytest.raises(UserError) as raised:
         variant(model, some, memory_budget=1)
     message = str(raised.value)
-    assert "one variant of a batch of 14 images, which batch_norm='variant' cannot cut" in message
+    assert "one variant of a batch of 6 images, which batch_norm='variant' cannot cut" in message
     least = int(re.search(r"at least ([\d,]+) bytes", message)[1].replace(",", ""))  # type: ignore[index]
     for memory_budget in (least, 3 * least):  # one variant at a time; three, and the fourth by itself
         found = variant(model, some, memory_budget=memory_budget)
@@ -359,7 +359,7 @@ def test_any_memory_budget() -> None:
 
 
 def test_any_memory_budget_of_whole_cells() -> None:
-    model, some = accelerated(trained(EdgesSupernet)), batches(26, 4)
+    model, some = accelerated(trained(EdgesSupernet)), batches(11, 2)
     expected = variant(model, some)
     for memory_budget in (7_000_000, 20_000_000):
         found = variant(model, some, memory_budget=memory_budget)
