@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from image_files import write_npz
+from torch import Tensor
 from train_cases import CELL, DARTS_CELL, TINY, TINY_DARTS, error_of, trained, without_what_follows
 
 from vpdarts_fast.data import GIVEN
@@ -14,6 +17,7 @@ from vpdarts_fast.errors import UserError
 from vpdarts_fast.search.config import SearchConfig
 from vpdarts_fast.search.run_folder import RunFolder
 from vpdarts_fast.spaces.darts import Darts
+from vpdarts_fast.train import networks
 from vpdarts_fast.train.config import TrainConfig, found_by
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -134,3 +138,44 @@ def test_a_checkpoint_is_of_its_images(
 def test_a_cell_of_another_space_is_refused() -> None:
     with pytest.raises(UserError, match="is no DARTS genotype"):
         TrainConfig().replaced(space=Darts())
+
+
+def test_more_memory_than_there_is_is_said_and_not_allocated(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "run"
+    said = refusal([*TINY, "--channels", "50000", "--batch-size", "1000", "--out", str(folder)], capsys)
+    assert "this training needs at least" in said and "TiB of memory" in said
+    assert "--batch-size (1,000), --channels (50000) or --depth (1)" in said
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize(("cell", "depth"), [(CELL, 1), (DARTS_CELL, 3)], ids=["NAS-Bench-201", "DARTS"])
+@pytest.mark.parametrize("fused", [True, False], ids=["fused", "plain"])
+def test_the_least_memory_is_less_than_a_step_keeps(
+    cell: str, depth: int, fused: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And not much less."""
+    settings = {} if cell == CELL else {"space": Darts()}
+    config = TrainConfig().replaced(cell=cell, channels=4, depth=depth, fused=fused, **settings)
+    network = networks.network_to_train(config, 10, torch.device("cpu"))
+    kept: dict[int, int] = {}
+    alive = list(network.parameters())
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        alive.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        network(torch.randn(8, 3, 32, 32))
+    weights, activations = networks.least_memory(config, 10, (32, 32), 8)
+    of_parameters = sum(parameter.nbytes for parameter in network.parameters())
+    assert weights == 3 * of_parameters  # with gradients and momentum
+    assert activations <= sum(kept.values()) - of_parameters <= 5 * activations
+    for there in (weights + activations, weights + activations - 1):
+        monkeypatch.setattr(networks, "memory_of", lambda device, there=there: there)
+        enough = there == weights + activations
+        with nullcontext() if enough else pytest.raises(UserError, match="choose a smaller --batch-size"):
+            networks.check_memory(config, 10, (32, 32), 8, torch.device("cpu"))

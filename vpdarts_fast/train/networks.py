@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -9,8 +10,11 @@ from torch import Tensor, nn
 
 from vpdarts_fast.acceleration import accelerate
 from vpdarts_fast.errors import UserError
+from vpdarts_fast.runtime import machine
+from vpdarts_fast.runtime.precision import activation_dtype
 from vpdarts_fast.runtime.processes import ALONE, Processes
 from vpdarts_fast.runtime.synchronised import synchronise
+from vpdarts_fast.search.preflight import memory_of
 from vpdarts_fast.search.streams import seed_for
 from vpdarts_fast.spaces.costs import AUXILIARY, multiply_adds, parameters_of
 from vpdarts_fast.train.config import TrainConfig
@@ -84,3 +88,71 @@ def cost_of(config: TrainConfig, num_classes: int, image_size: tuple[int, int]) 
     with torch.device("meta"):  # nothing is computed
         network = plain_network(config.space, config.genotype, num_classes, *size)
     return {"parameters": parameters_of(network), "multiply_adds": multiply_adds(network, image_size)}
+
+
+def least_memory(
+    config: TrainConfig, num_classes: int, image_size: tuple[int, int], images: int
+) -> tuple[int, int]:
+    """Bytes that a training takes at least: for weights, and for the activations of a step.
+
+    Each step keeps what enters the batch norms for its backward pass, whether plain modules or kernels
+    compute it. Nothing is computed or allocated here.
+
+    Args:
+        config: the settings.
+        num_classes: of the classifier.
+        image_size: height and width.
+        images: in a step of one process.
+    """
+    size = config.network.channels, config.network.depth
+    kept_values = 0
+
+    def count(norm: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        nonlocal kept_values
+        kept_values += inputs[0].numel()
+
+    with torch.device("meta"), torch.no_grad():
+        network = plain_network(config.space, config.genotype, num_classes, *size)
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.register_forward_pre_hook(count)
+        network(torch.zeros(1, 3, *image_size))
+    copies = 2 + (config.training.momentum > 0) + (config.training.ema is not None)
+    weights = sum(parameter.numel() for parameter in network.parameters())
+    itemsize = activation_dtype(config.execution.precision).itemsize
+    return 4 * weights * copies, images * kept_values * itemsize
+
+
+def check_memory(
+    config: TrainConfig,
+    num_classes: int,
+    image_size: tuple[int, int],
+    training_images: int,
+    device: torch.device,
+    processes: Processes = ALONE,
+) -> None:
+    """Raises `UserError` if a training needs more memory than its device has, by a lower estimate.
+
+    Args:
+        config: the settings.
+        num_classes: of the classifier.
+        image_size: height and width.
+        training_images: how many there are.
+        device: where it runs.
+        processes: that share a batch.
+    """
+    batch = math.ceil(min(config.training.batch_size, training_images) / processes.count)
+    weights, activations = least_memory(config, num_classes, image_size, batch)
+    available = memory_of(device)
+    if weights + activations > available:
+        channels, depth = (
+            size or "as in the paper" for size in (config.network.channels, config.network.depth)
+        )
+        raise UserError(
+            f"this training needs at least {machine.readable(weights + activations)} of memory "
+            f"({machine.readable(weights)} for weights, gradients and what goes with them, "
+            f"{machine.readable(activations)} for the activations of a step), and "
+            f"{'the GPU' if device.type == 'cuda' else 'this machine'} has {machine.readable(available)}: "
+            f"choose a smaller --batch-size ({config.training.batch_size:,}), "
+            f"--channels ({channels}) or --depth ({depth})"
+        )

@@ -29,7 +29,7 @@ from vpdarts_fast.train.config import TrainConfig, contradictions
 from vpdarts_fast.train.evaluating import Scores, evaluate
 from vpdarts_fast.train.folder import TrainFolder
 from vpdarts_fast.train.images import Data, Images, check_auxiliary
-from vpdarts_fast.train.networks import cost_of, network_to_train
+from vpdarts_fast.train.networks import check_memory, cost_of, network_to_train
 from vpdarts_fast.train.state import TrainingState
 
 
@@ -82,6 +82,8 @@ class Training:
         self._data, self._stop = data, stop
         self.device = choose_device(config.execution.device)
         self.images = Images.of(data, config, self.device)
+        training_images = len(self.images.training)
+        check_memory(config, data.num_classes, data.image_size, training_images, self.device, processes)
         self.environment = environment(self.device, "auto" if config.execution.fused else "none")
         self.environment_change: str | None = None
         self.steps = len(self.images.order(config, 0))
