@@ -148,6 +148,12 @@ def calibrate_on_few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def calibrate_on_ten(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same with 10, for models whose evaluation takes long."""
+    monkeypatch.setattr(validation, "CALIBRATION_IMAGES", 10)
+
+
+@pytest.fixture
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """They take longer than a small search."""
     monkeypatch.setattr("vpdarts_fast.search.running.draw_pictures", lambda folder: [])

@@ -27,7 +27,7 @@ from vpdarts_fast import Supernet, UserError, leave_one_out, native
 from vpdarts_fast.evaluation.leave_one_out import BatchNorm
 from vpdarts_fast.evaluation.perturbation import Perturbation
 
-pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
+pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_ten")
 
 FAMILIES: dict[str, Callable[[], nn.Module]] = {
     "darts": DartsSupernet,

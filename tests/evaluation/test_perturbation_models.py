@@ -35,7 +35,7 @@ from vpdarts_fast import UserError, leave_one_out
 from vpdarts_fast.evaluation.perturbation import Perturbation
 from vpdarts_fast.evaluation.perturbation.draws import transformable_draws
 
-pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
+pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_ten")
 
 
 class Block(nn.Module):

@@ -30,7 +30,7 @@ from vpdarts_fast import Perturbed, UserError, leave_one_out, native, ops
 from vpdarts_fast.contract.transforms import in_transform
 from vpdarts_fast.evaluation.leave_one_out import Batch, BatchNorm
 
-pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_few")
+pytestmark = pytest.mark.usefixtures("one_thread", "calibrate_on_ten")
 
 
 def variant(model: nn.Module, some: list[Batch], **options: Any) -> Perturbed:
